@@ -1,0 +1,42 @@
+"""Where things lie on disk. Every place can be moved with an environment variable.
+
+LOWBIT_HOME      everything that the engine writes         default: ~/.cache/low-bit-lab
+LOWBIT_MODELS    models fetched and composed               default: $LOWBIT_HOME/models
+LOWBIT_RESULTS   run folders, one per run                  default: $LOWBIT_HOME/results
+LOWBIT_DATA      benchmark files of one's own, optional    default: none
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+PROJECT = Path(__file__).resolve().parent.parent
+ASSETS = PROJECT / "assets"
+
+
+def _place(variable: str, default: Path) -> Path:
+    value = os.environ.get(variable)
+    return Path(value).expanduser().resolve() if value else default
+
+
+def home() -> Path:
+    return _place("LOWBIT_HOME", Path.home() / ".cache" / "low-bit-lab")
+
+
+def models() -> Path:
+    return _place("LOWBIT_MODELS", home() / "models")
+
+
+def results() -> Path:
+    return _place("LOWBIT_RESULTS", home() / "results")
+
+
+def checkpoints() -> Path:
+    """Quantized weights, one folder per (model, setting, calibration), shared by all runs that need them."""
+    return home() / "checkpoints"
+
+
+def queue() -> Path:
+    """The SQLite file of the run queue."""
+    return home() / "queue.sqlite"

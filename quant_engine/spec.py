@@ -1,0 +1,229 @@
+"""The types that everything shares: what is asked (setting, calibration, run) and what comes back (results, items).
+
+Imports neither torch nor any model code, so the page and the leaderboard can use it.
+
+A *setting* is a method with bits and options. A *run* is one setting measured on one model. A *result* is one number
+of a run. The same question asked twice has the same run id, so it is found and not computed again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator, model_validator
+
+Identifier = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=400)]
+OptionValue = bool | int | float | str
+
+
+class UserError(Exception):
+    """Something the user can change, said in one sentence that names what to change. Never shown as a traceback."""
+
+
+def sentence(error: ValidationError) -> str:
+    """The first problem of a pydantic error as one sentence for people."""
+    first = error.errors()[0]
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "value_error" or not first["loc"]:
+        return message
+    where = ".".join(str(part) for part in first["loc"])
+    return f"{where}: {message} (got {first['input']!r})."
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class QuantSetting(_Frozen):
+    """A method with its bits and options, such as GPTQ W4A16 g128.
+
+    `w_bits` is the nominal width: 1 to 8, or 16 for the unquantized model; papers also print fractions (1.1, 1.7).
+    `group_size` is the number of consecutive weights of a row that share a scale; None means the whole row.
+    `options` belong to the method, which validates them with its own options class.
+    """
+
+    method: Identifier = "fp16"
+    w_bits: float = 16
+    a_bits: int = 16
+    group_size: int | None = None
+    options: dict[str, OptionValue] = Field(default_factory=dict)
+
+    @field_validator("method")
+    @classmethod
+    def _lower(cls, method: str) -> str:
+        return method.lower()
+
+    @field_validator("w_bits")
+    @classmethod
+    def _weight_bits(cls, bits: float) -> float:
+        if bits != 16 and not 1 <= bits <= 8:
+            raise ValueError(f"Weight bits must be from 1 to 8, or 16 for the unquantized model, not {bits:g}.")
+        return bits
+
+    @field_validator("a_bits")
+    @classmethod
+    def _activation_bits(cls, bits: int) -> int:
+        if bits != 16 and not 4 <= bits <= 8:
+            raise ValueError(f"Activation bits must be from 4 to 8, or 16 to leave activations alone, not {bits}.")
+        return bits
+
+    @field_validator("group_size")
+    @classmethod
+    def _group(cls, size: int | None) -> int | None:
+        if size is not None and size < 1:
+            raise ValueError(f"Group size must be 1 or more, or empty for one group per row, not {size}.")
+        return size
+
+    @model_validator(mode="after")
+    def _consistent(self) -> QuantSetting:
+        if (self.method == "fp16") != (self.w_bits == 16):
+            raise ValueError(
+                "16 weight bits belong to method fp16 and to no other: choose 1 to 8 bits for a quantization method."
+            )
+        return self
+
+    @property
+    def label(self) -> str:
+        """As the field writes it: GPTQ W4A16 g128."""
+        if self.method == "fp16":
+            return "FP16"
+        group = f" g{self.group_size}" if self.group_size else ""
+        return f"{self.method.upper()} W{self.w_bits:g}A{self.a_bits}{group}"
+
+
+class Calibration(_Frozen):
+    """Texts that a method looks at: `samples` windows of `length` tokens drawn from `source` with `seed`.
+
+    `source` is "builtin" (public-domain prose that ships with the project), "wikitext2" or "c4" (from the Hub or
+    LOWBIT_DATA), or the path of a text file.
+    """
+
+    source: Identifier = "builtin"
+    samples: int = Field(default=32, ge=1, le=4096)
+    length: int = Field(default=512, ge=8, le=32768)
+    seed: int = 0
+
+
+class RunSpec(_Frozen):
+    """One question to the engine: this setting, on this model, measured on these tasks.
+
+    `limit` is the most items a task may use (windows, for perplexity). `window` is the perplexity window in tokens.
+    """
+
+    model: Identifier
+    revision: str | None = None
+    setting: QuantSetting = QuantSetting()
+    calibration: Calibration | None = None
+    tasks: tuple[Identifier, ...] = Field(min_length=1)
+    limit: int | None = Field(default=None, ge=1)
+    window: int = Field(default=2048, ge=8, le=131072)
+    seed: int = 0
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    device: Literal["cpu", "cuda"] = "cpu"
+
+    @field_validator("tasks")
+    @classmethod
+    def _unique_sorted(cls, tasks: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(sorted(set(tasks)))
+
+    @property
+    def run_id(self) -> str:
+        """The same question always has the same id: 16 hex digits of the canonical JSON's SHA-256."""
+        return digest(self.model_dump(mode="json"))
+
+
+def digest(value: object) -> str:
+    """16 hex digits that identify a JSON value, whatever the order of its keys."""
+    canonical = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+class Result(BaseModel):
+    """One number with where it comes from: a tidy row of the leaderboard.
+
+    `stored_bits` is per quantized weight, with all side data counted. For source "paper" only the fields that the
+    paper states are set. `status` collapsed: the model ran but its output is of no use (infinite or NaN perplexity, a
+    score the paper prints as N). `value` is None unless status is ok, or collapsed with a number worth showing.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    run_id: str | None = None
+    source: Literal["paper", "measured"]
+    model: str
+    track: str
+    method: str
+    w_bits: float
+    a_bits: int = 16
+    group_size: int | None = None
+    options: str = "{}"
+    stored_bits: float | None = None
+    task: str
+    metric: str
+    value: float | None = None
+    standard_error: float | None = None
+    items: int | None = None
+    status: Literal["ok", "collapsed", "failed"] = "ok"
+    table: str | None = None
+    calibration: str | None = None
+    engine_version: str | None = None
+    engine_commit: str | None = None
+    libraries: str | None = None
+    hardware: str | None = None
+    seed: int | None = None
+    data_revision: str | None = None
+    duration_s: float | None = None
+    peak_memory_bytes: int | None = None
+    command: str | None = None
+    created: str | None = None
+
+
+class ItemOutput(BaseModel):
+    """What the model did with one question (or one window of text): the ground of every statistic."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    item: str
+    prompt: str
+    gold: list[str]
+    prediction: str
+    score: float
+    log_probabilities: list[float] | None = None
+
+
+class LayerRecord(BaseModel):
+    """What quantizing one linear cost. Errors are relative: squared norm of the change over that of the original.
+
+    `output_error` is over the calibration inputs; None where the method looked at no data.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    block: int
+    linear: str
+    out_features: int
+    in_features: int
+    stored_bits: float
+    weight_error: float
+    output_error: float | None = None
+    seconds: float
+
+
+class Progress(BaseModel):
+    """Where a run stands. `fraction` runs from 0 to 1 over the whole run; times are in seconds."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    stage: Literal["waiting", "loading", "calibrating", "quantizing", "evaluating", "writing", "finished"] = "waiting"
+    fraction: float = 0.0
+    block: int | None = None
+    blocks: int | None = None
+    linear: str | None = None
+    output_error: float | None = None
+    task: str | None = None
+    item: int | None = None
+    items: int | None = None
+    eta_s: float | None = None
+    message: str = ""
