@@ -1,0 +1,20 @@
+"""The quantization methods, one file each. To add one: write its file, and name it in METHODS."""
+
+from quant_engine.methods import gptq, rtn
+from quant_engine.methods.contract import Method, MethodCard, Options, Statistics
+from quant_engine.spec import QuantSetting, UserError
+
+METHODS: dict[str, Method] = {method.card.name: method for method in (rtn.METHOD, gptq.METHOD)}
+
+__all__ = ["METHODS", "Method", "MethodCard", "Options", "Statistics", "resolve_setting"]
+
+
+def resolve_setting(setting: QuantSetting) -> QuantSetting:
+    """The setting with every option spelled out. Raises UserError for an unknown method or an undefined setting."""
+    if setting.method == "fp16":
+        if setting.options or setting.group_size is not None or setting.a_bits != 16:
+            raise UserError("FP16 is the unquantized model: it has no group size, activation bits or options.")
+        return setting
+    if setting.method not in METHODS:
+        raise UserError(f"There is no method {setting.method!r}; the methods are: fp16, {', '.join(METHODS)}.")
+    return METHODS[setting.method].resolve(setting)

@@ -1,0 +1,185 @@
+"""GPTQ: fix the columns of a weight one after the other, and let the columns still free make up for each error.
+
+For calibration inputs X [tokens, n] and H = (2/N) X^T X, minimise tr((W - Q) H (W - Q)^T). With inv(H + damping) =
+U^T U, U upper triangular, and columns fixed from left to right:
+
+    q_j = round_to_grid(w_j)      e_j = (w_j - q_j) / U_jj      w_k <- w_k - e_j U_jk   for every k > j
+
+Frantar et al., GPTQ: accurate post-training quantization for generative pre-trained transformers, arXiv 2210.17323.
+Columns go in lazy blocks of 128, which only reorders the arithmetic. Dynamic groups (the default, as in the reference
+code) fit each group's grid when its first column is reached, to the weights as updated by then; the reference reads
+them without the updates still pending inside the current block of 128, and so do we. Static groups fit all grids to
+the original weights in original column order; act-order with static groups needs no stored column order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from quant_engine.deferred import deferred
+from quant_engine.methods.contract import Method, MethodCard, Options, Statistics
+from quant_engine.spec import QuantSetting, UserError
+
+if TYPE_CHECKING:
+    from quant_engine.weights.grouped import GroupedInt
+
+torch = deferred("torch")
+grouped = deferred("quant_engine.weights.grouped")
+
+LAZY_BLOCK = 128
+"""Columns whose mutual updates are applied at once; the updates of later columns wait for the block's end."""
+
+
+class GptqOptions(Options):
+    act_order: bool = Field(False, description="Fix the columns with the largest inputs first.")
+    true_sequential: bool = Field(True, description="Collect inputs anew behind each set of linears of a block.")
+    groups: Literal["dynamic", "static"] = Field(
+        "dynamic", description="Fit a group's grid when it is reached, or all grids to the original weights."
+    )
+    damping: float = Field(0.01, gt=0, le=1, description="Added to H's diagonal, as a share of its mean.")
+    symmetric: bool = Field(False, description="Grid centred on zero, so that no zero point is stored.")
+    mse_clip: bool = Field(False, description="Shrink each group's range to the one with the least rounding error.")
+
+
+def quantize(
+    weight: torch.Tensor,
+    statistics: Statistics | None,
+    setting: QuantSetting,
+    options: GptqOptions,
+    log: Callable[[str], None],
+) -> GroupedInt:
+    """`weight` [out_features, in_features] quantized against the Hessian of its calibration inputs."""
+    assert statistics is not None
+    bits = int(setting.w_bits)
+    columns = weight.shape[1]
+    group = setting.group_size or columns
+    hessian = clear_dead_columns(weight, statistics.hessian)
+    fit = {"symmetric": options.symmetric, "mse_clip": options.mse_clip}
+
+    # A grid per row is always fixed in advance, to the original weights.
+    static = options.groups == "static" or group >= columns
+    grids = grouped.grids(weight, bits, group, **fit) if static else None
+
+    order = None
+    group_of_column = torch.arange(columns, device=weight.device) // group
+    if options.act_order:
+        order = torch.argsort(hessian.diagonal(), descending=True, stable=True)
+        weight, hessian = weight[:, order], hessian[order][:, order]
+        if static:
+            group_of_column = group_of_column[order]
+
+    factor = inverse_factor(hessian, options.damping, log)
+    codes, scales, zeros = fix_columns(weight, factor, bits, group, group_of_column, grids, fit)
+
+    if order is not None and static:
+        codes = codes[:, torch.argsort(order)]
+        order = None
+    return grouped.GroupedInt.pack(codes, scales, None if options.symmetric else zeros, bits, group, order=order)
+
+
+def clear_dead_columns(weight: torch.Tensor, hessian: torch.Tensor) -> torch.Tensor:
+    """A copy of the Hessian with 1 on the diagonal of inputs that were always zero; their weights become zero.
+
+    Must come before damping, or the mean of the diagonal would shrink.
+    """
+    hessian = hessian.clone()
+    dead = hessian.diagonal() == 0
+    hessian.diagonal()[dead] = 1
+    weight[:, dead] = 0
+    return hessian
+
+
+def inverse_factor(hessian: torch.Tensor, damping: float, log: Callable[[str], None]) -> torch.Tensor:
+    """U [n, n], upper triangular, with inv(H + damping * mean(diag H) * I) = U^T U, in the Hessian's dtype.
+
+    Where the factorisation fails, it is tried in float64 and then with ten times the damping, at most three times;
+    each is logged. Raises UserError if all fail (inputs with infinities, for example).
+    """
+    if not torch.isfinite(hessian).all():
+        raise UserError("The calibration inputs of a layer are not finite; use dtype float32 or bfloat16.")
+    mean = hessian.diagonal().mean()
+    for attempt in range(4):
+        share = damping * 10**attempt
+        for dtype in (hessian.dtype, torch.float64) if hessian.dtype != torch.float64 else (torch.float64,):
+            damped = hessian.to(dtype, copy=True)
+            damped.diagonal().add_(share * mean)
+            lower, failed = torch.linalg.cholesky_ex(damped)
+            if not failed:
+                inverse = torch.cholesky_inverse(lower)
+                # The inverse is symmetric only up to rounding, and the second factorisation needs it exactly so.
+                inverse = (inverse + inverse.T) / 2
+                factor, failed = torch.linalg.cholesky_ex(inverse, upper=True)
+                if not failed:
+                    return factor.to(hessian.dtype)
+            log(f"factorisation failed in {dtype} with damping {share:g}; trying again")
+    raise UserError("GPTQ could not factor a layer's Hessian; use more calibration samples or more damping.")
+
+
+def fix_columns(
+    weight: torch.Tensor,
+    factor: torch.Tensor,
+    bits: int,
+    group: int,
+    group_of_column: torch.Tensor,
+    grids: tuple[torch.Tensor, torch.Tensor] | None,
+    fit: dict[str, bool],
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Codes [m, n] (uint8), scales [m, groups] and zeros [m, groups] for `weight` [m, n], which is used up.
+
+    `grids` None means dynamic groups of `group` consecutive columns in the given order.
+    """
+    rows, columns = weight.shape
+    codes = torch.empty((rows, columns), dtype=torch.uint8, device=weight.device)
+    if grids is None:
+        count = -(-columns // group)
+        scales = torch.empty((rows, count), dtype=torch.float16, device=weight.device)
+        zeros = torch.empty((rows, count), dtype=torch.uint8, device=weight.device)
+    else:
+        scales, zeros = grids
+    groups = group_of_column.tolist()
+    diagonal = factor.diagonal().tolist()
+    highest = 2**bits - 1
+    for start in range(0, columns, LAZY_BLOCK):
+        end = min(start + LAZY_BLOCK, columns)
+        # Columns lie in rows here, so that each step reads and writes memory in one piece.
+        block = weight[:, start:end].T.contiguous()
+        errors = torch.empty_like(block)
+        local = factor[start:end, start:end].contiguous()
+        for i in range(end - start):
+            column = start + i
+            if grids is None and column % group == 0:
+                fitted = grouped.grids(weight[:, column : column + group], bits, group, **fit)
+                scales[:, column // group], zeros[:, column // group] = fitted[0][:, 0], fitted[1][:, 0]
+            scale = scales[:, groups[column]].to(weight.dtype)
+            zero = zeros[:, groups[column]].to(weight.dtype)
+            code = torch.round(block[i] / scale).add_(zero).clamp_(0, highest)
+            errors[i] = (block[i] - scale * (code - zero)) / diagonal[column]
+            codes[:, column] = code
+            block[i + 1 :] -= torch.outer(local[i, i + 1 :], errors[i])
+        weight[:, end:] -= errors.T @ factor[start:end, end:]
+    return codes, scales, zeros
+
+
+METHOD = Method(
+    card=MethodCard(
+        name="gptq",
+        title="GPTQ",
+        idea="Quantize the columns of a weight one after the other, and correct the columns not yet quantized for the "
+        "error made so far, weighted by how the layer's inputs vary together. "
+        "Needs a few calibration texts; strong at 3 and 4 bits.",
+        formula=r"\min_Q \operatorname{tr}\big((W-Q)\,H\,(W-Q)^\top\big),\quad H = \tfrac{2}{N} X^\top X",
+        stored="b-bit codes; per group a 16-bit scale and a b-bit zero point; "
+        "with act-order and dynamic groups also a 32-bit column order per layer",
+        bits=(1, 2, 3, 4, 5, 6, 7, 8),
+        grouped=True,
+        calibrated=True,
+        reference="Frantar et al., GPTQ: accurate post-training quantization for generative pre-trained transformers",
+        url="https://arxiv.org/abs/2210.17323",
+    ),
+    Options=GptqOptions,
+    quantize=quantize,
+    true_sequential=lambda options: options.true_sequential,
+)

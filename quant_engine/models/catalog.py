@@ -1,0 +1,139 @@
+"""The models that the engine knows by name. Any LLaMA-type or LLaVA-NeXT folder works too, by its path."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from quant_engine import folders
+from quant_engine.spec import UserError
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """A model: what it is called, where its files come from, and what has to be said beside its numbers.
+
+    `origin`: "demo" is composed on this machine by `get demo`; "hub" is a Hugging Face repository at a revision;
+    "folder" is a path on this machine.
+    """
+
+    id: str
+    title: str
+    family: Literal["llama", "llava_next"]
+    origin: Literal["demo", "hub", "folder"]
+    place: str
+    revision: str | None = None
+    note: str = ""
+    needs_gpu: bool = False
+    window: int = 2048
+
+    @property
+    def pictures(self) -> bool:
+        return self.family == "llava_next"
+
+    @property
+    def track(self) -> str:
+        """The study's track that results of this model belong to."""
+        return "mllm_ptq" if self.pictures else "llm_ptq"
+
+
+_SMOLLM2 = "Its weights come from a 4-bit file, so FP16 here means that file's values without further loss."
+
+MODELS: dict[str, ModelCard] = {
+    card.id: card
+    for card in (
+        ModelCard(
+            id="demo",
+            title="Demo LLaVA-NeXT",
+            family="llava_next",
+            origin="demo",
+            place="demo",
+            note="A small LLaVA-NeXT around SmolLM2-135M, trained by this project on pictures that it draws: "
+            "shapes, charts, forms and diagrams. " + _SMOLLM2,
+            window=1024,
+        ),
+        ModelCard(
+            id="demo-llm",
+            title="SmolLM2-135M",
+            family="llama",
+            origin="demo",
+            place="demo-llm",
+            note="SmolLM2-135M-Instruct, a LLaMA-type language model. " + _SMOLLM2,
+            window=1024,
+        ),
+        ModelCard(
+            id="llava-next-8b",
+            title="LLaVA-Next-8B",
+            family="llava_next",
+            origin="hub",
+            place="llava-hf/llama3-llava-next-8b-hf",
+            note="LLaVA-NeXT with LLaMA3-8B, as in the study. 16.7 GB in 16 bit.",
+            needs_gpu=True,
+        ),
+        ModelCard(
+            id="llama3-8b",
+            title="LLaMA3-8B",
+            family="llama",
+            origin="hub",
+            place="meta-llama/Meta-Llama-3-8B",
+            note="Needs an access token for its gated repository. 16.1 GB in 16 bit.",
+            needs_gpu=True,
+        ),
+        ModelCard(
+            id="llama3-70b",
+            title="LLaMA3-70B",
+            family="llama",
+            origin="hub",
+            place="meta-llama/Meta-Llama-3-70B",
+            note="Needs an access token for its gated repository. 141 GB in 16 bit; quantized block by block.",
+            needs_gpu=True,
+        ),
+    )
+}
+
+_FAMILIES: dict[str, Literal["llama", "llava_next"]] = {"llama": "llama", "llava_next": "llava_next"}
+
+
+def find(model: str) -> ModelCard:
+    """The card of a known id, or one made for a folder on this machine. Raises UserError for anything else."""
+    if model in MODELS:
+        return MODELS[model]
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        return _folder_card(folder.resolve())
+    close = difflib.get_close_matches(model, MODELS, n=1, cutoff=0.5)
+    hint = f" Did you mean {close[0]}?" if close else ""
+    raise UserError(
+        f"There is no model {model!r}.{hint} The models are: {', '.join(MODELS)}; or give the path of a model folder."
+    )
+
+
+def _folder_card(folder: Path) -> ModelCard:
+    config = folder / "config.json"
+    try:
+        kind = json.loads(config.read_text())["model_type"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(f"{folder} is no model folder: it has no readable config.json with a model_type.") from None
+    if kind not in _FAMILIES:
+        raise UserError(f"{folder} holds a {kind!r} model; only llama and llava_next models can be quantized here.")
+    if not any(folder.glob("*.safetensors")):
+        raise UserError(f"{folder} holds no safetensors file; other weight formats are not loaded.")
+    return ModelCard(id=str(folder), title=folder.name, family=_FAMILIES[kind], origin="folder", place=str(folder))
+
+
+def demo_folder(card: ModelCard) -> Path:
+    return folders.models() / card.place
+
+
+def available(card: ModelCard) -> bool:
+    """Whether the model's files are on this machine. A hub model that is not can still be fetched."""
+    if card.origin == "demo":
+        return (demo_folder(card) / "complete.json").exists()
+    if card.origin == "folder":
+        return True
+    from huggingface_hub import try_to_load_from_cache
+
+    return isinstance(try_to_load_from_cache(card.place, "config.json", revision=card.revision), str)
