@@ -1,0 +1,54 @@
+"""ChartQA: read and compare values of a chart. Score relaxed accuracy.
+
+A prediction that parses as a number is right within 5% of a target that parses to a number other than zero (a trailing
+% divides by 100); anything else must equal the target, letter case aside. Masry et al., ChartQA, arXiv 2203.10244;
+details as in lmms-eval, odd ones included: no thousands separators, no stripping of spaces or final dots.
+"""
+
+from __future__ import annotations
+
+from quant_engine.evaluate.vqa import Question, VisualQuestions
+
+TOLERANCE = 0.05
+
+
+def parse_number(text: str) -> float | None:
+    try:
+        return float(text.rstrip("%")) / 100 if text.endswith("%") else float(text)
+    except ValueError:
+        return None
+
+
+def relaxed_match(prediction: str, target: str) -> bool:
+    """Whether `prediction` counts as `target` under relaxed accuracy."""
+    p, t = parse_number(prediction), parse_number(target)
+    if p is not None and t:
+        return abs(p - t) / abs(t) <= TOLERANCE
+    return prediction.lower() == target.lower()
+
+
+class ChartQa(VisualQuestions):
+    metric = "relaxed accuracy"
+    most_tokens = 16
+    suffix = "\nAnswer the question with a single word."
+
+    def score(self, prediction: str, gold: list[str]) -> float:
+        return float(any(relaxed_match(prediction, target) for target in gold))
+
+
+class DemoChartQa(ChartQa):
+    """ChartQA's questions and score on charts that the project draws."""
+
+    name = "demo-chartqa"
+    title = "Demo ChartQA"
+    help = "Questions about drawn charts, scored as ChartQA is (relaxed accuracy)."
+
+    def questions(self, limit: int | None) -> list[Question]:
+        from quant_engine.demo import suite
+
+        return [Question(i.id, i.image, i.question + self.suffix, i.answers) for i in suite.items(self.name, limit)]
+
+    def revision(self) -> str:
+        from quant_engine.demo import suite
+
+        return suite.revision(self.name)

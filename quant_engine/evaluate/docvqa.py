@@ -1,0 +1,60 @@
+"""DocVQA: read a value off a document. Score ANLS, average normalized Levenshtein similarity.
+
+For each reference, NL = distance(cleaned prediction, cleaned reference) / max(length of either, as given), where
+cleaning lower-cases and collapses white space. The score is 1 - min NL, and 0 where that is below one half.
+Biten et al., Scene text visual question answering, arXiv 1905.13648; details as in lmms-eval.
+"""
+
+from __future__ import annotations
+
+from quant_engine.evaluate.vqa import Question, VisualQuestions
+
+THRESHOLD = 0.5
+
+
+def levenshtein(a: str, b: str) -> int:
+    """The fewest insertions, deletions and substitutions that turn `a` into `b`."""
+    row = list(range(len(b) + 1))
+    for i, x in enumerate(a, 1):
+        diagonal, row[0] = row[0], i
+        for j, y in enumerate(b, 1):
+            diagonal, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, diagonal + (x != y))
+    return row[-1]
+
+
+def anls(prediction: str, references: list[str]) -> float:
+    """ANLS of one answer against its references, from 0 to 1."""
+    best = 1.0
+    for reference in references:
+        a, b = (" ".join(text.strip().lower().split()) for text in (prediction, reference))
+        longest = max(len(prediction), len(reference))
+        best = min(best, levenshtein(a, b) / longest if longest else 0.0)
+    similarity = 1 - best
+    return similarity if similarity >= THRESHOLD else 0.0
+
+
+class DocVqa(VisualQuestions):
+    metric = "ANLS"
+    most_tokens = 32
+    suffix = "\nAnswer the question using a single word or phrase."
+
+    def score(self, prediction: str, gold: list[str]) -> float:
+        return anls(prediction, gold)
+
+
+class DemoDocVqa(DocVqa):
+    """DocVQA's questions and score on forms and receipts that the project draws."""
+
+    name = "demo-docvqa"
+    title = "Demo DocVQA"
+    help = "Questions about drawn forms and receipts, scored as DocVQA is (ANLS)."
+
+    def questions(self, limit: int | None) -> list[Question]:
+        from quant_engine.demo import suite
+
+        return [Question(i.id, i.image, i.question + self.suffix, i.answers) for i in suite.items(self.name, limit)]
+
+    def revision(self) -> str:
+        from quant_engine.demo import suite
+
+        return suite.revision(self.name)

@@ -1,0 +1,116 @@
+"""Perplexity in the common form of the quantization papers.
+
+The text's token ids are cut into K = floor(L / S) windows of S tokens that share nothing; the tail is dropped.
+
+    loss_k = mean cross-entropy of the S - 1 next tokens inside window k        PPL = exp(mean of loss_k)
+
+The tokenizer sees the whole text once, so a beginning-of-text token stands in the first window at most. Logits are
+compared in float32. Reference: the evaluation code of GPTQ (arXiv 2210.17323).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from quant_engine import folders
+from quant_engine.deferred import deferred
+from quant_engine.evaluate.task import Outcome, Task, Watch, mean_and_error
+from quant_engine.spec import ItemOutput, RunSpec, UserError
+
+if TYPE_CHECKING:
+    from quant_engine.models.load import Loaded
+
+torch = deferred("torch")
+
+BUILTIN = folders.ASSETS / "text" / "evaluation.txt"
+MOST_TEXT_BYTES = 64 * 2**20
+TOKENS_AT_ONCE = 2048
+
+
+class Perplexity(Task):
+    """Perplexity on a text file; without one, on the built-in text."""
+
+    metric = "perplexity"
+    unit = "PPL"
+    higher_is_better = False
+
+    def __init__(self, path: Path | None = None, digest: str | None = None) -> None:
+        self._path = path or BUILTIN
+        self.name = "perplexity" if path is None else f"perplexity:{path}@{digest}"
+        self.title = "Built-in text" if path is None else path.name
+        self.help = (
+            "Perplexity on English country profiles (public domain), the text that ships with the project."
+            if path is None
+            else f"Perplexity on {path}."
+        )
+
+    @classmethod
+    def of_file(cls, argument: str) -> Perplexity:
+        """From PATH, or PATH@DIGEST as a resolved run has it. The digest is of the content, so a changed file is a
+        different task. Raises UserError if the file can't be read, is no text, or has changed."""
+        name, _, digest = argument.rpartition("@")
+        if not (name and len(digest) == 12):
+            name, digest = argument, ""
+        path = Path(name).expanduser().resolve()
+        found = hashlib.sha256(read_text(path).encode()).hexdigest()[:12]
+        if digest and digest != found:
+            raise UserError(f"The text file {path} has changed since this run was made; start a new run.")
+        return cls(path, found)
+
+    def measure(self, loaded: Loaded, spec: RunSpec, watch: Watch) -> Outcome:
+        text = read_text(self._path)
+        ids = torch.tensor(loaded.tokenizer(text, verbose=False)["input_ids"])
+        count = len(ids) // spec.window
+        if count == 0:
+            raise UserError(f"{self._path.name} has {len(ids)} tokens, fewer than one window of {spec.window}.")
+        count = min(count, spec.limit or count)
+        windows = ids[: count * spec.window].view(count, spec.window)
+        batch = max(1, TOKENS_AT_ONCE // spec.window)
+        losses: list[float] = []
+        for start in range(0, count, batch):
+            losses += window_losses(loaded, windows[start : start + batch])
+            watch.step(len(losses), count)
+        outputs = [
+            ItemOutput(
+                item=str(index),
+                prompt=loaded.tokenizer.decode(windows[index]),
+                gold=[],
+                prediction="",
+                score=loss,
+            )
+            for index, loss in enumerate(losses)
+        ]
+        mean, error = mean_and_error(losses)
+        revision = f"sha256:{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+        if not math.isfinite(mean) or mean > 700:
+            return Outcome(None, None, "collapsed", revision, outputs)
+        value = math.exp(mean)
+        # A model no better than guessing among all tokens has collapsed, whatever its number.
+        status = "collapsed" if value > loaded.vocabulary else "ok"
+        return Outcome(value, None if error is None else value * error, status, revision, outputs)
+
+
+def window_losses(loaded: Loaded, windows: torch.Tensor) -> list[float]:
+    """Mean next-token cross-entropy of each window; `windows` is [count, S] token ids."""
+    with torch.inference_mode():
+        windows = windows.to(loaded.device)
+        logits = loaded.model(input_ids=windows, use_cache=False).logits
+        return [
+            torch.nn.functional.cross_entropy(one[:-1].float(), ids[1:]).item()
+            for one, ids in zip(logits, windows, strict=True)
+        ]
+
+
+def read_text(path: Path) -> str:
+    """A text file's content. Raises UserError if it is missing, too large, or not UTF-8."""
+    try:
+        if path.stat().st_size > MOST_TEXT_BYTES:
+            raise UserError(f"The text file {path} is larger than {MOST_TEXT_BYTES >> 20} MiB; give a shorter one.")
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(f"There is no text file {path}.") from None
+    except (OSError, UnicodeDecodeError):
+        raise UserError(f"{path} can't be read as UTF-8 text.") from None

@@ -1,0 +1,176 @@
+"""A finished run on disk: one folder, written once.
+
+    run.json            what was asked, when, on what, with which versions, and how long it took
+    results.parquet     one row per number (spec.Result)
+    layers.parquet      one row per quantized linear (spec.LayerRecord)
+    items/TASK.parquet  one row per question or window (spec.ItemOutput)
+    log.txt             what the run said
+
+A folder is made aside, under a name that starts with a dot, and renamed when it is whole: a half-written run is never
+under its final name.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import BaseModel, ValidationError
+
+from quant_engine import folders
+from quant_engine.spec import ItemOutput, LayerRecord, Result, RunSpec, UserError
+
+RUN_ID = re.compile(r"[0-9a-f]{16}")
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """A run as read back: what was asked (`spec`), about it (`about`, the whole run.json), and its numbers."""
+
+    path: Path
+    spec: RunSpec
+    about: dict
+    results: list[Result]
+
+
+def place(run_id: str) -> Path:
+    return folders.results() / run_id
+
+
+def exists(run_id: str) -> bool:
+    return (place(run_id) / "run.json").exists()
+
+
+def check_writable() -> None:
+    """Raises UserError, before any work is done, if results can't be written."""
+    with _disk_errors():
+        folders.results().mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=folders.results(), prefix=".probe-"):
+            pass
+
+
+def write(
+    spec: RunSpec,
+    about: dict,
+    results: Sequence[Result],
+    layers: Sequence[LayerRecord],
+    items: dict[str, Sequence[ItemOutput]],
+    log: str,
+) -> Path:
+    """Writes the run aside and renames it into place; an older folder of the same run is replaced.
+
+    Raises UserError if the disk is full or the folder can't be written.
+    """
+    final = place(spec.run_id)
+    with _disk_errors():
+        folders.results().mkdir(parents=True, exist_ok=True)
+        aside = Path(tempfile.mkdtemp(dir=folders.results(), prefix=f".{spec.run_id}-"))
+        try:
+            _write_table(aside / "results.parquet", Result, results)
+            _write_table(aside / "layers.parquet", LayerRecord, layers)
+            (aside / "items").mkdir()
+            for task, outputs in items.items():
+                _write_table(aside / "items" / f"{file_name(task)}.parquet", ItemOutput, outputs)
+            (aside / "log.txt").write_text(log, encoding="utf-8")
+            body = {"run_id": spec.run_id, "spec": spec.model_dump(mode="json"), **about}
+            (aside / "run.json").write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
+            aside.chmod(0o755)
+            _sync(aside)
+            if final.exists():
+                # Not one step, but the old folder is away only between two renames, and never half there.
+                old = aside.with_name(aside.name + "-old")
+                final.rename(old)
+                aside.rename(final)
+                shutil.rmtree(old)
+            else:
+                aside.rename(final)
+        except BaseException:
+            shutil.rmtree(aside, ignore_errors=True)
+            raise
+    return final
+
+
+def read(path: Path) -> RunFolder:
+    """The run in the folder `path`. Raises UserError, naming the folder and what is wrong with it."""
+    try:
+        about = json.loads((path / "run.json").read_text(encoding="utf-8"))
+        spec = RunSpec(**about["spec"])
+        rows = pq.read_table(path / "results.parquet").to_pylist()
+        results = [Result(**row) for row in rows]
+    except FileNotFoundError as error:
+        raise UserError(f"Run {path.name} is incomplete: {Path(error.filename).name} is missing.") from None
+    except ValidationError as error:
+        raise UserError(f"Run {path.name} does not hold what a run holds: {error.errors()[0]['msg']}.") from None
+    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException):
+        raise UserError(f"Run {path.name} can't be read: its files are damaged.") from None
+    if spec.run_id != path.name:
+        raise UserError(f"Run {path.name} holds the run {spec.run_id}: the folder was renamed or its run.json changed.")
+    if not results:
+        raise UserError(f"Run {path.name} holds no results.")
+    return RunFolder(path, spec, about, results)
+
+
+def read_layers(path: Path) -> list[LayerRecord]:
+    return [LayerRecord(**row) for row in pq.read_table(path / "layers.parquet").to_pylist()]
+
+
+def read_items(path: Path, task: str) -> list[ItemOutput]:
+    return [ItemOutput(**row) for row in pq.read_table(path / "items" / f"{file_name(task)}.parquet").to_pylist()]
+
+
+def run_folders() -> Iterator[Path]:
+    """Every folder that claims to be a run, in order of name; what is being written is left out."""
+    root = folders.results()
+    if root.is_dir():
+        yield from sorted(path for path in root.iterdir() if RUN_ID.fullmatch(path.name) and path.is_dir())
+
+
+def file_name(task: str) -> str:
+    """A task's id as a file name: `perplexity:/a/b.txt@0f…` has slashes."""
+    return re.sub(r"[^A-Za-z0-9@._-]+", "_", task)
+
+
+def _write_table(path: Path, row: type[BaseModel], rows: Sequence[BaseModel]) -> None:
+    pq.write_table(pa.Table.from_pylist([one.model_dump() for one in rows], schema=_schema(row)), path)
+
+
+def _schema(row: type[BaseModel]) -> pa.Schema:
+    """The parquet columns of a row type, so that a column of empty values still has its type."""
+    kinds = {"string": pa.string(), "number": pa.float64(), "integer": pa.int64(), "boolean": pa.bool_()}
+
+    def kind(field: dict) -> pa.DataType:
+        if "anyOf" in field:
+            field = next(option for option in field["anyOf"] if option.get("type") != "null")
+        return pa.list_(kind(field["items"])) if field["type"] == "array" else kinds[field["type"]]
+
+    return pa.schema([(name, kind(field)) for name, field in row.model_json_schema()["properties"].items()])
+
+
+def _sync(folder: Path) -> None:
+    """Makes sure that the bytes are on the disk before the rename says so."""
+    for path in [*folder.rglob("*"), folder]:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+@contextmanager
+def _disk_errors() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"The results folder {folders.results()} can't be written ({error.strerror or error}): "
+            "free space there or make it writable, or set LOWBIT_RESULTS to another folder."
+        ) from error

@@ -1,0 +1,47 @@
+"""From what was asked to what will be run: check everything that can be checked without loading a model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from quant_engine.evaluate import find_task
+from quant_engine.methods import METHODS, resolve_setting
+from quant_engine.models.catalog import find
+from quant_engine.spec import Calibration, RunSpec, UserError
+
+
+def resolve(spec: RunSpec) -> RunSpec:
+    """The spec with every default spelled out, so that equal questions get equal run ids.
+
+    Raises UserError, one sentence, for an unknown model, method or task, for a setting the method is not defined for,
+    and for a task that the model can't do.
+    """
+    card = find(spec.model)
+    setting = resolve_setting(spec.setting)
+    tasks = []
+    for name in spec.tasks:
+        task = find_task(name)
+        if task.pictures and not card.pictures:
+            raise UserError(f"{task.title} asks about pictures, and {card.title} is a text model; choose another task.")
+        tasks.append(task.name)
+    calibration = None
+    if setting.method != "fp16" and METHODS[setting.method].card.calibrated:
+        calibration = spec.calibration or Calibration()
+        check_calibration(calibration)
+    return spec.model_copy(
+        update={
+            "model": card.id,
+            "revision": spec.revision or card.revision,
+            "setting": setting,
+            "calibration": calibration,
+            "tasks": tuple(sorted(set(tasks))),
+        }
+    )
+
+
+def check_calibration(calibration: Calibration) -> None:
+    """Raises UserError if the calibration text is neither built in nor a file that is there."""
+    if calibration.source != "builtin" and not Path(calibration.source).expanduser().is_file():
+        raise UserError(
+            f"There is no calibration text {calibration.source!r}; give builtin or the path of a text file."
+        )
