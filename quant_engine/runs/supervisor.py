@@ -1,0 +1,148 @@
+"""The page's side of runs: a thread that starts one worker process after another and notices how each one ends.
+
+A run's process may take all memory, crash or be killed; the page only reads about it here. Any number of pages may
+share a queue, since a worker starts nothing that it could not claim.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+
+from quant_engine.runs.queue import Queue, QueuedRun, owner_name
+from quant_engine.runs.worker import LOST_CLAIM
+from quant_engine.spec import UserError
+
+logger = logging.getLogger(__name__)
+
+TICK_S = 0.25
+GRACE_S = 15.0  # longer than a worker grants itself, so that it can end in its own way
+STOP_S = 5.0
+_WORKER = (sys.executable, "-m", "quant_engine.runs.worker")
+
+
+class Supervisor:
+    """Does the queue's runs, one at a time, each in a process of its own, from `start()` to `stop()`."""
+
+    def __init__(self, queue: Queue, command: Sequence[str] = _WORKER) -> None:
+        self._queue = queue
+        self._command = tuple(command)
+        self._stopping = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        self._run_id = ""
+        self._wanted_at = 0.0
+
+    def start(self) -> None:
+        """Begin with the oldest run that waits. Does nothing when already started."""
+        if self._thread is None:
+            self._stopping.clear()
+            self._thread = threading.Thread(target=self._supervise, name="run-supervisor", daemon=True)
+            self._thread.start()
+            atexit.register(self.stop)
+
+    def stop(self) -> None:
+        """End the worker; its run goes back to the queue and is taken up again by the next page that starts."""
+        thread, self._thread = self._thread, None
+        if thread is not None:
+            atexit.unregister(self.stop)
+            self._stopping.set()
+            thread.join()
+
+    def _supervise(self) -> None:
+        while not self._stopping.is_set():
+            try:
+                self._look()
+            except UserError as refusal:
+                # The queue's disk may be full or read-only for a while; the page shows the same sentence.
+                logger.warning("%s", refusal)
+                self._stopping.wait(STOP_S)
+            self._stopping.wait(TICK_S)
+        self._end_worker()
+
+    def _look(self) -> None:
+        if self._process is None:
+            run_id = self._queue.waiting()
+            if run_id:
+                self._start_worker(run_id)
+        elif self._process.poll() is None:
+            self._kill_unwanted()
+        else:
+            process, self._process = self._process, None
+            self._note_end(process)
+
+    def _start_worker(self, run_id: str) -> None:
+        log = self._queue.log_path(run_id)
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("ab") as output:
+            self._process = subprocess.Popen(
+                [*self._command, str(self._queue.path), run_id, "--parent", str(os.getpid())],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                # Ctrl-C in the page's terminal must reach the worker through stop(), which keeps the run.
+                start_new_session=True,
+                env=os.environ | {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "TQDM_DISABLE": "1"},
+            )
+        self._run_id, self._wanted_at = run_id, time.monotonic()
+
+    def _kill_unwanted(self) -> None:
+        """Kill a worker that is still there long after its run was cancelled, ended or taken from it."""
+        run = self._queue.get(self._run_id)
+        starting = run.state == "queued"
+        if starting or (run.owner == owner_name(self._process.pid) and not run.cancelling):
+            self._wanted_at = time.monotonic()
+        elif time.monotonic() - self._wanted_at > GRACE_S:
+            self._process.kill()
+
+    def _note_end(self, process: subprocess.Popen[bytes]) -> None:
+        """Write to the queue how a worker ended, unless it did so itself."""
+        run, owner = self._queue.get(self._run_id), owner_name(process.pid)
+        if process.returncode not in (0, LOST_CLAIM):
+            logger.warning("Run %s: its process ended with %s.", run.run_id, process.returncode)
+        if run.state == "queued" and process.returncode not in (0, LOST_CLAIM):
+            self._note_unstarted(run, process.returncode)
+        elif run.cancelling:
+            self._queue.cancelled(run.run_id, owner)
+        else:
+            self._queue.fail(run.run_id, owner, _sentence(process.returncode))
+
+    def _note_unstarted(self, run: QueuedRun, code: int) -> None:
+        """A worker that can't even claim its run would be started for ever: claim it for the dead, and fail it."""
+        if self._queue.claim(run.run_id):
+            self._queue.fail(run.run_id, owner_name(), _sentence(code))
+
+    def _end_worker(self) -> None:
+        process, self._process = self._process, None
+        if process is None:
+            return
+        process.terminate()
+        try:
+            process.wait(STOP_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        try:
+            self._queue.release(self._run_id, owner_name(process.pid))
+        except UserError as refusal:
+            logger.warning("%s", refusal)  # the lease runs out by itself
+
+
+def _sentence(code: int) -> str:
+    """How a worker's process ended, in one sentence that names what to change."""
+    again = "then press Resume: finished blocks are kept."
+    if code == -signal.SIGKILL:
+        return (
+            "The run's process was stopped by the system (signal 9), most likely because memory ran out; choose a"
+            f" smaller model or fewer samples, {again}"
+        )
+    if code < 0:
+        return f"The run's process crashed (signal {-code}); see the log for what it did last, {again}"
+    return f"The run's process ended unexpectedly (exit code {code}); see the log for the reason, {again}"
