@@ -1,0 +1,1 @@
+"""Results: the store, the analysis, and the page. Imports no torch."""

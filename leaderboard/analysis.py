@@ -1,0 +1,290 @@
+"""From tidy results to the table: settings as rows, tasks as columns, everything compared with FP16.
+
+`arrange` does the slow part once per snapshot (a Board); `view` answers every filter, sort and mode from it with
+array operations only. A number is compared with FP16 of the same model, source, task and conditions, or with nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+from pydantic import BaseModel, ConfigDict
+
+from leaderboard import notation
+from leaderboard.columns import COMMONSENSE, Column, ordered
+
+Mode = Literal["absolute", "difference", "retained"]
+TRACKS = {
+    "llm_ptq": "Language",
+    "mllm_ptq": "Pictures and language",
+    "lora_ft": "LoRA fine-tuning",
+    "efficiency": "Efficiency",
+}
+ROW_KEY = ["model", "track", "method", "w_bits", "a_bits", "group_size", "source", "run_id"]
+PER_ROW = 0  # the group filter's name for "one group per row", which results hold as NaN
+LARGEST_RATIO = 10.0  # a perplexity this many times FP16's gets the full shade
+LARGEST_LOSS = 0.5  # so does losing this share of FP16's score
+
+
+class Cell(IntEnum):
+    """What a cell holds, and why if it holds no number."""
+
+    MISSING = 0
+    OK = 1
+    COMPUTED = 2
+    COLLAPSED = 3
+    FAILED = 4
+    NO_REFERENCE = 5
+
+
+class Query(BaseModel):
+    """What a visitor asks of the table. Empty filters let everything through; `sort` is a column's task or a row field.
+
+    `groups` holds group sizes, with 0 for one group per row.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: str | None = None
+    track: str = "llm_ptq"
+    methods: tuple[str, ...] = ()
+    bits: tuple[float, ...] = ()
+    groups: tuple[int, ...] = ()
+    sources: tuple[str, ...] = ()
+    search: str = ""
+    sort: str | None = None
+    descending: bool = False
+    mode: Mode = "absolute"
+
+
+@dataclass(frozen=True)
+class Board:
+    """Every result arranged: arrays are [rows, columns]. `origin` is the result's row in `results`, or -1."""
+
+    results: pd.DataFrame
+    rows: pd.DataFrame
+    columns: tuple[Column, ...]
+    values: np.ndarray
+    cells: np.ndarray
+    reference: np.ndarray
+    origin: np.ndarray
+    haystack: pd.Series
+
+
+@dataclass(frozen=True)
+class View:
+    """The part of a board that was asked for, in order. Arrays are [rows, columns]; `shade` runs from -1 (lost) over 0
+    (as FP16) to 1 (above FP16), NaN where nothing can be compared. `values` are in the query's mode."""
+
+    query: Query
+    rows: pd.DataFrame
+    columns: tuple[Column, ...]
+    values: np.ndarray
+    cells: np.ndarray
+    shade: np.ndarray
+    origin: np.ndarray
+    results: pd.DataFrame
+
+    def text(self, row: int, column: int) -> str:
+        """How a cell is written."""
+        cell, value, kind = Cell(self.cells[row, column]), self.values[row, column], self.columns[column]
+        if cell is Cell.MISSING:
+            return "·"
+        if cell is Cell.NO_REFERENCE:
+            return "no FP16"
+        if cell is Cell.FAILED:
+            return "failed"
+        if cell is Cell.COLLAPSED and np.isnan(value):
+            return "collapsed"
+        if kind.cost:
+            return notation.cost(value)
+        if self.query.mode == "retained":
+            return notation.percent(value)
+        measured = self.rows["source"].iat[row] == "measured"
+        text = notation.score(value)
+        if kind.group == "Perplexity":
+            text = notation.perplexity(value, measured=measured)
+        return notation.difference(text) if self.query.mode == "difference" else text
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What the filters can offer for a model and track."""
+
+    tracks: tuple[str, ...]
+    methods: tuple[str, ...]
+    bits: tuple[float, ...]
+    groups: tuple[int, ...]
+    sources: tuple[str, ...]
+
+
+def arrange(results: pd.DataFrame) -> Board:
+    """All results as settings × tasks. A row is one setting of the study, or one measured run."""
+    results = _with_costs(results.reset_index(drop=True))
+    keyed = results[ROW_KEY].astype({"run_id": object}).fillna({"group_size": PER_ROW, "run_id": ""})
+    row_of = keyed.groupby(ROW_KEY, sort=False).ngroup().to_numpy()
+    columns = tuple(ordered(results["task"].unique().tolist()))
+    place = {column.task: index for index, column in enumerate(columns)}
+    column_of = results["task"].map(place).to_numpy()
+
+    first = np.unique(row_of, return_index=True)[1]
+    rows = results.loc[first, [*ROW_KEY, "options", "calibration", "created", "seed"]].reset_index(drop=True)
+    rows["stored_bits"] = results.groupby(row_of)["stored_bits"].first().to_numpy()
+    shape = (len(rows), len(columns))
+    values = np.full(shape, np.nan)
+    cells = np.full(shape, Cell.MISSING, dtype=np.int8)
+    reference = np.full(shape, np.nan)
+    origin = np.full(shape, -1, dtype=np.int32)
+    status = results["status"].map({"ok": Cell.OK, "collapsed": Cell.COLLAPSED, "failed": Cell.FAILED})
+    values[row_of, column_of] = results["value"].to_numpy()
+    cells[row_of, column_of] = status.to_numpy(dtype=np.int8)
+    origin[row_of, column_of] = np.arange(len(results))
+    reference[row_of, column_of] = _references(results)
+    _compute_average(columns, values, cells, reference)
+    return Board(results, rows, columns, values, cells, reference, origin, _haystack(rows))
+
+
+def view(board: Board, query: Query) -> View:
+    """The rows and columns that a query asks for. Columns without any result in these rows are left out."""
+    kept = np.flatnonzero(_mask(board, query))
+    shown = np.flatnonzero((board.cells[kept] != Cell.MISSING).any(axis=0))
+    columns = tuple(board.columns[index] for index in shown)
+    at = np.ix_(kept, shown)
+    values, cells, reference = board.values[at], board.cells[at].copy(), board.reference[at]
+    costs = np.array([column.cost for column in columns], dtype=bool)
+    lower = np.array([column.better == "lower" for column in columns], dtype=bool)
+    shade = _shade(values, cells, reference, lower)
+    shade[:, costs] = np.nan
+    if query.mode != "absolute":
+        compared = values - reference
+        if query.mode == "retained":
+            with np.errstate(divide="ignore", invalid="ignore"):
+                compared = 100 * np.where(lower, reference / values, values / reference)
+        known = np.isin(cells, (Cell.OK, Cell.COMPUTED))
+        cells[known & np.isnan(compared) & ~costs] = Cell.NO_REFERENCE
+        values = np.where(costs, values, compared)
+    order = _order(board.rows.iloc[kept], columns, values, query)
+    return View(
+        query,
+        board.rows.iloc[kept[order]].reset_index(drop=True),
+        columns,
+        values[order],
+        cells[order],
+        shade[order],
+        board.origin[at][order],
+        board.results,
+    )
+
+
+def choices(board: Board, model: str | None, track: str) -> Choices:
+    """What can be filtered for a model (None: all) and track."""
+    rows = board.rows if model is None else board.rows[board.rows["model"] == model]
+    tracks = tuple(track for track in TRACKS if (rows["track"] == track).any())
+    rows = rows[rows["track"] == track]
+    return Choices(
+        tracks=tracks,
+        methods=tuple(rows["method"].unique()),
+        bits=tuple(sorted(rows["w_bits"].unique(), reverse=True)),
+        groups=tuple(sorted(int(size) for size in rows["group_size"].fillna(PER_ROW).unique())),
+        sources=tuple(rows["source"].unique()),
+    )
+
+
+def models(board: Board) -> list[str]:
+    """The models that have results, the study's first."""
+    return board.rows["model"].unique().tolist()
+
+
+def _with_costs(results: pd.DataFrame) -> pd.DataFrame:
+    """Adds what a setting costs as results of their own: the study's efficiency numbers beside the setting's scores
+    in every track, and each measured run's stored bits, peak memory and duration."""
+    key = [name for name in ROW_KEY if name != "track"]
+    study = results[results["track"] == "efficiency"]
+    scored = results.loc[results["track"] != "efficiency", ROW_KEY].drop_duplicates()
+    beside = study.drop(columns="track").merge(scored, on=key)
+    runs = results[results["source"] == "measured"]
+    added = [beside]
+    for task, field, unit in (
+        ("stored_bits", "stored_bits", 1),
+        ("peak_memory", "peak_memory_bytes", 1e9),
+        ("duration", "duration_s", 60),
+    ):
+        highest = runs.loc[runs.groupby("run_id")[field].idxmax().dropna()] if runs[field].notna().any() else runs[:0]
+        added.append(highest.assign(task=task, metric=task, value=highest[field] / unit, status="ok", conditions=""))
+    added = [frame for frame in added if len(frame)]
+    return pd.concat([results, *added], ignore_index=True) if added else results
+
+
+def _references(results: pd.DataFrame) -> np.ndarray:
+    """For each result, FP16's value of the same model, source, task and conditions; NaN where there is none."""
+    key = ["model", "source", "track", "task", "conditions", "data_revision"]
+    plain = results[[*key, "value"]].astype({"data_revision": object, "conditions": object})
+    plain = plain.fillna({"data_revision": "", "conditions": ""})
+    full = plain[(results["w_bits"] == 16) & (results["status"] == "ok")].drop_duplicates(key)
+    return plain[key].merge(full, on=key, how="left")["value"].to_numpy()
+
+
+def _compute_average(columns: tuple[Column, ...], values: np.ndarray, cells: np.ndarray, reference: np.ndarray) -> None:
+    """Fills the mean of the five CommonSenseQA tasks where the source gives none but has all five."""
+    place = {column.task: index for index, column in enumerate(columns)}
+    if not {*COMMONSENSE, "commonsense_avg"} <= place.keys():
+        return
+    parts, target = [place[task] for task in COMMONSENSE], place["commonsense_avg"]
+    rows = (cells[:, target] == Cell.MISSING) & (cells[:, parts] == Cell.OK).all(axis=1)
+    values[rows, target] = values[np.ix_(rows, parts)].mean(axis=1)
+    reference[rows, target] = reference[np.ix_(rows, parts)].mean(axis=1)
+    cells[rows, target] = Cell.COMPUTED
+
+
+def _haystack(rows: pd.DataFrame) -> pd.Series:
+    """What the search looks at, per row: model, setting, source, run, calibration, in lower case."""
+    group = rows["group_size"].map(lambda size: "per row" if np.isnan(size) else f"g{size:g}")
+    bits = rows["w_bits"].map("w{:g}".format) + rows["a_bits"].map("a{:g}".format)
+    setting = rows["w_bits"].map("{:g} bit ".format) + rows["w_bits"].map("{:g}-bit ".format)
+    text = rows["model"] + " " + rows["method"] + " " + bits + " " + group + " " + setting + rows["source"]
+    for column in ("run_id", "calibration"):
+        text = text + " " + rows[column].astype(object).fillna("").astype(str)
+    return text.str.lower()
+
+
+def _mask(board: Board, query: Query) -> np.ndarray:
+    rows = board.rows
+    mask = (rows["track"] == query.track).to_numpy(copy=True)
+    if query.model is not None:
+        mask &= (rows["model"] == query.model).to_numpy()
+    for column, wanted in (("method", query.methods), ("w_bits", query.bits), ("source", query.sources)):
+        if wanted:
+            mask &= rows[column].isin(wanted).to_numpy()
+    if query.groups:
+        mask &= rows["group_size"].fillna(PER_ROW).isin(query.groups).to_numpy()
+    for word in query.search.lower().split():
+        mask &= board.haystack.str.contains(word, regex=False).to_numpy()
+    return mask
+
+
+def _shade(values: np.ndarray, cells: np.ndarray, reference: np.ndarray, lower: np.ndarray) -> np.ndarray:
+    """How far from FP16, from -1 to 1. The root keeps small losses visible beside collapses."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        by_ratio = np.log(reference / values) / np.log(LARGEST_RATIO)
+        by_share = (values - reference) / np.abs(reference) / LARGEST_LOSS
+    gain = np.clip(np.where(lower, by_ratio, by_share), -1, 1)
+    gain[(cells == Cell.COLLAPSED) & np.isnan(gain)] = -1
+    return np.sign(gain) * np.sqrt(np.abs(gain))
+
+
+def _order(rows: pd.DataFrame, columns: tuple[Column, ...], values: np.ndarray, query: Query) -> np.ndarray:
+    """Stable order on real numbers; cells without a number stay at the end both ways."""
+    tasks = [column.task for column in columns]
+    if query.sort in tasks:
+        keys = values[:, tasks.index(query.sort)]
+    elif query.sort in ("w_bits", "group_size", "stored_bits"):
+        keys = rows[query.sort].to_numpy(dtype=float)
+    elif query.sort in ("model", "method", "source"):
+        keys = rows[query.sort].str.lower().rank(method="dense").to_numpy(dtype=float)
+    else:
+        return np.arange(len(rows))
+    return np.argsort(np.where(np.isnan(keys), np.inf, -keys if query.descending else keys), kind="stable")

@@ -1,0 +1,99 @@
+"""The table's columns: which task stands where, what it is called, and which way is better."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from quant_engine.evaluate import TASKS
+
+Group = Literal["Perplexity", "CommonSenseQA", "MMLU", "Pictures", "Cost"]
+GROUPS: tuple[Group, ...] = ("Perplexity", "CommonSenseQA", "MMLU", "Pictures", "Cost")
+COMMONSENSE = ("piqa", "arc_easy", "arc_challenge", "hellaswag", "winogrande")
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of numbers. `task` is the result's task; cost columns describe the setting and have no FP16 side."""
+
+    task: str
+    title: str
+    group: Group
+    better: Literal["higher", "lower"]
+    help: str
+
+    @property
+    def cost(self) -> bool:
+        return self.group == "Cost"
+
+    @property
+    def arrow(self) -> str:
+        return "↑" if self.better == "higher" else "↓"
+
+
+def _perplexity(task: str, title: str, text: str = "") -> Column:
+    return Column(task, title, "Perplexity", "lower", f"Perplexity on {text or title}. Lower is better.")
+
+
+def _percent(task: str, title: str, group: Group, text: str) -> Column:
+    return Column(task, title, group, "higher", f"{text} Higher is better.")
+
+
+_KNOWN: tuple[Column, ...] = (
+    _perplexity("wikitext2", "WikiText2"),
+    _perplexity("c4", "C4"),
+    _perplexity("ptb", "PTB", "Penn Treebank"),
+    _perplexity("perplexity", "Built-in", "the text that ships with the project"),
+    _percent("piqa", "PIQA", "CommonSenseQA", "Accuracy in percent, zero-shot."),
+    _percent("arc_easy", "ARC-e", "CommonSenseQA", "Accuracy in percent, zero-shot."),
+    _percent("arc_challenge", "ARC-c", "CommonSenseQA", "Accuracy in percent, zero-shot."),
+    _percent("hellaswag", "HellaSwag", "CommonSenseQA", "Accuracy in percent, zero-shot."),
+    _percent("winogrande", "WinoGrande", "CommonSenseQA", "Accuracy in percent, zero-shot."),
+    _percent("commonsense_avg", "Average", "CommonSenseQA", "Mean of the five tasks as the study prints it."),
+    _percent("mmlu_humanities", "Humanities", "MMLU", "Accuracy in percent, 5-shot."),
+    _percent("mmlu_stem", "STEM", "MMLU", "Accuracy in percent, 5-shot."),
+    _percent("mmlu_social_sciences", "Social", "MMLU", "Social sciences: accuracy in percent, 5-shot."),
+    _percent("mmlu_other", "Other", "MMLU", "Accuracy in percent, 5-shot."),
+    _percent("mmlu", "All", "MMLU", "Accuracy in percent over all questions, 5-shot."),
+    _percent("ai2d", "AI2D", "Pictures", "Diagrams: accuracy in percent."),
+    _percent("chartqa", "ChartQA", "Pictures", "Charts: relaxed accuracy in percent (a number may be 5% off)."),
+    _percent("docvqa", "DocVQA", "Pictures", "Documents: ANLS in percent."),
+    _percent("mmbench_en", "MMBench", "Pictures", "Accuracy in percent, every rotation of the options right."),
+    _percent("mme_cognition", "MME-C", "Pictures", "MME cognition: score out of 800."),
+    _percent("mme_perception", "MME-P", "Pictures", "MME perception: score out of 2000."),
+    Column("stored_bits", "Bits stored", "Cost", "lower", "Bits per quantized weight, all side data counted."),
+    Column("quantization_memory_gb", "Quantize GB", "Cost", "lower", "Memory to quantize the model, in GB."),
+    Column("quantization_time_min", "Quantize min", "Cost", "lower", "Time to quantize the model, in minutes."),
+    Column("finetuning_memory_gb", "Tune GB", "Cost", "lower", "Memory to fine-tune the model, in GB."),
+    Column("finetuning_time_hour", "Tune h", "Cost", "lower", "Time to fine-tune the model, in hours."),
+    Column("decode_tokens_per_s", "Tokens/s", "Cost", "higher", "Decoding speed in tokens per second."),
+    Column("peak_memory", "Peak GB", "Cost", "lower", "Highest memory of the run's process, in GB (10^9 bytes)."),
+    Column("duration", "Run min", "Cost", "lower", "Duration of the whole run, in minutes."),
+)
+KNOWN: dict[str, Column] = {column.task: column for column in _KNOWN}
+_ORDER = {column.task: place for place, column in enumerate(_KNOWN)}
+
+
+def column_of(task: str) -> Column:
+    """The column of a task: the study's, else one made from what the engine's task says of itself."""
+    if task in KNOWN:
+        return KNOWN[task]
+    if task.startswith("perplexity:"):
+        name = Path(task.removeprefix("perplexity:").rpartition("@")[0] or task).name
+        return _perplexity(task, name)
+    if task in TASKS:
+        ours = TASKS[task]
+        group: Group = "Pictures" if ours.pictures else "CommonSenseQA"
+        if not ours.higher_is_better:
+            group = "Perplexity"
+        return Column(task, ours.title, group, "higher" if ours.higher_is_better else "lower", ours.help)
+    return Column(task, task, "CommonSenseQA", "higher", "")
+
+
+def ordered(tasks: list[str]) -> list[Column]:
+    """The columns of some tasks as they stand in the table: by group, the study's order first, then by name."""
+    columns = [column_of(task) for task in dict.fromkeys(tasks)]
+    return sorted(
+        columns, key=lambda column: (GROUPS.index(column.group), _ORDER.get(column.task, len(_ORDER)), column.title)
+    )

@@ -1,0 +1,167 @@
+"""Every result in one tidy frame: the study's numbers and the run folders on this machine.
+
+The columns are the fields of `quant_engine.spec.Result`, and `conditions`: what else two measured numbers must have in
+common to be comparable (item limit, window). Run folders are read once and again when they change; one that cannot be
+read is named with the reason, and the rest shows.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from quant_engine import folders
+from quant_engine.methods import METHODS
+from quant_engine.models.catalog import MODELS
+from quant_engine.runs import folder as run_folder
+from quant_engine.spec import Result, UserError
+
+PAPER = folders.ASSETS / "paper" / "results.csv"
+NOTES = folders.ASSETS / "paper" / "notes.csv"
+COLUMNS = [*Result.model_fields, "conditions"]
+PAPER_METHODS = (
+    "FP16", "RTN", "GPTQ", "AWQ", "SliM-LLM", "QuIP", "DB-LLM", "PB-LLM", "BiLLM", "SmoothQuant", "OmniQuant",
+    "I-LLM", "SpinQuant", "NormalFloat", "QLoRA", "IR-QLoRA",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A run folder that was left out, and why, in one sentence."""
+
+    folder: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """All results at one moment. Equal versions mean equal content."""
+
+    frame: pd.DataFrame
+    problems: tuple[Problem, ...]
+    version: str
+
+
+class Store:
+    """Reads the study's results once and the run folders whenever they change. Safe to share between threads."""
+
+    def __init__(self, results: Path | None = None, paper: Path = PAPER) -> None:
+        self._results = results
+        self._paper = paper
+        self._lock = threading.Lock()
+        self._runs: dict[str, tuple[str, pd.DataFrame | Problem]] = {}
+        self._paper_frame: pd.DataFrame | None = None
+        self._snapshot: Snapshot | None = None
+
+    def version(self) -> str:
+        """Changes whenever a run folder appears, changes or goes. Costs one directory listing."""
+        return repr(sorted(_stamps(self._folder()).items()))
+
+    def snapshot(self) -> Snapshot:
+        """The current results; only folders that changed since the last call are read."""
+        with self._lock:
+            stamps = _stamps(self._folder())
+            version = repr(sorted(stamps.items()))
+            if self._snapshot is None or self._snapshot.version != version:
+                self._snapshot = self._merge(stamps, version)
+            return self._snapshot
+
+    def _folder(self) -> Path:
+        return self._results or folders.results()
+
+    def _merge(self, stamps: dict[str, str], version: str) -> Snapshot:
+        if self._paper_frame is None:
+            self._paper_frame = read_paper(self._paper)
+        known = self._runs
+        self._runs = {
+            name: known[name] if name in known and known[name][0] == stamp else (stamp, read_run(self._folder() / name))
+            for name, stamp in stamps.items()
+        }
+        contents = [content for _, content in self._runs.values()]
+        problems = tuple(content for content in contents if isinstance(content, Problem))
+        runs = [content for content in contents if isinstance(content, pd.DataFrame)]
+        return Snapshot(_join([self._paper_frame, *runs]), problems, version)
+
+
+def read_paper(path: Path = PAPER) -> pd.DataFrame:
+    """The numbers of the study as result rows; `table` is the table of the study that prints them."""
+    frame = pd.read_csv(path, dtype={"table": str})
+    frame["source"] = "paper"
+    frame["status"] = frame["status"].replace({"reported": "ok"})
+    frame["task"] = frame["task"].fillna(frame["metric"])  # efficiency rows measure the setting, not a task
+    return _tidy(frame)
+
+
+def read_notes(path: Path = NOTES) -> pd.DataFrame:
+    """Known oddities of printed numbers. An empty field matches anything; group size 0 means per row."""
+    return pd.read_csv(path, dtype={"table": str})
+
+
+def read_run(folder: Path) -> pd.DataFrame | Problem:
+    """The results of one run folder under the names that the study uses, or the reason why it cannot be read."""
+    try:
+        run = run_folder.read(folder)
+    except UserError as error:
+        return Problem(folder.name, str(error))
+    frame = _tidy(pd.DataFrame([result.model_dump() for result in run.results]))
+    frame["conditions"] = f"{run.spec.limit or 'all'} items, window {run.spec.window}"
+    frame["method"] = frame["method"].map(method_name)
+    frame["model"] = frame["model"].map(model_name)
+    return frame
+
+
+def method_name(method: str) -> str:
+    """The study's name of an engine's method id (slim_llm is SliM-LLM), or the method's own title."""
+    key = _key(method)
+    for name in PAPER_METHODS:
+        if _key(name) == key:
+            return name
+    return METHODS[method].card.title if method in METHODS else method.upper()
+
+
+def model_name(model: str) -> str:
+    """The title of a known model id, or a model folder's own name."""
+    return MODELS[model].title if model in MODELS else Path(model).name
+
+
+def _key(name: str) -> str:
+    return "".join(letter for letter in name.lower() if letter.isalnum())
+
+
+def _tidy(frame: pd.DataFrame) -> pd.DataFrame:
+    """Exactly the columns of Result, numbers as numbers, text as text."""
+    frame = frame.reindex(columns=COLUMNS)
+    frame["a_bits"] = frame["a_bits"].fillna(16)
+    for column in ("w_bits", "a_bits", "group_size", "stored_bits", "value", "standard_error", "items", "seed",
+                   "duration_s", "peak_memory_bytes"):  # fmt: skip
+        frame[column] = pd.to_numeric(frame[column], errors="coerce").astype(float)
+    return frame
+
+
+def _join(frames: list[pd.DataFrame]) -> pd.DataFrame:
+    text = [name for name in COLUMNS if not pd.api.types.is_float_dtype(frames[0][name])]
+    return pd.concat([frame.astype(dict.fromkeys(text, object)) for frame in frames], ignore_index=True)
+
+
+def _stamps(folder: Path) -> dict[str, str]:
+    """Every run folder's name with what changes when it is written again."""
+    try:
+        with os.scandir(folder) as entries:
+            names = [entry for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
+            return {entry.name: _stamp(Path(entry.path)) for entry in names}
+    except FileNotFoundError:
+        return {}
+
+
+def _stamp(folder: Path) -> str:
+    times = []
+    for path in (folder, folder / "run.json", folder / "results.parquet"):
+        try:
+            times.append(path.stat().st_mtime_ns)
+        except FileNotFoundError:
+            times.append(0)
+    return "-".join(map(str, times))
