@@ -17,6 +17,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
+from quant_engine.evaluate.task import Stopped
 from quant_engine.runs.queue import Queue, QueuedRun, Standing, owner_name
 from quant_engine.spec import Progress, RunSpec, UserError
 
@@ -26,10 +27,6 @@ LOST_CLAIM = 3
 
 OnProgress = Callable[[Progress], None]
 Execute = Callable[[RunSpec, OnProgress, Callable[[], bool], Callable[[str], None]], Path]
-
-
-class Stopped(Exception):
-    """The engine stopped between two blocks because it was asked to; what it finished is on disk."""
 
 
 class _Heartbeat(threading.Thread):

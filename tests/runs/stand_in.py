@@ -9,7 +9,8 @@ import sys
 import time
 from pathlib import Path
 
-from quant_engine.runs.worker import Stopped, main
+from quant_engine.evaluate.task import Stopped
+from quant_engine.runs.worker import main
 from quant_engine.spec import Progress, UserError
 
 
