@@ -96,8 +96,7 @@ class QuantSetting(_Frozen):
 class Calibration(_Frozen):
     """Texts that a method looks at: `samples` windows of `length` tokens drawn from `source` with `seed`.
 
-    `source` is "builtin" (public-domain prose that ships with the project), "wikitext2" or "c4" (from the Hub or
-    LOWBIT_DATA), or the path of a text file.
+    `source` is "builtin" (public-domain prose that ships with the project) or the path of a text file.
     """
 
     source: Identifier = "builtin"

@@ -1,0 +1,42 @@
+"""A linear layer that keeps only stored low-bit weights and multiplies from them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from quant_engine.kernels.matmul import matmul
+from quant_engine.weights import FORMS, StoredWeight
+
+
+class QuantLinear(nn.Module):
+    """y = x W^T + bias, with W [out_features, in_features] in a storage form and never dense as a whole."""
+
+    def __init__(self, weight: StoredWeight, bias: torch.Tensor | None = None) -> None:
+        super().__init__()
+        self.weight = weight
+        self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+        self.in_features, self.out_features = weight.in_features, weight.out_features
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """`x` [..., in_features] to [..., out_features], in the type of `x`."""
+        y = matmul(x.reshape(-1, self.in_features), self.weight)
+        if self.bias is not None:
+            y = y + self.bias.to(y.dtype)
+        return y.view(*x.shape[:-1], self.out_features)
+
+    def config(self) -> dict[str, Any]:
+        """What a checkpoint's JSON says of this layer; `from_config` makes an empty one of it."""
+        return {"form": self.weight.form, "bias": self.bias is not None, **self.weight.config()}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> QuantLinear:
+        """An unset layer whose buffers a checkpoint fills. Raises ValueError for an unknown form."""
+        config = dict(config)
+        name, bias = config.pop("form"), config.pop("bias")
+        if name not in FORMS:
+            raise ValueError(f"unknown storage form {name!r}; this version knows {', '.join(FORMS)}")
+        weight = FORMS[name].empty(**config)
+        return cls(weight, torch.empty(weight.out_features) if bias else None)

@@ -1,0 +1,39 @@
+"""Multiply by stored low-bit weights: the one place that picks how.
+
+A few rows (decoding) go to the kernel that reads packed words. Many rows (prompts, perplexity) go through tiles:
+a few hundred rows of the weight are dequantized into a buffer, multiplied by the platform's own matrix product, and
+dropped, so that at no time more than a tile is dense.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from quant_engine.kernels import cpu
+from quant_engine.weights import GroupedInt, StoredWeight
+
+TILE_WEIGHTS = 2**20
+"""Weights that are dense at once: 4 MiB in float32."""
+FEW_ROWS = 4
+"""Up to so many activation rows, the packed kernel beats dequantizing a tile."""
+
+
+def matmul(x: torch.Tensor, weight: StoredWeight) -> torch.Tensor:
+    """`x` [rows, in_features] times the weight's transpose: [rows, out_features], in the type of `x`."""
+    if x.device.type == "cpu" and isinstance(weight, GroupedInt) and len(x) <= FEW_ROWS and cpu.fits(weight):
+        return torch.stack([cpu.multiply_row(row, weight) for row in x.float()]).to(x.dtype)
+    return tiled(x, weight)
+
+
+def tiled(x: torch.Tensor, weight: StoredWeight) -> torch.Tensor:
+    """The same product by dequantizing a tile of weight rows at a time, for any form and device."""
+    y = torch.empty((len(x), weight.out_features), dtype=x.dtype, device=x.device)
+    grouped_on_cpu = isinstance(weight, GroupedInt) and x.device.type == "cpu"
+    if grouped_on_cpu and weight.order is not None:
+        x = x.index_select(1, weight.order)
+    step = max(1, TILE_WEIGHTS // weight.in_features)
+    for start in range(0, weight.out_features, step):
+        end = min(start + step, weight.out_features)
+        rows = cpu.dequantize_rows(weight, start, end) if grouped_on_cpu else weight.dequantize(start, end)
+        y[:, start:end] = x @ rows.to(x.dtype).T
+    return y

@@ -1,0 +1,44 @@
+"""What every storage form of low-bit weights can do. One module per form; FORMS in `linear.py` names them."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from quant_engine.weights.ledger import Ledger
+
+
+class StoredWeight(nn.Module):
+    """A weight [out_features, in_features] kept in few bits. All its data are buffers, and there is no dense copy.
+
+    The buffers are what goes to disk, bit for bit; `config` is the rest that is needed to read them back:
+    `type(self).empty(**config)` has buffers of the right shapes and types, to be filled from a file.
+    """
+
+    form: ClassVar[str]
+    out_features: int
+    in_features: int
+
+    @abstractmethod
+    def config(self) -> dict[str, Any]:
+        """The numbers that, with the buffers, are the whole weight."""
+
+    @classmethod
+    @abstractmethod
+    def empty(cls, **config: Any) -> StoredWeight:
+        """A weight with unset buffers."""
+
+    @abstractmethod
+    def dequantize(self, start: int = 0, end: int | None = None) -> torch.Tensor:
+        """Rows `start` to `end` as float32 [end - start, in_features], in the original order of columns."""
+
+    @abstractmethod
+    def ledger(self) -> Ledger:
+        """What is stored, by purpose; its sum is the exact size of the buffers."""
+
+    def stored_bytes(self) -> int:
+        """Bytes of all buffers: what the weight takes in memory and in a file."""
+        return sum(buffer.numel() * buffer.element_size() for buffer in self.buffers())

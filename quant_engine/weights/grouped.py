@@ -1,0 +1,190 @@
+"""Grouped integers: b-bit codes, and for each group of consecutive columns of a row a scale and a zero point.
+
+    w_hat = scale * (code - zero)
+
+A row of n columns has ceil(n / g) groups; the last one may be shorter. Symmetric grids have their zero in the middle,
+2^(b-1), which is not stored. With a column order (GPTQ's act-order with dynamic groups) the codes are stored in that
+order, so that groups are consecutive there; the order is stored once for all rows.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from quant_engine.weights.form import StoredWeight
+from quant_engine.weights.ledger import Ledger
+from quant_engine.weights.packing import WORD, pack, unpack, words_per_row
+
+CLIP_STEPS = 80
+CLIP_STEP = 0.01
+CLIP_NORM = 2.4
+SMALLEST_SCALE = 2.0**-24
+"""The smallest positive float16, so that no stored scale is zero."""
+
+
+def grids(
+    weight: torch.Tensor,
+    bits: int,
+    group: int,
+    *,
+    symmetric: bool = False,
+    mse_clip: bool = False,
+    scale_dtype: torch.dtype = torch.float16,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scale and zero point of each group of `weight` [m, n] (float32 or float64).
+
+    Returns scales [m, ceil(n / g)] in `scale_dtype` and zeros uint8 of the same shape. The range always contains 0, so
+    zeros lie in 0 .. 2^b - 1. Scales are rounded up, so the grid always spans the range: no weight is clipped by more
+    than half a step. `mse_clip` tries ranges shrunk by 0 to 79% and keeps the one with the least sum of
+    |w - w_hat|^2.4, as the GPTQ reference does.
+    """
+    slices = _in_groups(weight, group)
+    low = slices.amin(-1).clamp(max=0)
+    high = slices.amax(-1).clamp(min=0)
+    scales, zeros = _grid(low, high, bits, symmetric, scale_dtype)
+    if not mse_clip:
+        return scales, zeros.to(torch.uint8)
+    best = torch.full_like(low, torch.inf)
+    for step in range(CLIP_STEPS):
+        keep = 1 - step * CLIP_STEP
+        tried, tried_zeros = _grid(low * keep, high * keep, bits, symmetric, scale_dtype)
+        scale, zero = tried.to(weight.dtype)[..., None], tried_zeros[..., None]
+        codes = torch.round(slices / scale).add_(zero).clamp_(0, 2**bits - 1)
+        error = (slices - scale * (codes - zero)).abs_().pow_(CLIP_NORM).sum(-1)
+        better = error < best
+        best = torch.where(better, error, best)
+        scales = torch.where(better, tried, scales)
+        zeros = torch.where(better, tried_zeros, zeros)
+    return scales, zeros.to(torch.uint8)
+
+
+def _grid(
+    low: torch.Tensor, high: torch.Tensor, bits: int, symmetric: bool, dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor]:
+    highest = 2**bits - 1
+    exact = (2 * torch.maximum(-low, high) if symmetric else high - low) / highest
+    scales = exact.to(dtype)
+    if dtype == torch.float16:
+        up = torch.nextafter(scales, torch.full_like(scales, torch.inf))
+        scales = torch.where(scales.to(exact.dtype) < exact, up, scales).clamp(min=SMALLEST_SCALE)
+    else:
+        scales = scales.clamp(min=SMALLEST_SCALE)
+    if symmetric:
+        return scales, torch.full_like(exact, 2 ** (bits - 1))
+    return scales, torch.round(-low / scales.to(exact.dtype)).clamp(0, highest)
+
+
+def round_to_grid(
+    weight: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor, bits: int, group: int
+) -> torch.Tensor:
+    """The nearest codes, uint8 [m, n], for `weight` [m, n] on the grids [m, ceil(n / g)]. Ties go to even."""
+    scale = _to_columns(scales.to(weight.dtype), group, weight.shape[1])
+    zero = _to_columns(zeros.to(weight.dtype), group, weight.shape[1])
+    return torch.round(weight / scale).add_(zero).clamp_(0, 2**bits - 1).to(torch.uint8)
+
+
+def _in_groups(weight: torch.Tensor, group: int) -> torch.Tensor:
+    """`weight` [m, n] as [m, ceil(n / g), g]. Zeros fill up the last group: ranges contain 0 anyway."""
+    rows, columns = weight.shape
+    short = -columns % group
+    if short:
+        weight = torch.nn.functional.pad(weight, (0, short))
+    return weight.reshape(rows, -1, group)
+
+
+def _to_columns(values: torch.Tensor, group: int, columns: int) -> torch.Tensor:
+    """One value per group [m, groups], repeated for each column of it: [m, columns]."""
+    return values.repeat_interleave(group, dim=1)[:, :columns]
+
+
+class GroupedInt(StoredWeight):
+    """Codes int32 words [m, ceil(n b / 32)], scales float16 [m, groups], zeros packed as one row of b-bit codes."""
+
+    form = "grouped_int"
+
+    def __init__(
+        self, out_features: int, in_features: int, bits: int, group: int, symmetric: bool, ordered: bool
+    ) -> None:
+        super().__init__()
+        self.out_features, self.in_features = out_features, in_features
+        self.bits, self.group = bits, min(group, in_features)
+        self.symmetric, self.ordered = symmetric, ordered
+        self.groups = -(-in_features // self.group)
+        words = words_per_row(in_features, bits)
+        self.register_buffer("codes", torch.empty((out_features, words), dtype=torch.int32))
+        self.register_buffer("scales", torch.empty((out_features, self.groups), dtype=torch.float16))
+        zero_words = 0 if symmetric else words_per_row(out_features * self.groups, bits)
+        self.register_buffer("zeros", torch.empty(zero_words, dtype=torch.int32) if zero_words else None)
+        self.register_buffer("order", torch.empty(in_features, dtype=torch.int32) if ordered else None)
+
+    def config(self) -> dict[str, Any]:
+        return {
+            "out_features": self.out_features,
+            "in_features": self.in_features,
+            "bits": self.bits,
+            "group": self.group,
+            "symmetric": self.symmetric,
+            "ordered": self.ordered,
+        }
+
+    @classmethod
+    def empty(cls, **config: Any) -> GroupedInt:
+        return cls(**config)
+
+    @classmethod
+    def pack(
+        cls,
+        codes: torch.Tensor,
+        scales: torch.Tensor,
+        zeros: torch.Tensor | None,
+        bits: int,
+        group: int,
+        order: torch.Tensor | None = None,
+    ) -> GroupedInt:
+        """From `codes` [m, n], `scales` [m, groups], `zeros` [m, groups] (None: symmetric).
+
+        `order` [n]: stored column j is original column order[j].
+        """
+        rows, columns = codes.shape
+        with torch.device("meta"):
+            weight = cls(rows, columns, bits, group, symmetric=zeros is None, ordered=order is not None)
+        weight.codes = pack(codes, bits)
+        weight.scales = scales.to(torch.float16).contiguous()
+        if zeros is not None:
+            weight.zeros = pack(zeros.reshape(1, -1), bits)[0]
+        if order is not None:
+            weight.order = order.to(torch.int32)
+        return weight
+
+    def dequantize(self, start: int = 0, end: int | None = None) -> torch.Tensor:
+        end = self.out_features if end is None else end
+        codes = unpack(self.codes[start:end], self.bits, self.in_features).float()
+        scale = _to_columns(self.scales[start:end].float(), self.group, self.in_features)
+        stored = scale * (codes - self._zero_columns(start, end))
+        if self.order is None:
+            return stored
+        weight = torch.empty_like(stored)
+        weight[:, self.order.long()] = stored
+        return weight
+
+    def _zero_columns(self, start: int, end: int) -> torch.Tensor | int:
+        if self.symmetric:
+            return 2 ** (self.bits - 1)
+        zeros = unpack(self.zeros[None], self.bits, self.out_features * self.groups)
+        zeros = zeros.view(self.out_features, self.groups)[start:end].float()
+        return _to_columns(zeros, self.group, self.in_features)
+
+    def ledger(self) -> Ledger:
+        rows, columns = self.out_features, self.in_features
+        bits = {"codes": rows * columns * self.bits, "scales": rows * self.groups * 16}
+        padding = WORD * self.codes.numel() - bits["codes"]
+        if not self.symmetric:
+            bits["zeros"] = rows * self.groups * self.bits
+            padding += WORD * self.zeros.numel() - bits["zeros"]
+        if self.ordered:
+            bits["order"] = columns * 32
+        if padding:
+            bits["padding"] = padding
+        return Ledger(rows * columns, bits)
