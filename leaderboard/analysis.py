@@ -44,7 +44,7 @@ class Cell(IntEnum):
 class Query(BaseModel):
     """What a visitor asks of the table. Empty filters let everything through; `sort` is a column's task or a row field.
 
-    `groups` holds group sizes, with 0 for one group per row.
+    `groups` holds group sizes, with 0 for one group per row. A sort puts the best first, or the worst if `reverse`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -57,7 +57,7 @@ class Query(BaseModel):
     sources: tuple[str, ...] = ()
     search: str = ""
     sort: str | None = None
-    descending: bool = False
+    reverse: bool = False
     mode: Mode = "absolute"
 
 
@@ -276,15 +276,28 @@ def _shade(values: np.ndarray, cells: np.ndarray, reference: np.ndarray, lower: 
     return np.sign(gain) * np.sqrt(np.abs(gain))
 
 
+def descends(query: Query, column: Column | None) -> bool:
+    """Whether a query's sort runs downwards. Bits do naturally, and numbers whose best is the highest: where percent
+    of FP16 is shown, that is every task. `column` is None for a sort by a row field."""
+    if column is None:
+        natural = query.sort == "w_bits"
+    else:
+        natural = column.better == "higher" or (query.mode == "retained" and not column.cost)
+    return natural != query.reverse
+
+
 def _order(rows: pd.DataFrame, columns: tuple[Column, ...], values: np.ndarray, query: Query) -> np.ndarray:
     """Stable order on real numbers; cells without a number stay at the end both ways."""
     tasks = [column.task for column in columns]
+    column = None
     if query.sort in tasks:
+        column = columns[tasks.index(query.sort)]
         keys = values[:, tasks.index(query.sort)]
-    elif query.sort in ("w_bits", "group_size", "stored_bits"):
+    elif query.sort in ("w_bits", "group_size"):
         keys = rows[query.sort].to_numpy(dtype=float)
     elif query.sort in ("model", "method", "source"):
         keys = rows[query.sort].str.lower().rank(method="dense").to_numpy(dtype=float)
     else:
         return np.arange(len(rows))
-    return np.argsort(np.where(np.isnan(keys), np.inf, -keys if query.descending else keys), kind="stable")
+    falling = descends(query, column)
+    return np.argsort(np.where(np.isnan(keys), np.inf, -keys if falling else keys), kind="stable")

@@ -96,9 +96,30 @@ def read_paper(path: Path = PAPER) -> pd.DataFrame:
     return _tidy(frame)
 
 
-def read_notes(path: Path = NOTES) -> pd.DataFrame:
-    """Known oddities of printed numbers. An empty field matches anything; group size 0 means per row."""
-    return pd.read_csv(path, dtype={"table": str})
+@dataclass(frozen=True)
+class Note:
+    """A known oddity of a printed number. None matches any bits or group size; group size 0 means per row."""
+
+    w_bits: float | None
+    a_bits: float | None
+    group_size: float | None
+    text: str
+
+    def covers(self, w_bits: float, a_bits: float, group_size: float) -> bool:
+        asked = ((self.w_bits, w_bits), (self.a_bits, a_bits), (self.group_size, group_size))
+        return all(mine is None or mine == other for mine, other in asked)
+
+
+Notes = dict[tuple[str, str, str], list[Note]]
+
+
+def read_notes(path: Path = NOTES) -> Notes:
+    """The notes on the study's cells, by (model, method, task)."""
+    notes: Notes = {}
+    for row in pd.read_csv(path).to_dict("records"):
+        bits = [None if pd.isna(row[name]) else float(row[name]) for name in ("w_bits", "a_bits", "group_size")]
+        notes.setdefault((row["model"], row["method"], row["task"]), []).append(Note(*bits, row["note"]))
+    return notes
 
 
 def read_run(folder: Path) -> pd.DataFrame | Problem:

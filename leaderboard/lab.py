@@ -1,0 +1,38 @@
+"""What the page works with: the results, the queue of runs, the answering process, and who may start a run."""
+
+from __future__ import annotations
+
+import hmac
+import os
+from dataclasses import dataclass, field
+
+from leaderboard.store import Store
+from quant_engine import folders
+from quant_engine.generate.client import AnswerService
+from quant_engine.runs.queue import Queue
+from quant_engine.runs.supervisor import Supervisor
+from quant_engine.spec import UserError
+
+
+@dataclass
+class Lab:
+    """One per page process. `hosted` is a public page (a Hugging Face Space), where runs need the owner's token."""
+
+    store: Store = field(default_factory=Store)
+    queue: Queue = field(default_factory=lambda: Queue(folders.queue()))
+    answers: AnswerService = field(default_factory=AnswerService)
+    hosted: bool = field(default_factory=lambda: "SPACE_ID" in os.environ)
+    owner_token: str = field(default_factory=lambda: os.environ.get("LOWBIT_OWNER_TOKEN", ""), repr=False)
+
+    def start(self) -> None:
+        """Takes up the queue: runs are started from here on, also those left by an earlier page."""
+        Supervisor(self.queue).start()
+
+    def check_may_start(self, token: str) -> None:
+        """Raises UserError unless this visitor may start and stop runs."""
+        if not self.hosted:
+            return
+        if not self.owner_token:
+            raise UserError("Runs can't be started on this page: its owner has set no LOWBIT_OWNER_TOKEN.")
+        if not hmac.compare_digest(token.encode(), self.owner_token.encode()):
+            raise UserError("Starting runs here needs the owner's token: type it, or run Low-Bit Lab on your machine.")

@@ -1,0 +1,44 @@
+"""A visitor's picture: checked and decoded defensively, made small, and kept as a clean file of our own."""
+
+from __future__ import annotations
+
+import base64
+import io
+import tempfile
+from pathlib import Path
+
+from PIL import Image
+
+from quant_engine.generate.picture import open_picture
+
+LONGEST_SIDE = 1600  # LLaVA-NeXT looks at 1344 pixels at most
+PREVIEW_SIDE = 960
+
+
+def accept(upload: Path) -> Path:
+    """A clean PNG of an uploaded picture: upright RGB, no side longer than LONGEST_SIDE, nothing of the original file.
+
+    Raises UserError, one sentence, for what is no picture, too large, or damaged.
+    """
+    picture = open_picture(upload)
+    picture.thumbnail((LONGEST_SIDE, LONGEST_SIDE), Image.Resampling.LANCZOS)
+    with tempfile.NamedTemporaryFile(prefix="lowbit-picture-", suffix=".png", delete=False) as file:
+        picture.save(file, "PNG")
+    return Path(file.name)
+
+
+def forget(picture: str | None) -> None:
+    """Deletes a picture that `accept` made; does nothing to any other file."""
+    path = Path(picture) if picture else None
+    if path and path.name.startswith("lowbit-picture-") and path.parent == Path(tempfile.gettempdir()):
+        path.unlink(missing_ok=True)
+
+
+def preview(picture: Path, side: int = PREVIEW_SIDE) -> str:
+    """The picture as a data: address, small enough to send."""
+    with Image.open(picture) as image:
+        small = image.convert("RGB")
+    small.thumbnail((side, side), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    small.save(buffer, "JPEG", quality=86)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -1,0 +1,136 @@
+"""From what a visitor typed to what the engine is asked: settings, runs, questions, or one sentence that says why not.
+
+A hosted page takes only what it offers itself: no paths, no foreign models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from quant_engine.evaluate import TASKS
+from quant_engine.generate.messages import AskRequest
+from quant_engine.methods import METHODS, resolve_setting
+from quant_engine.models.catalog import MODELS, ModelCard, available
+from quant_engine.runs.resolve import resolve
+from quant_engine.spec import Calibration, OptionValue, QuantSetting, RunSpec, UserError, sentence
+
+PER_ROW = "per row"
+FP16 = QuantSetting()
+
+
+def picture_models() -> list[ModelCard]:
+    """The models that can be asked about a picture here: those on this machine, and the demo model in any case."""
+    return [card for card in MODELS.values() if card.pictures and (card.origin == "demo" or available(card))]
+
+
+def setting(
+    method: str, bits: str | float, group: str | float | None, options: Mapping[str, OptionValue] | None = None
+) -> QuantSetting:
+    """The resolved setting that the controls show. Bits and group are ignored for fp16."""
+    if method == "fp16":
+        return FP16
+    try:
+        return resolve_setting(
+            QuantSetting(method=method, w_bits=_bits(bits), group_size=_group(group), options=dict(options or {}))
+        )
+    except ValidationError as error:
+        raise UserError(sentence(error)) from None
+
+
+def run(
+    model: str,
+    chosen: QuantSetting,
+    tasks: list[str],
+    *,
+    limit: str | float | None = None,
+    window: str | float | None = None,
+    calibration: Calibration | None = None,
+    hosted: bool = False,
+) -> RunSpec:
+    """The resolved run. Raises UserError for anything that the engine would refuse later."""
+    if not tasks:
+        raise UserError("Choose at least one task to measure.")
+    if hosted and (model not in MODELS or not set(tasks) <= TASKS.keys()):
+        raise UserError("On this page choose a model and tasks from the lists.")
+    if hosted and calibration and calibration.source != "builtin":
+        raise UserError("On this page the calibration text is builtin; your own text works where you run the lab.")
+    wanted = {"window": _count(window, "Window") or (MODELS[model].window if model in MODELS else None)}
+    try:
+        spec = RunSpec(
+            model=model,
+            setting=chosen,
+            tasks=tuple(tasks),
+            limit=_count(limit, "Items per task"),
+            calibration=calibration,
+            **{name: value for name, value in wanted.items() if value},
+        )
+    except ValidationError as error:
+        raise UserError(sentence(error)) from None
+    return resolve(spec)
+
+
+def calibration(source: str, samples: str | float | None, length: str | float | None) -> Calibration:
+    """The calibration that the controls show; empty numbers mean the engine's defaults."""
+    given = {"samples": _count(samples, "Calibration samples"), "length": _count(length, "Calibration length")}
+    try:
+        return Calibration(
+            source=(source or "").strip() or "builtin", **{name: value for name, value in given.items() if value}
+        )
+    except ValidationError as error:
+        raise UserError(sentence(error)) from None
+
+
+def question(model: str, picture: str | None, text: str, compared: QuantSetting, most_tokens: int) -> AskRequest:
+    """FP16 and one other setting asked about a picture."""
+    if model not in {card.id for card in picture_models()}:
+        raise UserError("Choose a model from the list.")
+    if not available(MODELS[model]):
+        raise UserError(f"{MODELS[model].title} is not on this machine yet: run `python -m quant_engine get demo`.")
+    if not picture:
+        raise UserError("Give a picture first: drop one, or choose an example.")
+    try:
+        return AskRequest(
+            model=model,
+            image=Path(picture),
+            question=text or "",
+            sides=(FP16, compared),
+            max_new_tokens=int(most_tokens),
+        )
+    except ValidationError as error:
+        raise UserError(sentence(error)) from None
+
+
+def method_choices(fp16: bool) -> list[tuple[str, str]]:
+    """(title, id) of the methods, with the unquantized model first where it makes sense."""
+    methods = [(method.card.title, name) for name, method in METHODS.items()]
+    return [("FP16, unquantized", "fp16"), *methods] if fp16 else methods
+
+
+def _bits(value: str | float) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise UserError(f"Weight bits must be a number such as 4, not {value!r}.") from None
+
+
+def _group(value: str | float | None) -> int | None:
+    if value is None or str(value).strip().lower() in ("", PER_ROW):
+        return None
+    return _count(value, "Group size")
+
+
+def _count(value: str | float | None, name: str) -> int | None:
+    if value is None or str(value).strip() == "":
+        return None
+    try:
+        number = float(value)
+    except ValueError:
+        raise UserError(f"{name} must be a whole number, not {value!r}.") from None
+    if not number.is_integer():
+        raise UserError(f"{name} must be a whole number, not {number:g}.")
+    if number < 0 or (number == 0 and name != "Group size"):
+        raise UserError(f"{name} must be 1 or more, not {number:g}.")
+    return int(number)

@@ -1,0 +1,1 @@
+"""The page: Gradio components wired to plain functions."""

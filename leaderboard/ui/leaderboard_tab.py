@@ -1,0 +1,204 @@
+"""The Leaderboard tab: choosers, filters and the table. Every answer comes from `analysis.view`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import lru_cache
+from html import escape
+
+import gradio as gr
+
+from leaderboard import analysis
+from leaderboard.analysis import PER_ROW, Board, Query
+from leaderboard.store import Problem, Store, read_notes
+from leaderboard.ui import table
+from quant_engine.folders import PROJECT
+
+EVERY_MODEL = "All models"
+FIRST_MODEL = "LLaMA3-8B"
+MODES = [("Value", "absolute"), ("Δ FP16", "difference"), ("% kept", "retained")]
+_JS = (PROJECT / "leaderboard" / "ui" / "table.js").read_text(encoding="utf-8")
+
+
+class Boards:
+    """The arranged board of the store's current snapshot, made anew only when the store changes."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.notes = read_notes()
+        self._arranged = lru_cache(maxsize=1)(lambda version: analysis.arrange(store.snapshot().frame))
+
+    def current(self) -> Board:
+        return self._arranged(self.store.snapshot().version)
+
+    def problems(self) -> tuple[Problem, ...]:
+        return self.store.snapshot().problems
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What the tab shows for a choice: the table, its summary, what the filters offer, and what of them is kept."""
+
+    table: str
+    summary: str
+    query: Query
+    choices: analysis.Choices
+    models: list[str] = field(default_factory=list)
+
+
+def show(boards: Boards, query: Query) -> Shown:
+    """The tab's content. Filters that the model and track can't have are dropped, so no choice empties the table."""
+    board = boards.current()
+    known = analysis.models(board)
+    if query.model is not None and query.model not in known:
+        query = query.model_copy(update={"model": FIRST_MODEL})
+    offered = analysis.choices(board, query.model, query.track)
+    if query.track not in offered.tracks:
+        query = query.model_copy(update={"track": offered.tracks[0]})
+        offered = analysis.choices(board, query.model, query.track)
+    kept = {
+        "methods": tuple(name for name in query.methods if name in offered.methods),
+        "bits": tuple(bits for bits in query.bits if bits in offered.bits),
+        "groups": tuple(size for size in query.groups if size in offered.groups),
+        "sources": tuple(source for source in query.sources if source in offered.sources),
+    }
+    query = query.model_copy(update=kept)
+    seen = analysis.view(board, query)
+    everything = analysis.view(board, Query(model=query.model, track=query.track))
+    return Shown(table.table(seen, boards.notes), table.summary(seen, len(everything.rows)), query, offered, known)
+
+
+def next_sort(sort: str | None, reverse: bool, column: str) -> tuple[str | None, bool]:
+    """What a click on a header makes of the sort: best first, then worst first, then the study's order."""
+    if sort != column:
+        return column, False
+    return (None, False) if reverse else (column, True)
+
+
+def problems_html(problems: tuple[Problem, ...]) -> str:
+    """The run folders that were left out, by name and with the reason."""
+    if not problems:
+        return ""
+    items = "".join(f"<li><code>{escape(one.folder)}</code> {escape(one.reason)}</li>" for one in problems)
+    word = "1 run folder is" if len(problems) == 1 else f"{len(problems)} run folders are"
+    return f'<div class="notice" role="alert"><b>{word} left out.</b><ul>{items}</ul></div>'
+
+
+@dataclass(frozen=True)
+class Controls:
+    """The tab's components, in the order in which `query_of` reads them."""
+
+    model: gr.Dropdown
+    track: gr.Radio
+    mode: gr.Radio
+    methods: gr.CheckboxGroup
+    bits: gr.CheckboxGroup
+    groups: gr.CheckboxGroup
+    sources: gr.CheckboxGroup
+    search: gr.Textbox
+    sort: gr.State
+
+    def all(self) -> list[gr.components.Component]:
+        return list(vars(self).values())
+
+
+def query_of(model, track, mode, methods, bits, groups, sources, search, sort) -> Query:
+    return Query(
+        model=None if model == EVERY_MODEL else model,
+        track=track or "llm_ptq",
+        mode=mode or "absolute",
+        methods=tuple(methods or ()),
+        bits=tuple(float(bit) for bit in bits or ()),
+        groups=tuple(int(size) for size in groups or ()),
+        sources=tuple(sources or ()),
+        search=search or "",
+        sort=sort[0],
+        reverse=sort[1],
+    )
+
+
+def build(boards: Boards) -> tuple[Controls, list, callable]:
+    """Lays out the tab and wires it. Returns its controls, its outputs, and the function that fills them."""
+    first = show(boards, Query(model=FIRST_MODEL))
+    with gr.Row(elem_classes="choosers"):
+        model = gr.Dropdown(_model_choices(first), value=FIRST_MODEL, label="Model", elem_classes="narrow")
+        track = gr.Radio(_track_choices(first), value="llm_ptq", label="Track", elem_classes="segments")
+        mode = gr.Radio(MODES, value="absolute", label="Show", elem_classes="segments")
+        search = gr.Textbox(label="Search", placeholder="gptq w4 g128", elem_classes="search", max_lines=1)
+        clear = gr.Button("Clear filters", size="sm", elem_classes="clear", scale=0, min_width=0)
+    with gr.Row(elem_classes="filters"):
+        methods = gr.CheckboxGroup(list(first.choices.methods), label="Method", elem_classes="pills")
+        bits = gr.CheckboxGroup(_bit_choices(first), label="Weight bits", elem_classes="pills")
+        groups = gr.CheckboxGroup(_group_choices(first), label="Group size", elem_classes="pills")
+        sources = gr.CheckboxGroup(list(first.choices.sources), label="Source", elem_classes="pills")
+    problems = gr.HTML(problems_html(boards.problems()), elem_id="problems")
+    summary = gr.HTML(first.summary, elem_id="summary")
+    board = gr.HTML(first.table, elem_id="board", js_on_load=_JS, apply_default_css=False)
+    sort = gr.State((None, False))
+    version = gr.State(boards.store.version())
+    controls = Controls(model, track, mode, methods, bits, groups, sources, search, sort)
+    outputs = [model, track, methods, bits, groups, sources, problems, summary, board, version]
+
+    def fill(*values) -> list:
+        shown = show(boards, query_of(*values))
+        query = shown.query
+        return [
+            gr.update(choices=_model_choices(shown), value=query.model or EVERY_MODEL),
+            gr.update(choices=_track_choices(shown), value=query.track),
+            gr.update(choices=list(shown.choices.methods), value=list(query.methods)),
+            gr.update(choices=_bit_choices(shown), value=list(query.bits)),
+            gr.update(choices=_group_choices(shown), value=list(query.groups)),
+            gr.update(choices=list(shown.choices.sources), value=list(query.sources)),
+            problems_html(boards.problems()),
+            shown.summary,
+            shown.table,
+            boards.store.version(),
+        ]
+
+    def refine(*values) -> tuple[str, str]:
+        shown = show(boards, query_of(*values))
+        return shown.summary, shown.table
+
+    def sorted_by(event: gr.EventData, *values) -> tuple[str, str, tuple[str | None, bool]]:
+        *others, sort_now = values
+        sort_now = next_sort(*sort_now, event._data["column"])
+        return *refine(*others, sort_now), sort_now
+
+    def cleared(*values) -> list:
+        chosen = list(values)
+        chosen[3:8] = [[], [], [], [], ""]
+        return [*fill(*chosen), ""]
+
+    def refreshed(seen: str, *values) -> list:
+        return [gr.skip()] * len(outputs) if boards.store.version() == seen else fill(*values)
+
+    quick = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+    gr.on([model.input, track.input], fill, controls.all(), outputs, **quick)
+    gr.on(
+        [mode.input, methods.input, bits.input, groups.input, sources.input, search.input],
+        refine,
+        controls.all(),
+        [summary, board],
+        trigger_mode="always_last",
+        **quick,
+    )
+    board.sort(sorted_by, controls.all(), [summary, board, sort], **quick)
+    clear.click(cleared, controls.all(), [*outputs, search], **quick)
+    gr.Timer(3).tick(refreshed, [version, *controls.all()], outputs, **quick)
+    return controls, outputs, fill
+
+
+def _model_choices(shown: Shown) -> list[str]:
+    return [*shown.models, EVERY_MODEL]
+
+
+def _track_choices(shown: Shown) -> list[tuple[str, str]]:
+    return [(analysis.TRACKS[track], track) for track in shown.choices.tracks]
+
+
+def _bit_choices(shown: Shown) -> list[tuple[str, float]]:
+    return [(f"{bits:g}", float(bits)) for bits in shown.choices.bits]
+
+
+def _group_choices(shown: Shown) -> list[tuple[str, int]]:
+    return [("per row" if size == PER_ROW else str(size), size) for size in shown.choices.groups]

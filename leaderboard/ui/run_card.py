@@ -1,0 +1,101 @@
+"""Runs as HTML: the one that is looked at with its progress, and the list of recent ones."""
+
+from __future__ import annotations
+
+import time
+from html import escape
+
+from leaderboard import notation
+from leaderboard.store import model_name
+from leaderboard.ui.table import bit_bar
+from quant_engine.runs.queue import QueuedRun
+from quant_engine.spec import Progress
+
+_WORDS = {"queued": "waiting", "running": "running", "done": "done", "failed": "failed", "cancelled": "cancelled"}
+
+
+def card(run: QueuedRun | None, now: float | None = None) -> str:
+    """One run: what it is, where it stands, and what went wrong if it did."""
+    if run is None:
+        return '<div class="run empty"><b>No run yet.</b> Compose a setting and start it: it shows here.</div>'
+    spec = run.spec
+    limit = f"{spec.limit} items a task" if spec.limit else "all items"
+    what = f"{escape(model_name(spec.model))} · {escape(', '.join(spec.tasks))} · {limit}"
+    return (
+        f'<article class="run {run.state}" data-run="{run.run_id}"><header><b>{escape(spec.setting.label)}</b>'
+        f"{bit_bar(spec.setting.w_bits)}<mark>{_state(run)}</mark></header><p class='what'>{what}</p>"
+        f"{_bar(run)}<p class='where'>{escape(_where(run, time.time() if now is None else now))}</p>{_sorry(run)}"
+        f"<p class='id'>Run <code>{run.run_id}</code></p></article>"
+    )
+
+
+def runs_list(runs: list[QueuedRun], chosen: str | None, now: float | None = None) -> str:
+    """The recent runs, newest first; pressing one looks at it."""
+    if not runs:
+        return '<p class="hint">Runs will be listed here.</p>'
+    now = time.time() if now is None else now
+    rows = "".join(
+        f'<li><button type="button" data-run="{run.run_id}" aria-pressed="{str(run.run_id == chosen).lower()}">'
+        f"<b>{escape(run.spec.setting.label)}</b><span>{escape(model_name(run.spec.model))}</span>"
+        f'<mark class="{run.state}">{_state(run)}</mark><time>{_ago(now - run.created)}</time></button></li>'
+        for run in runs
+    )
+    return f'<ul class="runs">{rows}</ul>'
+
+
+def _state(run: QueuedRun) -> str:
+    return "stopping" if run.cancelling and run.state == "running" else _WORDS[run.state]
+
+
+def _bar(run: QueuedRun) -> str:
+    share = 100 * min(max(run.progress.fraction, 0.0), 1.0)
+    return (
+        f'<div class="bar" role="progressbar" aria-label="Progress" aria-valuemin="0" aria-valuemax="100" '
+        f'aria-valuenow="{share:.0f}"><i style="width:{share:.1f}%"></i></div>'
+    )
+
+
+def _where(run: QueuedRun, now: float) -> str:
+    """The state in words: stage, block and linear, task and item, time left."""
+    if run.state == "queued":
+        return "Waiting for its turn."
+    if run.state == "running":
+        return " · ".join([*_steps(run.progress), _left(run.progress)]).strip(" ·")
+    if run.started and run.ended:
+        spent = notation.seconds(max(run.ended - run.started, 0))
+        return {"done": f"Finished in {spent}. Its numbers are on the leaderboard."}.get(
+            run.state, f"Ended after {spent}."
+        )
+    return "Cancelled before it started." if run.state == "cancelled" else ""
+
+
+def _steps(progress: Progress) -> list[str]:
+    steps = [progress.stage.capitalize()]
+    if progress.stage in ("quantizing", "calibrating") and progress.block is not None:
+        steps.append(f"block {progress.block}" + (f" of {progress.blocks}" if progress.blocks else ""))
+        if progress.linear:
+            steps.append(progress.linear)
+        if progress.output_error is not None:
+            steps.append(f"output error {progress.output_error:.2g}")
+    if progress.stage == "evaluating" and progress.task:
+        steps.append(progress.task)
+        if progress.item is not None and progress.items:
+            steps.append(f"item {progress.item} of {progress.items}")
+    if len(steps) == 1 and progress.message:
+        steps.append(progress.message)
+    return steps
+
+
+def _left(progress: Progress) -> str:
+    return f"about {notation.seconds(max(progress.eta_s, 1))} left" if progress.eta_s is not None else ""
+
+
+def _sorry(run: QueuedRun) -> str:
+    return f'<p class="sorry" role="alert">{escape(run.error)}</p>' if run.error else ""
+
+
+def _ago(seconds: float) -> str:
+    for size, word in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= size:
+            return f"{seconds // size:.0f} {word} ago"
+    return "just now"

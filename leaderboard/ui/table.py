@@ -1,0 +1,188 @@
+"""A view as an HTML table: grouped sticky headers that sort, heat against FP16, every odd cell explained."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from html import escape
+from itertools import groupby
+
+import numpy as np
+
+from leaderboard.analysis import Cell, View, descends
+from leaderboard.columns import Column
+from leaderboard.store import Notes
+
+MOST_ROWS = 400
+_WORDS = {
+    Cell.MISSING: "Not reported.",
+    Cell.COMPUTED: "Mean of the five tasks, computed here; the source gives none.",
+    Cell.COLLAPSED: "Collapsed: the output is of no use.",
+    Cell.FAILED: "The measurement failed.",
+    Cell.NO_REFERENCE: "There is no FP16 number of this source and these conditions to compare with.",
+}
+_KINDS = {
+    Cell.MISSING: "missing",
+    Cell.COMPUTED: "computed",
+    Cell.COLLAPSED: "collapsed",
+    Cell.FAILED: "failed",
+    Cell.NO_REFERENCE: "missing",
+}
+_FIELDS = (
+    ("method", "Method", "k1"),
+    ("w_bits", "Bits", "k2"),
+    ("group_size", "Group", "k3"),
+    ("source", "Source", "k4"),
+)
+
+
+def table(view: View, notes: Notes) -> str:
+    """The view as HTML, with the notes on the cells that are shown. At most MOST_ROWS rows, and it says so."""
+    if not len(view.rows):
+        return '<div class="empty" role="status"><b>No setting matches.</b> Clear a filter or the search.</div>'
+    several = view.query.model is None
+    marked: dict[str, int] = {}
+    count = min(len(view.rows), MOST_ROWS)
+    settings = view.rows.head(count).to_dict("records")
+    body = "".join(_row(view, index, row, several, notes, marked) for index, row in enumerate(settings))
+    rest = (
+        f'<p class="more">The first {count} of {len(view.rows):,} rows. Filter or search to see others.</p>'
+        if count < len(view.rows)
+        else ""
+    )
+    return (
+        '<div class="scroll" tabindex="0" role="region" aria-label="Results, scrolls in both directions">'
+        f'<table class="board"><thead>{_head(view, several)}</thead><tbody>{body}</tbody></table>'
+        f"</div>{rest}{_legend(view)}{_notes(marked)}"
+    )
+
+
+def summary(view: View, total: int) -> str:
+    """How much of the table is shown, in one line."""
+    count = len(view.rows)
+    what = f"{count:,} settings" if count == total else f"{count:,} of {total:,} settings"
+    modes = {
+        "absolute": "",
+        "difference": " · difference to FP16; costs as they are",
+        "retained": " · percent of FP16 retained (for perplexity, FP16's over the setting's); costs as they are",
+    }
+    return f'<p class="summary" role="status">{what}{modes[view.query.mode]}</p>'
+
+
+def bit_bar(bits: float) -> str:
+    """Sixteen ticks, as many inked as a weight has bits."""
+    return f'<i class="bits" style="--b:{bits:g}" aria-hidden="true"></i>'
+
+
+def _head(view: View, several: bool) -> str:
+    """Two rows: groups with their direction, then columns that sort."""
+    fixed = [("model", "Model", "k0"), *_FIELDS] if several else list(_FIELDS)
+    top = "".join(f'<td class="k {kind}"></td>' for _, _, kind in fixed)
+    for group, members in groupby(view.columns, key=lambda column: column.group):
+        columns = list(members)
+        arrow = "" if columns[0].cost else f" <span>{columns[0].arrow}</span>"
+        top += f'<th class="group" colspan="{len(columns)}" scope="colgroup"><div>{group}{arrow}</div></th>'
+    cells = [
+        _sorter(view, field, title, f"k {kind}", f"Sort by {title.lower()}.", None) for field, title, kind in fixed
+    ]
+    cells += [_sorter(view, c.task, c.title, _edge(view.columns, i), c.help, c) for i, c in enumerate(view.columns)]
+    return f'<tr class="groups">{top}</tr><tr>{"".join(cells)}</tr>'
+
+
+def _sorter(view: View, key: str, title: str, kind: str, help_: str, column: Column | None) -> str:
+    active, falling = view.query.sort == key, descends(view.query, column)
+    state = ("descending" if falling else "ascending") if active else "none"
+    mark = ("▾" if falling else "▴") if active else ""
+    return (
+        f'<th class="{kind}" scope="col" aria-sort="{state}" title="{escape(help_)}">'
+        f'<button type="button" data-sort="{escape(key)}">{escape(title)}<s>{mark}</s></button></th>'
+    )
+
+
+def _row(view: View, index: int, row: dict, several: bool, notes: Notes, marked: dict[str, int]) -> str:
+    reference, measured = row["w_bits"] == 16, row["source"] == "measured"
+    kinds = " ".join(name for name, wanted in (("fp16", reference), ("measured", measured)) if wanted)
+    group = "" if reference else "per row" if np.isnan(row["group_size"]) else f"{row['group_size']:g}"
+    short = "16 bit" if reference else f"W{row['w_bits']:g}A{row['a_bits']:g}"
+    where = f"run {row['run_id']}" if measured else "the study"
+    small = f"{short} {'g' + group if group.isdigit() else group}" + (" · measured" if measured else "")
+    cells = f'<td class="k k0">{escape(row["model"])}</td>' if several else ""
+    cells += (
+        f'<th class="k k1" scope="row">{escape(row["method"])}<small>{small}</small></th>'
+        f'<td class="k k2">{bit_bar(row["w_bits"])}<span>{short}</span></td>'
+        f'<td class="k k3">{group}</td>'
+        f'<td class="k k4" title="{escape(where)}"><mark class="{row["source"]}">{row["source"]}</mark></td>'
+    )
+    cells += "".join(
+        _cell(view, index, column, _note(row, view.columns[column].task, notes), marked)
+        for column in range(len(view.columns))
+    )
+    return f'<tr class="{kinds}">{cells}</tr>'
+
+
+def _cell(view: View, row: int, column: int, note: str, marked: dict[str, int]) -> str:
+    cell, shade = Cell(view.cells[row, column]), view.shade[row, column]
+    kinds = [_edge(view.columns, column), _KINDS.get(cell, "")]
+    style = ""
+    if np.isfinite(shade) and abs(shade) > 0.02 and cell is not Cell.COLLAPSED:
+        kinds.append("lost" if shade < 0 else "gained")
+        style = f' style="--s:{abs(shade):.2f}"'
+    said = [_WORDS.get(cell, ""), _provenance(view, row, column)]
+    sign = ""
+    if note:
+        sign = f"<sup>{marked.setdefault(note, len(marked) + 1)}</sup>"
+        said.append(note)
+    title = escape(" ".join(part for part in said if part))
+    return f'<td class="{" ".join(filter(None, kinds))}"{style} title="{title}">{view.text(row, column)}{sign}</td>'
+
+
+def _provenance(view: View, row: int, column: int) -> str:
+    """Where a number comes from, in a few words."""
+    origin = view.origin[row, column]
+    if origin < 0:
+        return ""
+    result = view.results.iloc[origin]
+    if result["source"] == "paper":
+        return f"Table {result['table']} of the study."
+    parts = [f"Run {result['run_id']}."]
+    if not np.isnan(result["items"]):
+        parts.append(f"{result['items']:g} items.")
+    if not np.isnan(result["standard_error"]):
+        parts.append(f"Standard error {result['standard_error']:.2g}.")
+    return " ".join(parts)
+
+
+def _note(setting: dict, task: str, notes: Notes) -> str:
+    """The note on a printed (or unreadable) number of the study, or nothing."""
+    if setting["source"] != "paper":
+        return ""
+    group = 0.0 if np.isnan(setting["group_size"]) else setting["group_size"]
+    for note in notes.get((setting["model"], setting["method"], task), ()):
+        if note.covers(setting["w_bits"], setting["a_bits"], group):
+            return note.text
+    return ""
+
+
+def _edge(columns: tuple[Column, ...], index: int) -> str:
+    """Marks the first column of a group, which gets a rule at its left."""
+    return "first" if index == 0 or columns[index].group != columns[index - 1].group else ""
+
+
+def _legend(view: View) -> str:
+    states = {Cell(cell) for cell in np.unique(view.cells)}
+    parts: Iterator[str] = iter(
+        [
+            '<span><i class="ramp lost"></i>loses against FP16</span>',
+            '<span><i class="ramp gained"></i>gains</span>',
+            '<span><i class="swatch collapsed"></i>collapsed</span>' if Cell.COLLAPSED in states else "",
+            "<span><b>·</b>not reported</span>" if Cell.MISSING in states else "",
+            "<span><b><u>68.6</u></b>computed here</span>" if Cell.COMPUTED in states else "",
+        ]
+    )
+    return f'<p class="legend">{"".join(parts)}</p>'
+
+
+def _notes(marked: dict[str, int]) -> str:
+    if not marked:
+        return ""
+    items = "".join(f"<li>{escape(note)}</li>" for note in marked)
+    return f'<ol class="notes" aria-label="Notes on printed numbers">{items}</ol>'

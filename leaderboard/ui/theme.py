@@ -1,0 +1,144 @@
+"""What the page looks like: IBM Plex (served by Gradio itself, nothing is fetched), ink on paper, one stylesheet."""
+
+from __future__ import annotations
+
+import gradio as gr
+from gradio.themes.utils import colors
+
+from quant_engine import folders
+
+_INK = colors.Color(
+    name="ink",
+    c50="#fbfaf8", c100="#f4f2ee", c200="#e6e3dc", c300="#cfcbc2", c400="#a09c94", c500="#77746d",
+    c600="#57554f", c700="#3a3936", c800="#242322", c900="#191918", c950="#111110",
+)  # fmt: skip
+
+THEME = gr.themes.Base(
+    primary_hue=_INK,
+    secondary_hue=_INK,
+    neutral_hue=_INK,
+    text_size=gr.themes.sizes.text_sm,
+    spacing_size=gr.themes.sizes.spacing_sm,
+    radius_size=gr.themes.sizes.radius_sm,
+    font=[gr.themes.LocalFont("IBM Plex Sans", weights=(400, 700)), "ui-sans-serif", "system-ui", "sans-serif"],
+    font_mono=[gr.themes.LocalFont("IBM Plex Mono", weights=(400,)), "ui-monospace", "monospace"],
+).set(
+    body_background_fill="var(--paper)",
+    body_background_fill_dark="var(--paper)",
+    body_text_color="var(--ink)",
+    body_text_color_dark="var(--ink)",
+    body_text_color_subdued="var(--quiet)",
+    body_text_color_subdued_dark="var(--quiet)",
+    background_fill_primary="var(--sheet)",
+    background_fill_primary_dark="var(--sheet)",
+    background_fill_secondary="var(--paper)",
+    background_fill_secondary_dark="var(--paper)",
+    border_color_primary="var(--rule)",
+    border_color_primary_dark="var(--rule)",
+    border_color_accent="var(--ink)",
+    border_color_accent_dark="var(--ink)",
+    color_accent="var(--ink)",
+    color_accent_soft="var(--wash)",
+    color_accent_soft_dark="var(--wash)",
+    block_background_fill="transparent",
+    block_background_fill_dark="transparent",
+    block_border_width="0px",
+    block_border_width_dark="0px",
+    block_padding="0px",
+    block_shadow="none",
+    block_shadow_dark="none",
+    block_label_background_fill="transparent",
+    block_label_background_fill_dark="transparent",
+    block_label_text_color="var(--quiet)",
+    block_label_text_color_dark="var(--quiet)",
+    block_title_text_color="var(--quiet)",
+    block_title_text_color_dark="var(--quiet)",
+    block_title_text_size="12px",
+    block_title_text_weight="400",
+    block_info_text_color="var(--quiet)",
+    block_info_text_color_dark="var(--quiet)",
+    panel_background_fill="transparent",
+    panel_background_fill_dark="transparent",
+    input_background_fill="var(--sheet)",
+    input_background_fill_dark="var(--sheet)",
+    input_background_fill_focus="var(--sheet)",
+    input_background_fill_focus_dark="var(--sheet)",
+    input_border_width="1px",
+    input_border_width_dark="1px",
+    input_border_color="var(--edge)",
+    input_border_color_dark="var(--edge)",
+    input_border_color_focus="var(--ink)",
+    input_border_color_focus_dark="var(--ink)",
+    input_shadow="none",
+    input_shadow_focus="0 0 0 1px var(--ink)",
+    input_shadow_focus_dark="0 0 0 1px var(--ink)",
+    input_placeholder_color="var(--faint)",
+    input_placeholder_color_dark="var(--faint)",
+    button_primary_background_fill="var(--ink)",
+    button_primary_background_fill_dark="var(--ink)",
+    button_primary_background_fill_hover="var(--ink-hover)",
+    button_primary_background_fill_hover_dark="var(--ink-hover)",
+    button_primary_text_color="var(--sheet)",
+    button_primary_text_color_dark="var(--sheet)",
+    button_primary_border_color="transparent",
+    button_secondary_background_fill="var(--sheet)",
+    button_secondary_background_fill_dark="var(--sheet)",
+    button_secondary_background_fill_hover="var(--wash)",
+    button_secondary_background_fill_hover_dark="var(--wash)",
+    button_secondary_border_color="var(--edge)",
+    button_secondary_border_color_dark="var(--edge)",
+    button_secondary_text_color="var(--ink)",
+    button_secondary_text_color_dark="var(--ink)",
+    button_border_width="1px",
+    button_border_width_dark="1px",
+    checkbox_background_color="var(--sheet)",
+    checkbox_background_color_dark="var(--sheet)",
+    checkbox_background_color_selected="var(--ink)",
+    checkbox_background_color_selected_dark="var(--ink)",
+    checkbox_border_color="var(--edge)",
+    checkbox_border_color_dark="var(--edge)",
+    checkbox_border_color_selected="var(--ink)",
+    checkbox_border_color_selected_dark="var(--ink)",
+    checkbox_label_background_fill="transparent",
+    checkbox_label_background_fill_dark="transparent",
+    checkbox_label_background_fill_hover="var(--wash)",
+    checkbox_label_background_fill_hover_dark="var(--wash)",
+    checkbox_label_background_fill_selected="var(--ink)",
+    checkbox_label_background_fill_selected_dark="var(--ink)",
+    checkbox_label_text_color="var(--ink)",
+    checkbox_label_text_color_dark="var(--ink)",
+    checkbox_label_text_color_selected="var(--sheet)",
+    checkbox_label_text_color_selected_dark="var(--sheet)",
+    checkbox_label_border_color="var(--edge)",
+    checkbox_label_border_color_dark="var(--edge)",
+    link_text_color="var(--ink)",
+    link_text_color_dark="var(--ink)",
+)  # fmt: skip
+
+# In the head, not through css=, so that the page is never drawn without it and selectors mean what they say.
+HEAD = f"""
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<style>{(folders.ASSETS / "page.css").read_text(encoding="utf-8")}</style>
+"""
+
+# Gradio follows the system's theme; a choice made with the page's own switch comes after it.
+ON_LOAD = """() => {
+  const chosen = new URLSearchParams(location.search).get('__theme') || localStorage.getItem('lowbit-theme');
+  if (chosen) document.body.classList.toggle('dark', chosen === 'dark');
+}"""
+
+MASTHEAD = """
+<header class="masthead">
+  <div class="brand"><i class="bitmark" aria-hidden="true"></i><b>Low-Bit Lab</b></div>
+  <p>What does a model lose when its weights are stored in <em>b</em> bits by method <em>M</em>,
+     and what does it gain?</p>
+  <button type="button" class="switch" aria-label="Switch between light and dark">◐</button>
+</header>
+"""
+MASTHEAD_JS = """
+element.querySelector('.switch').addEventListener('click', () => {
+  const dark = document.body.classList.toggle('dark');
+  localStorage.setItem('lowbit-theme', dark ? 'dark' : 'light');
+});
+"""
