@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import atexit
 import logging
-import os
 import signal
 import subprocess
 import sys
@@ -19,7 +18,9 @@ from queue import SimpleQueue
 
 from pydantic import ValidationError
 
+from quant_engine.children import start_child
 from quant_engine.generate.messages import AnswerEvent, AskRequest, ToWorker
+from quant_engine.spec import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +48,8 @@ class AnswerService:
     def ask(self, request: AskRequest) -> Iterator[AnswerEvent]:
         """Answer a request: events of all its sides as they come, until each side has ended with done or error.
 
-        The request is sent with the first event that is asked for. Closing the iterator cancels it.
+        The request is sent with the first event that is asked for. Closing the iterator cancels it. Raises UserError
+        when no process can be started.
         """
         with self._lock:
             before = self._worker
@@ -96,7 +98,7 @@ class AnswerService:
             worker = self._worker = _Worker(self._command)
             inbox = worker.ask(request)
         if inbox is None:
-            raise RuntimeError(f"{self._command} ends as soon as it is started")
+            raise UserError("The answering process ends as soon as it is started: see the log for the reason.")
         return worker, inbox
 
     def _watch_idleness(self) -> None:
@@ -139,14 +141,10 @@ class _Worker:
         self._inboxes: dict[str, _Inbox] = {}
         self._ended = False
         self._lock = threading.Lock()
-        self._process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            # Ctrl-C in the page's terminal is the page's to handle; the end of its input ends this process.
-            start_new_session=True,
-            env=os.environ | {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "TQDM_DISABLE": "1"},
-        )
+        try:
+            self._process = start_child(command, subprocess.PIPE, subprocess.PIPE, stderr=None)
+        except OSError as error:
+            raise UserError(f"The answering process can't be started ({error.strerror}): free memory.") from error
         threading.Thread(target=self._read, name="answers", daemon=True).start()
 
     def is_alive(self) -> bool:

@@ -194,7 +194,7 @@ class Queue:
                 return None
             now = time.time()
             try:
-                RunSpec.model_validate_json(row["spec"])
+                _read(row)
             except ValidationError:
                 sentence = "This run was queued by another version whose settings can't be read: start it again."
                 db.execute(

@@ -16,7 +16,8 @@ import threading
 import time
 from collections.abc import Sequence
 
-from quant_engine.runs.queue import Queue, QueuedRun, owner_name
+from quant_engine.children import start_child
+from quant_engine.runs.queue import Queue, owner_name
 from quant_engine.runs.worker import LOST_CLAIM
 from quant_engine.spec import UserError
 
@@ -25,6 +26,7 @@ logger = logging.getLogger(__name__)
 TICK_S = 0.25
 GRACE_S = 15.0  # longer than a worker grants itself, so that it can end in its own way
 STOP_S = 5.0
+NICE = 10  # a run takes long anyway, and the page and its answers should not
 _WORKER = (sys.executable, "-m", "quant_engine.runs.worker")
 
 
@@ -64,6 +66,10 @@ class Supervisor:
                 # The queue's disk may be full or read-only for a while; the page shows the same sentence.
                 logger.warning("%s", refusal)
                 self._stopping.wait(STOP_S)
+            except Exception:
+                # Whatever is wrong with one run, the thread must live on for the others.
+                logger.exception("The supervisor of runs met an error.")
+                self._stopping.wait(STOP_S)
             self._stopping.wait(TICK_S)
         self._end_worker()
 
@@ -71,7 +77,10 @@ class Supervisor:
         if self._process is None:
             run_id = self._queue.waiting()
             if run_id:
-                self._start_worker(run_id)
+                try:
+                    self._start_worker(run_id)
+                except OSError as error:
+                    self._fail_unstarted(run_id, f"The run's process can't be started ({error.strerror}): free memory.")
         elif self._process.poll() is None:
             self._kill_unwanted()
         else:
@@ -82,15 +91,8 @@ class Supervisor:
         log = self._queue.log_path(run_id)
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as output:
-            self._process = subprocess.Popen(
-                [*self._command, str(self._queue.path), run_id, "--parent", str(os.getpid())],
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                # Ctrl-C in the page's terminal must reach the worker through stop(), which keeps the run.
-                start_new_session=True,
-                env=os.environ | {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "TQDM_DISABLE": "1"},
-            )
+            command = [*self._command, str(self._queue.path), run_id, "--parent", str(os.getpid())]
+            self._process = start_child(command, subprocess.DEVNULL, output, output, nice=NICE)
         self._run_id, self._wanted_at = run_id, time.monotonic()
 
     def _kill_unwanted(self) -> None:
@@ -108,16 +110,16 @@ class Supervisor:
         if process.returncode not in (0, LOST_CLAIM):
             logger.warning("Run %s: its process ended with %s.", run.run_id, process.returncode)
         if run.state == "queued" and process.returncode not in (0, LOST_CLAIM):
-            self._note_unstarted(run, process.returncode)
+            self._fail_unstarted(run.run_id, _sentence(process.returncode))
         elif run.cancelling:
             self._queue.cancelled(run.run_id, owner)
         else:
             self._queue.fail(run.run_id, owner, _sentence(process.returncode))
 
-    def _note_unstarted(self, run: QueuedRun, code: int) -> None:
-        """A worker that can't even claim its run would be started for ever: claim it for the dead, and fail it."""
-        if self._queue.claim(run.run_id):
-            self._queue.fail(run.run_id, owner_name(), _sentence(code))
+    def _fail_unstarted(self, run_id: str, sentence: str) -> None:
+        """A worker that can't even claim its run would be started for ever: claim the run for it, and fail it."""
+        if self._queue.claim(run_id):
+            self._queue.fail(run_id, owner_name(), sentence)
 
     def _end_worker(self) -> None:
         process, self._process = self._process, None

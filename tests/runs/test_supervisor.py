@@ -74,6 +74,13 @@ def test_progress_shows_while_a_run_runs(queue, supervisor):
     assert (run.progress.stage, run.progress.linear, run.progress.fraction) == ("quantizing", "q_proj", 0.5)
 
 
+def test_a_worker_steps_back_for_the_page_in_memory_and_processor(queue, supervisor):
+    pid = worker_pid(wait_for(queue, submit(queue, "work=30"), "running"))
+    own, its = (int(Path(f"/proc/{who}/oom_score_adj").read_text()) for who in ("self", pid))
+    assert its == min(own + 500, 1000)
+    assert os.getpriority(os.PRIO_PROCESS, pid) > os.getpriority(os.PRIO_PROCESS, 0)
+
+
 @pytest.mark.parametrize(
     ("model", "said"),
     [
