@@ -53,6 +53,7 @@ def answer(loaded: Loaded, image: Image | None, question: str, max_new_tokens: i
     most = min(max_new_tokens, context - prompt_tokens)
     ends = _end_tokens(loaded)
     cache = DynamicCache(config=model.config.get_text_config())
+    weight_bytes = loaded.weight_bytes
 
     token = _next_token(model, cache, inputs)
     tokens = [token]
@@ -65,7 +66,7 @@ def answer(loaded: Loaded, image: Image | None, question: str, max_new_tokens: i
             tokens_per_s=(len(tokens) - 1) / decoding if decoding else None,
             tokens=len(tokens),
             prompt_tokens=prompt_tokens,
-            weight_bytes=loaded.weight_bytes,
+            weight_bytes=weight_bytes,
             stored_bits=loaded.stored_bits,
         )
         yield Step(token, _text(tokenizer, tokens), stats, finished)
