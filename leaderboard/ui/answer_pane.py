@@ -36,7 +36,7 @@ def pane(side: Side) -> str:
     """The side as HTML, whatever state it is in."""
     label, bits = escape(side.setting.label), side.setting.w_bits
     return (
-        f'<article class="answer {side.state}" aria-busy="{str(side.state in ("status", "token")).lower()}">'
+        f'<article class="answer at-{side.state}" aria-busy="{str(side.state in ("status", "token")).lower()}">'
         f"<header><b>{label}</b>{bit_bar(bits)}<span>{_weights(side.stats)}</span></header>"
         f'<div class="said" aria-live="polite">{_said(side)}</div>{_costs(side.stats)}</article>'
     )

@@ -15,6 +15,7 @@ from leaderboard import pictures, requests
 from leaderboard.lab import Lab
 from leaderboard.ui import setting_picker
 from leaderboard.ui.answer_pane import Side, pane
+from leaderboard.ui.theme import html
 from quant_engine.folders import ASSETS
 from quant_engine.generate.messages import AskRequest
 from quant_engine.models.catalog import MODELS
@@ -23,6 +24,7 @@ from quant_engine.spec import QuantSetting, UserError
 logger = logging.getLogger(__name__)
 
 EXAMPLES = ASSETS / "demo" / "examples" / "examples.json"
+LENGTHS = [16, 32, 64, 128, 256]
 FIRST_SETTING = QuantSetting(method="rtn", w_bits=4, group_size=64)
 _PICK_JS = """
 element.addEventListener('click', (event) => {
@@ -65,7 +67,7 @@ def strip(shown: list[Example]) -> str:
 
 def picture_html(path: str | None) -> str:
     if not path:
-        return '<div class="picture none">No picture yet</div>'
+        return ""
     return f'<div class="picture"><img src="{pictures.preview(Path(path))}" alt="The picture asked about"></div>'
 
 
@@ -87,11 +89,11 @@ def build(lab: Lab) -> None:
         with gr.Column(elem_classes="bench-side"):
             picture = gr.State(None, delete_callback=pictures.forget)
             request = gr.State(None)
-            frame = gr.HTML(picture_html(None), elem_id="picture")
+            frame = html(picture_html(None), elem_id="picture")
             upload = gr.File(
                 label="Picture", file_types=["image"], type="filepath", height=64, elem_id="drop", show_label=False
             )
-            gallery = gr.HTML(strip(shown), js_on_load=_PICK_JS, elem_id="examples", apply_default_css=False)
+            gallery = html(strip(shown), js_on_load=_PICK_JS, elem_id="examples")
         with gr.Column(elem_classes="bench-main"):
             with gr.Row(elem_classes="asking"):
                 question = gr.Textbox(
@@ -106,12 +108,12 @@ def build(lab: Lab) -> None:
                 picker = setting_picker.build(
                     FIRST_SETTING.method, f"{FIRST_SETTING.w_bits:g}", str(FIRST_SETTING.group_size), fp16=False
                 )
-                length = gr.Slider(8, 256, value=64, step=8, label="Longest answer, tokens")
-            problem = gr.HTML("", elem_id="ask-problem")
+                length = gr.Dropdown(LENGTHS, value=64, label="Most tokens", filterable=False)
+            problem = html("", elem_id="ask-problem")
             with gr.Row(elem_classes="answers"):
-                left = gr.HTML(pane(Side(requests.FP16)), elem_id="answer-0", apply_default_css=False)
-                right = gr.HTML(pane(Side(FIRST_SETTING)), elem_id="answer-1", apply_default_css=False)
-            remark = gr.HTML(model_note(cards[0].id))
+                left = html(pane(Side(requests.FP16)), elem_id="answer-0")
+                right = html(pane(Side(FIRST_SETTING)), elem_id="answer-1")
+            remark = html(model_note(cards[0].id))
 
     def take(upload_path: str | None, old: str | None) -> tuple:
         if not upload_path:

@@ -12,6 +12,7 @@ from leaderboard import analysis
 from leaderboard.analysis import PER_ROW, Board, Query
 from leaderboard.store import Problem, Store, read_notes
 from leaderboard.ui import table
+from leaderboard.ui.theme import html
 from quant_engine.folders import PROJECT
 
 EVERY_MODEL = "All models"
@@ -131,9 +132,9 @@ def build(boards: Boards) -> tuple[Controls, list, callable]:
         bits = gr.CheckboxGroup(_bit_choices(first), label="Weight bits", elem_classes="pills")
         groups = gr.CheckboxGroup(_group_choices(first), label="Group size", elem_classes="pills")
         sources = gr.CheckboxGroup(list(first.choices.sources), label="Source", elem_classes="pills")
-    problems = gr.HTML(problems_html(boards.problems()), elem_id="problems")
-    summary = gr.HTML(first.summary, elem_id="summary")
-    board = gr.HTML(first.table, elem_id="board", js_on_load=_JS, apply_default_css=False)
+    problems = html(problems_html(boards.problems()), elem_id="problems")
+    summary = html(first.summary, elem_id="summary")
+    board = html(first.table, elem_id="board", js_on_load=_JS)
     sort = gr.State((None, False))
     version = gr.State(boards.store.version())
     controls = Controls(model, track, mode, methods, bits, groups, sources, search, sort)

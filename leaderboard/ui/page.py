@@ -23,7 +23,7 @@ def build(lab: Lab) -> gr.Blocks:
         fill_width=True,
         delete_cache=(FORGET_UPLOADS_S, FORGET_UPLOADS_S),
     ) as page:
-        gr.HTML(theme.MASTHEAD, js_on_load=theme.MASTHEAD_JS, apply_default_css=False)
+        theme.html(theme.MASTHEAD, js_on_load=theme.MASTHEAD_JS)
         with gr.Tabs(elem_id="rooms") as rooms:
             with gr.Tab("Leaderboard", id="leaderboard"):
                 controls, outputs, fill = leaderboard_tab.build(boards)

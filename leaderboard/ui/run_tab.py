@@ -1,4 +1,4 @@
-"""The Run tab: compose a setting, start it, follow it. All that it shows comes from the queue: a reload loses nothing."""
+"""The Run tab: compose a setting, start it, follow it. All state comes from the queue, so reloading loses nothing."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from leaderboard import requests
 from leaderboard.lab import Lab
 from leaderboard.ui import run_card, setting_picker
 from leaderboard.ui.ask_tab import model_note, notice
+from leaderboard.ui.theme import html
 from quant_engine.evaluate import TASKS
 from quant_engine.methods import METHODS
 from quant_engine.models.catalog import MODELS, available
@@ -95,7 +96,7 @@ def build(lab: Lab) -> tuple[gr.Button, gr.State]:
     with gr.Row(elem_classes="bench"):
         with gr.Column(elem_classes="bench-side form-side"):
             model = gr.Dropdown(model_choices(), value=first_model, label="Model", filterable=False)
-            remark = gr.HTML(model_note(first_model))
+            remark = html(model_note(first_model))
             picker = setting_picker.build("rtn", "4", "64", fp16=True)
             tasks = gr.CheckboxGroup(
                 task_choices(first_model), value=["perplexity"], label="Measure", elem_classes="pills", elem_id="tasks"
@@ -120,19 +121,19 @@ def build(lab: Lab) -> tuple[gr.Button, gr.State]:
                     str(MODELS[first_model].window), label="Perplexity window", info="Tokens", max_lines=1
                 )
             token = gr.Textbox(label="Owner's token", type="password", visible=lab.hosted, max_lines=1)
-            problem = gr.HTML("", elem_id="run-problem")
+            problem = html("", elem_id="run-problem")
             begin = gr.Button("Start run", variant="primary", elem_id="start")
         with gr.Column(elem_classes="bench-main"):
             chosen = gr.State(None)
-            current = gr.HTML(_LOADING, elem_id="run", apply_default_css=False)
+            current = html(_LOADING, elem_id="run")
             with gr.Row(elem_classes="run-buttons"):
                 cancel = gr.Button("Cancel", visible=False, elem_id="cancel", size="sm", min_width=88)
                 resume = gr.Button("Resume", visible=False, elem_id="resume", size="sm", min_width=88)
                 see = gr.Button("See it on the leaderboard", visible=False, elem_id="see", size="sm")
             with gr.Accordion("Log", open=False, elem_classes="more-options"):
-                log = gr.HTML("", elem_id="log", apply_default_css=False)
-            gr.HTML("<h3>Recent runs</h3>")
-            recent = gr.HTML("", js_on_load=_PICK_JS, elem_id="runs", apply_default_css=False)
+                log = html("", elem_id="log")
+            html("<h3>Recent runs</h3>")
+            recent = html("", js_on_load=_PICK_JS, elem_id="runs")
     shown = [chosen, current, cancel, resume, see, log, recent]
     seen = gr.State(None)
 

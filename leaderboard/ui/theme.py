@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import gradio as gr
 from gradio.themes.utils import colors
 
 from quant_engine import folders
+
+html = partial(gr.HTML, apply_default_css=False)  # our own stylesheet says what our own HTML looks like
 
 _INK = colors.Color(
     name="ink",

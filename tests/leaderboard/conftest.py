@@ -1,0 +1,62 @@
+"""Run folders to read, made as the engine makes them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from quant_engine.runs import folder as run_folder
+from quant_engine.spec import QuantSetting, Result, RunSpec
+
+MakeRun = Callable[..., Path]
+
+
+@pytest.fixture
+def results(tmp_path, monkeypatch) -> Path:
+    """An empty results folder."""
+    folder = tmp_path / "results"
+    monkeypatch.setenv("LOWBIT_RESULTS", str(folder))
+    return folder
+
+
+@pytest.fixture
+def make_run(results) -> MakeRun:
+    """Writes a run folder: make_run(method="rtn", bits=4, group=64, limit=8, perplexity=12.3)."""
+
+    def make(
+        *,
+        model: str = "demo-llm",
+        method: str = "rtn",
+        bits: float = 4,
+        group: int | None = 64,
+        limit: int | None = 8,
+        status: str = "ok",
+        **values: float | None,
+    ) -> Path:
+        setting = QuantSetting() if method == "fp16" else QuantSetting(method=method, w_bits=bits, group_size=group)
+        spec = RunSpec(model=model, setting=setting, tasks=tuple(values), limit=limit)
+        rows = [
+            Result(
+                run_id=spec.run_id,
+                source="measured",
+                model=model,
+                track="llm_ptq",
+                method=setting.method,
+                w_bits=setting.w_bits,
+                group_size=setting.group_size,
+                stored_bits=16 if method == "fp16" else bits + 0.3,
+                task=task,
+                metric="perplexity",
+                value=value,
+                status=status,
+                items=limit,
+                duration_s=90,
+                peak_memory_bytes=2_000_000_000,
+            )
+            for task, value in values.items()
+        ]
+        return run_folder.write(spec, {}, rows, [], {}, "log")
+
+    return make

@@ -1,0 +1,40 @@
+import math
+
+import pytest
+
+from leaderboard import notation
+
+
+@pytest.mark.parametrize(
+    ("value", "measured", "text"),
+    [
+        (6.1, False, "6.1"),
+        (22.8813, True, "22.88"),
+        (110, False, "110"),
+        (910.4, True, "910"),
+        (999.6, True, "1.0×10³"),
+        (1900, False, "1.9×10³"),
+        (2_700_000, False, "2.7×10⁶"),
+        (99_900, False, "1.0×10⁵"),
+        (-0.3, False, "−0.3"),
+        (-0.001, False, "0.0"),
+        (math.inf, True, "∞"),
+    ],
+)
+def test_perplexity(value, measured, text):
+    assert notation.perplexity(value, measured=measured) == text
+
+
+def test_small_words():
+    assert notation.difference("0.4") == "+0.4"
+    assert notation.difference("0.0") == "0.0"
+    assert notation.difference("−0.3") == "−0.3"
+    assert notation.percent(0.01) == "<0.1%"
+    assert notation.cost(29.45) == "29.45"
+    assert notation.cost(19.0) == "19"
+    assert notation.cost(100.0) == "100"
+    assert notation.seconds(0.42) == "0.42 s"
+    assert notation.seconds(185) == "3 min 05 s"
+    assert notation.seconds(7800) == "2 h 10 min"
+    assert notation.size(94_700_000) == "95 MB"
+    assert notation.size(16_060_000_000) == "16.1 GB"

@@ -1,0 +1,96 @@
+import pytest
+
+from leaderboard import requests
+from leaderboard.lab import Lab
+from quant_engine.spec import QuantSetting, UserError
+
+
+def refusal(call, *args, **named) -> str:
+    with pytest.raises(UserError) as caught:
+        call(*args, **named)
+    sentence = str(caught.value)
+    assert sentence.endswith(".")
+    assert "\n" not in sentence
+    return sentence
+
+
+def test_a_setting_is_resolved_with_every_option_spelled_out():
+    assert requests.setting("rtn", "4", "64") == QuantSetting(
+        method="rtn", w_bits=4, group_size=64, options={"symmetric": False, "mse_clip": False}
+    )
+    assert requests.setting("rtn", "3", "per row").group_size is None
+    assert requests.setting("fp16", "9", "0") == requests.FP16
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("rtn", "9", "64"), "from 1 to 8"),
+        (("rtn", "four", "64"), "not 'four'"),
+        (("rtn", "4", "0"), "Group size must be 1 or more"),
+        (("rtn", "4", "6.5"), "whole number"),
+        (("magic", "4", "64"), "no method 'magic'"),
+        (("rtn", "4", "64", {"colour": 1}), "no option 'colour'"),
+    ],
+)
+def test_a_bad_setting_is_one_sentence(arguments, said):
+    assert said in refusal(requests.setting, *arguments)
+
+
+RTN = QuantSetting(method="rtn", w_bits=4, group_size=64)
+
+
+def test_a_run_is_resolved_and_uses_the_models_window():
+    spec = requests.run("demo-llm", RTN, ["perplexity"], limit="8", window="")
+    assert (spec.limit, spec.window, spec.tasks) == (8, 1024, ("perplexity",))
+    assert requests.run("demo-llm", RTN, ["perplexity"], limit="").limit is None
+
+
+@pytest.mark.parametrize(
+    ("named", "said"),
+    [
+        ({"model": "gpt-5"}, "no model 'gpt-5'"),
+        ({"tasks": []}, "at least one task"),
+        ({"tasks": ["sudoku"]}, "no task 'sudoku'"),
+        ({"tasks": ["demo-chartqa"]}, "asks about pictures"),
+        ({"limit": "0"}, "Items per task must be 1 or more"),
+        ({"limit": "many"}, "whole number"),
+        ({"window": "2"}, "window"),
+        ({"hosted": True, "tasks": ["perplexity:/etc/passwd"]}, "from the lists"),
+        ({"hosted": True, "model": "/tmp"}, "from the lists"),
+        ({"hosted": True, "calibration": requests.calibration("/etc/passwd", "", "")}, "builtin"),
+    ],
+)
+def test_a_bad_run_is_one_sentence(named, said):
+    named = {"model": "demo-llm", "chosen": RTN, "tasks": ["perplexity"], **named}
+    assert said in refusal(requests.run, **named)
+
+
+def test_calibration_has_the_engines_defaults_and_refuses_nonsense():
+    assert requests.calibration("", "", "").samples == 32
+    assert requests.calibration("builtin", "4", "128").length == 128
+    assert "samples" in refusal(requests.calibration, "builtin", "100000", "")
+
+
+def test_a_question_needs_a_picture_and_words(monkeypatch):
+    monkeypatch.setattr(requests, "available", lambda card: True)
+    ask = requests.question
+    assert "picture first" in refusal(ask, "demo", None, "What is it?", RTN, 64)
+    assert refusal(ask, "demo", "/tmp/a.png", "  ", RTN, 64) == "Type a question."
+    assert "shorten it" in refusal(ask, "demo", "/tmp/a.png", "x" * 5000, RTN, 64)
+    assert "from the list" in refusal(ask, "/etc", "/tmp/a.png", "What is it?", RTN, 64)
+    asked = ask("demo", "/tmp/a.png", " What is it? ", RTN, 64)
+    assert (asked.question, asked.sides) == ("What is it?", (requests.FP16, RTN))
+
+
+def test_a_demo_model_that_is_not_there_names_the_command(monkeypatch):
+    monkeypatch.setattr(requests, "available", lambda card: False)
+    assert "quant_engine get demo" in refusal(requests.question, "demo", "/tmp/a.png", "What?", RTN, 64)
+
+
+def test_on_a_space_runs_need_the_owners_token():
+    Lab(hosted=False, owner_token="").check_may_start("")
+    Lab(hosted=True, owner_token="secret").check_may_start("secret")
+    assert "owner's token" in refusal(Lab(hosted=True, owner_token="secret").check_may_start, "sécret")
+    assert "LOWBIT_OWNER_TOKEN" in refusal(Lab(hosted=True, owner_token="").check_may_start, "")
+    assert "secret" not in repr(Lab(hosted=True, owner_token="secret"))

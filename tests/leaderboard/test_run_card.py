@@ -1,0 +1,100 @@
+import pytest
+
+from leaderboard.ui import run_card
+from leaderboard.ui.answer_pane import Side, pane
+from leaderboard.ui.run_tab import looked_at, options_of, task_choices
+from quant_engine.generate.messages import AnswerEvent, AnswerStats
+from quant_engine.runs.queue import Queue, QueuedRun
+from quant_engine.spec import Progress, QuantSetting, RunSpec
+
+
+def run(**given) -> QueuedRun:
+    spec = RunSpec(model="demo-llm", setting=QuantSetting(method="rtn", w_bits=4, group_size=64), tasks=("perplexity",))
+    fields = {
+        "run_id": spec.run_id,
+        "spec": spec,
+        "state": "running",
+        "progress": Progress(),
+        "error": None,
+        "attempts": 1,
+        "created": 0.0,
+        "started": 10.0,
+        "ended": None,
+        "cancelling": False,
+        "owner": None,
+    }
+    return QueuedRun(**{**fields, **given})
+
+
+def test_a_running_run_names_block_linear_and_time_left():
+    progress = Progress(stage="quantizing", fraction=0.4, block=12, blocks=30, linear="self_attn.q_proj", eta_s=65)
+    html = run_card.card(run(progress=progress))
+    assert "Quantizing · block 12 of 30 · self_attn.q_proj · about 1 min 05 s left" in html
+    assert 'aria-valuenow="40"' in html
+    evaluating = Progress(stage="evaluating", task="perplexity", item=3, items=8)
+    assert "Evaluating · perplexity · item 3 of 8" in run_card.card(run(progress=evaluating))
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"state": "queued", "started": None}, "Waiting for its turn."),
+        ({"state": "done", "ended": 100.0}, "Finished in 1 min 30 s."),
+        ({"state": "failed", "ended": 12.0, "error": "Memory ran out."}, "Memory ran out."),
+        ({"state": "cancelled", "started": None, "ended": 5.0}, "Cancelled before it started."),
+        ({"cancelling": True}, "stopping"),
+    ],
+)
+def test_every_state_is_said(given, said):
+    assert said in run_card.card(run(**given))
+
+
+def test_no_run_is_said():
+    assert "No run yet" in run_card.card(None)
+    assert "listed here" in run_card.runs_list([], None)
+
+
+def test_errors_are_escaped():
+    assert "<b>x" not in run_card.card(run(state="failed", error="<b>x")).replace("<b>RTN", "")
+
+
+def test_the_run_looked_at_is_the_chosen_else_the_running_else_the_newest(tmp_path):
+    queue = Queue(tmp_path / "queue.sqlite")
+    newest, running = run(run_id="b" * 16, state="done"), run(run_id="a" * 16)
+    assert looked_at(queue, None, []) is None
+    assert looked_at(queue, None, [newest, running]) is running
+    assert looked_at(queue, "b" * 16, [newest, running]) is newest
+    assert looked_at(queue, "c" * 16, [newest]) is newest
+    assert looked_at(queue, None, [newest]) is newest
+
+
+def test_options_are_those_of_the_chosen_method():
+    names = {"rtn": ["symmetric"], "gptq": ["act_order", "damping"]}
+    assert options_of("gptq", names, (True, False, 0.1)) == {"act_order": False, "damping": 0.1}
+    assert options_of("gptq", names, (True, False, None)) == {"act_order": False}
+    assert options_of("fp16", names, (True, False, 0.1)) == {}
+
+
+def test_a_text_model_is_offered_no_picture_tasks():
+    assert [name for _, name in task_choices("demo-llm")] == ["perplexity"]
+    assert len(task_choices("demo")) > 1
+
+
+def test_a_side_grows_with_its_events_and_keeps_its_text_when_stopped():
+    def event(kind: str, **more) -> AnswerEvent:
+        return AnswerEvent(request_id="r", side=0, kind=kind, **more)
+
+    stats = AnswerStats(
+        ttft_s=0.42, tokens_per_s=12.34, tokens=5, prompt_tokens=9, weight_bytes=94_700_000, stored_bits=4.31
+    )
+    side = Side(QuantSetting()).after(event("status", message="Loading FP16"))
+    assert "Loading FP16" in pane(side)
+    side = side.after(event("token", text="A <red> circle", stats=stats))
+    html = pane(side)
+    assert "A &lt;red&gt; circle" in html
+    for shown in ("0.42 s", "12.3", "95 MB", "4.31 bits per weight"):
+        assert shown in html
+    stopped = pane(side.after(event("error", message="Stopped.")))
+    assert "A &lt;red&gt; circle" in stopped
+    assert "Stopped." in stopped
+    assert "without a word" in pane(Side(QuantSetting()).after(event("done")))

@@ -1,0 +1,60 @@
+import re
+
+from leaderboard.analysis import Query
+from leaderboard.store import Store
+from leaderboard.ui import table
+from leaderboard.ui.leaderboard_tab import Boards, next_sort, problems_html, show
+
+
+def test_notes_stand_on_their_cells_and_below(results):
+    shown = show(Boards(Store()), Query(model="LLaMA3-8B", methods=("RTN",), bits=(3.0,), groups=(0,)))
+    assert re.search(r"35\.6<sup>1</sup>", shown.table)
+    assert "The five tasks average 37.6" in shown.table
+    assert "QuIP" not in shown.table
+
+
+def test_a_choice_never_empties_the_table_by_a_filter_that_is_no_longer_offered(results):
+    shown = show(Boards(Store()), Query(model="LLaVA-Next-8B", track="lora_ft", methods=("QuIP", "GPTQ"), bits=(8.0,)))
+    assert shown.query.track == "mllm_ptq"
+    assert shown.query.methods == ("GPTQ",)
+    assert shown.query.bits == ()
+    assert "table" in shown.table
+
+
+def test_nothing_found_is_said(results):
+    assert "No setting matches." in show(Boards(Store()), Query(model="LLaMA3-8B", search="zzz")).table
+
+
+def test_a_long_table_says_that_it_is_cut(results, monkeypatch):
+    monkeypatch.setattr(table, "MOST_ROWS", 5)
+    html = show(Boards(Store()), Query(model="LLaMA3-8B")).table
+    assert html.count("<tr class") == 5 + 1
+    assert "The first 5 of 41 rows" in html
+
+
+def test_measured_rows_are_marked(make_run):
+    make_run(perplexity=25.5)
+    html = show(Boards(Store()), Query(model="SmolLM2-135M")).table
+    assert '<mark class="measured">measured</mark>' in html
+    assert "25.50" in html
+
+
+def test_clicks_on_a_header_go_best_worst_and_back():
+    assert next_sort(None, False, "c4") == ("c4", False)
+    assert next_sort("c4", False, "c4") == ("c4", True)
+    assert next_sort("c4", True, "c4") == (None, False)
+    assert next_sort("c4", True, "ptb") == ("ptb", False)
+
+
+def test_sorted_headers_say_their_direction(results):
+    html = show(Boards(Store()), Query(model="LLaMA3-8B", sort="piqa")).table
+    assert re.search(r'aria-sort="descending"[^>]*><button type="button" data-sort="piqa">', html)
+
+
+def test_problems_are_escaped_and_counted():
+    from leaderboard.store import Problem
+
+    html = problems_html((Problem("<img>", "Broken."),))
+    assert "1 run folder is left out" in html
+    assert "<img>" not in html
+    assert problems_html(()) == ""
