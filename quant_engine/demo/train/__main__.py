@@ -1,0 +1,40 @@
+"""`python -m quant_engine.demo.train`: train the demo model's own parts, resuming where an earlier start was ended."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from quant_engine import folders
+
+STAGES = ("tower", "language", "projector", "joint", "export")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES), help="which stages, in this order")
+    parser.add_argument("--tower-minutes", type=float, default=60)
+    parser.add_argument("--language-minutes", type=float, default=60)
+    parser.add_argument("--projector-minutes", type=float, default=10)
+    parser.add_argument("--joint-minutes", type=float, default=60)
+    parser.add_argument("--items", type=int, default=200, help="test items per task for the model card")
+    parser.add_argument("--folder", type=Path, default=folders.home() / "demo-training", help="checkpoints and logs")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves the choice to torch")
+    parser.add_argument("--seed", type=int, default=1)
+    options = parser.parse_args()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    options.folder.mkdir(parents=True, exist_ok=True)
+    device = torch.device(options.device)
+    for stage in options.stages:
+        if stage == "tower":
+            from quant_engine.demo.train import tower
+
+            tower.train(options.folder, options.tower_minutes, device, options.seed)
+
+
+if __name__ == "__main__":
+    main()

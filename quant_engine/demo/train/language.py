@@ -1,0 +1,157 @@
+"""Stage 2: the language adapter learns to answer from coded grids; the picture is told, not seen.
+
+Half of the grids are exact; half are what the trained tower believes about the drawn picture, with all its doubts and
+errors, so that the language model learns to live with them. Between lessons the adapted model is held to the unadapted
+one on plain text and chat (divergence of next-token distributions), so that English survives.
+"""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy, kl_div, log_softmax
+from torch.utils.data import DataLoader
+from transformers import AutoTokenizer, CLIPVisionModel, LlamaForCausalLM, PreTrainedTokenizerBase
+
+from quant_engine import folders
+from quant_engine.demo import fetch
+from quant_engine.demo.train import tower as tower_stage
+from quant_engine.demo.train.adapter import Adapter, switched_off
+from quant_engine.demo.train.budget import Average, Stage
+from quant_engine.demo.train.lessons import IGNORED, Batch, Lessons, all_tiles, filled, grid, packed
+from quant_engine.demo.train.precision import Master
+from quant_engine.demo.train.symbols import Symbols
+
+TEXT_LENGTH = 192  # tokens of plain text held to the unadapted model in each step that has some
+CHAT = (
+    "What is the capital of France?", "Write one sentence about the sea.", "How do I boil an egg?", "Tell me a joke.",
+    "What is photosynthesis?", "Give me three names for a cat.", "Why is the sky blue?", "What is 12 plus 7?",
+    "Explain gravity to a child.", "What should I cook tonight?", "Who wrote Hamlet?", "Describe a good teacher.",
+    "How far away is the moon?", "What is a computer?", "Write a short greeting.", "What do bees make?",
+)  # fmt: skip
+
+
+def load_language_model(device: torch.device) -> tuple[LlamaForCausalLM, PreTrainedTokenizerBase]:
+    """SmolLM2 in bfloat16 with plain attention, which takes our mask."""
+    folder = fetch.get_language_model()
+    model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, attn_implementation="eager")
+    return model.to(device).eval(), AutoTokenizer.from_pretrained(folder)
+
+
+class PlainText:
+    """Windows of public-domain prose and of the unadapted model's own chat answers."""
+
+    def __init__(self, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, rng: random.Random) -> None:
+        text = (folders.ASSETS / "text" / "calibration.txt").read_text(encoding="utf-8")
+        self.ids = torch.tensor(tokenizer(text)["input_ids"])
+        self.rng, self.chats = rng, [self._chat(model, tokenizer, question) for question in CHAT]
+
+    @staticmethod
+    @torch.no_grad()
+    def _chat(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, question: str) -> Tensor:
+        prompt = f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"
+        inputs = tokenizer(prompt, return_tensors="pt").to(model.device)
+        return model.generate(**inputs, max_new_tokens=60, do_sample=False)[0].cpu()
+
+    def window(self) -> Tensor:
+        """Token ids [1, length]."""
+        if self.rng.random() < 0.3:
+            return self.rng.choice(self.chats)[None]
+        start = self.rng.randrange(len(self.ids) - TEXT_LENGTH)
+        return self.ids[None, start : start + TEXT_LENGTH]
+
+
+def held_to_base(model: LlamaForCausalLM, ids: Tensor) -> Tensor:
+    """Mean divergence of the adapted model's next-token distributions from the unadapted model's."""
+    with torch.no_grad(), switched_off():
+        wanted = log_softmax(model(input_ids=ids).logits.float(), -1)
+    got = log_softmax(model(input_ids=ids).logits.float(), -1)
+    return kl_div(got, wanted, log_target=True, reduction="none").sum(-1).mean()
+
+
+def answer_loss(model: LlamaForCausalLM, batch: Batch, embedded: Tensor) -> tuple[Tensor, float]:
+    """Cross-entropy of the answers' tokens, and the share of them that is predicted rightly."""
+    device = embedded.device
+    hidden = model.model(
+        inputs_embeds=embedded,
+        attention_mask=batch.mask.to(device),
+        position_ids=batch.positions.to(device),
+        use_cache=False,
+    ).last_hidden_state
+    targets = batch.targets[:, 1:].to(device)
+    wanted = targets != IGNORED
+    logits = model.lm_head(hidden[:, :-1][wanted]).float()
+    right = (logits.argmax(-1) == targets[wanted]).float().mean().item()
+    return cross_entropy(logits, targets[wanted]), right
+
+
+def told(
+    batch: Batch, symbols: Symbols, tower: CLIPVisionModel, heads: tower_stage.Heads, rng: random.Random
+) -> list[Tensor]:
+    """The coded picture of each lesson [n, hidden]: exact, or what the tower believes."""
+    device = symbols.common.device
+    with torch.no_grad():
+        tiles = tower_stage.normalised(all_tiles(batch).to(device))
+        outputs = heads(tower_stage.features(tower, tiles))
+    pictures, start = [], 0
+    for one in batch.lessons:
+        rows, columns, _ = one.seen.parts.shape
+        count = len(one.seen.tiles)
+        if rng.random() < 0.5:
+            whole = symbols.exact(torch.from_numpy(one.seen.whole).to(device)).flatten(0, 1)
+            parts = symbols.exact(torch.from_numpy(one.seen.parts).to(device))
+        else:
+            codes = symbols.expected([o[start : start + count] for o in outputs])
+            whole, parts = codes[0], grid(codes[1:], rows, columns)
+        pictures.append(packed(whole, parts, symbols.newline))
+        start += count
+    return pictures
+
+
+def load_tower(folder: Path, device: torch.device) -> tuple[CLIPVisionModel, tower_stage.Heads]:
+    """The tower and its classifiers as stage 1 left them."""
+    saved = torch.load(folder / "tower.pt", map_location="cpu", weights_only=True)
+    tower, heads = tower_stage.blank(device)
+    tower.load_state_dict(saved["tower"])
+    heads.load_state_dict(saved["heads"])
+    return tower.eval().requires_grad_(False), heads.eval().requires_grad_(False)
+
+
+def train(folder: Path, minutes: float, device: torch.device, seed: int, batch_size: int = 6) -> None:
+    """Run stage 2 for its minutes and leave `language.pt` (keys adapter, symbols) in `folder`."""
+    torch.manual_seed(seed)
+    model, tokenizer = load_language_model(device)
+    rng = random.Random(seed)
+    plain = PlainText(model, tokenizer, rng)
+    tower, heads = load_tower(folder, device)
+    symbols = Symbols(tokenizer, model.model.embed_tokens.weight).to(device, torch.bfloat16)
+    adapter = Adapter(model.model)
+    master = Master((adapter.own_parameters(), 1.0), (symbols.parameters(), 2.0), weight_decay=0.0)
+    stage = Stage(folder, "language", minutes, {"adapter": adapter, "symbols": symbols, "master": master})
+    if stage.over:
+        return
+    dataset = Lessons(tokenizer, "train", 10_000_000 * seed + 5_000_000 + batch_size * stage.step, batch_size)
+    loader = iter(DataLoader(dataset, batch_size=None, num_workers=1, prefetch_factor=4))
+    average = Average()
+    while not stage.over:
+        batch = next(loader)
+        pictures = told(batch, symbols, tower, heads, rng)
+        embedded = filled(model.model.embed_tokens(batch.ids.to(device)), batch, pictures)
+        loss, right = answer_loss(model, batch, embedded)
+        loss.backward()
+        values = {"loss": loss.item(), "right": right}
+        if stage.step % 2 == 0:
+            kept = held_to_base(model, plain.window().to(device))
+            kept.backward()
+            values["text"] = kept.item()
+        norm = master.step(stage.learning_rate(1e-3, warm_up=30))
+        if not torch.isfinite(torch.tensor(norm)):
+            raise RuntimeError(f"The gradients of step {stage.step} are not finite.")
+        means = average.add(**values)
+        stage.advance()
+        if stage.step % 20 == 0:
+            stage.log(pictures=stage.step * batch_size, **means)
+    stage.save(finished=True)

@@ -1,0 +1,133 @@
+"""Batches of pictures with conversations about them, as token sequences.
+
+All questions about a picture share one sequence: user turn, picture, then the questions side by side. A mask lets each
+question see the picture and itself, never another question, and positions start again after the picture; so each is
+exactly the single question that the model is asked later, at the price of one picture.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import IterableDataset
+from transformers import PreTrainedTokenizerBase
+
+from quant_engine.demo.pictures import Picture, Split, picture, seed
+from quant_engine.demo.questions import training_turn
+from quant_engine.demo.train.labels import SIDE, Seen, see
+
+FAMILY_ORDER = ("form", "chart", "scene", "diagram", "chart", "form", "chart", "form", "diagram", "scene")
+IGNORED = -100
+
+
+@dataclass
+class Lesson:
+    """One picture with its questions: token ids (0 where the picture goes), segment, position and target of each."""
+
+    seen: Seen
+    first: int  # where the picture starts
+    ids: list[int]
+    segments: list[int]  # 0 for what all share, 1.. for each question
+    positions: list[int]
+    targets: list[int]
+
+
+@dataclass
+class Batch:
+    """Padded tensors [batch, length]; `mask` [batch, 1, length, length] is 0 where attention may look, else -inf."""
+
+    lessons: list[Lesson]
+    ids: Tensor
+    positions: Tensor
+    targets: Tensor
+    mask: Tensor
+
+
+def picture_length(seen: Seen) -> int:
+    rows, columns, _ = seen.parts.shape
+    return SIDE * SIDE + rows * (columns + 1)
+
+
+def lesson(tokenizer: PreTrainedTokenizerBase, shown: Picture, rng: random.Random, questions: int) -> Lesson:
+    seen = see(shown.drawing)
+    ids = tokenizer("<|im_start|>user\n")["input_ids"]
+    first, length = len(ids), picture_length(seen)
+    ids = ids + [0] * length
+    segments, positions, targets = [0] * len(ids), list(range(len(ids))), [IGNORED] * len(ids)
+    shared = len(ids)
+    asked = [q for q in shown.questions if q.kind != "caption" or rng.random() < 0.5]
+    for turn, question in enumerate(rng.sample(asked, min(questions, len(asked))), 1):
+        prompt, answer = training_turn(rng, question)
+        asks = tokenizer(f"\n{prompt}<|im_end|>\n<|im_start|>assistant\n")["input_ids"]
+        says = tokenizer(f"{answer}<|im_end|>")["input_ids"]
+        ids += asks + says
+        segments += [turn] * (len(asks) + len(says))
+        positions += list(range(shared, shared + len(asks) + len(says)))
+        targets += [IGNORED] * len(asks) + says
+    return Lesson(seen, first, ids, segments, positions, targets)
+
+
+def collate(lessons: list[Lesson]) -> Batch:
+    longest = max(len(one.ids) for one in lessons)
+
+    def padded(name: str, fill: int) -> Tensor:
+        return torch.tensor([getattr(one, name) + [fill] * (longest - len(one.ids)) for one in lessons])
+
+    segments = padded("segments", -1)
+    order = torch.arange(longest)
+    before = order[:, None] >= order[None, :]
+    same = (segments[:, :, None] == segments[:, None, :]) | (segments[:, None, :] == 0)
+    mask = torch.zeros(len(lessons), 1, longest, longest)
+    mask.masked_fill_(~(before & same)[:, None], float("-inf"))
+    return Batch(lessons, padded("ids", 0), padded("positions", 0), padded("targets", IGNORED), mask.bfloat16())
+
+
+class Lessons(IterableDataset):
+    """Batches of lessons from picture `start` of a split on."""
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, split: Split, start: int, batch: int, questions: int = 7
+    ) -> None:
+        self.tokenizer, self.split, self.start, self.batch, self.questions = tokenizer, split, start, batch, questions
+
+    def __iter__(self) -> Iterator[Batch]:
+        number = self.start
+        while True:
+            lessons = []
+            for _ in range(self.batch):
+                family = FAMILY_ORDER[number % len(FAMILY_ORDER)]
+                rng = random.Random(seed(self.split, "turns", number))
+                shown = picture(family, self.split, number)
+                lessons.append(lesson(self.tokenizer, shown, rng, self.questions))
+                number += 1
+            yield collate(lessons)
+
+
+def grid(tiles: Tensor, rows: int, columns: int) -> Tensor:
+    """Values of full-size tiles [tiles, SIDE * SIDE, d] laid out as one grid [rows, columns, d] of patches."""
+    cut = tiles.view(rows // SIDE, columns // SIDE, SIDE, SIDE, -1)
+    return cut.permute(0, 2, 1, 3, 4).reshape(rows, columns, -1)
+
+
+def packed(whole: Tensor, parts: Tensor, newline: Tensor) -> Tensor:
+    """LLaVA-NeXT's order: the squeezed view [SIDE * SIDE, d], then each row of [rows, columns, d] and an end of row."""
+    ends = newline.expand(parts.shape[0], 1, -1)
+    return torch.cat([whole, torch.cat([parts, ends], 1).flatten(0, 1)])
+
+
+def filled(embedded: Tensor, batch: Batch, pictures: list[Tensor]) -> Tensor:
+    """Token embeddings [batch, length, d] with each lesson's picture [n, d] in its place."""
+    rows = []
+    for row, one, shown in zip(embedded, batch.lessons, pictures, strict=True):
+        rows.append(torch.cat([row[: one.first], shown.to(row.dtype), row[one.first + len(shown) :]]))
+    return torch.stack(rows)
+
+
+def all_tiles(batch: Batch) -> Tensor:
+    """The tiles of all pictures, one after the other."""
+    return torch.from_numpy(np.concatenate([one.seen.tiles for one in batch.lessons]))

@@ -1,0 +1,172 @@
+"""Stage 1: the vision tower learns to name what each patch of a drawn picture holds.
+
+Every patch has labels (characters in reading order, mark, colour), so the tower learns from each patch of each tile and
+no language model is in the loop. Cross-entropy for each field, with the empty class weighted down.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.utils.data import DataLoader, IterableDataset
+from transformers import CLIPVisionModel
+
+from quant_engine.demo import model as architecture
+from quant_engine.demo.drawing import Drawing
+from quant_engine.demo.pictures import Split, picture
+from quant_engine.demo.train.budget import Average, Stage
+from quant_engine.demo.train.labels import FIELDS, SLOTS, see
+from quant_engine.demo.train.precision import Master
+
+EMPTY_WEIGHT = 0.2
+FAMILY_ORDER = ("form", "chart", "diagram", "form", "chart", "scene")  # more of what has more text
+
+
+class Heads(nn.Module):
+    """One linear classifier for each field, on the tower's features [..., hidden]."""
+
+    def __init__(self, hidden: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(hidden)
+        self.fields = nn.ModuleList(nn.Linear(hidden, classes) for classes in FIELDS)
+
+    def forward(self, features: Tensor) -> list[Tensor]:
+        features = self.norm(features)
+        return [head(features) for head in self.fields]
+
+
+def blank(device: torch.device) -> tuple[CLIPVisionModel, Heads]:
+    """An untrained tower and its classifiers, in bfloat16."""
+    tower = CLIPVisionModel(architecture.vision_config()).to(device, torch.bfloat16)
+    tower.set_attn_implementation("eager")  # on 65 positions plain products train faster than the fused kernel
+    return tower, Heads(tower.config.hidden_size).to(device, torch.bfloat16)
+
+
+def features(tower: CLIPVisionModel, pixels: Tensor) -> Tensor:
+    """What the projector gets: the last hidden states without the class token, [tiles, SIDE * SIDE, hidden]."""
+    return tower(pixels, output_hidden_states=True).hidden_states[architecture.FEATURE_LAYER][:, 1:]
+
+
+def normalised(tiles: Tensor) -> Tensor:
+    """uint8 [tiles, height, width, 3] to what the processor makes of it: bfloat16 [tiles, 3, height, width] in -1..1."""
+    return (tiles.permute(0, 3, 1, 2).float() / 127.5 - 1).bfloat16()
+
+
+def with_margins(drawing: Drawing, number: int) -> Drawing:
+    """The picture between two black margins, as the processor pads a picture that doesn't fill its tiles."""
+    rng = random.Random(number)
+    width, height = drawing.image.size
+    upright, margin = rng.random() < 0.5, rng.randint(6, 56)
+    left, top = (margin, 0) if upright else (0, margin)
+    image = Image.new("RGB", (width, height))
+    image.paste(drawing.image.crop((left, top, width - left, height - top)), (left, top))
+    colours = np.zeros_like(drawing.colours)
+    inner = (slice(top, height - top), slice(left, width - left))
+    colours[inner] = drawing.colours[inner]
+
+    def inside(x: float, y: float) -> bool:
+        return left <= x < width - left and top <= y < height - top
+
+    return Drawing(
+        image,
+        tuple(g for g in drawing.glyphs if inside(g.x, g.y)),
+        tuple(m for m in drawing.marks if inside(m.x, m.y)),
+        colours,
+    )
+
+
+class Tiles(IterableDataset):
+    """Batches of tiles with labels, from picture `start` of a split on; most tiles without content are left out."""
+
+    def __init__(self, split: Split, start: int, batch: int) -> None:
+        self.split, self.start, self.batch = split, start, batch
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor, int]]:
+        tiles, labels = [], []
+        for number in itertools.count(self.start):
+            drawing = picture(FAMILY_ORDER[number % len(FAMILY_ORDER)], self.split, number).drawing
+            seen = see(with_margins(drawing, number) if number % 12 == 0 else drawing)
+            wanted = seen.tile_labels()
+            full = wanted.any(axis=(1, 2, 3))
+            full[number % len(full)] = True
+            tiles.append(seen.tiles[full])
+            labels.append(wanted[full])
+            if sum(map(len, tiles)) >= self.batch:
+                yield (
+                    torch.from_numpy(np.concatenate(tiles)[: self.batch]),
+                    torch.from_numpy(np.concatenate(labels)[: self.batch]).long(),
+                    number + 1,
+                )
+                tiles, labels = [], []
+
+
+def loss_of(outputs: list[Tensor], labels: Tensor) -> Tensor:
+    """Sum of the fields' cross-entropies; labels [tiles, SIDE, SIDE, fields]."""
+    flat = labels.flatten(0, 2)
+    total = outputs[0].new_zeros((), dtype=torch.float32)
+    for index, output in enumerate(outputs):
+        weight = torch.ones(FIELDS[index], device=output.device)
+        weight[0] = EMPTY_WEIGHT
+        total = total + cross_entropy(output.flatten(0, 1).float(), flat[:, index], weight)
+    return total
+
+
+def accuracies(outputs: list[Tensor], labels: Tensor) -> dict[str, float]:
+    """Of what is there, how much is named rightly: characters (all slots), marks, colours."""
+    flat = labels.flatten(0, 2)
+    right = torch.stack([o.flatten(0, 1).argmax(-1) for o in outputs], -1) == flat
+    there = flat > 0
+    shares = {}
+    for name, fields in (("characters", slice(0, SLOTS)), ("marks", SLOTS), ("colours", SLOTS + 1)):
+        shares[name] = (right[:, fields] & there[:, fields]).sum().item() / max(1, there[:, fields].sum().item())
+    return shares
+
+
+@torch.no_grad()
+def validate(tower: CLIPVisionModel, heads: Heads, device: torch.device, batches: int = 4) -> dict[str, float]:
+    """Accuracies on held-out pictures."""
+    tower.eval()
+    sums: dict[str, float] = {}
+    for tiles, labels, _ in itertools.islice(Tiles("val", 0, 256), batches):
+        outputs = heads(features(tower, normalised(tiles.to(device))))
+        for key, value in accuracies(outputs, labels.to(device)).items():
+            sums[key] = sums.get(key, 0.0) + value / batches
+    tower.train()
+    return sums
+
+
+def train(folder: Path, minutes: float, device: torch.device, seed: int, batch: int = 64) -> None:
+    """Run stage 1 for its minutes and leave `tower.pt` (keys tower, heads) in `folder`."""
+    torch.manual_seed(seed)
+    tower, heads = blank(device)
+    master = Master(([*tower.parameters(), *heads.parameters()], 1.0))
+    stage = Stage(folder, "tower", minutes, {"tower": tower, "heads": heads, "master": master})
+    if stage.over:
+        return
+    # A restart goes on with pictures that earlier starts have not seen: each start has its own range of numbers.
+    start = 10_000_000 * seed + 16 * stage.step
+    loader = iter(DataLoader(Tiles("train", start, batch), batch_size=None, num_workers=1, prefetch_factor=4))
+    average = Average()
+    tower.train()
+    while not stage.over:
+        tiles, labels, _ = next(loader)
+        outputs = heads(features(tower, normalised(tiles.to(device))))
+        loss = loss_of(outputs, labels.to(device))
+        loss.backward()
+        master.step(stage.learning_rate(1e-3))
+        means = average.add(loss=loss.item(), **accuracies(outputs, labels.to(device)))
+        stage.advance()
+        if stage.step % 100 == 0:
+            stage.log(tiles=stage.step * batch, **means)
+        if stage.step % 1000 == 0:
+            stage.log(**{f"val_{k}": v for k, v in validate(tower, heads, device).items()})
+    stage.log(**{f"val_{k}": v for k, v in validate(tower, heads, device, 12).items()})
+    stage.save(finished=True)
