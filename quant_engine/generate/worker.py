@@ -207,7 +207,8 @@ def _what(progress: Progress) -> str:
     """What loading does now, for the visitor who waits."""
     if progress.block is not None and progress.blocks:
         return f"{progress.stage.capitalize()} block {progress.block} of {progress.blocks}"
-    return progress.message or progress.stage.capitalize()
+    said = progress.message or progress.stage
+    return said[:1].upper() + said[1:]
 
 
 def _sentence_for(error: Exception) -> str:
