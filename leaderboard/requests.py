@@ -87,12 +87,10 @@ def question(model: str, picture: str | None, text: str, compared: QuantSetting,
     """FP16 and one other setting asked about a picture."""
     if model not in {card.id for card in picture_models()}:
         raise UserError("Choose a model from the list.")
-    if not available(MODELS[model]):
-        raise UserError(f"{MODELS[model].title} is not on this machine yet: run `python -m quant_engine get demo`.")
     if not picture:
         raise UserError("Give a picture first: drop one, or choose an example.")
     try:
-        return AskRequest(
+        asked = AskRequest(
             model=model,
             image=Path(picture),
             question=text or "",
@@ -101,6 +99,9 @@ def question(model: str, picture: str | None, text: str, compared: QuantSetting,
         )
     except ValidationError as error:
         raise UserError(sentence(error)) from None
+    if not available(MODELS[model]):
+        raise UserError(f"{MODELS[model].title} is not on this machine yet: run `python -m quant_engine get demo`.")
+    return asked
 
 
 def method_choices(fp16: bool) -> list[tuple[str, str]]:

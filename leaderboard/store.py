@@ -59,13 +59,13 @@ class Store:
 
     def version(self) -> str:
         """Changes whenever a run folder appears, changes or goes. Costs one directory listing."""
-        return repr(sorted(_stamps(self._folder()).items()))
+        return repr(self._stamps())
 
     def snapshot(self) -> Snapshot:
         """The current results; only folders that changed since the last call are read."""
         with self._lock:
-            stamps = _stamps(self._folder())
-            version = repr(sorted(stamps.items()))
+            stamps = self._stamps()
+            version = repr(stamps)
             if self._snapshot is None or self._snapshot.version != version:
                 self._snapshot = self._merge(stamps, version)
             return self._snapshot
@@ -73,12 +73,27 @@ class Store:
     def _folder(self) -> Path:
         return self._results or folders.results()
 
+    def _stamps(self) -> dict[str, str]:
+        """Every run folder's name with what changes when it is written again, in order of name. A results folder that
+        can't be read stands for itself, under the name ".", with the reason."""
+        try:
+            with os.scandir(self._folder()) as entries:
+                names = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+        except FileNotFoundError:
+            return {}
+        except OSError as error:
+            return {".": f"The results folder {self._folder()} can't be read: {error.strerror}."}
+        return {name: _stamp(self._folder() / name) for name in names}
+
+    def _read(self, name: str, stamp: str) -> pd.DataFrame | Problem:
+        return Problem(self._folder().name, stamp) if name == "." else read_run(self._folder() / name)
+
     def _merge(self, stamps: dict[str, str], version: str) -> Snapshot:
         if self._paper_frame is None:
             self._paper_frame = read_paper(self._paper)
         known = self._runs
         self._runs = {
-            name: known[name] if name in known and known[name][0] == stamp else (stamp, read_run(self._folder() / name))
+            name: known[name] if name in known and known[name][0] == stamp else (stamp, self._read(name, stamp))
             for name, stamp in stamps.items()
         }
         contents = [content for _, content in self._runs.values()]
@@ -166,16 +181,6 @@ def _tidy(frame: pd.DataFrame) -> pd.DataFrame:
 def _join(frames: list[pd.DataFrame]) -> pd.DataFrame:
     text = [name for name in COLUMNS if not pd.api.types.is_float_dtype(frames[0][name])]
     return pd.concat([frame.astype(dict.fromkeys(text, object)) for frame in frames], ignore_index=True)
-
-
-def _stamps(folder: Path) -> dict[str, str]:
-    """Every run folder's name with what changes when it is written again."""
-    try:
-        with os.scandir(folder) as entries:
-            names = [entry for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
-            return {entry.name: _stamp(Path(entry.path)) for entry in names}
-    except FileNotFoundError:
-        return {}
 
 
 def _stamp(folder: Path) -> str:

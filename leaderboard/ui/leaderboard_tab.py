@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
 from html import escape
@@ -118,7 +119,7 @@ def query_of(model, track, mode, methods, bits, groups, sources, search, sort) -
     )
 
 
-def build(boards: Boards) -> tuple[Controls, list, callable]:
+def build(boards: Boards, page: gr.Blocks) -> tuple[Controls, list, Callable[..., list]]:
     """Lays out the tab and wires it. Returns its controls, its outputs, and the function that fills them."""
     first = show(boards, Query(model=FIRST_MODEL))
     with gr.Row(elem_classes="choosers"):
@@ -138,7 +139,8 @@ def build(boards: Boards) -> tuple[Controls, list, callable]:
     sort = gr.State((None, False))
     version = gr.State(boards.store.version())
     controls = Controls(model, track, mode, methods, bits, groups, sources, search, sort)
-    outputs = [model, track, methods, bits, groups, sources, problems, summary, board, version]
+    offers = [model, track, methods, bits, groups, sources]
+    outputs, refreshing = [*offers, summary, board], [*offers, problems, version]
 
     def fill(*values) -> list:
         shown = show(boards, query_of(*values))
@@ -150,10 +152,8 @@ def build(boards: Boards) -> tuple[Controls, list, callable]:
             gr.update(choices=_bit_choices(shown), value=list(query.bits)),
             gr.update(choices=_group_choices(shown), value=list(query.groups)),
             gr.update(choices=list(shown.choices.sources), value=list(query.sources)),
-            problems_html(boards.problems()),
             shown.summary,
             shown.table,
-            boards.store.version(),
         ]
 
     def refine(*values) -> tuple[str, str]:
@@ -171,12 +171,25 @@ def build(boards: Boards) -> tuple[Controls, list, callable]:
         return [*fill(*chosen), ""]
 
     def refreshed(seen: str, *values) -> list:
-        return [gr.skip()] * len(outputs) if boards.store.version() == seen else fill(*values)
+        """What new results change: offers and problems. Choices are left alone: they may be changing meanwhile."""
+        if boards.store.version() == seen:
+            return [gr.skip()] * len(refreshing)
+        shown = show(boards, query_of(*values))
+        return [
+            gr.update(choices=_model_choices(shown)),
+            gr.update(choices=_track_choices(shown)),
+            gr.update(choices=list(shown.choices.methods)),
+            gr.update(choices=_bit_choices(shown)),
+            gr.update(choices=_group_choices(shown)),
+            gr.update(choices=list(shown.choices.sources)),
+            problems_html(boards.problems()),
+            boards.store.version(),
+        ]
 
     quick = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
     gr.on([model.input, track.input], fill, controls.all(), outputs, **quick)
     gr.on(
-        [mode.input, methods.input, bits.input, groups.input, sources.input, search.input],
+        [mode.input, methods.input, bits.input, groups.input, sources.input, search.change],
         refine,
         controls.all(),
         [summary, board],
@@ -185,7 +198,8 @@ def build(boards: Boards) -> tuple[Controls, list, callable]:
     )
     board.sort(sorted_by, controls.all(), [summary, board, sort], **quick)
     clear.click(cleared, controls.all(), [*outputs, search], **quick)
-    gr.Timer(3).tick(refreshed, [version, *controls.all()], outputs, **quick)
+    gr.on([page.load, gr.Timer(3).tick], refreshed, [version, *controls.all()], refreshing, **quick)
+    version.change(refine, controls.all(), [summary, board], **quick)
     return controls, outputs, fill
 
 

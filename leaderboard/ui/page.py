@@ -26,7 +26,7 @@ def build(lab: Lab) -> gr.Blocks:
         theme.html(theme.MASTHEAD, js_on_load=theme.MASTHEAD_JS)
         with gr.Tabs(elem_id="rooms") as rooms:
             with gr.Tab("Leaderboard", id="leaderboard"):
-                controls, outputs, fill = leaderboard_tab.build(boards)
+                controls, outputs, fill = leaderboard_tab.build(boards, page)
             with gr.Tab("Ask a picture", id="ask"):
                 ask_tab.build(lab)
             with gr.Tab("Run", id="run"):
@@ -42,7 +42,6 @@ def build(lab: Lab) -> gr.Blocks:
             return [gr.Tabs(selected="leaderboard"), *fill(model_name(spec.model), track, *_unfiltered(values))]
 
         see.click(lead, [chosen, *controls.all()], [rooms, *outputs], **quick)
-        page.load(fill, controls.all(), outputs, **quick)
     return page
 
 

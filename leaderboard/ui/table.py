@@ -94,7 +94,7 @@ def _sorter(view: View, key: str, title: str, kind: str, help_: str, column: Col
     mark = ("▾" if falling else "▴") if active else ""
     return (
         f'<th class="{kind}" scope="col" aria-sort="{state}" title="{escape(help_)}">'
-        f'<button type="button" data-sort="{escape(key)}">{escape(title)}<s>{mark}</s></button></th>'
+        f'<button type="button" data-sort="{escape(key)}">{escape(title)}<s aria-hidden="true">{mark}</s></button></th>'
     )
 
 

@@ -86,3 +86,12 @@ def test_every_note_belongs_to_a_setting_of_the_study():
         for note in notes:
             groups = rows.group_size.fillna(0)
             assert any(note.covers(*row) for row in zip(rows.w_bits, rows.a_bits, groups, strict=True)), note.text
+
+
+def test_a_results_folder_that_cannot_be_read_is_said(results):
+    results.write_text("a file where the folder should be")
+    snapshot = Store().snapshot()
+    assert len(snapshot.frame) == 840
+    assert [problem.reason for problem in snapshot.problems] == [
+        f"The results folder {results} can't be read: Not a directory."
+    ]

@@ -1,0 +1,112 @@
+"""Asking about a picture: what is refused, and two answers side by side."""
+
+import struct
+import zlib
+from pathlib import Path
+
+import pytest
+from conftest import tab
+from PIL import Image
+from playwright.sync_api import Page, expect
+
+pytestmark = pytest.mark.browser
+
+
+@pytest.fixture
+def asking(page) -> Page:
+    tab(page, "Ask a picture")
+    return page
+
+
+def give(page: Page, picture: Path) -> None:
+    page.locator("#drop input[type=file]").set_input_files(picture)
+
+
+def png(path: Path, width: int, height: int) -> Path:
+    """A white PNG of any size, made row by row."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    packer, row = zlib.compressobj(1), b"\x00" + b"\xff" * width
+    rows = b"".join(packer.compress(row) for _ in range(height)) + packer.flush()
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b""))
+    return path
+
+
+def refused(page: Page, sentence: str) -> None:
+    expect(page.locator("#ask-problem")).to_contain_text(sentence)
+    expect(page.locator("body")).not_to_contain_text("Traceback")
+
+
+def test_a_text_file_named_png_is_refused_in_one_sentence(asking, tmp_path):
+    (tmp_path / "notes.png").write_text("no picture")
+    give(asking, tmp_path / "notes.png")
+    refused(asking, "is not a picture")
+
+
+def test_a_200_megapixel_png_is_refused_in_one_sentence(asking, tmp_path):
+    give(asking, png(tmp_path / "huge.png", 20_000, 10_000))
+    refused(asking, "the most is 40 million")
+
+
+def test_a_picture_of_too_many_bytes_is_refused_in_one_sentence(asking, tmp_path):
+    picture = png(tmp_path / "heavy.png", 100, 100)
+    picture.write_bytes(picture.read_bytes() + bytes(25 * 2**20))
+    give(asking, picture)
+    refused(asking, "the most is 20 MB")
+
+
+def test_an_empty_question_and_a_missing_picture_are_said(asking, tmp_path):
+    asking.locator("#ask").click()
+    refused(asking, "Give a picture first")
+    Image.new("RGB", (200, 100), "teal").save(tmp_path / "teal.jpg")
+    give(asking, tmp_path / "teal.jpg")
+    expect(asking.locator("#picture img")).to_be_visible()
+    expect(asking.locator("#ask-problem")).not_to_contain_text("Give a picture")
+    asking.locator("#ask").click()
+    refused(asking, "Type a question.")
+
+
+def test_a_refused_picture_leaves_the_one_before(asking, tmp_path):
+    Image.new("RGB", (200, 100), "teal").save(tmp_path / "teal.jpg")
+    give(asking, tmp_path / "teal.jpg")
+    expect(asking.locator("#picture img")).to_be_visible()
+    (tmp_path / "notes.png").write_text("no picture")
+    give(asking, tmp_path / "notes.png")
+    refused(asking, "is not a picture")
+    expect(asking.locator("#picture img")).to_be_visible()
+
+
+def test_bits_that_do_not_exist_are_refused(asking, tmp_path):
+    bits = asking.get_by_role("tabpanel").get_by_label("Weight bits").locator("visible=true")
+    bits.fill("9")
+    bits.press("Enter")
+    asking.locator("#ask").click()
+    refused(asking, "from 1 to 8")
+
+
+@pytest.mark.demo
+def test_an_example_gets_two_answers_with_their_costs(asking):
+    asking.locator("[data-example]").first.click()
+    expect(asking.locator("#picture img")).to_be_visible()
+    asking.locator("#ask").click()
+    for side in ("#answer-0", "#answer-1"):
+        expect(asking.locator(f"{side} .at-done")).to_be_visible(timeout=180_000)
+        assert asking.locator(f"{side} .said").inner_text().strip()
+        costs = asking.locator(f"{side} dd").all_inner_texts()
+        assert "–" not in (costs[0], costs[2]), costs
+    expect(asking.locator("#ask")).to_be_visible()
+
+
+@pytest.mark.demo
+def test_stop_ends_both_sides_and_another_question_can_be_asked(asking):
+    asking.locator("[data-example]").first.click()
+    expect(asking.locator("#picture img")).to_be_visible()
+    asking.get_by_label("Question").fill("Describe everything in this picture in great detail.")
+    asking.locator("#ask").click()
+    asking.locator("#stop").click()
+    for side in ("#answer-0", "#answer-1"):
+        expect(asking.locator(f"{side} .answer")).to_have_attribute("aria-busy", "false", timeout=60_000)
+    expect(asking.locator("#ask")).to_be_visible()

@@ -1,0 +1,153 @@
+"""The leaderboard as a visitor uses it."""
+
+import re
+from pathlib import Path
+
+import pytest
+from conftest import served, tab
+from playwright.sync_api import Page, expect
+
+pytestmark = pytest.mark.browser
+
+
+def rows(page: Page) -> list[list[str]]:
+    """The table's rows as lists of cell texts; the setting's cells come first: method, bits, group, source."""
+    return page.eval_on_selector_all(
+        "table.board tbody tr",
+        "rows => rows.map(row => [...row.children].map(cell => (cell.firstChild?.nodeType === 3 ? "
+        "cell.firstChild.textContent : cell.textContent).trim()))",
+    )
+
+
+def headers(page: Page) -> list[str]:
+    return [text.strip(" ▴▾\n") for text in page.locator("table.board thead tr:nth-child(2) th").all_inner_texts()]
+
+
+def column(page: Page, title: str) -> list[str]:
+    place = headers(page).index(title)
+    return [row[place] for row in rows(page)]
+
+
+def press(page: Page, group: str, choice: str) -> None:
+    """A filter's pill or a segment."""
+    page.locator("fieldset", has=page.get_by_text(group, exact=True)).get_by_text(choice, exact=True).click()
+
+
+def summary_is(page: Page, start: str) -> None:
+    """Waits until the line above the table begins so."""
+    expect(page.locator("#summary .summary")).to_have_text(re.compile(f"^{start}"))
+
+
+def test_the_studys_table_is_there(page):
+    place = headers(page).index("WikiText2")
+    gptq = [row for row in rows(page) if row[:4] == ["GPTQ", "W4A16", "128", "paper"]]
+    assert [row[place] for row in gptq] == ["6.5"]
+    summary_is(page, "41 settings")
+
+
+def test_a_filter_shows_what_it_says_and_clear_brings_all_back(page):
+    press(page, "Method", "GPTQ")
+    press(page, "Weight bits", "3")
+    summary_is(page, "2 of 41 settings")
+    assert {tuple(row[:2]) for row in rows(page)} == {("GPTQ", "W3A16")}
+    press(page, "Group size", "128")
+    summary_is(page, "1 of 41 settings")
+    page.get_by_role("button", name="Clear filters").click()
+    summary_is(page, "41 settings")
+    assert len(rows(page)) == 41
+
+
+def test_sorting_is_on_real_numbers_and_survives_a_filter(page):
+    page.get_by_role("button", name="WikiText2").click()
+    expect(page.locator("th[aria-sort=ascending]")).to_contain_text("WikiText2")
+    best_first = column(page, "WikiText2")
+    assert best_first[0] == "6.1"
+    assert best_first[-1] == "2.7×10⁶"
+    assert best_first.index("8.7") < best_first.index("27.9") < best_first.index("210")
+    press(page, "Weight bits", "2")
+    summary_is(page, "10 of 41 settings")
+    assert column(page, "WikiText2")[-1] == "2.7×10⁶"
+    page.get_by_role("button", name="WikiText2").click()
+    expect(page.locator("th[aria-sort=descending]")).to_contain_text("WikiText2")
+    assert column(page, "WikiText2")[0] == "2.7×10⁶"
+
+
+def test_search_finds_settings_and_says_when_there_are_none(page):
+    page.get_by_label("Search").fill("awq w4 g128")
+    summary_is(page, "1 of 41 settings")
+    assert rows(page)[0][:3] == ["AWQ", "W4A16", "128"]
+    page.get_by_label("Search").fill("nothing of this name")
+    expect(page.locator("#board")).to_contain_text("No setting matches.")
+    page.get_by_label("Search").fill("")
+    summary_is(page, "41 settings")
+
+
+def test_difference_and_retention(page):
+    press(page, "Method", "GPTQ")
+    press(page, "Weight bits", "4")
+    press(page, "Show", "Δ FP16")
+    summary_is(page, ".*difference to FP16")
+    assert column(page, "WikiText2") == ["+0.4", "+0.9"]
+    press(page, "Show", "% kept")
+    summary_is(page, ".*percent of FP16")
+    assert column(page, "WikiText2") == ["93.8%", "87.1%"]
+
+
+def test_another_model_and_track_show_their_own_columns_and_collapsed_cells(page):
+    press(page, "Method", "QuIP")
+    page.get_by_label("Model", exact=True).click()
+    page.get_by_role("option", name="LLaVA-Next-8B").click()
+    expect(page.locator("table.board")).to_contain_text("MME-P")
+    assert "collapsed" in column(page, "AI2D")
+    assert len(rows(page)) == 13
+
+
+def test_the_table_can_be_used_with_the_keyboard(page):
+    button = page.get_by_role("button", name="PIQA")
+    button.focus()
+    page.keyboard.press("Enter")
+    expect(page.locator("th[aria-sort=descending]")).to_contain_text("PIQA")
+    assert button.evaluate("button => button === document.activeElement")
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1440, 390])
+def test_no_tab_overflows_in_any_theme_or_width(lab, opened, width, theme):
+    page = opened(lab, width=width, theme=theme)
+    assert page.evaluate("document.body.classList.contains('dark')") == (theme == "dark")
+    for name in ("Leaderboard", "Ask a picture", "Run"):
+        tab(page, name)
+        page.wait_for_timeout(300)
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_method_and_header_stay_in_view_when_the_table_scrolls(lab, opened):
+    page = opened(lab, width=390, height=844)
+    page.locator("#board .scroll").evaluate("box => box.scrollTo(600, 400)")
+    box = page.locator("#board .scroll").bounding_box()
+    method = page.get_by_role("button", name="Method", exact=True).bounding_box()
+    assert abs(method["x"] - box["x"]) < 12
+    assert abs(method["y"] - box["y"]) < 60
+
+
+def test_the_theme_switch_is_remembered(lab, opened):
+    page = opened(lab)
+    page.get_by_label("Switch between light and dark").click()
+    assert page.evaluate("document.body.classList.contains('dark')")
+    page.reload()
+    page.wait_for_selector("table.board")
+    page.wait_for_function("document.body.classList.contains('dark')")
+
+
+def test_a_corrupt_run_folder_is_named_and_the_rest_shows(tmp_path, opened):
+    (tmp_path / "results" / "0123456789abcdef").mkdir(parents=True)
+    with served(tmp_path) as lab:
+        page = opened(lab)
+        expect(page.locator("#problems")).to_contain_text("0123456789abcdef")
+        expect(page.locator("#problems")).to_contain_text("run.json is missing")
+        assert len(rows(page)) == 41
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="the system has no /proc")
+def test_the_page_process_never_maps_torch(lab, page):
+    assert "torch" not in Path(f"/proc/{lab.process.pid}/maps").read_text()
