@@ -5,9 +5,9 @@ import zlib
 from pathlib import Path
 
 import pytest
-from conftest import tab
 from PIL import Image
 from playwright.sync_api import Page, expect
+from serving import tab
 
 pytestmark = pytest.mark.browser
 

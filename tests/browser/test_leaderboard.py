@@ -4,8 +4,8 @@ import re
 from pathlib import Path
 
 import pytest
-from conftest import served, tab
 from playwright.sync_api import Page, expect
+from serving import served, tab
 
 pytestmark = pytest.mark.browser
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import Lab, served, tab, wait_until
 from playwright.sync_api import Page, expect
+from serving import Lab, served, tab, wait_until
 
 from quant_engine.runs.queue import Queue, QueuedRun
 
