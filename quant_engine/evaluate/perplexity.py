@@ -10,12 +10,10 @@ compared in float32. Reference: the evaluation code of GPTQ (arXiv 2210.17323).
 
 from __future__ import annotations
 
-import hashlib
 import math
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from quant_engine import folders
+from quant_engine.data import texts
 from quant_engine.deferred import deferred
 from quant_engine.evaluate.task import Outcome, Task, Watch, mean_and_error
 from quant_engine.spec import ItemOutput, RunSpec, UserError
@@ -25,8 +23,6 @@ if TYPE_CHECKING:
 
 torch = deferred("torch")
 
-BUILTIN = folders.ASSETS / "text" / "evaluation.txt"
-MOST_TEXT_BYTES = 64 * 2**20
 TOKENS_AT_ONCE = 2048
 
 
@@ -37,31 +33,23 @@ class Perplexity(Task):
     unit = "PPL"
     higher_is_better = False
 
-    def __init__(self, path: Path | None = None, digest: str | None = None) -> None:
-        self._path = path or BUILTIN
-        self.name = "perplexity" if path is None else f"perplexity:{path}@{digest}"
-        self.title = "Built-in text" if path is None else path.name
+    def __init__(self, pinned: str | None = None) -> None:
+        self._path = texts.path_of(pinned) if pinned else texts.BUILTIN_EVALUATION
+        self.name = f"perplexity:{pinned}" if pinned else "perplexity"
+        self.title = self._path.name if pinned else "Built-in text"
         self.help = (
-            "Perplexity on English country profiles (public domain), the text that ships with the project."
-            if path is None
-            else f"Perplexity on {path}."
+            f"Perplexity on {self._path}."
+            if pinned
+            else "Perplexity on English country profiles (public domain), the text that ships with the project."
         )
 
     @classmethod
-    def of_file(cls, argument: str) -> Perplexity:
-        """From PATH, or PATH@DIGEST as a resolved run has it. The digest is of the content, so a changed file is a
-        different task. Raises UserError if the file can't be read, is no text, or has changed."""
-        name, _, digest = argument.rpartition("@")
-        if not (name and len(digest) == 12):
-            name, digest = argument, ""
-        path = Path(name).expanduser().resolve()
-        found = hashlib.sha256(read_text(path).encode()).hexdigest()[:12]
-        if digest and digest != found:
-            raise UserError(f"The text file {path} has changed since this run was made; start a new run.")
-        return cls(path, found)
+    def of_file(cls, name: str) -> Perplexity:
+        """From PATH, or PATH@HASH as a resolved run has it. Raises UserError if the file can't be read as text."""
+        return cls(texts.pin(name))
 
     def measure(self, loaded: Loaded, spec: RunSpec, watch: Watch) -> Outcome:
-        text = read_text(self._path)
+        text = texts.read(self._path)
         ids = torch.tensor(loaded.tokenizer(text, verbose=False)["input_ids"])
         count = len(ids) // spec.window
         if count == 0:
@@ -84,7 +72,7 @@ class Perplexity(Task):
             for index, loss in enumerate(losses)
         ]
         mean, error = mean_and_error(losses)
-        revision = f"sha256:{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+        revision = f"sha256:{texts.digest(text)}"
         if not math.isfinite(mean) or mean > 700:
             return Outcome(None, None, "collapsed", revision, outputs)
         value = math.exp(mean)
@@ -102,15 +90,3 @@ def window_losses(loaded: Loaded, windows: torch.Tensor) -> list[float]:
             torch.nn.functional.cross_entropy(one[:-1].float(), ids[1:]).item()
             for one, ids in zip(logits, windows, strict=True)
         ]
-
-
-def read_text(path: Path) -> str:
-    """A text file's content. Raises UserError if it is missing, too large, or not UTF-8."""
-    try:
-        if path.stat().st_size > MOST_TEXT_BYTES:
-            raise UserError(f"The text file {path} is larger than {MOST_TEXT_BYTES >> 20} MiB; give a shorter one.")
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise UserError(f"There is no text file {path}.") from None
-    except (OSError, UnicodeDecodeError):
-        raise UserError(f"{path} can't be read as UTF-8 text.") from None

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from quant_engine import folders
-from quant_engine.spec import UserError
+from quant_engine.spec import UserError, digest
 
 
 @dataclass(frozen=True)
@@ -137,3 +137,16 @@ def available(card: ModelCard) -> bool:
     from huggingface_hub import try_to_load_from_cache
 
     return isinstance(try_to_load_from_cache(card.place, "config.json", revision=card.revision), str)
+
+
+def fingerprint(card: ModelCard) -> str | None:
+    """What identifies the weights, so that other weights make another run: the hub revision, or a hash of what the
+    demo model was composed from, or of the names, sizes and times of a folder's weight files. None if not known."""
+    if card.origin == "hub":
+        return card.revision
+    folder = demo_folder(card) if card.origin == "demo" else Path(card.place)
+    if card.origin == "demo":
+        stamp = folder / "complete.json"
+        return digest(json.loads(stamp.read_text())["recipe"]) if stamp.exists() else None
+    stats = [(path.name, path.stat()) for path in sorted(folder.glob("*.safetensors"))]
+    return digest([(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats])

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
+from quant_engine.data import texts
 from quant_engine.evaluate import find_task
 from quant_engine.methods import METHODS, resolve_setting
-from quant_engine.models.catalog import find
+from quant_engine.models.catalog import find, fingerprint
 from quant_engine.spec import Calibration, RunSpec, UserError
 
 
@@ -27,21 +26,14 @@ def resolve(spec: RunSpec) -> RunSpec:
     calibration = None
     if setting.method != "fp16" and METHODS[setting.method].card.calibrated:
         calibration = spec.calibration or Calibration()
-        check_calibration(calibration)
+        if calibration.source != "builtin":
+            calibration = calibration.model_copy(update={"source": texts.pin(calibration.source)})
     return spec.model_copy(
         update={
             "model": card.id,
-            "revision": spec.revision or card.revision,
+            "revision": spec.revision or fingerprint(card),
             "setting": setting,
             "calibration": calibration,
             "tasks": tuple(sorted(set(tasks))),
         }
     )
-
-
-def check_calibration(calibration: Calibration) -> None:
-    """Raises UserError if the calibration text is neither built in nor a file that is there."""
-    if calibration.source != "builtin" and not Path(calibration.source).expanduser().is_file():
-        raise UserError(
-            f"There is no calibration text {calibration.source!r}; give builtin or the path of a text file."
-        )

@@ -1,0 +1,83 @@
+"""Texts for calibration and perplexity: built in, or a file of one's own, pinned by the hash of its content.
+
+Imports no torch: a run is checked before any model is loaded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from quant_engine import folders
+from quant_engine.deferred import deferred
+from quant_engine.spec import Calibration, UserError
+
+if TYPE_CHECKING:
+    import torch as torch_types
+
+torch = deferred("torch")
+
+BUILTIN_CALIBRATION = folders.ASSETS / "text" / "calibration.txt"
+BUILTIN_EVALUATION = folders.ASSETS / "text" / "evaluation.txt"
+MOST_BYTES = 64 * 2**20
+
+_PINNED = re.compile(r"(?P<path>.+)@(?P<digest>[0-9a-f]{12})")
+
+
+def read(path: Path) -> str:
+    """A text file's content. Raises UserError if it is missing, too large, empty, or not UTF-8."""
+    try:
+        if path.stat().st_size > MOST_BYTES:
+            raise UserError(f"The text file {path} is larger than {MOST_BYTES >> 20} MiB; give a shorter one.")
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(f"There is no text file {path}.") from None
+    except (OSError, UnicodeDecodeError):
+        raise UserError(f"{path} can't be read as UTF-8 text.") from None
+    if not text.strip():
+        raise UserError(f"The text file {path} is empty.")
+    return text
+
+
+def digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def pin(name: str) -> str:
+    """PATH as PATH@HASH, its absolute path with the hash of its content: the same name is always the same text.
+
+    Raises UserError if the file can't be read, or is pinned already and has changed since.
+    """
+    pinned = _PINNED.fullmatch(name)
+    path = Path(pinned["path"] if pinned else name).expanduser().resolve()
+    found = digest(read(path))
+    if pinned and pinned["digest"] != found:
+        raise UserError(f"The text file {path} has changed since this run was made; start a new run.")
+    return f"{path}@{found}"
+
+
+def path_of(pinned: str) -> Path:
+    return Path(pinned.rpartition("@")[0])
+
+
+def calibration_windows(calibration: Calibration, tokenizer: Any) -> torch_types.Tensor:
+    """Token ids [samples, length]: windows that start anywhere in the text, drawn with replacement.
+
+    As the GPTQ reference draws them: uniform start from 0 to L - length - 1, Python's `random` with the seed. Raises
+    UserError if the text is shorter than a window.
+    """
+    source = calibration.source
+    text = read(BUILTIN_CALIBRATION if source == "builtin" else path_of(source))
+    ids = torch.tensor(tokenizer(text, verbose=False)["input_ids"])
+    last = len(ids) - calibration.length - 1
+    if last < 0:
+        raise UserError(
+            f"The calibration text has {len(ids)} tokens, too few for windows of {calibration.length}; "
+            "give a longer text or a smaller length."
+        )
+    generator = random.Random(calibration.seed)
+    starts = [generator.randint(0, last) for _ in range(calibration.samples)]
+    return torch.stack([ids[start : start + calibration.length] for start in starts])
