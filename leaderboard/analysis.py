@@ -101,7 +101,7 @@ class View:
         if cell is Cell.COLLAPSED and np.isnan(value):
             return "collapsed"
         if kind.cost:
-            return notation.cost(value)
+            return notation.cost(value, kind.digits)
         if self.query.mode == "retained":
             return notation.percent(value)
         measured = self.rows["source"].iat[row] == "measured"

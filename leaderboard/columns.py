@@ -15,13 +15,15 @@ COMMONSENSE = ("piqa", "arc_easy", "arc_challenge", "hellaswag", "winogrande")
 
 @dataclass(frozen=True)
 class Column:
-    """One column of numbers. `task` is the result's task; cost columns describe the setting and have no FP16 side."""
+    """One column of numbers. `task` is the result's task; cost columns describe the setting and have no FP16 side.
+    `digits` is the number of decimals; None keeps those that the source gives."""
 
     task: str
     title: str
     group: Group
     better: Literal["higher", "lower"]
     help: str
+    digits: int | None = None
 
     @property
     def cost(self) -> bool:
@@ -44,7 +46,7 @@ _KNOWN: tuple[Column, ...] = (
     _perplexity("wikitext2", "WikiText2"),
     _perplexity("c4", "C4"),
     _perplexity("ptb", "PTB", "Penn Treebank"),
-    _perplexity("perplexity", "Built-in", "the text that ships with the project"),
+    _perplexity("perplexity", "Built-in text", "the text that ships with the project"),
     _percent("piqa", "PIQA", "CommonSenseQA", "Accuracy in percent, zero-shot."),
     _percent("arc_easy", "ARC-e", "CommonSenseQA", "Accuracy in percent, zero-shot."),
     _percent("arc_challenge", "ARC-c", "CommonSenseQA", "Accuracy in percent, zero-shot."),
@@ -62,14 +64,14 @@ _KNOWN: tuple[Column, ...] = (
     _percent("mmbench_en", "MMBench", "Pictures", "Accuracy in percent, every rotation of the options right."),
     _percent("mme_cognition", "MME-C", "Pictures", "MME cognition: score out of 800."),
     _percent("mme_perception", "MME-P", "Pictures", "MME perception: score out of 2000."),
-    Column("stored_bits", "Bits stored", "Cost", "lower", "Bits per quantized weight, all side data counted."),
+    Column("stored_bits", "Bits stored", "Cost", "lower", "Bits per quantized weight, all side data counted.", 2),
     Column("quantization_memory_gb", "Quantize GB", "Cost", "lower", "Memory to quantize the model, in GB."),
     Column("quantization_time_min", "Quantize min", "Cost", "lower", "Time to quantize the model, in minutes."),
     Column("finetuning_memory_gb", "Tune GB", "Cost", "lower", "Memory to fine-tune the model, in GB."),
     Column("finetuning_time_hour", "Tune h", "Cost", "lower", "Time to fine-tune the model, in hours."),
     Column("decode_tokens_per_s", "Tokens/s", "Cost", "higher", "Decoding speed in tokens per second."),
-    Column("peak_memory", "Peak GB", "Cost", "lower", "Highest memory of the run's process, in GB (10^9 bytes)."),
-    Column("duration", "Run min", "Cost", "lower", "Duration of the whole run, in minutes."),
+    Column("peak_memory", "Peak GB", "Cost", "lower", "Highest memory of the run's process, in GB.", 2),
+    Column("duration", "Run min", "Cost", "lower", "Duration of the whole run, in minutes.", 1),
 )
 KNOWN: dict[str, Column] = {column.task: column for column in _KNOWN}
 _ORDER = {column.task: place for place, column in enumerate(_KNOWN)}

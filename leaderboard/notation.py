@@ -29,9 +29,9 @@ def score(value: float) -> str:
     return _signed(value, 1)
 
 
-def cost(value: float) -> str:
-    """Minutes, GB, bits, tokens/s: up to two decimals, no trailing zeros."""
-    return _signed(value, 2).rstrip("0").rstrip(".")
+def cost(value: float, digits: int | None = None) -> str:
+    """Minutes, GB, bits, tokens/s: with `digits` decimals, or up to two without trailing zeros."""
+    return _signed(value, 2).rstrip("0").rstrip(".") if digits is None else _signed(value, digits)
 
 
 def difference(text: str) -> str:

@@ -98,7 +98,7 @@ class Store:
         }
         contents = [content for _, content in self._runs.values()]
         problems = tuple(content for content in contents if isinstance(content, Problem))
-        runs = [content for content in contents if isinstance(content, pd.DataFrame)]
+        runs = sorted((content for content in contents if isinstance(content, pd.DataFrame)), key=_studys_order)
         return Snapshot(_join([self._paper_frame, *runs]), problems, version)
 
 
@@ -162,6 +162,14 @@ def method_name(method: str) -> str:
 def model_name(model: str) -> str:
     """The title of a known model id, or a model folder's own name."""
     return MODELS[model].title if model in MODELS else Path(model).name
+
+
+def _studys_order(run: pd.DataFrame) -> tuple:
+    """Where a run stands among runs: FP16 first, methods as the study orders them, more bits first, then by age."""
+    first = run.iloc[0]
+    method = first["method"]
+    rank = PAPER_METHODS.index(method) if method in PAPER_METHODS else len(PAPER_METHODS)
+    return rank, method, -first["w_bits"], str(first["created"])
 
 
 def _key(name: str) -> str:

@@ -81,7 +81,7 @@ def problems_html(problems: tuple[Problem, ...]) -> str:
     """The run folders that were left out, by name and with the reason."""
     if not problems:
         return ""
-    items = "".join(f"<li><code>{escape(one.folder)}</code> {escape(one.reason)}</li>" for one in problems)
+    items = "".join(f"<li>{escape(one.reason)}</li>" for one in problems)
     word = "1 run folder is" if len(problems) == 1 else f"{len(problems)} run folders are"
     return f'<div class="notice" role="alert"><b>{word} left out.</b><ul>{items}</ul></div>'
 

@@ -6,10 +6,11 @@ import time
 from html import escape
 
 from leaderboard import notation
+from leaderboard.columns import column_of
 from leaderboard.store import model_name
 from leaderboard.ui.table import bit_bar
 from quant_engine.runs.queue import QueuedRun
-from quant_engine.spec import Progress
+from quant_engine.spec import Progress, RunSpec
 
 _WORDS = {"queued": "waiting", "running": "running", "done": "done", "failed": "failed", "cancelled": "cancelled"}
 
@@ -20,7 +21,7 @@ def card(run: QueuedRun | None, now: float | None = None) -> str:
         return '<div class="run empty"><b>No run yet.</b> Compose a setting and start it: it shows here.</div>'
     spec = run.spec
     limit = f"{spec.limit} items a task" if spec.limit else "all items"
-    what = f"{escape(model_name(spec.model))} · {escape(', '.join(spec.tasks))} · {limit}"
+    what = f"{escape(model_name(spec.model))} · {escape(_tasks(spec))} · {limit}"
     return (
         f'<article class="run {run.state}" data-run="{run.run_id}"><header><b>{escape(spec.setting.label)}</b>'
         f"{bit_bar(spec.setting.w_bits)}<mark>{_state(run)}</mark></header><p class='what'>{what}</p>"
@@ -41,6 +42,10 @@ def runs_list(runs: list[QueuedRun], chosen: str | None, now: float | None = Non
         for run in runs
     )
     return f'<ul class="runs">{rows}</ul>'
+
+
+def _tasks(spec: RunSpec) -> str:
+    return ", ".join(column_of(task).title for task in spec.tasks)
 
 
 def _state(run: QueuedRun) -> str:
@@ -78,7 +83,7 @@ def _steps(progress: Progress) -> list[str]:
         if progress.output_error is not None:
             steps.append(f"output error {progress.output_error:.2g}")
     if progress.stage == "evaluating" and progress.task:
-        steps.append(progress.task)
+        steps.append(column_of(progress.task).title)
         if progress.item is not None and progress.items:
             steps.append(f"item {progress.item} of {progress.items}")
     if len(steps) == 1 and progress.message:

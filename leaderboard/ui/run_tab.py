@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from html import escape
 from typing import Any, Literal, get_args, get_origin
 
 import gradio as gr
@@ -151,7 +152,7 @@ def build(lab: Lab) -> tuple[gr.Button, gr.State]:
             gr.update(visible=state in ("queued", "running") and not run.cancelling),
             gr.update(visible=state in ("failed", "cancelled")),
             gr.update(visible=state == "done"),
-            f"<pre>{run_card.escape(tail)}</pre>" if tail else '<p class="hint">Nothing yet.</p>',
+            f'<div class="tail"><pre>{escape(tail)}</pre></div>' if tail else '<p class="hint">Nothing yet.</p>',
             run_card.runs_list(runs, run.run_id if run else None),
         ]
 

@@ -167,8 +167,8 @@ def test_a_measured_run_shows_what_it_stores_and_costs(make_run):
     seen = view(arrange(Store().snapshot().frame), Query(model="SmolLM2-135M"))
     assert [cell(seen, task, method="RTN")[0] for task in ("perplexity", "stored_bits", "peak_memory", "duration")] == [
         "25.50",
-        "4.3",
-        "2",
+        "4.30",
+        "2.00",
         "1.5",
     ]
 

@@ -32,7 +32,7 @@ def test_a_running_run_names_block_linear_and_time_left():
     assert "Quantizing · block 12 of 30 · self_attn.q_proj · about 1 min 05 s left" in html
     assert 'aria-valuenow="40"' in html
     evaluating = Progress(stage="evaluating", task="perplexity", item=3, items=8)
-    assert "Evaluating · perplexity · item 3 of 8" in run_card.card(run(progress=evaluating))
+    assert "Evaluating · Built-in text · item 3 of 8" in run_card.card(run(progress=evaluating))
 
 
 @pytest.mark.parametrize(

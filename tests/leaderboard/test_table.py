@@ -54,7 +54,7 @@ def test_sorted_headers_say_their_direction(results):
 def test_problems_are_escaped_and_counted():
     from leaderboard.store import Problem
 
-    html = problems_html((Problem("<img>", "Broken."),))
+    html = problems_html((Problem("x", "<img> is broken."),))
     assert "1 run folder is left out" in html
     assert "<img>" not in html
     assert problems_html(()) == ""
