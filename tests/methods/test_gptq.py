@@ -1,0 +1,161 @@
+"""GPTQ against the plain column loop, and the properties that follow from its algebra."""
+
+import pytest
+import torch
+
+from quant_engine.methods import METHODS, Statistics
+from quant_engine.methods.gptq import clear_dead_columns, inverse_factor
+from quant_engine.spec import QuantSetting, UserError
+from quant_engine.weights.grouped import grids
+
+GPTQ, RTN = METHODS["gptq"], METHODS["rtn"]
+
+
+def problem(rows=24, columns=192, seed=0, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(seed)
+    weight = torch.randn(rows, columns, generator=generator, dtype=dtype)
+    mixing = torch.randn(columns, columns, generator=generator, dtype=dtype) / columns**0.5
+    inputs = torch.randn(6 * columns, columns, generator=generator, dtype=dtype) @ (mixing + 0.3)
+    return weight, 2 / 8 * inputs.T @ inputs
+
+
+def run(method, weight, hessian, bits, group=None, log=lambda line: None, **options):
+    setting = method.resolve(QuantSetting(method=method.card.name, w_bits=bits, group_size=group, options=options))
+    statistics = Statistics(hessian.clone(), 8)
+    stored = method.quantize(weight.clone(), statistics, setting, method.options(setting), log)
+    return stored.dequantize().double()
+
+
+def plain_gptq(weight, hessian, bits, group, *, act_order=False, static=False, damping=0.01, lazy=128):
+    """The column loop of the paper, one column after the other, every update applied at once.
+
+    Dynamic groups are fitted to the weights with the updates of earlier blocks of `lazy` columns only, as the
+    reference code does.
+    """
+    weight, hessian = weight.clone(), hessian.clone()
+    columns = weight.shape[1]
+    group = group or columns
+    dead = hessian.diagonal() == 0
+    hessian[dead, dead] = 1
+    weight[:, dead] = 0
+    static = static or group >= columns
+    scales, zeros = grids(weight, bits, group)
+    order = torch.argsort(hessian.diagonal(), descending=True, stable=True) if act_order else torch.arange(columns)
+    weight, hessian = weight[:, order], hessian[order][:, order]
+    hessian += torch.eye(columns) * damping * hessian.diagonal().mean()
+    factor = torch.linalg.cholesky(torch.linalg.inv(hessian), upper=True)
+    seen = weight.clone()
+    out = torch.empty_like(weight)
+    errors = torch.empty_like(weight)
+    for j in range(columns):
+        if j % lazy == 0:
+            seen = weight.clone()
+        if static:
+            g = order[j] // group
+            scale, zero = scales[:, g].double(), zeros[:, g].double()
+        elif j % group == 0:
+            fitted = grids(seen[:, j : j + group], bits, group)
+            scale, zero = fitted[0][:, 0].double(), fitted[1][:, 0].double()
+        codes = (torch.round(weight[:, j] / scale) + zero).clamp(0, 2**bits - 1)
+        out[:, j] = scale * (codes - zero)
+        errors[:, j] = (weight[:, j] - out[:, j]) / factor[j, j]
+        weight[:, j + 1 :] -= errors[:, j, None] * factor[j, j + 1 :]
+    undone = torch.empty_like(out)
+    undone[:, order] = out
+    return undone, errors, hessian
+
+
+@pytest.mark.parametrize("bits", [1, 2, 3, 4, 8])
+@pytest.mark.parametrize("group", [None, 32, 64, 128])
+@pytest.mark.parametrize(
+    "options", [{}, {"act_order": True}, {"groups": "static"}, {"act_order": True, "groups": "static"}]
+)
+def test_equals_the_plain_column_loop(bits, group, act_order, groups):
+    weight, hessian = problem(seed=bits)
+    expected, _, _ = plain_gptq(weight, hessian, bits, group, act_order=act_order, static=groups == "static")
+    found = run(GPTQ, weight, hessian, bits, group, act_order=act_order, groups=groups)
+    assert torch.allclose(found, expected, atol=1e-6)
+
+
+def test_sum_of_squared_errors_is_the_proxy_loss():
+    weight, hessian = problem()
+    quantized, errors, damped = plain_gptq(weight, hessian, 3, 64)
+    change = weight - quantized
+    assert torch.allclose(errors.square().sum(), torch.trace(change @ damped @ change.T), rtol=1e-5)
+    assert torch.allclose(run(GPTQ, weight, hessian, 3, 64), quantized, atol=1e-6)
+
+
+@pytest.mark.parametrize("group", [None, 64])
+def test_is_rtn_when_inputs_are_uncorrelated(group):
+    weight, _ = problem()
+    hessian = 3.0 * torch.eye(192, dtype=torch.float64)
+    assert torch.equal(run(GPTQ, weight, hessian, 3, group), run(RTN, weight, hessian, 3, group))
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_proxy_loss_is_below_rtn_s(bits):
+    for seed in range(5):
+        weight, hessian = problem(seed=seed)
+        loss = lambda q: torch.trace((weight - q) @ hessian @ (weight - q).T)  # noqa: E731, B023
+        assert loss(run(GPTQ, weight, hessian, bits, 64)) < 0.8 * loss(run(RTN, weight, hessian, bits, 64))
+
+
+def test_act_order_changes_nothing_when_all_inputs_are_equally_large():
+    weight, hessian = problem()
+    scale = hessian.diagonal().sqrt()
+    hessian = hessian / scale[:, None] / scale
+    hessian.fill_diagonal_(1.0)
+    assert torch.equal(run(GPTQ, weight, hessian, 3), run(GPTQ, weight, hessian, 3, act_order=True))
+
+
+def test_a_dead_input_gets_zero_weights_and_alters_no_other_column():
+    weight, hessian = problem()
+    hessian[5], hessian[:, 5] = 0, 0
+    other = weight.clone()
+    other[:, 5] = 7.0
+    first, second = run(GPTQ, weight, hessian, 3), run(GPTQ, other, hessian, 3)
+    assert (first[:, 5] == 0).all()
+    assert torch.equal(first, second)
+
+
+def test_dead_columns_are_cleared_before_damping_so_the_mean_does_not_shrink():
+    weight, hessian = problem()
+    hessian[5], hessian[:, 5] = 0, 0
+    cleared = clear_dead_columns(weight.clone(), hessian)
+    assert cleared[5, 5] == 1
+    assert hessian[5, 5] == 0
+
+
+def test_factor_is_the_upper_root_of_the_damped_inverse():
+    _, hessian = problem()
+    factor = inverse_factor(hessian, 0.01, lambda line: None)
+    damped = hessian + torch.eye(192, dtype=torch.float64) * 0.01 * hessian.diagonal().mean()
+    assert torch.allclose(factor, factor.triu())
+    assert torch.allclose(factor.T @ factor, torch.linalg.inv(damped), rtol=1e-6)
+
+
+def test_a_hessian_that_can_not_be_factored_is_damped_more_and_that_is_logged():
+    lines = []
+    hessian = torch.diag(torch.linspace(-0.05, 1, 64, dtype=torch.float64))
+    factor = inverse_factor(hessian, 0.01, lines.append)
+    assert torch.isfinite(factor).all()
+    assert "damping 0.01" in lines[0]
+    with pytest.raises(UserError, match="more calibration samples"):
+        inverse_factor(-torch.eye(8, dtype=torch.float64), 0.01, lines.append)
+
+
+def test_inputs_with_infinities_are_one_sentence():
+    with pytest.raises(UserError, match="not finite"):
+        inverse_factor(torch.full((4, 4), torch.inf), 0.01, lambda line: None)
+
+
+def test_stored_column_order_is_counted_only_where_it_is_needed():
+    weight, hessian = problem()
+    setting = GPTQ.resolve(QuantSetting(method="gptq", w_bits=4, group_size=64, options={"act_order": True}))
+    stored = GPTQ.quantize(weight.clone(), Statistics(hessian, 8), setting, GPTQ.options(setting), print)
+    assert stored.ledger().bits["order"] == 192 * 32
+    static = GPTQ.resolve(
+        QuantSetting(method="gptq", w_bits=4, group_size=64, options={"act_order": True, "groups": "static"})
+    )
+    stored = GPTQ.quantize(weight.clone(), Statistics(hessian, 8), static, GPTQ.options(static), print)
+    assert "order" not in stored.ledger().bits
