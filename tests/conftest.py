@@ -1,0 +1,28 @@
+"""Every test writes into a folder of its own; models fetched before are shared."""
+
+import pytest
+
+from quant_engine import folders
+from quant_engine.models import catalog
+
+
+@pytest.fixture
+def lab(tmp_path, monkeypatch):
+    """A fresh LOWBIT_HOME, with the machine's demo models."""
+    models = folders.models()
+    monkeypatch.setenv("LOWBIT_MODELS", str(models))
+    monkeypatch.setenv("LOWBIT_HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("LOWBIT_RESULTS", raising=False)
+    return tmp_path / "home"
+
+
+def pytest_runtest_setup(item):
+    """A test that needs the demo models says in one sentence how to get them."""
+    if item.get_closest_marker("demo") and not all(
+        catalog.available(card) for card in catalog.MODELS.values() if card.origin == "demo"
+    ):
+        pytest.fail("The demo models are not on this machine; run: python -m quant_engine get demo", pytrace=False)
+    if item.get_closest_marker("gpu"):
+        torch = pytest.importorskip("torch")
+        if not torch.cuda.is_available():
+            pytest.skip("needs a CUDA device")
