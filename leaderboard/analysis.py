@@ -213,8 +213,10 @@ def _with_costs(results: pd.DataFrame) -> pd.DataFrame:
         ("peak_memory", "peak_memory_bytes", 1e9),
         ("duration", "duration_s", 60),
     ):
-        highest = runs.loc[runs.groupby("run_id")[field].idxmax().dropna()] if runs[field].notna().any() else runs[:0]
-        added.append(highest.assign(task=task, metric=task, value=highest[field] / unit, status="ok", conditions=""))
+        known = runs.dropna(subset=field).drop_duplicates("run_id")
+        of_run = runs.groupby("run_id")[field].agg("sum" if task == "duration" else "max")
+        value = known["run_id"].map(of_run) / unit
+        added.append(known.assign(task=task, metric=task, value=value, status="ok", conditions=""))
     added = [frame for frame in added if len(frame)]
     return pd.concat([results, *added], ignore_index=True) if added else results
 

@@ -71,7 +71,7 @@ _KNOWN: tuple[Column, ...] = (
     Column("finetuning_time_hour", "Tune h", "Cost", "lower", "Time to fine-tune the model, in hours."),
     Column("decode_tokens_per_s", "Tokens/s", "Cost", "higher", "Decoding speed in tokens per second."),
     Column("peak_memory", "Peak GB", "Cost", "lower", "Highest memory of the run's process, in GB.", 2),
-    Column("duration", "Run min", "Cost", "lower", "Duration of the whole run, in minutes.", 1),
+    Column("duration", "Measure min", "Cost", "lower", "Time to measure all the run's tasks, in minutes.", 1),
 )
 KNOWN: dict[str, Column] = {column.task: column for column in _KNOWN}
 _ORDER = {column.task: place for place, column in enumerate(_KNOWN)}

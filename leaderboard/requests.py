@@ -14,7 +14,7 @@ from quant_engine.evaluate import TASKS
 from quant_engine.generate.messages import AskRequest
 from quant_engine.methods import METHODS, resolve_setting
 from quant_engine.models.catalog import MODELS, ModelCard, available
-from quant_engine.runs.resolve import resolve
+from quant_engine.runs.resolve import default_device, default_dtype, resolve
 from quant_engine.spec import Calibration, OptionValue, QuantSetting, RunSpec, UserError, sentence
 
 PER_ROW = "per row"
@@ -58,9 +58,12 @@ def run(
     if hosted and calibration and calibration.source != "builtin":
         raise UserError("On this page the calibration text is builtin; your own text works where you run the lab.")
     wanted = {"window": _count(window, "Window") or (MODELS[model].window if model in MODELS else None)}
+    device = default_device()
     try:
         spec = RunSpec(
             model=model,
+            device=device,
+            dtype=default_dtype(device),
             setting=chosen,
             tasks=tuple(tasks),
             limit=_count(limit, "Items per task"),
@@ -69,7 +72,9 @@ def run(
         )
     except ValidationError as error:
         raise UserError(sentence(error)) from None
-    return resolve(spec)
+    resolved = resolve(spec)
+    _check_here(resolved.model)
+    return resolved
 
 
 def calibration(source: str, samples: str | float | None, length: str | float | None) -> Calibration:
@@ -99,9 +104,15 @@ def question(model: str, picture: str | None, text: str, compared: QuantSetting,
         )
     except ValidationError as error:
         raise UserError(sentence(error)) from None
-    if not available(MODELS[model]):
-        raise UserError(f"{MODELS[model].title} is not on this machine yet: run `python -m quant_engine get demo`.")
+    _check_here(model)
     return asked
+
+
+def _check_here(model: str) -> None:
+    """A demo model has to be fetched by its own command; others are downloaded when they are used."""
+    card = MODELS.get(model)
+    if card and card.origin == "demo" and not available(card):
+        raise UserError(f"{card.title} is not on this machine yet: run `python -m quant_engine get demo`.")
 
 
 def method_choices(fp16: bool) -> list[tuple[str, str]]:

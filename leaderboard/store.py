@@ -1,8 +1,8 @@
 """Every result in one tidy frame: the study's numbers and the run folders on this machine.
 
 The columns are the fields of `quant_engine.spec.Result`, and `conditions`: what else two measured numbers must have in
-common to be comparable (item limit, window). Run folders are read once and again when they change; one that cannot be
-read is named with the reason, and the rest shows.
+common to be comparable (item limit, window, the weights they start from). Run folders are read once and again when they
+change; one that cannot be read is named with the reason, and the rest shows.
 """
 
 from __future__ import annotations
@@ -144,7 +144,7 @@ def read_run(folder: Path) -> pd.DataFrame | Problem:
     except UserError as error:
         return Problem(folder.name, str(error))
     frame = _tidy(pd.DataFrame([result.model_dump() for result in run.results]))
-    frame["conditions"] = f"{run.spec.limit or 'all'} items, window {run.spec.window}"
+    frame["conditions"] = f"{run.spec.limit or 'all'} items, window {run.spec.window}, {run.spec.revision}"
     frame["method"] = frame["method"].map(method_name)
     frame["model"] = frame["model"].map(model_name)
     return frame

@@ -92,7 +92,11 @@ def _steps(progress: Progress) -> list[str]:
 
 
 def _left(progress: Progress) -> str:
-    return f"about {notation.seconds(max(progress.eta_s, 1))} left" if progress.eta_s is not None else ""
+    """The engine's estimate, which is for the present step."""
+    if progress.eta_s is None:
+        return ""
+    left = max(round(progress.eta_s), 1)
+    return f"about {f'{left} s' if left < 60 else notation.seconds(left)} left in this step"
 
 
 def _sorry(run: QueuedRun) -> str:

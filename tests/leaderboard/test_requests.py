@@ -5,6 +5,11 @@ from leaderboard.lab import Lab
 from quant_engine.spec import QuantSetting, UserError
 
 
+@pytest.fixture(autouse=True)
+def every_model_is_here(monkeypatch):
+    monkeypatch.setattr(requests, "available", lambda card: True)
+
+
 def refusal(call, *args, **named) -> str:
     with pytest.raises(UserError) as caught:
         call(*args, **named)
@@ -72,8 +77,7 @@ def test_calibration_has_the_engines_defaults_and_refuses_nonsense():
     assert "samples" in refusal(requests.calibration, "builtin", "100000", "")
 
 
-def test_a_question_needs_a_picture_and_words(monkeypatch):
-    monkeypatch.setattr(requests, "available", lambda card: True)
+def test_a_question_needs_a_picture_and_words():
     ask = requests.question
     assert "picture first" in refusal(ask, "demo", None, "What is it?", RTN, 64)
     assert refusal(ask, "demo", "/tmp/a.png", "  ", RTN, 64) == "Type a question."
@@ -86,6 +90,7 @@ def test_a_question_needs_a_picture_and_words(monkeypatch):
 def test_a_demo_model_that_is_not_there_names_the_command(monkeypatch):
     monkeypatch.setattr(requests, "available", lambda card: False)
     assert "quant_engine get demo" in refusal(requests.question, "demo", "/tmp/a.png", "What?", RTN, 64)
+    assert "quant_engine get demo" in refusal(requests.run, "demo-llm", RTN, ["perplexity"])
 
 
 def test_on_a_space_runs_need_the_owners_token():

@@ -29,7 +29,7 @@ def run(**given) -> QueuedRun:
 def test_a_running_run_names_block_linear_and_time_left():
     progress = Progress(stage="quantizing", fraction=0.4, block=12, blocks=30, linear="self_attn.q_proj", eta_s=65)
     html = run_card.card(run(progress=progress))
-    assert "Quantizing · block 12 of 30 · self_attn.q_proj · about 1 min 05 s left" in html
+    assert "Quantizing · block 12 of 30 · self_attn.q_proj · about 1 min 05 s left in this step" in html
     assert 'aria-valuenow="40"' in html
     evaluating = Progress(stage="evaluating", task="perplexity", item=3, items=8)
     assert "Evaluating · Built-in text · item 3 of 8" in run_card.card(run(progress=evaluating))
