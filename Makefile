@@ -1,0 +1,43 @@
+# make serve   sets everything up and opens the page on port 7860 (PORT overrides)
+# make test    sets everything up, a browser included, and runs all tests
+
+.PHONY: serve test lint clean
+
+PORT ?= 7860
+PYTHON := .venv/bin/python
+
+serve: .venv/serve demo
+	PORT=$(PORT) $(PYTHON) app.py
+
+test: .venv/dev browser demo
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m pytest $(TESTS)
+
+lint: .venv/dev
+	$(PYTHON) -m ruff check --fix .
+	$(PYTHON) -m ruff format .
+
+clean:
+	rm -rf .venv
+
+.PHONY: demo browser
+demo:
+	@$(PYTHON) -m quant_engine get demo
+
+browser:
+	@sh tests/browser/install.sh $(PYTHON)
+
+.venv/bin/python:
+	@python=$$(command -v python3.11 || command -v python3.12 || command -v python3) && \
+	$$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' || \
+	{ echo "Low-Bit Lab needs Python 3.11 or 3.12 with venv; install it and try again." >&2; exit 1; }; \
+	$$python -m venv .venv
+
+.venv/serve: .venv/bin/python requirements.txt
+	$(PYTHON) -m pip install --quiet -r requirements.txt
+	@touch $@
+
+.venv/dev: .venv/bin/python requirements.txt pyproject.toml
+	$(PYTHON) -m pip install --quiet --editable '.[dev]'
+	@touch $@ .venv/serve
