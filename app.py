@@ -6,11 +6,14 @@ PORT (default 7860) and GRADIO_SERVER_NAME say where. LOWBIT_OWNER_TOKEN lets it
 from __future__ import annotations
 
 import os
+import socket
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 
 
 def main() -> None:
+    port = free_port(os.environ.get("PORT", "7860"))
+
     from leaderboard.lab import Lab
     from leaderboard.ui import page, theme
 
@@ -18,7 +21,7 @@ def main() -> None:
     blocks = page.build(lab)
     lab.start()
     blocks.launch(
-        server_port=int(os.environ.get("PORT", "7860")),
+        server_port=port,
         theme=theme.THEME,
         head=theme.HEAD,
         js=theme.ON_LOAD,
@@ -27,6 +30,17 @@ def main() -> None:
         show_error=False,
         footer_links=[],
     )
+
+
+def free_port(wanted: str) -> int:
+    """The port as a number. Ends with a sentence if it is none, or if something listens there already."""
+    if not wanted.isdecimal() or not 0 < int(wanted) < 65536:
+        raise SystemExit(f"PORT must be a number from 1 to 65535, not {wanted!r}.")
+    with socket.socket() as probe:
+        probe.settimeout(1)
+        if probe.connect_ex(("127.0.0.1", int(wanted))) == 0:
+            raise SystemExit(f"Port {wanted} is in use: stop what listens there, or set PORT to another number.")
+    return int(wanted)
 
 
 if __name__ == "__main__":

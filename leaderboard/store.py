@@ -18,7 +18,7 @@ from quant_engine import folders
 from quant_engine.methods import METHODS
 from quant_engine.models.catalog import MODELS
 from quant_engine.runs import folder as run_folder
-from quant_engine.spec import Result, UserError
+from quant_engine.spec import Result, UserError, digest
 
 PAPER = folders.ASSETS / "paper" / "results.csv"
 NOTES = folders.ASSETS / "paper" / "notes.csv"
@@ -59,13 +59,13 @@ class Store:
 
     def version(self) -> str:
         """Changes whenever a run folder appears, changes or goes. Costs one directory listing."""
-        return repr(self._stamps())
+        return digest(self._stamps())
 
     def snapshot(self) -> Snapshot:
         """The current results; only folders that changed since the last call are read."""
         with self._lock:
             stamps = self._stamps()
-            version = repr(stamps)
+            version = digest(stamps)
             if self._snapshot is None or self._snapshot.version != version:
                 self._snapshot = self._merge(stamps, version)
             return self._snapshot

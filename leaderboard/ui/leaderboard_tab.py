@@ -137,7 +137,8 @@ def build(boards: Boards, page: gr.Blocks) -> tuple[Controls, list, Callable[...
     summary = html(first.summary, elem_id="summary")
     board = html(first.table, elem_id="board", js_on_load=_JS)
     sort = gr.State((None, False))
-    version = gr.State(boards.store.version())
+    # A hidden box and not a State: its change event is fired by the browser, with the controls as they are by then.
+    version = gr.Textbox(boards.store.version(), visible="hidden")
     controls = Controls(model, track, mode, methods, bits, groups, sources, search, sort)
     offers = [model, track, methods, bits, groups, sources]
     outputs, refreshing = [*offers, summary, board], [*offers, problems, version]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from html import escape
 from itertools import groupby
 
@@ -59,7 +58,8 @@ def table(view: View, notes: Notes) -> str:
 def summary(view: View, total: int) -> str:
     """How much of the table is shown, in one line."""
     count = len(view.rows)
-    what = f"{count:,} settings" if count == total else f"{count:,} of {total:,} settings"
+    word = "setting" if total == 1 else "settings"
+    what = f"{count:,} {word}" if count == total else f"{count:,} of {total:,} {word}"
     modes = {
         "absolute": "",
         "difference": " · difference to FP16; costs as they are",
@@ -169,15 +169,17 @@ def _edge(columns: tuple[Column, ...], index: int) -> str:
 
 def _legend(view: View) -> str:
     states = {Cell(cell) for cell in np.unique(view.cells)}
-    parts: Iterator[str] = iter(
-        [
-            '<span><i class="ramp lost"></i>loses against FP16</span>',
-            '<span><i class="ramp gained"></i>gains</span>',
-            '<span><i class="swatch collapsed"></i>collapsed</span>' if Cell.COLLAPSED in states else "",
-            "<span><b>·</b>not reported</span>" if Cell.MISSING in states else "",
-            "<span><b><u>68.6</u></b>computed here</span>" if Cell.COMPUTED in states else "",
-        ]
-    )
+    scores = [not column.cost for column in view.columns]
+    known = np.isin(view.cells, (Cell.OK, Cell.COMPUTED)) & scores
+    parts = [
+        '<span><i class="ramp lost"></i>loses against FP16</span>',
+        '<span><i class="ramp gained"></i>gains</span>',
+        '<span><i class="swatch collapsed"></i>collapsed</span>' if Cell.COLLAPSED in states else "",
+        "<span><b>·</b>not reported</span>" if Cell.MISSING in states else "",
+        "<span><b><u>68.6</u></b>computed here</span>" if Cell.COMPUTED in states else "",
+    ]
+    if (known & np.isnan(view.shade)).any():
+        parts.append("<span>Unshaded: no FP16 of the same source and conditions to compare with.</span>")
     return f'<p class="legend">{"".join(parts)}</p>'
 
 

@@ -7,6 +7,9 @@ import pytest
 from playwright.sync_api import Page, expect
 from serving import served, tab
 
+from quant_engine.runs import folder as run_folder
+from quant_engine.spec import QuantSetting, Result, RunSpec
+
 pytestmark = pytest.mark.browser
 
 
@@ -137,6 +140,33 @@ def test_the_theme_switch_is_remembered(lab, opened):
     page.reload()
     page.wait_for_selector("table.board")
     page.wait_for_function("document.body.classList.contains('dark')")
+
+
+def test_a_finished_run_appears_while_the_table_is_open(tmp_path, opened, monkeypatch):
+    with served(tmp_path) as lab:
+        page = opened(lab)
+        press(page, "Method", "GPTQ")
+        summary_is(page, "7 of 41 settings")
+        monkeypatch.setenv("LOWBIT_RESULTS", str(lab.results))
+        setting = QuantSetting(method="gptq", w_bits=4, group_size=64)
+        spec = RunSpec(model="llama3-8b", setting=setting, tasks=("wikitext2",))
+        result = Result(
+            run_id=spec.run_id,
+            source="measured",
+            model="LLaMA3-8B",
+            track="llm_ptq",
+            method="gptq",
+            w_bits=4,
+            group_size=64,
+            task="wikitext2",
+            metric="perplexity",
+            value=6.54,
+        )
+        run_folder.write(spec, {}, [result], [], {}, "")
+        summary_is(page, "8 of 42 settings")
+        assert ["GPTQ", "W4A16", "64", "measured", "6.54"] in [row[:5] for row in rows(page)]
+        press(page, "Source", "measured")
+        summary_is(page, "1 of 42 settings")
 
 
 def test_a_corrupt_run_folder_is_named_and_the_rest_shows(tmp_path, opened):

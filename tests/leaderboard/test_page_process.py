@@ -1,6 +1,9 @@
 import json
+import socket
 import subprocess
 import sys
+
+import pytest
 
 from quant_engine.folders import PROJECT
 
@@ -23,3 +26,22 @@ def test_the_page_loads_no_torch(tmp_path):
         check=True,
     )
     assert json.loads(done.stdout.splitlines()[-1]) == []
+
+
+@pytest.mark.parametrize("port", ["many", "0", "70000"])
+def test_a_port_that_is_none_is_a_sentence(port):
+    done = subprocess.run(
+        [sys.executable, "app.py"], cwd=PROJECT, env={"PORT": port}, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 1
+    assert done.stderr == f"PORT must be a number from 1 to 65535, not '{port}'.\n"
+
+
+def test_a_port_in_use_is_a_sentence():
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = str(other.getsockname()[1])
+        done = subprocess.run(
+            [sys.executable, "app.py"], cwd=PROJECT, env={"PORT": port}, capture_output=True, text=True, timeout=60
+        )
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"Port {port} is in use")
