@@ -107,7 +107,8 @@ def read(path: Path) -> RunFolder:
         rows = pq.read_table(path / "results.parquet").to_pylist()
         results = [Result(**row) for row in rows]
     except FileNotFoundError as error:
-        raise UserError(f"Run {path.name} is incomplete: {Path(error.filename).name} is missing.") from None
+        missing = Path(error.filename or error.args[0]).name  # parquet names the file in its message alone
+        raise UserError(f"Run {path.name} is incomplete: {missing} is missing.") from None
     except ValidationError as error:
         raise UserError(f"Run {path.name} does not hold what a run holds: {error.errors()[0]['msg']}.") from None
     except (OSError, ValueError, KeyError, TypeError, pa.ArrowException):

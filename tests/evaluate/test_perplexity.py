@@ -1,0 +1,118 @@
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+from generate import tiny_chat
+
+from quant_engine.evaluate import TASKS, Stopped, Watch, find_task
+from quant_engine.evaluate import perplexity as module
+from quant_engine.evaluate.perplexity import Perplexity
+from quant_engine.models.load import Loaded
+from quant_engine.spec import RunSpec, UserError
+
+SPEC = RunSpec(model="tiny", tasks=("perplexity",), window=32, limit=9)
+
+
+def tiny(model=None):
+    made = tiny_chat.llama()
+    return Loaded(made.card, model or made.model, made.tokenizer, None, 16.0)
+
+
+class Uniform(torch.nn.Module):
+    """Knows nothing: all tokens are equally likely."""
+
+    def __init__(self, offset=0.0):
+        super().__init__()
+        self.config = tiny_chat.llama().model.config
+        self.device, self.offset = torch.device("cpu"), offset
+
+    def forward(self, input_ids, use_cache):
+        return SimpleNamespace(logits=torch.full((*input_ids.shape, self.config.vocab_size), self.offset))
+
+
+def test_a_model_that_knows_nothing_has_the_size_of_its_vocabulary():
+    outcome = Perplexity().measure(tiny(Uniform()), SPEC, Watch())
+    assert outcome.value == pytest.approx(260, rel=1e-5)
+
+
+def test_value_is_the_definition_and_does_not_depend_on_the_batch(monkeypatch):
+    loaded = tiny()
+    values = []
+    for tokens in (32, 64, 4096):
+        monkeypatch.setattr(module, "TOKENS_AT_ONCE", tokens)
+        values.append(Perplexity().measure(loaded, SPEC, Watch()).value)
+    assert values == pytest.approx([values[0]] * 3, rel=1e-5)
+
+    ids = torch.tensor(loaded.tokenizer(module.texts.read(module.texts.BUILTIN_EVALUATION))["input_ids"])
+    losses = []
+    for k in range(9):
+        window = ids[k * 32 : k * 32 + 32]
+        with torch.no_grad():
+            logits = loaded.model(input_ids=window[None]).logits[0].double().log_softmax(-1)
+        losses.append(-sum(logits[i, window[i + 1]].item() for i in range(31)) / 31)
+    assert values[0] == pytest.approx(math.exp(sum(losses) / 9), rel=1e-4)
+
+
+def test_the_tail_does_not_matter(tmp_path):
+    file = tmp_path / "text.txt"
+    values = []
+    for tail in ("", "!" * 31):
+        file.write_text(("The quick brown fox jumps over it. " * 5)[:160] + tail)
+        outcome = Perplexity.of_file(str(file)).measure(tiny(), SPEC, Watch())
+        values.append((outcome.value, len(outcome.outputs)))
+    assert values[0][1] == 5
+    assert values[0] == (pytest.approx(values[1][0]), values[1][1])
+
+
+def test_every_window_is_kept_with_its_loss():
+    outcome = Perplexity().measure(tiny(), SPEC, Watch())
+    assert len(outcome.outputs) == 9
+    assert outcome.value == pytest.approx(math.exp(sum(one.score for one in outcome.outputs) / 9))
+    assert "Mauritania" in outcome.outputs[0].prompt
+
+
+def test_not_a_number_is_collapsed_and_has_no_value():
+    outcome = Perplexity().measure(tiny(Uniform(math.nan)), SPEC, Watch())
+    assert (outcome.value, outcome.status) == (None, "collapsed")
+
+
+def test_it_stops_when_asked_and_reports_each_batch():
+    seen = []
+    with pytest.raises(Stopped):
+        Perplexity().measure(tiny(), SPEC, Watch(lambda *at: seen.append(at), lambda: True))
+    assert seen == [(9, 9)]
+
+
+def test_a_text_file_is_pinned_by_its_content(tmp_path):
+    file = tmp_path / "text.txt"
+    file.write_text("one two three")
+    name = find_task(f"perplexity:{file}").name
+    assert find_task(name).name == name
+    file.write_text("one two four")
+    with pytest.raises(UserError, match="has changed"):
+        find_task(name)
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [(None, "There is no text file"), (b"", "is empty"), (b"\xff\xfe\x00\x81", "can't be read as UTF-8")],,
+)
+def test_bad_text_files_are_one_sentence(tmp_path, content, sentence):
+    file = tmp_path / "text.txt"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(UserError, match=sentence):
+        find_task(f"perplexity:{file}")
+
+
+def test_a_text_shorter_than_a_window_is_one_sentence(tmp_path):
+    (tmp_path / "text.txt").write_text("short")
+    with pytest.raises(UserError, match="fewer than one window of 32"):
+        Perplexity.of_file(str(tmp_path / "text.txt")).measure(tiny(), SPEC, Watch())
+
+
+def test_an_unknown_task_is_one_sentence_that_lists_them():
+    with pytest.raises(UserError, match="demo-docvqa"):
+        find_task("nothing")
+    assert all(task.name == name and task.help for name, task in TASKS.items())
