@@ -96,7 +96,7 @@ def test_a_text_file_is_pinned_by_its_content(tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "sentence"),
-    [(None, "There is no text file"), (b"", "is empty"), (b"\xff\xfe\x00\x81", "can't be read as UTF-8")],,
+    [(None, "There is no text file"), (b"", "is empty"), (b"\xff\xfe\x00\x81", "can't be read as UTF-8")],
 )
 def test_bad_text_files_are_one_sentence(tmp_path, content, sentence):
     file = tmp_path / "text.txt"
