@@ -48,9 +48,10 @@ def table(view: View, notes: Notes) -> str:
         if count < len(view.rows)
         else ""
     )
+    kind = "board several" if several else "board"
     return (
         '<div class="scroll" tabindex="0" role="region" aria-label="Results, scrolls in both directions">'
-        f'<table class="board"><thead>{_head(view, several)}</thead><tbody>{body}</tbody></table>'
+        f'<table class="{kind}"><thead>{_head(view, several)}</thead><tbody>{body}</tbody></table>'
         f"</div>{rest}{_legend(view)}{_notes(marked)}"
     )
 
@@ -104,7 +105,8 @@ def _row(view: View, index: int, row: dict, several: bool, notes: Notes, marked:
     group = "" if reference else "per row" if np.isnan(row["group_size"]) else f"{row['group_size']:g}"
     short = "16 bit" if reference else f"W{row['w_bits']:g}A{row['a_bits']:g}"
     where = f"run {row['run_id']}" if measured else "the study"
-    small = f"{short} {'g' + group if group.isdigit() else group}" + (" · measured" if measured else "")
+    marks = [f"{short} {'g' + group if group.isdigit() else group}", "measured" if measured else ""]
+    small = " · ".join(filter(None, [escape(row["model"]) if several else "", *marks]))
     cells = f'<td class="k k0">{escape(row["model"])}</td>' if several else ""
     cells += (
         f'<th class="k k1" scope="row">{escape(row["method"])}<small>{small}</small></th>'
