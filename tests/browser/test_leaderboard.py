@@ -178,6 +178,18 @@ def test_a_corrupt_run_folder_is_named_and_the_rest_shows(tmp_path, opened):
         assert len(rows(page)) == 41
 
 
+def test_the_page_asks_no_other_host_for_anything(lab, browser):
+    context = browser.new_context()
+    asked = []
+    page = context.new_page()
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(lab.url)
+    page.wait_for_selector("table.board")
+    page.wait_for_timeout(1000)
+    context.close()
+    assert [url for url in asked if not url.startswith((lab.url, "data:", "blob:"))] == []
+
+
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="the system has no /proc")
 def test_the_page_process_never_maps_torch(lab, page):
     assert "torch" not in Path(f"/proc/{lab.process.pid}/maps").read_text()
