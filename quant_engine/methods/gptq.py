@@ -14,7 +14,8 @@ the original weights in original column order; act-order with static groups need
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
@@ -31,6 +32,10 @@ grouped = deferred("quant_engine.weights.grouped")
 
 LAZY_BLOCK = 128
 """Columns whose mutual updates are applied at once; the updates of later columns wait for the block's end."""
+
+
+SMALL_STEP = 2**20
+"""Elements below which one thread does a step of the column loop faster than several."""
 
 
 class GptqOptions(Options):
@@ -72,7 +77,8 @@ def quantize(
             group_of_column = group_of_column[order]
 
     factor = inverse_factor(hessian, options.damping, log)
-    codes, scales, zeros = fix_columns(weight, factor, bits, group, group_of_column, grids, fit)
+    with _one_thread_for_small_steps(weight):
+        codes, scales, zeros = fix_columns(weight, factor, bits, group, group_of_column, grids, fit)
 
     if order is not None and static:
         codes = codes[:, torch.argsort(order)]
@@ -116,6 +122,18 @@ def inverse_factor(hessian: torch.Tensor, damping: float, log: Callable[[str], N
                     return factor.to(hessian.dtype)
             log(f"factorisation failed in {dtype} with damping {share:g}; trying again")
     raise UserError("GPTQ could not factor a layer's Hessian; use more calibration samples or more damping.")
+
+
+@contextmanager
+def _one_thread_for_small_steps(weight: torch.Tensor) -> Iterator[None]:
+    """The column loop takes thousands of small steps; handing each out to threads costs more than it saves."""
+    threads = torch.get_num_threads()
+    if weight.shape[0] * LAZY_BLOCK < SMALL_STEP:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def fix_columns(
