@@ -67,9 +67,8 @@ def plain_gptq(weight, hessian, bits, group, *, act_order=False, static=False, d
 
 @pytest.mark.parametrize("bits", [1, 2, 3, 4, 8])
 @pytest.mark.parametrize("group", [None, 32, 64, 128])
-@pytest.mark.parametrize(
-    "options", [{}, {"act_order": True}, {"groups": "static"}, {"act_order": True, "groups": "static"}]
-)
+@pytest.mark.parametrize("act_order", [False, True])
+@pytest.mark.parametrize("groups", ["dynamic", "static"])
 def test_equals_the_plain_column_loop(bits, group, act_order, groups):
     weight, hessian = problem(seed=bits)
     expected, _, _ = plain_gptq(weight, hessian, bits, group, act_order=act_order, static=groups == "static")
