@@ -113,8 +113,9 @@ class View:
 
 @dataclass(frozen=True)
 class Choices:
-    """What the filters can offer for a model and track."""
+    """What the filters can offer for a model and track, and how many rows there are without any filter."""
 
+    rows: int
     tracks: tuple[str, ...]
     methods: tuple[str, ...]
     bits: tuple[float, ...]
@@ -132,8 +133,7 @@ def arrange(results: pd.DataFrame) -> Board:
     column_of = results["task"].map(place).to_numpy()
 
     first = np.unique(row_of, return_index=True)[1]
-    rows = results.loc[first, [*ROW_KEY, "options", "calibration", "created", "seed"]].reset_index(drop=True)
-    rows["stored_bits"] = results.groupby(row_of)["stored_bits"].first().to_numpy()
+    rows = results.loc[first, [*ROW_KEY, "calibration"]].reset_index(drop=True)
     shape = (len(rows), len(columns))
     values = np.full(shape, np.nan)
     cells = np.full(shape, Cell.MISSING, dtype=np.int8)
@@ -186,6 +186,7 @@ def choices(board: Board, model: str | None, track: str) -> Choices:
     tracks = tuple(track for track in TRACKS if (rows["track"] == track).any())
     rows = rows[rows["track"] == track]
     return Choices(
+        rows=len(rows),
         tracks=tracks,
         methods=tuple(rows["method"].unique()),
         bits=tuple(sorted(rows["w_bits"].unique(), reverse=True)),

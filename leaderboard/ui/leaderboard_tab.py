@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from html import escape
 
@@ -45,7 +45,7 @@ class Shown:
     summary: str
     query: Query
     choices: analysis.Choices
-    models: list[str] = field(default_factory=list)
+    models: list[str]
 
 
 def show(boards: Boards, query: Query) -> Shown:
@@ -66,8 +66,7 @@ def show(boards: Boards, query: Query) -> Shown:
     }
     query = query.model_copy(update=kept)
     seen = analysis.view(board, query)
-    everything = analysis.view(board, Query(model=query.model, track=query.track))
-    return Shown(table.table(seen, boards.notes), table.summary(seen, len(everything.rows)), query, offered, known)
+    return Shown(table.table(seen, boards.notes), table.summary(seen, offered.rows), query, offered, known)
 
 
 def next_sort(sort: str | None, reverse: bool, column: str) -> tuple[str | None, bool]:
@@ -104,7 +103,27 @@ class Controls:
         return list(vars(self).values())
 
 
+def offers_of(shown: Shown) -> list[list]:
+    """What the model and track choosers and the four filters offer, as (label, value)."""
+    offered = shown.choices
+    return [
+        [(name, name) for name in (*shown.models, EVERY_MODEL)],
+        [(analysis.TRACKS[track], track) for track in offered.tracks],
+        [(name, name) for name in offered.methods],
+        [(f"{bits:g}", float(bits)) for bits in offered.bits],
+        [("per row" if size == PER_ROW else str(size), size) for size in offered.groups],
+        [(source, source) for source in offered.sources],
+    ]
+
+
+def chosen_of(query: Query) -> list:
+    """The values of the same six controls."""
+    filters = (query.methods, query.bits, query.groups, query.sources)
+    return [query.model or EVERY_MODEL, query.track, *map(list, filters)]
+
+
 def query_of(model, track, mode, methods, bits, groups, sources, search, sort) -> Query:
+    """The controls' values as a query."""
     return Query(
         model=None if model == EVERY_MODEL else model,
         track=track or "llm_ptq",
@@ -122,17 +141,18 @@ def query_of(model, track, mode, methods, bits, groups, sources, search, sort) -
 def build(boards: Boards, page: gr.Blocks) -> tuple[Controls, list, Callable[..., list]]:
     """Lays out the tab and wires it. Returns its controls, its outputs, and the function that fills them."""
     first = show(boards, Query(model=FIRST_MODEL))
+    all_models, tracks, all_methods, all_bits, all_groups, all_sources = offers_of(first)
     with gr.Row(elem_classes="choosers"):
-        model = gr.Dropdown(_model_choices(first), value=FIRST_MODEL, label="Model", elem_classes="narrow")
-        track = gr.Radio(_track_choices(first), value="llm_ptq", label="Track", elem_classes="segments")
+        model = gr.Dropdown(all_models, value=FIRST_MODEL, label="Model", elem_classes="narrow")
+        track = gr.Radio(tracks, value="llm_ptq", label="Track", elem_classes="segments")
         mode = gr.Radio(MODES, value="absolute", label="Show", elem_classes="segments")
         search = gr.Textbox(label="Search", placeholder="gptq w4 g128", elem_classes="search", max_lines=1)
         clear = gr.Button("Clear filters", size="sm", elem_classes="clear", scale=0, min_width=0)
     with gr.Row(elem_classes="filters"):
-        methods = gr.CheckboxGroup(list(first.choices.methods), label="Method", elem_classes="pills")
-        bits = gr.CheckboxGroup(_bit_choices(first), label="Weight bits", elem_classes="pills")
-        groups = gr.CheckboxGroup(_group_choices(first), label="Group size", elem_classes="pills")
-        sources = gr.CheckboxGroup(list(first.choices.sources), label="Source", elem_classes="pills")
+        methods = gr.CheckboxGroup(all_methods, label="Method", elem_classes="pills")
+        bits = gr.CheckboxGroup(all_bits, label="Weight bits", elem_classes="pills")
+        groups = gr.CheckboxGroup(all_groups, label="Group size", elem_classes="pills")
+        sources = gr.CheckboxGroup(all_sources, label="Source", elem_classes="pills")
     problems = html(problems_html(boards.problems()), elem_id="problems")
     summary = html(first.summary, elem_id="summary")
     board = html(first.table, elem_id="board", js_on_load=_JS)
@@ -145,17 +165,8 @@ def build(boards: Boards, page: gr.Blocks) -> tuple[Controls, list, Callable[...
 
     def fill(*values) -> list:
         shown = show(boards, query_of(*values))
-        query = shown.query
-        return [
-            gr.update(choices=_model_choices(shown), value=query.model or EVERY_MODEL),
-            gr.update(choices=_track_choices(shown), value=query.track),
-            gr.update(choices=list(shown.choices.methods), value=list(query.methods)),
-            gr.update(choices=_bit_choices(shown), value=list(query.bits)),
-            gr.update(choices=_group_choices(shown), value=list(query.groups)),
-            gr.update(choices=list(shown.choices.sources), value=list(query.sources)),
-            shown.summary,
-            shown.table,
-        ]
+        offered = zip(offers_of(shown), chosen_of(shown.query), strict=True)
+        return [*(gr.update(choices=choices, value=value) for choices, value in offered), shown.summary, shown.table]
 
     def refine(*values) -> tuple[str, str]:
         shown = show(boards, query_of(*values))
@@ -175,14 +186,9 @@ def build(boards: Boards, page: gr.Blocks) -> tuple[Controls, list, Callable[...
         """What new results change: offers and problems. Choices are left alone: they may be changing meanwhile."""
         if boards.store.version() == seen:
             return [gr.skip()] * len(refreshing)
-        shown = show(boards, query_of(*values))
+        offered = offers_of(show(boards, query_of(*values)))
         return [
-            gr.update(choices=_model_choices(shown)),
-            gr.update(choices=_track_choices(shown)),
-            gr.update(choices=list(shown.choices.methods)),
-            gr.update(choices=_bit_choices(shown)),
-            gr.update(choices=_group_choices(shown)),
-            gr.update(choices=list(shown.choices.sources)),
+            *(gr.update(choices=choices) for choices in offered),
             problems_html(boards.problems()),
             boards.store.version(),
         ]
@@ -202,19 +208,3 @@ def build(boards: Boards, page: gr.Blocks) -> tuple[Controls, list, Callable[...
     gr.on([page.load, gr.Timer(3).tick], refreshed, [version, *controls.all()], refreshing, **quick)
     version.change(refine, controls.all(), [summary, board], **quick)
     return controls, outputs, fill
-
-
-def _model_choices(shown: Shown) -> list[str]:
-    return [*shown.models, EVERY_MODEL]
-
-
-def _track_choices(shown: Shown) -> list[tuple[str, str]]:
-    return [(analysis.TRACKS[track], track) for track in shown.choices.tracks]
-
-
-def _bit_choices(shown: Shown) -> list[tuple[str, float]]:
-    return [(f"{bits:g}", float(bits)) for bits in shown.choices.bits]
-
-
-def _group_choices(shown: Shown) -> list[tuple[str, int]]:
-    return [("per row" if size == PER_ROW else str(size), size) for size in shown.choices.groups]
