@@ -216,7 +216,7 @@ def _with_costs(results: pd.DataFrame) -> pd.DataFrame:
     ):
         known = runs.dropna(subset=field).drop_duplicates("run_id")
         of_run = runs.groupby("run_id")[field].agg("sum" if task == "duration" else "max")
-        value = known["run_id"].map(of_run) / unit
+        value = of_run.reindex(known["run_id"]).to_numpy() / unit
         added.append(known.assign(task=task, metric=task, value=value, status="ok", conditions=""))
     added = [frame for frame in added if len(frame)]
     return pd.concat([results, *added], ignore_index=True) if added else results

@@ -205,3 +205,12 @@ def test_every_number_of_the_study_reaches_a_cell(board):
 
 def test_columns_of_results_are_the_stores(board):
     assert set(COLUMNS) <= set(board.results.columns)
+
+
+def test_measured_results_without_costs_show_too():
+    paper = read_paper()
+    measured = paper[paper.model == "LLaMA3-8B"].assign(source="measured", run_id="0123456789abcdef")
+    for results in (pd.concat([paper, measured]), measured):
+        seen = view(arrange(results), Query(model="LLaMA3-8B", sources=("measured",)))
+        assert cell(seen, "wikitext2", method="FP16")[0] == "6.10"
+        assert "stored_bits" not in [one.task for one in seen.columns]
