@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -89,6 +90,11 @@ class View:
     origin: np.ndarray
     results: pd.DataFrame
 
+    @cached_property
+    def measured(self) -> np.ndarray:
+        """For each row, whether it is ours."""
+        return (self.rows["source"] == "measured").to_numpy()
+
     def text(self, row: int, column: int) -> str:
         """How a cell is written."""
         cell, value, kind = Cell(self.cells[row, column]), self.values[row, column], self.columns[column]
@@ -104,10 +110,9 @@ class View:
             return notation.cost(value, kind.digits)
         if self.query.mode == "retained":
             return notation.percent(value)
-        measured = self.rows["source"].iat[row] == "measured"
         text = notation.score(value)
         if kind.group == "Perplexity":
-            text = notation.perplexity(value, measured=measured)
+            text = notation.perplexity(value, measured=self.measured[row])
         return notation.difference(text) if self.query.mode == "difference" else text
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from html import escape
 from itertools import groupby
 
@@ -34,25 +35,34 @@ _FIELDS = (
 )
 
 
+@dataclass
+class _Sheet:
+    """What the rows are written from. `marked` numbers the notes in the order in which their cells come."""
+
+    view: View
+    notes: Notes
+    origins: dict[int, str]
+    several: bool
+    marked: dict[str, int] = field(default_factory=dict)
+
+
 def table(view: View, notes: Notes) -> str:
     """The view as HTML, with the notes on the cells that are shown. At most MOST_ROWS rows, and it says so."""
     if not len(view.rows):
         return '<div class="empty" role="status"><b>No setting matches.</b> Clear a filter or the search.</div>'
-    several = view.query.model is None
-    marked: dict[str, int] = {}
+    sheet = _Sheet(view, notes, _origins(view), several=view.query.model is None)
     count = min(len(view.rows), MOST_ROWS)
-    settings = view.rows.head(count).to_dict("records")
-    body = "".join(_row(view, index, row, several, notes, marked) for index, row in enumerate(settings))
+    body = "".join(_row(sheet, index, row) for index, row in enumerate(view.rows.head(count).to_dict("records")))
     rest = (
         f'<p class="more">The first {count} of {len(view.rows):,} rows. Filter or search to see others.</p>'
         if count < len(view.rows)
         else ""
     )
-    kind = "board several" if several else "board"
+    kind = "board several" if sheet.several else "board"
     return (
         '<div class="scroll" tabindex="0" role="region" aria-label="Results, scrolls in both directions">'
-        f'<table class="{kind}"><thead>{_head(view, several)}</thead><tbody>{body}</tbody></table>'
-        f"</div>{rest}{_legend(view)}{_notes(marked)}"
+        f'<table class="{kind}"><thead>{_head(view, sheet.several)}</thead><tbody>{body}</tbody></table>'
+        f"</div>{rest}{_legend(view)}{_notes(sheet.marked)}"
     )
 
 
@@ -99,58 +109,55 @@ def _sorter(view: View, key: str, title: str, kind: str, help_: str, column: Col
     )
 
 
-def _row(view: View, index: int, row: dict, several: bool, notes: Notes, marked: dict[str, int]) -> str:
+def _row(sheet: _Sheet, index: int, row: dict) -> str:
     reference, measured = row["w_bits"] == 16, row["source"] == "measured"
     kinds = " ".join(name for name, wanted in (("fp16", reference), ("measured", measured)) if wanted)
     group = "" if reference else "per row" if np.isnan(row["group_size"]) else f"{row['group_size']:g}"
     short = "16 bit" if reference else f"W{row['w_bits']:g}A{row['a_bits']:g}"
     where = f"run {row['run_id']}" if measured else "the study"
     marks = [f"{short} {'g' + group if group.isdigit() else group}", "measured" if measured else ""]
-    small = " · ".join(filter(None, [escape(row["model"]) if several else "", *marks]))
-    cells = f'<td class="k k0">{escape(row["model"])}</td>' if several else ""
+    small = " · ".join(filter(None, [escape(row["model"]) if sheet.several else "", *marks]))
+    cells = f'<td class="k k0">{escape(row["model"])}</td>' if sheet.several else ""
     cells += (
         f'<th class="k k1" scope="row">{escape(row["method"])}<small>{small}</small></th>'
         f'<td class="k k2">{bit_bar(row["w_bits"])}<span>{short}</span></td>'
         f'<td class="k k3">{group}</td>'
         f'<td class="k k4" title="{escape(where)}"><mark class="{row["source"]}">{row["source"]}</mark></td>'
     )
-    cells += "".join(
-        _cell(view, index, column, _note(row, view.columns[column].task, notes), marked)
-        for column in range(len(view.columns))
-    )
+    for place, column in enumerate(sheet.view.columns):
+        cells += _cell(sheet, index, place, _note(row, column.task, sheet.notes))
     return f'<tr class="{kinds}">{cells}</tr>'
 
 
-def _cell(view: View, row: int, column: int, note: str, marked: dict[str, int]) -> str:
+def _cell(sheet: _Sheet, row: int, column: int, note: str) -> str:
+    view = sheet.view
     cell, shade = Cell(view.cells[row, column]), view.shade[row, column]
     kinds = [_edge(view.columns, column), _KINDS.get(cell, "")]
     style = ""
     if np.isfinite(shade) and abs(shade) > 0.02 and cell is not Cell.COLLAPSED:
         kinds.append("lost" if shade < 0 else "gained")
         style = f' style="--s:{abs(shade):.2f}"'
-    said = [_WORDS.get(cell, ""), _provenance(view, row, column)]
+    said = [_WORDS.get(cell, ""), sheet.origins.get(view.origin[row, column], "")]
     sign = ""
     if note:
-        sign = f"<sup>{marked.setdefault(note, len(marked) + 1)}</sup>"
+        sign = f"<sup>{sheet.marked.setdefault(note, len(sheet.marked) + 1)}</sup>"
         said.append(note)
     title = escape(" ".join(part for part in said if part))
     return f'<td class="{" ".join(filter(None, kinds))}"{style} title="{title}">{view.text(row, column)}{sign}</td>'
 
 
-def _provenance(view: View, row: int, column: int) -> str:
-    """Where a number comes from, in a few words."""
-    origin = view.origin[row, column]
-    if origin < 0:
-        return ""
-    result = view.results.iloc[origin]
-    if result["source"] == "paper":
-        return f"Table {result['table']} of the study."
-    parts = [f"Run {result['run_id']}."]
-    if not np.isnan(result["items"]):
-        parts.append(f"{result['items']:g} items.")
-    if not np.isnan(result["standard_error"]):
-        parts.append(f"Standard error {result['standard_error']:.2g}.")
-    return " ".join(parts)
+def _origins(view: View) -> dict[int, str]:
+    """Where each result of the shown rows comes from, in a few words, by the result's number."""
+    shown = np.unique(view.origin[:MOST_ROWS])
+    shown = shown[shown >= 0]
+    fields = ["source", "table", "run_id", "items", "standard_error"]
+    said = {}
+    for number, source, printed, run_id, items, error in view.results[fields].iloc[shown].itertuples():
+        parts = [f"Table {printed} of the study."] if source == "paper" else [f"Run {run_id}."]
+        parts += [f"{items:g} items."] if not np.isnan(items) else []
+        parts += [f"Standard error {error:.2g}."] if not np.isnan(error) else []
+        said[number] = " ".join(parts)
+    return said
 
 
 def _note(setting: dict, task: str, notes: Notes) -> str:
