@@ -30,7 +30,7 @@ def draw(rng: random.Random, shifted: bool = False) -> tuple[Drawing, list[Quest
     """A bar chart (upright or lying), a line chart or a pie chart with three to six labels."""
     kind = rng.choices(("bars", "lying bars", "line", "pie"), (45, 20, 15, 20))[0]
     wide = rng.random() < 0.25 and kind != "pie"
-    canvas = Canvas(rng, 384 if wide else 256, 256, shifted)
+    canvas = Canvas(rng, 432 if wide else 288, 288, shifted)
     count = rng.randint(3, 6 if wide else 5)
     labels = _labels(rng, count, ordered=kind == "line")
     if kind == "pie":
@@ -73,7 +73,7 @@ def _shares(rng: random.Random, count: int) -> list[int]:
 
 def _heading(canvas: Canvas, series: Series) -> float:
     """Draw the title; returns the y from which the plot may start."""
-    size = canvas.rng.randint(17, 22)
+    size = canvas.rng.randint(17, 21)
     if canvas.rng.random() < 0.7:
         canvas.text(canvas.width / 2, 8 + size / 2, series.title, size, anchor="m", name=canvas.second_font)
         return 14 + size
@@ -82,7 +82,7 @@ def _heading(canvas: Canvas, series: Series) -> float:
 
 def _fitting(canvas: Canvas, texts: tuple[str, ...], room: float) -> int:
     """A font size at which each text is narrower than `room` pixels: 20 or less, not under 13."""
-    size = canvas.rng.randint(15, 20)
+    size = canvas.rng.randint(15, 19)
     while size > 13 and max(canvas.text_width(t, size) for t in texts) > room:
         size -= 1
     return size
@@ -109,7 +109,7 @@ def _bars(canvas: Canvas, series: Series) -> None:
 
 def _lying_bars(canvas: Canvas, series: Series) -> None:
     rng, top = canvas.rng, _heading(canvas, series) + 4
-    size = _fitting(canvas, series.labels, 64)
+    size = _fitting(canvas, series.labels, 72)
     left = 12 + max(canvas.text_width(t, size) for t in series.labels)
     right, bottom = canvas.width - 44, canvas.height - 8
     slot = (bottom - top) / len(series.labels)
@@ -143,8 +143,8 @@ def _line(canvas: Canvas, series: Series) -> None:
 def _pie(canvas: Canvas, series: Series) -> None:
     """Shares are written in the slices, labels in a legend with the slices' colours."""
     top = _heading(canvas, series)
-    size = _fitting(canvas, series.labels, 58)
-    radius = min(76.0, (canvas.height - top) / 2 - 8)
+    size = _fitting(canvas, series.labels, 72)
+    radius = min(82.0, (canvas.height - top) / 2 - 8)
     x, y = 10 + radius, top + (canvas.height - top) / 2
     angle = float(canvas.rng.randint(0, 359))
     for share, colour in zip(series.values, series.colours, strict=True):
@@ -160,8 +160,8 @@ def _pie(canvas: Canvas, series: Series) -> None:
     first = y - step * (len(series.labels) - 1) / 2
     for i, (label, colour) in enumerate(zip(series.labels, series.colours, strict=True)):
         row = first + i * step
-        canvas.rectangle((172, row - 7, 186, row + 7), colour)
-        canvas.text(192, row, label, size)
+        canvas.rectangle((188, row - 7, 202, row + 7), colour)
+        canvas.text(208, row, label, size)
 
 
 # ----------------------------------------------------------------------------------------------------- questions

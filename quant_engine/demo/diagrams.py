@@ -25,8 +25,8 @@ class Node:
 def draw(rng: random.Random, shifted: bool = False) -> tuple[Drawing, list[Question]]:
     """Three to six nodes; arrows make a chain, a cycle, or a tree from one root."""
     canvas = Canvas(rng, *rng.choice(SIZES), shifted)
-    size = rng.randint(15, 20)
-    columns, rows = (3 if canvas.width > 256 else 2), (4 if canvas.height > 256 else 3)
+    size = rng.randint(15, 19)
+    columns, rows = (3 if canvas.width > 288 else 2), (4 if canvas.height > 288 else 3)
     count = rng.randint(3, min(6, columns * rows))
     words = _words(rng, count)
     cells = _cells(rng, columns, rows, count)

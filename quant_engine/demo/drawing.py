@@ -40,17 +40,7 @@ SHIFTED_COLOURS: dict[str, RGB] = {
     "brown": (105, 65, 40),
     "gray": (115, 115, 120),
 }
-FONTS = (
-    "built-in",
-    "IBMPlexSans-Regular",
-    "IBMPlexSans-Bold",
-    "IBMPlexMono-Regular",
-    "SourceSansPro-Regular",
-    "SourceSansPro-Bold",
-    "KaTeX_Main-Regular",
-    "KaTeX_Main-Bold",
-    "Montserrat-Bold",
-)
+FONTS = ("built-in", "IBMPlexSans-Regular", "SourceSansPro-Bold")
 SHIFTED_FONTS = ("Quicksand-Regular", "Quicksand-Bold", "Inconsolata-Regular", "KaTeX_SansSerif-Regular")
 LIGHT_GROUNDS: tuple[RGB, ...] = (
     (255, 255, 255),
@@ -64,7 +54,7 @@ LIGHT_GROUNDS: tuple[RGB, ...] = (
 DARK_INKS: tuple[RGB, ...] = ((0, 0, 0), (25, 25, 30), (25, 35, 75), (60, 60, 60))
 LIGHT_INKS: tuple[RGB, ...] = ((235, 235, 235), (250, 250, 250))
 DARK_GROUNDS: tuple[RGB, ...] = ((28, 30, 38), (20, 38, 52), (45, 40, 38))
-SIZES = ((256, 256), (256, 256), (256, 256), (384, 256), (256, 384))  # width, height
+SIZES = ((288, 288), (288, 288), (288, 288), (288, 288), (432, 288), (288, 432))  # width, height
 
 
 @dataclass(frozen=True)
@@ -123,7 +113,7 @@ class Canvas:
 
     def __post_init__(self) -> None:
         rng = self.rng
-        dark = rng.random() < 0.12
+        dark = rng.random() < 0.06
         self.ground = _jitter(rng, rng.choice(DARK_GROUNDS if dark else LIGHT_GROUNDS), 4)
         ink = _jitter(rng, rng.choice(LIGHT_INKS if dark else DARK_INKS), 4)
         self.ink = ink
@@ -203,15 +193,15 @@ class Canvas:
         """The picture after a slight rotation and slight noise, and its labels, moved likewise."""
         rng, image, labels = self.rng, self.image, self._labels
         glyphs, marks = self.glyphs, self.marks
-        if rng.random() < 0.35:
-            angle = rng.uniform(-2.5, 2.5)
+        if rng.random() < 0.2:
+            angle = rng.uniform(-1.5, 1.5)
             image = image.rotate(angle, Image.Resampling.BICUBIC, fillcolor=self.ground)
             labels = labels.rotate(angle, Image.Resampling.NEAREST)
             turn = functools.partial(_turn, angle=angle, cx=self.width / 2, cy=self.height / 2)
             glyphs = [Glyph(g.character, *turn(g.x, g.y), g.size) for g in glyphs]
             marks = [Mark(m.kind, *turn(m.x, m.y)) for m in marks]
         if rng.random() < 0.5:
-            strength = rng.randint(2, 9)
+            strength = rng.randint(2, 7)
             noise = np.random.default_rng(rng.getrandbits(32)).integers(
                 -strength, strength + 1, (self.height, self.width, 3), dtype=np.int16
             )

@@ -77,12 +77,12 @@ def draw(rng: random.Random, shifted: bool = False) -> tuple[Drawing, list[Quest
 def _form(canvas: Canvas) -> tuple[Drawing, list[Question]]:
     rng = canvas.rng
     title, y = _title(canvas, FORM_TITLES)
-    step = rng.uniform(30, 40)
+    step = rng.uniform(32, 44)
     room = int((canvas.height - y - 6) / step)
     keys = rng.sample(list(FIELDS), rng.randint(2, min(room, 7)))
     entries = [Entry(key, FIELDS[key](rng)) for key in keys]
     in_columns, colon = rng.random() < 0.4, rng.choice((":", ":", ""))
-    size = rng.randint(15, 22)
+    size = rng.randint(16, 20)
     left = rng.randint(8, 18)
     while size > 14 and max(canvas.text_width(f"{e.key}: {e.value}", size) for e in entries) > canvas.width - left - 12:
         size -= 1
@@ -129,14 +129,14 @@ def _ask_form(rng: random.Random, title: str | None, entries: list[Entry]) -> li
 def _receipt(canvas: Canvas) -> tuple[Drawing, list[Question]]:
     rng = canvas.rng
     title, y = _title(canvas, SHOPS)
-    step = rng.uniform(28, 36)
+    step = rng.uniform(30, 40)
     room = int((canvas.height - y - 10) / step) - 1
     whole = rng.random() < 0.5
     items = rng.sample(ITEMS, rng.randint(2, min(room, 6)))
     cents = [100 * rng.randint(1, 30) if whole else rng.randint(4, 120) * 25 for _ in items]
     entries = [Entry(i, _money(c, whole)) for i, c in zip(items, cents, strict=True)]
     total = Entry("Total", _money(sum(cents), whole))
-    size, sign = rng.randint(15, 21), rng.choice(("", "", "$"))
+    size, sign = rng.randint(16, 20), rng.choice(("", "", "$"))
     right = canvas.width - rng.randint(10, 24)
     for entry in (*entries, total):
         y += step / 2
@@ -187,13 +187,13 @@ def _ask_receipt(rng: random.Random, title: str | None, entries: list[Entry], to
 
 def _table(canvas: Canvas) -> tuple[Drawing, list[Question]]:
     rng = canvas.rng
-    columns = rng.randint(2, 3 if canvas.width > 256 else 2)
-    rows = rng.randint(2, 4 if canvas.height == 256 else 6)
+    columns = rng.randint(2, 3 if canvas.width > 288 else 2)
+    rows = rng.randint(2, 4 if canvas.height == 288 else 6)
     heads = rng.sample(("Mon", "Tue", "Wed", "2023", "2024", "East", "West", "Old", "New", "Min", "Max"), columns)
     names = rng.sample(rng.choice((SHORT_ITEMS, SHORT_CITIES)), rows)
     cells = [[digits(rng, 1, 3) for _ in heads] for _ in names]
-    size = rng.randint(16, 21)
-    first, width = 84.0, (canvas.width - 92) / columns
+    size = rng.randint(16, 20)
+    first, width = 90.0, (canvas.width - 98) / columns
     step = min(44.0, (canvas.height - 16) / (rows + 1))
     lined = rng.random() < 0.6
     for r, row in enumerate([heads, *cells]):
@@ -238,7 +238,7 @@ def _title(canvas: Canvas, titles: tuple[str, ...]) -> tuple[str | None, float]:
     rng = canvas.rng
     if rng.random() < 0.25:
         return None, rng.uniform(6, 20)
-    title, size = rng.choice(titles), rng.randint(20, 27)
+    title, size = rng.choice(titles), rng.randint(18, 22)
     ink = canvas.ink
     if rng.random() < 0.3:
         colour = rng.choice(list(COLOURS))

@@ -1,7 +1,7 @@
 """The demo LLaVA-NeXT: its architecture, and how it is composed from SmolLM2 and our own trained parts.
 
-A picture is squeezed whole into one tile of 128 x 128 pixels and cut into two to six such tiles at full size; a tile has
-64 patches of 16 pixels. A square picture becomes 64 + 16 x 17 = 336 tokens, one of 384 x 256 becomes 464.
+A picture is squeezed whole into one tile of 144 x 144 pixels and cut into four to six such tiles at full size; a
+tile has 36 patches of 24 pixels. A square picture becomes 36 + 12 x 13 = 192 tokens, one of 432 x 288 becomes 264.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-TILE, PATCH = 128, 16
-PINPOINTS = [[256, 256], [256, 384], [384, 256]]  # height, width
+TILE, PATCH = 144, 24
+PINPOINTS = [[288, 288], [288, 432], [432, 288]]  # height, width
 FEATURE_LAYER = -1
 RANK = 32
 ADAPTED = (
@@ -48,10 +48,10 @@ CHAT_TEMPLATE = (
     "{% endif %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 NOTE = (
-    "A small LLaVA-NeXT: the vision tower, the projector and a low-rank adapter were trained by this project on pictures "
-    "that it draws (shapes, charts, forms, diagrams); its model card is assets/demo/README.md. The language model is "
-    "SmolLM2-135M-Instruct with the adapter merged in; unless it was taken from the Hub its weights come from a 4-bit "
-    "file (GGUF Q4_1), so FP16 here means that file's values without further loss."
+    "A small LLaVA-NeXT: the vision tower, the projector and a low-rank adapter were trained by this project on "
+    "pictures that it draws (shapes, charts, forms, diagrams); its model card is assets/demo/README.md. The language "
+    "model is SmolLM2-135M-Instruct with the adapter merged in; unless it was taken from the Hub its weights come from "
+    "a 4-bit file (GGUF Q4_1), so FP16 here means that file's values without further loss."
 )
 
 

@@ -28,13 +28,13 @@ class Shape:
 def draw(rng: random.Random, shifted: bool = False) -> tuple[Drawing, list[Question]]:
     """One to six shapes in the cells of a loose grid."""
     canvas = Canvas(rng, *rng.choice(SIZES), shifted)
-    columns, rows = round(canvas.width / 85), round(canvas.height / 85)
+    columns, rows = round(canvas.width / 96), round(canvas.height / 96)
     cells = [(c, r) for c in range(columns) for r in range(rows)]
     shapes = []
     colours, kinds = list(COLOURS), list(SHAPES)
     for column, row in rng.sample(cells, rng.randint(1, 6)):
-        radius = rng.randint(15, 34)
-        slack = max(0, 40 - radius)
+        radius = rng.randint(18, 40)
+        slack = max(0, 46 - radius)
         x = (column + 0.5) * canvas.width / columns + rng.uniform(-slack, slack)
         y = (row + 0.5) * canvas.height / rows + rng.uniform(-slack, slack)
         shape = Shape(rng.choice(kinds), rng.choice(colours), x, y)
@@ -87,7 +87,7 @@ def ask(rng: random.Random, shapes: list[Shape]) -> list[Question]:
 
 def _caption(rng: random.Random, shapes: list[Shape]) -> Question:
     text = rng.choice(("Describe the picture.", "What does the picture show?", "What is in the picture?"))
-    in_order = sorted(shapes, key=lambda s: (round(s.y / 85), s.x))
+    in_order = sorted(shapes, key=lambda s: (round(s.y / 96), s.x))
     return Question("caption", text, f"The picture shows {listed([article(s.name) for s in in_order])}.")
 
 

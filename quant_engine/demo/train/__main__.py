@@ -19,14 +19,17 @@ def main() -> None:
     parser.add_argument("--language-minutes", type=float, default=60)
     parser.add_argument("--projector-minutes", type=float, default=10)
     parser.add_argument("--joint-minutes", type=float, default=60)
+    parser.add_argument("--believed", type=float, default=0.5, help="share of lessons told as the tower sees them")
     parser.add_argument("--items", type=int, default=200, help="test items per task for the model card")
     parser.add_argument("--folder", type=Path, default=folders.home() / "demo-training", help="checkpoints and logs")
+    parser.add_argument("--parts", type=Path, default=folders.ASSETS / "demo", help="where the parts and card go")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves the choice to torch")
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
+    torch.set_flush_denormal(True)  # tiny attention weights would slow a CPU down many times
     options.folder.mkdir(parents=True, exist_ok=True)
     device = torch.device(options.device)
     for stage in options.stages:
@@ -34,6 +37,23 @@ def main() -> None:
             from quant_engine.demo.train import tower
 
             tower.train(options.folder, options.tower_minutes, device, options.seed)
+        elif stage == "language":
+            from quant_engine.demo.train import language
+
+            language.train(options.folder, options.language_minutes, device, options.seed, believed=options.believed)
+        elif stage == "projector":
+            from quant_engine.demo.train import projector
+
+            projector.train(options.folder, options.projector_minutes, device, options.seed)
+        elif stage == "joint":
+            from quant_engine.demo.train import joint
+
+            joint.train(options.folder, options.joint_minutes, device, options.seed)
+        else:
+            from quant_engine.demo.train import export
+
+            for score in export.export(options.folder, options.parts, device, options.seed, options.items):
+                print(score)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What each patch of a picture holds: up to three characters, a mark and a colour.
+"""What each patch of a picture holds: up to three characters side by side, a mark and a colour.
 
 A picture is seen as LLaVA-NeXT sees it: once whole, squeezed into one tile, and once cut into tiles at full size. Both
 views have labels; text that is too small to read in a view is labelled as "text" and not by its characters.
@@ -13,12 +13,12 @@ from PIL import Image
 
 from quant_engine.demo.diagrams import DIRECTIONS
 from quant_engine.demo.drawing import COLOURS, Drawing
+from quant_engine.demo.model import PATCH, TILE
 from quant_engine.demo.scenes import SHAPES
 
-TILE, PATCH = 128, 16
 SIDE = TILE // PATCH  # patches along a tile
 CHARACTERS = tuple(chr(code) for code in range(33, 127))
-SLOTS = 3  # characters that a patch can hold, in reading order
+SLOTS = 3  # characters that a patch can hold: one in its left, one in its middle and one in its right third
 MARKS = (*SHAPES, *(f"arrow {d}" for d in DIRECTIONS), "arrow tail", "text")
 FIELDS = (*(1 + len(CHARACTERS),) * SLOTS, 1 + len(MARKS), 1 + len(COLOURS))  # classes of each field; 0 means none
 READABLE = 11.0  # font size in pixels of the view, from which characters are labelled
@@ -32,7 +32,8 @@ class Seen:
     """A picture as the model gets it.
 
     `tiles` uint8 [1 + rows * columns, TILE, TILE, 3]: the whole picture squeezed, then its tiles row by row.
-    `whole` uint8 [SIDE, SIDE, fields]: labels of the squeezed view; `parts` uint8 [rows * SIDE, columns * SIDE, fields].
+    `whole` uint8 [SIDE, SIDE, fields]: labels of the squeezed view; `parts` uint8 [rows * SIDE, columns * SIDE,
+    fields].
     """
 
     tiles: np.ndarray
@@ -58,7 +59,7 @@ def see(drawing: Drawing) -> Seen:
 
 
 def grids(drawing: Drawing) -> tuple[np.ndarray, np.ndarray]:
-    """Labels of the squeezed view [SIDE, SIDE, fields] and of the full-size view [height / PATCH, width / PATCH, fields]."""
+    """Labels of the squeezed view [SIDE, SIDE, fields] and of the full one [height / PATCH, width / PATCH, fields]."""
     width, height = drawing.image.size
     return (
         _labels(drawing, SIDE, SIDE, TILE / width, TILE / height),
@@ -68,15 +69,18 @@ def grids(drawing: Drawing) -> tuple[np.ndarray, np.ndarray]:
 
 def _labels(drawing: Drawing, rows: int, columns: int, scale_x: float, scale_y: float) -> np.ndarray:
     labels = np.zeros((rows, columns, SLOTS + 2), np.uint8)
-    filled = np.zeros((rows, columns), np.uint8)
     step_x, step_y = scale_x / PATCH, scale_y / PATCH
     for glyph in sorted(drawing.glyphs, key=lambda g: g.x):
         row, column = int(glyph.y * step_y), int(glyph.x * step_x)
         if glyph.size * min(scale_x, scale_y) < READABLE:
             labels[row, column, SLOTS] = _MARK["text"]
-        elif filled[row, column] < SLOTS:
-            labels[row, column, filled[row, column]] = _CHARACTER[glyph.character]
-            filled[row, column] += 1
+        else:
+            third = int(SLOTS * (glyph.x * step_x - column))
+            free = next(
+                (s for s in (third, third + 1, third - 1) if 0 <= s < SLOTS and not labels[row, column, s]), None
+            )
+            if free is not None:
+                labels[row, column, free] = _CHARACTER[glyph.character]
     for mark in drawing.marks:
         labels[int(mark.y * step_y), int(mark.x * step_x), SLOTS] = _MARK[mark.kind]
     labels[..., SLOTS + 1] = _colours(drawing.colours, rows, columns)

@@ -25,7 +25,7 @@ from quant_engine.demo.train.lessons import IGNORED, Batch, Lessons, all_tiles, 
 from quant_engine.demo.train.precision import Master
 from quant_engine.demo.train.symbols import Symbols
 
-TEXT_LENGTH = 192  # tokens of plain text held to the unadapted model in each step that has some
+TEXT_LENGTH = 128  # tokens of plain text held to the unadapted model in each step that has some
 CHAT = (
     "What is the capital of France?", "Write one sentence about the sea.", "How do I boil an egg?", "Tell me a joke.",
     "What is photosynthesis?", "Give me three names for a cat.", "Why is the sky blue?", "What is 12 plus 7?",
@@ -35,9 +35,9 @@ CHAT = (
 
 
 def load_language_model(device: torch.device) -> tuple[LlamaForCausalLM, PreTrainedTokenizerBase]:
-    """SmolLM2 in bfloat16 with plain attention, which takes our mask."""
+    """SmolLM2 in bfloat16, ready to be adapted."""
     folder = fetch.get_language_model()
-    model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, attn_implementation="eager")
+    model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
     return model.to(device).eval(), AutoTokenizer.from_pretrained(folder)
 
 
@@ -47,14 +47,23 @@ class PlainText:
     def __init__(self, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, rng: random.Random) -> None:
         text = (folders.ASSETS / "text" / "calibration.txt").read_text(encoding="utf-8")
         self.ids = torch.tensor(tokenizer(text)["input_ids"])
-        self.rng, self.chats = rng, [self._chat(model, tokenizer, question) for question in CHAT]
+        self.rng, self.chats = rng, self._chats(model, tokenizer)
 
     @staticmethod
     @torch.no_grad()
-    def _chat(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, question: str) -> Tensor:
-        prompt = f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"
-        inputs = tokenizer(prompt, return_tensors="pt").to(model.device)
-        return model.generate(**inputs, max_new_tokens=60, do_sample=False)[0].cpu()
+    def _chats(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase) -> list[Tensor]:
+        """Greedy answers to all questions at once, cut after the end of each answer."""
+        prompts = [f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n" for question in CHAT]
+        inputs = tokenizer(prompts, return_tensors="pt", padding=True, padding_side="left").to(model.device)
+        said = model.generate(**inputs, max_new_tokens=48, do_sample=False).cpu()
+        start = inputs["input_ids"].shape[1]
+        chats = []
+        for prompt, row in zip(prompts, said, strict=True):
+            answer = row[start:]
+            ends = (answer == tokenizer.eos_token_id).nonzero().flatten()
+            answer = answer[: int(ends[0]) + 1] if len(ends) else answer
+            chats.append(torch.cat([torch.tensor(tokenizer(prompt)["input_ids"]), answer]))
+        return chats
 
     def window(self) -> Tensor:
         """Token ids [1, length]."""
@@ -89,18 +98,24 @@ def answer_loss(model: LlamaForCausalLM, batch: Batch, embedded: Tensor) -> tupl
 
 
 def told(
-    batch: Batch, symbols: Symbols, tower: CLIPVisionModel, heads: tower_stage.Heads, rng: random.Random
+    batch: Batch,
+    symbols: Symbols,
+    tower: CLIPVisionModel,
+    heads: tower_stage.Heads,
+    rng: random.Random,
+    believed: float,
 ) -> list[Tensor]:
-    """The coded picture of each lesson [n, hidden]: exact, or what the tower believes."""
+    """The coded picture of each lesson [n, hidden]: exact or, with the chance `believed`, what the tower believes."""
     device = symbols.common.device
-    with torch.no_grad():
-        tiles = tower_stage.normalised(all_tiles(batch).to(device))
-        outputs = heads(tower_stage.features(tower, tiles))
+    if believed:
+        with torch.no_grad():
+            tiles = tower_stage.normalised(all_tiles(batch).to(device))
+            outputs = heads(tower_stage.features(tower, tiles))
     pictures, start = [], 0
     for one in batch.lessons:
         rows, columns, _ = one.seen.parts.shape
         count = len(one.seen.tiles)
-        if rng.random() < 0.5:
+        if rng.random() >= believed:
             whole = symbols.exact(torch.from_numpy(one.seen.whole).to(device)).flatten(0, 1)
             parts = symbols.exact(torch.from_numpy(one.seen.parts).to(device))
         else:
@@ -120,30 +135,34 @@ def load_tower(folder: Path, device: torch.device) -> tuple[CLIPVisionModel, tow
     return tower.eval().requires_grad_(False), heads.eval().requires_grad_(False)
 
 
-def train(folder: Path, minutes: float, device: torch.device, seed: int, batch_size: int = 6) -> None:
+def train(
+    folder: Path, minutes: float, device: torch.device, seed: int, batch_size: int = 8, believed: float = 0.5
+) -> None:
     """Run stage 2 for its minutes and leave `language.pt` (keys adapter, symbols) in `folder`."""
     torch.manual_seed(seed)
     model, tokenizer = load_language_model(device)
     rng = random.Random(seed)
     plain = PlainText(model, tokenizer, rng)
-    tower, heads = load_tower(folder, device)
+    tower, heads = load_tower(folder, device) if believed else (None, None)
     symbols = Symbols(tokenizer, model.model.embed_tokens.weight).to(device, torch.bfloat16)
     adapter = Adapter(model.model)
     master = Master((adapter.own_parameters(), 1.0), (symbols.parameters(), 2.0), weight_decay=0.0)
     stage = Stage(folder, "language", minutes, {"adapter": adapter, "symbols": symbols, "master": master})
     if stage.over:
         return
-    dataset = Lessons(tokenizer, "train", 10_000_000 * seed + 5_000_000 + batch_size * stage.step, batch_size)
+    dataset = Lessons(
+        tokenizer, "train", 10_000_000 * seed + 5_000_000 + batch_size * stage.step, batch_size, empty=0.1
+    )
     loader = iter(DataLoader(dataset, batch_size=None, num_workers=1, prefetch_factor=4))
-    average = Average()
+    average = Average(20)
     while not stage.over:
         batch = next(loader)
-        pictures = told(batch, symbols, tower, heads, rng)
+        pictures = told(batch, symbols, tower, heads, rng, believed)
         embedded = filled(model.model.embed_tokens(batch.ids.to(device)), batch, pictures)
         loss, right = answer_loss(model, batch, embedded)
         loss.backward()
         values = {"loss": loss.item(), "right": right}
-        if stage.step % 2 == 0:
+        if stage.step % 3 == 0:
             kept = held_to_base(model, plain.window().to(device))
             kept.backward()
             values["text"] = kept.item()
@@ -152,6 +171,6 @@ def train(folder: Path, minutes: float, device: torch.device, seed: int, batch_s
             raise RuntimeError(f"The gradients of step {stage.step} are not finite.")
         means = average.add(**values)
         stage.advance()
-        if stage.step % 20 == 0:
+        if stage.step % 10 == 0:
             stage.log(pictures=stage.step * batch_size, **means)
     stage.save(finished=True)

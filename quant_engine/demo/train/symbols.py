@@ -1,8 +1,8 @@
 """The code in which the language model is told what a patch holds: a sum of learned vectors, one for each symbol.
 
-A patch with the characters "4" and "8" on green becomes first["4"] + second["8"] + colour["green"] + common. The tables
-start from SmolLM2's own embeddings, so that the code already means something to it; they are trained with the adapter,
-and the projector then learns to emit them. They are scaffolding: they don't ship.
+A patch with "4" at its left and "8" at its right on green becomes left["4"] + right["8"] + colour["green"] + common.
+The tables start from SmolLM2's own embeddings, so that the code already means something to it; they are trained with
+the adapter, and the projector then learns to emit them. They are scaffolding: they don't ship.
 """
 
 from __future__ import annotations

@@ -56,7 +56,7 @@ def features(tower: CLIPVisionModel, pixels: Tensor) -> Tensor:
 
 
 def normalised(tiles: Tensor) -> Tensor:
-    """uint8 [tiles, height, width, 3] to what the processor makes of it: bfloat16 [tiles, 3, height, width] in -1..1."""
+    """uint8 [tiles, height, width, 3] to the processor's form: bfloat16 [tiles, 3, height, width] in -1..1."""
     return (tiles.permute(0, 3, 1, 2).float() / 127.5 - 1).bfloat16()
 
 

@@ -1,0 +1,103 @@
+"""Stage 4: tower, projector and adapter together, on pictures, through the language model: as it is asked later.
+
+It starts from what the stages before have learned, and mends what is left between them.
+"""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from transformers import CLIPVisionModel
+
+from quant_engine.demo.train import tower as tower_stage
+from quant_engine.demo.train.adapter import Adapter
+from quant_engine.demo.train.budget import Average, Stage
+from quant_engine.demo.train.language import PlainText, answer_loss, held_to_base, load_language_model
+from quant_engine.demo.train.lessons import Batch, Lessons, all_tiles, filled, grid, packed
+from quant_engine.demo.train.precision import Master
+from quant_engine.demo.train.projector import Projector, load_symbols
+
+
+def shown(batch: Batch, tower: CLIPVisionModel, projector: Projector, newline: Tensor) -> tuple[list[Tensor], Tensor]:
+    """Each lesson's picture as the model sees it [n, hidden], and the tower's features of all tiles."""
+    features = tower_stage.features(tower, tower_stage.normalised(all_tiles(batch).to(newline.device)))
+    projected = projector(features)
+    pictures, start = [], 0
+    for one in batch.lessons:
+        rows, columns, _ = one.seen.parts.shape
+        tiles = projected[start : start + len(one.seen.tiles)]
+        pictures.append(packed(tiles[0], grid(tiles[1:], rows, columns), newline))
+        start += len(one.seen.tiles)
+    return pictures, features
+
+
+def load_parts(folder: Path) -> dict[str, Any]:
+    """What the stages have left so far: tower, heads, projector, newline and adapter, by name."""
+    read = {name: torch.load(path, map_location="cpu", weights_only=True) for name in ("language", "projector", "joint")
+            if (path := folder / f"{name}.pt").exists()}  # fmt: skip
+    if "joint" in read:
+        return {key: read["joint"][key] for key in ("tower", "heads", "projector", "newline", "adapter")}
+    newline = {"newline": read["language"]["symbols"]["newline"]}
+    latest = {key: read["projector"][key] for key in ("tower", "heads", "projector")}
+    return {**latest, "newline": newline, "adapter": read["language"]["adapter"]}
+
+
+class Newline(nn.Module):
+    """The end-of-row vector, as a module so that it is saved like the others."""
+
+    def __init__(self, vector: Tensor) -> None:
+        super().__init__()
+        self.newline = nn.Parameter(vector)
+
+
+def train(folder: Path, minutes: float, device: torch.device, seed: int, batch_size: int = 6) -> None:
+    """Run stage 4 for its minutes and leave `joint.pt` (keys tower, heads, projector, newline, adapter) in `folder`."""
+    torch.manual_seed(seed)
+    model, tokenizer = load_language_model(device)
+    rng = random.Random(seed + 1)
+    plain = PlainText(model, tokenizer, rng)
+    tower, heads = tower_stage.blank(device)
+    projector = Projector(tower.config.hidden_size, model.config.hidden_size).to(device, torch.bfloat16)
+    newline = Newline(load_symbols(folder, device).newline.detach().clone())
+    adapter = Adapter(model.model)
+    modules = {"tower": tower, "heads": heads, "projector": projector, "newline": newline, "adapter": adapter}
+    for name, saved in load_parts(folder).items():
+        modules[name].load_state_dict(saved)
+    master = Master(
+        (adapter.own_parameters(), 1.0),
+        ([*projector.parameters(), newline.newline], 1.0),
+        ([*tower.parameters(), *heads.parameters()], 0.5),
+        weight_decay=0.0,
+    )
+    stage = Stage(folder, "joint", minutes, {**modules, "master": master})
+    if stage.over:
+        return
+    dataset = Lessons(
+        tokenizer, "train", 10_000_000 * seed + 7_000_000 + batch_size * stage.step, batch_size, empty=0.5
+    )
+    loader = iter(DataLoader(dataset, batch_size=None, num_workers=1))
+    average = Average(20)
+    while not stage.over:
+        batch = next(loader)
+        pictures, features = shown(batch, tower, projector, newline.newline)
+        embedded = filled(model.model.embed_tokens(batch.ids.to(device)), batch, pictures)
+        loss, right = answer_loss(model, batch, embedded)
+        labels = torch.cat([torch.from_numpy(one.seen.tile_labels()) for one in batch.lessons]).long().to(device)
+        naming = tower_stage.loss_of(heads(features), labels)
+        (loss + 0.3 * naming).backward()
+        values = {"loss": loss.item(), "right": right, "naming": naming.item()}
+        if stage.step % 3 == 0:
+            kept = held_to_base(model, plain.window().to(device))
+            kept.backward()
+            values["text"] = kept.item()
+        master.step(stage.learning_rate(4e-4, warm_up=10))
+        means = average.add(**values)
+        stage.advance()
+        if stage.step % 10 == 0:
+            stage.log(pictures=stage.step * batch_size, **means)
+    stage.save(finished=True)

@@ -1,0 +1,79 @@
+"""Stage 3: the projector learns to turn the tower's features into the code that the language model was taught.
+
+For each patch the target is what the tower believes, in that code: a dense regression, with no language model in the
+loop. The tower goes on learning its labels meanwhile, at a lower rate.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from transformers import AutoTokenizer, LlamaForCausalLM
+
+from quant_engine.demo import fetch
+from quant_engine.demo.train import tower as tower_stage
+from quant_engine.demo.train.budget import Average, Stage
+from quant_engine.demo.train.precision import Master
+from quant_engine.demo.train.symbols import Symbols
+
+
+class Projector(nn.Module):
+    """LLaVA-NeXT's projector, with its names: linear, GELU, linear."""
+
+    def __init__(self, vision_size: int, text_size: int) -> None:
+        super().__init__()
+        self.linear_1 = nn.Linear(vision_size, text_size)
+        self.linear_2 = nn.Linear(text_size, text_size)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.linear_2(nn.functional.gelu(self.linear_1(features)))
+
+
+def load_symbols(folder: Path, device: torch.device) -> Symbols:
+    """The code as stage 2 left it."""
+    language_folder = fetch.get_language_model()
+    embeddings = LlamaForCausalLM.from_pretrained(language_folder, dtype=torch.float32).model.embed_tokens.weight
+    symbols = Symbols(AutoTokenizer.from_pretrained(language_folder), embeddings).to(torch.bfloat16)
+    symbols.load_state_dict(torch.load(folder / "language.pt", map_location="cpu", weights_only=True)["symbols"])
+    return symbols.to(device).requires_grad_(False)
+
+
+def train(folder: Path, minutes: float, device: torch.device, seed: int, batch: int = 64) -> None:
+    """Run stage 3 for its minutes and leave `projector.pt` (keys projector, tower, heads) in `folder`."""
+    torch.manual_seed(seed)
+    symbols = load_symbols(folder, device)
+    saved = torch.load(folder / "tower.pt", map_location="cpu", weights_only=True)
+    tower, heads = tower_stage.blank(device)
+    tower.load_state_dict(saved["tower"])
+    heads.load_state_dict(saved["heads"])
+    projector = Projector(tower.config.hidden_size, symbols.common.shape[0]).to(device, torch.bfloat16)
+    master = Master((projector.parameters(), 1.0), ([*tower.parameters(), *heads.parameters()], 0.3), weight_decay=0.0)
+    state = {"projector": projector, "tower": tower, "heads": heads, "master": master}
+    stage = Stage(folder, "projector", minutes, state)
+    if stage.over:
+        return
+    start = 10_000_000 * seed + 8_000_000 + 16 * stage.step
+    loader = iter(DataLoader(tower_stage.Tiles("train", start, batch), batch_size=None, num_workers=1))
+    average = Average()
+    while not stage.over:
+        tiles, labels, _ = next(loader)
+        features = tower_stage.features(tower, tower_stage.normalised(tiles.to(device)))
+        outputs = heads(features)
+        naming = tower_stage.loss_of(outputs, labels.to(device))
+        with torch.no_grad():
+            target = symbols.expected(outputs).float()
+        # A patch that holds something counts as much as the many that hold nothing.
+        weight = 0.1 + labels.to(device).any(-1).flatten(1).float()
+        error = (projector(features).float() - target).square().sum(-1)
+        spread = (target - target.mean((0, 1))).square().sum(-1)
+        regression = (weight * error).sum() / (weight * spread).sum()
+        (regression + naming).backward()
+        master.step(stage.learning_rate(2e-3))
+        means = average.add(unexplained=regression.item(), naming=naming.item())
+        stage.advance()
+        if stage.step % 50 == 0:
+            stage.log(**means)
+    stage.save(finished=True)
