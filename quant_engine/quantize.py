@@ -10,7 +10,7 @@ from __future__ import annotations
 import fcntl
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -84,6 +84,10 @@ def _alone(path: Path, hooks: Hooks) -> Iterator[None]:
                     raise Stopped from None
                 time.sleep(0.5)
         yield
+
+
+class _SeenEnough(Exception):
+    """Leaves a block's forward pass in the middle."""
 
 
 class _Pipeline:
@@ -183,26 +187,32 @@ class _Pipeline:
     def _collect(
         self, block: nn.Module, names: tuple[str, ...], hidden: torch.Tensor, index: int
     ) -> dict[str, Statistics]:
-        """The Hessian of each named linear's inputs; linears that share their input share one Hessian."""
-        self._say("calibrating", index, linear=names[0] if len(names) < len(LINEARS) else None)
-        gathered: dict[str, Statistics] = {}
-        shared = {name: inputs[0] for inputs in SEQUENTIAL_SETS for name in inputs}
+        """The Hessian of each named linear's inputs; linears that share their input share one Hessian.
 
-        def gather(name: str, count: int) -> Callable[[nn.Module, tuple[torch.Tensor, ...]], None]:
+        The block is left as soon as the last of these inputs is seen: what comes behind it has no say here.
+        """
+        self._say("calibrating", index, linear=names[0] if len(names) < len(LINEARS) else None)
+        shared = {name: inputs[0] for inputs in SEQUENTIAL_SETS for name in inputs}
+        leaders = list(dict.fromkeys(shared[name] for name in names))
+        gathered: dict[str, Statistics] = {}
+
+        def gather(name: str) -> Callable[[nn.Module, tuple[torch.Tensor, ...]], None]:
             def hook(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
                 x = inputs[0].reshape(-1, inputs[0].shape[-1]).float()
                 if name not in gathered:
-                    gathered[name] = Statistics(torch.zeros((x.shape[1],) * 2, device=x.device), count)
-                # In place, scaled already: the mean over samples of 2 x x^T.
-                gathered[name].hessian.addmm_(x.T, x, alpha=2 / count)
+                    gathered[name] = Statistics(torch.zeros((x.shape[1],) * 2, device=x.device), len(hidden))
+                # Scaled as it is added up: the mean over samples of 2 x x^T.
+                gathered[name].hessian.addmm_(x.T, x, alpha=2 / len(hidden))
+                if name == leaders[-1]:
+                    raise _SeenEnough
 
             return hook
 
-        leaders = {shared[name] for name in names}
-        handles = [block.get_submodule(name).register_forward_pre_hook(gather(name, len(hidden))) for name in leaders]
+        handles = [block.get_submodule(name).register_forward_pre_hook(gather(name)) for name in leaders]
         try:
             for chunk in self._chunks(hidden):
-                block(chunk, **self.fixed)
+                with suppress(_SeenEnough):
+                    block(chunk, **self.fixed)
                 if self.hooks.should_stop():
                     raise Stopped
         finally:
