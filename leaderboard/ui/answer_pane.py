@@ -51,12 +51,13 @@ def _said(side: Side) -> str:
     if side.state == "token":
         return f"<p>{text}<i class='caret'></i></p>"
     if side.state == "error":
-        return (f"<p>{text}</p>" if text else "") + f'<p class="sorry" role="alert">{escape(side.message)}</p>'
+        kind = "hint" if side.message == "Stopped." else "sorry"
+        return (f"<p>{text}</p>" if text else "") + f'<p class="{kind}" role="alert">{escape(side.message)}</p>'
     return f"<p>{text}</p>" if text.strip() else '<p class="hint">The model ended its answer without a word.</p>'
 
 
 def _weights(stats: AnswerStats | None) -> str:
-    return f"{stats.stored_bits:.2f} bits per weight" if stats else ""
+    return f"{stats.stored_bits:.2f} bits stored per weight" if stats else ""
 
 
 def _costs(stats: AnswerStats | None) -> str:
@@ -66,5 +67,5 @@ def _costs(stats: AnswerStats | None) -> str:
     return (
         f"<dl><div><dt>First token</dt><dd>{first}</dd></div>"
         f"<div><dt>Tokens/s</dt><dd>{speed}</dd></div>"
-        f"<div><dt>Weights</dt><dd>{memory}</dd></div></dl>"
+        f"<div><dt>Weight memory</dt><dd>{memory}</dd></div></dl>"
     )
