@@ -16,6 +16,7 @@ import threading
 import traceback
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -233,11 +234,18 @@ def main(load: Load | None = None) -> None:
     # Libraries print to standard output as they like, down to C code: give them standard error instead.
     output = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
-    if load is None:
-        from quant_engine.runs.execute import load_setting as load
-    desk = Desk(Models(load, memory_budget()), output)
+    desk = Desk(Models(load or _loader(), memory_budget()), output)
     threading.Thread(target=_listen, args=(desk,), name="listener", daemon=True).start()
     desk.serve()
+
+
+def _loader() -> Load:
+    """The engine's own loading, on the GPU where there is one."""
+    from quant_engine.runs.execute import load_setting
+    from quant_engine.runs.resolve import default_device, default_dtype
+
+    device = default_device()
+    return partial(load_setting, device=device, dtype=default_dtype(device))
 
 
 def _listen(desk: Desk) -> None:

@@ -2,7 +2,6 @@
 
 import pytest
 
-from quant_engine import folders
 from quant_engine.generate.client import AnswerService
 from quant_engine.generate.messages import AskRequest
 from quant_engine.spec import QuantSetting
@@ -10,10 +9,7 @@ from quant_engine.spec import QuantSetting
 pytestmark = pytest.mark.demo
 
 
-def test_both_settings_answer_and_the_quantized_one_holds_less_memory(tmp_path, monkeypatch):
-    models = folders.models()
-    monkeypatch.setenv("LOWBIT_HOME", str(tmp_path))
-    monkeypatch.setenv("LOWBIT_MODELS", str(models))
+def test_both_settings_answer_and_the_quantized_one_holds_less_memory(lab):
     service = AnswerService()
     rtn = QuantSetting(method="rtn", w_bits=4, group_size=64)
     asked = AskRequest(

@@ -17,11 +17,7 @@ pytestmark = pytest.mark.demo
 
 
 @pytest.fixture
-def queue(tmp_path, monkeypatch):
-    models = folders.models()
-    monkeypatch.setenv("LOWBIT_HOME", str(tmp_path))
-    monkeypatch.setenv("LOWBIT_MODELS", str(models))
-    monkeypatch.delenv("LOWBIT_RESULTS", raising=False)
+def queue(lab):
     queue = Queue(folders.queue())
     supervisor = Supervisor(queue)
     supervisor.start()
