@@ -50,21 +50,23 @@ def get_demo(progress: Progress | None = None, *, force: bool = False, source: S
     """
     report = progress or (lambda message, fraction: None)
     made = {"demo-llm": get_language_model(lambda m, f: report(m, 0.8 * f), force=force, source=source)}
-    if (_parts() / PARTS[0]).is_file():
-        recipe = {
-            "format": FORMAT,
-            "base": _read_stamp(made["demo-llm"])["recipe"],
-            "parts": {name: _sha256_cached(_parts() / name) for name in PARTS},
-        }
+    for name in PARTS:
+        if not (_parts() / name).is_file():
+            raise UserError(f"{name} is missing from {_parts()}: get the project whole, its large files included.")
+    recipe = {
+        "format": FORMAT,
+        "base": _read_stamp(made["demo-llm"])["recipe"],
+        "parts": {name: _sha256_cached(_parts() / name) for name in PARTS},
+    }
 
-        def compose(folder: Path) -> str:
-            from quant_engine.demo import model
+    def compose(folder: Path) -> str:
+        from quant_engine.demo import model
 
-            report("Composing the demo LLaVA-NeXT", 0.85)
-            model.compose(made["demo-llm"], _parts(), folder)
-            return model.NOTE
+        report("Composing the demo LLaVA-NeXT", 0.85)
+        model.compose(made["demo-llm"], _parts(), folder)
+        return model.NOTE
 
-        made["demo"] = _ensure("demo", recipe, compose, force=force)
+    made["demo"] = _ensure("demo", recipe, compose, force=force)
     report("The demo models are ready", 1.0)
     return made
 
