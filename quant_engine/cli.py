@@ -407,7 +407,9 @@ def _do(spec: RunSpec, as_json: bool) -> None:
         with _progress() as show:
             ended = run_claimed(queue, spec.run_id, show)
         if ended.state != "done":
-            errors.print(f"[bold red]The run {ended.state}:[/] {escape(ended.error or '')}", highlight=False)
+            errors.print(
+                f"[bold red]The run {ended.state}:[/] {escape(ended.error or '')}", highlight=False, soft_wrap=True
+            )
             errors.print(f"Its log: {queue.log_path(spec.run_id)}", highlight=False, soft_wrap=True)
             raise typer.Exit(130 if ended.state == "cancelled" else 1)
     made = folder.read(folder.place(spec.run_id))

@@ -141,12 +141,16 @@ def available(card: ModelCard) -> bool:
 
 def fingerprint(card: ModelCard) -> str | None:
     """What identifies the weights, so that other weights make another run: the hub revision, or a hash of what the
-    demo model was composed from, or of the names, sizes and times of a folder's weight files. None if not known."""
+    demo model was composed from, or of the names, sizes and times of a folder's weight files. None if not known.
+
+    Raises UserError for a demo model that is not on this machine.
+    """
     if card.origin == "hub":
         return card.revision
     folder = demo_folder(card) if card.origin == "demo" else Path(card.place)
     if card.origin == "demo":
-        stamp = folder / "complete.json"
-        return digest(json.loads(stamp.read_text())["recipe"]) if stamp.exists() else None
+        if not available(card):
+            raise UserError(f"{card.title} is not on this machine yet; run: python -m quant_engine get demo")
+        return digest(json.loads((folder / "complete.json").read_text())["recipe"])
     stats = [(path.name, path.stat()) for path in sorted(folder.glob("*.safetensors"))]
     return digest([(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats])
