@@ -70,7 +70,7 @@ def start(lab: Lab, spec: RunSpec, token: str) -> str:
 
 def option_control(name: str, field: FieldInfo) -> gr.components.Component:
     """The control for one option of a method, by the option's type."""
-    label = f"{name.replace('_', ' ').capitalize()}"
+    label = name.replace("_", " ").capitalize()
     info = field.description
     if field.annotation is bool:
         return gr.Checkbox(field.default, label=label, info=info, interactive=True)
@@ -102,25 +102,23 @@ def build(lab: Lab) -> tuple[gr.Button, gr.State]:
             tasks = gr.CheckboxGroup(
                 task_choices(first_model), value=["perplexity"], label="Measure", elem_classes="pills", elem_id="tasks"
             )
-            limit = gr.Textbox("8", label="Items per task", info="Empty for all of them", max_lines=1)
+            limit = gr.Textbox("8", label="Items per task (empty for all)", max_lines=1)
             with gr.Accordion("Calibration and method options", open=False, elem_classes="more-options"):
-                with gr.Row(visible=False) as calibration_row:
+                with gr.Column(visible=False) as calibration_row:
                     source = gr.Textbox(
                         "builtin",
-                        label="Calibration text",
-                        info="builtin, or the path of a text file",
+                        label="Calibration text (builtin, or the path of a text file)",
                         max_lines=1,
                         visible=not lab.hosted,
                     )
-                    samples = gr.Textbox("32", label="Samples", max_lines=1)
-                    length = gr.Textbox("512", label="Tokens each", max_lines=1)
+                    with gr.Row():
+                        samples = gr.Textbox("32", label="Samples", max_lines=1)
+                        length = gr.Textbox("512", label="Tokens each", max_lines=1)
                 panels, controls = {}, []
                 for name, method in METHODS.items():
                     with gr.Column(visible=name == "rtn") as panels[name]:
                         controls += [option_control(key, field) for key, field in method.Options.model_fields.items()]
-                window = gr.Textbox(
-                    str(MODELS[first_model].window), label="Perplexity window", info="Tokens", max_lines=1
-                )
+                window = gr.Textbox(str(MODELS[first_model].window), label="Perplexity window (tokens)", max_lines=1)
             token = gr.Textbox(label="Owner's token", type="password", visible=lab.hosted, max_lines=1)
             problem = html("", elem_id="run-problem")
             begin = gr.Button("Start run", variant="primary", elem_id="start")
