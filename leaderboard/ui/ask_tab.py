@@ -36,17 +36,18 @@ element.addEventListener('click', (event) => {
 
 @dataclass(frozen=True)
 class Example:
-    """A picture that ships with the project and a question about it."""
+    """A picture that ships with the project, a question about it, and the right answer."""
 
     picture: Path
     question: str
+    answer: str
 
 
 def examples(file: Path = EXAMPLES) -> list[Example]:
     """The examples that are there; none, with a line in the log, if the list can't be read."""
     try:
         entries = json.loads(file.read_text(encoding="utf-8"))
-        found = [Example(file.parent / entry["image"], entry["question"]) for entry in entries]
+        found = [Example(file.parent / entry["image"], entry["question"], entry["answer"]) for entry in entries]
     except (OSError, ValueError, KeyError, TypeError) as error:
         logger.warning("No example pictures: %s can't be read (%s).", file.name, error)
         return []
@@ -65,10 +66,13 @@ def strip(shown: list[Example]) -> str:
     return f'<div class="strip"><p>Or take one of these</p><div>{cards}</div></div>'
 
 
-def picture_html(path: str | None) -> str:
+def picture_html(path: str | None, answer: str = "") -> str:
+    """The picture that is asked about, with the right answer below it where that is known."""
     if not path:
         return ""
-    return f'<div class="picture"><img src="{pictures.preview(Path(path))}" alt="The picture asked about"></div>'
+    known = f"<figcaption>Right answer: {escape(answer)}</figcaption>" if answer else ""
+    shown = f'<img src="{pictures.preview(Path(path))}" alt="The picture asked about">'
+    return f'<figure class="picture">{shown}{known}</figure>'
 
 
 def notice(sentence: str) -> str:
@@ -131,7 +135,7 @@ def build(lab: Lab) -> None:
             return gr.skip(), gr.skip(), gr.skip(), notice("Choose one of the examples.")
         pictures.forget(old)
         chosen = shown[index]
-        return str(chosen.picture), picture_html(str(chosen.picture)), chosen.question, ""
+        return str(chosen.picture), picture_html(str(chosen.picture), chosen.answer), chosen.question, ""
 
     def prepare(model_id, image, text, method, bits, group, tokens) -> tuple:
         """Checks everything first, so that a refusal is a sentence beside the form."""
