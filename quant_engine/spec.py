@@ -152,6 +152,7 @@ class Result(BaseModel):
     run_id: str | None = None
     source: Literal["paper", "measured"]
     model: str
+    model_revision: str | None = None
     track: str
     method: str
     w_bits: float

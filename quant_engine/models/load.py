@@ -58,6 +58,7 @@ class Loaded:
     tokenizer: Any
     processor: Any | None
     stored_bits: float
+    folder: Path
 
     @property
     def device(self) -> torch.device:
@@ -161,7 +162,7 @@ class Skeleton:
                 tokenizer=tokenizer,
                 local_files_only=True,
             )
-        return Loaded(self.card, self.model, tokenizer, processor, stored_bits)
+        return Loaded(self.card, self.model, tokenizer, processor, stored_bits, self.folder)
 
 
 def load_tokenizer(folder: Path) -> Any:

@@ -171,6 +171,8 @@ def _result(spec: RunSpec, loaded: Loaded, name: str, outcome: Outcome, seconds:
         run_id=spec.run_id,
         source="measured",
         model=loaded.card.title,
+        # The hub's cache names the folder of a snapshot by its commit, also where a branch was asked for.
+        model_revision=loaded.folder.name if loaded.card.origin == "hub" else spec.revision,
         track=loaded.card.track,
         method=setting.method,
         w_bits=setting.w_bits,

@@ -1,4 +1,5 @@
 import math
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -16,7 +17,7 @@ SPEC = RunSpec(model="tiny", tasks=("perplexity",), window=32, limit=9)
 
 def tiny(model=None):
     made = tiny_chat.llama()
-    return Loaded(made.card, model or made.model, made.tokenizer, None, 16.0)
+    return Loaded(made.card, model or made.model, made.tokenizer, None, 16.0, Path())
 
 
 class Uniform(torch.nn.Module):
