@@ -14,21 +14,18 @@ from typing import Annotated
 
 import typer
 from pydantic import ValidationError
-from rich.console import Console, Group
-from rich.live import Live
+from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as Bar
 from rich.table import Table
 
-from quant_engine import folders
-from quant_engine.evaluate import TASKS
-from quant_engine.methods import METHODS
+from quant_engine import folders, terminal
 from quant_engine.models import catalog
 from quant_engine.runs import folder
 from quant_engine.runs.command import command
 from quant_engine.runs.resolve import default_device, default_dtype, resolve
-from quant_engine.spec import Calibration, OptionValue, Progress, QuantSetting, RunSpec, UserError, sentence
+from quant_engine.spec import Calibration, OptionValue, QuantSetting, RunSpec, UserError, sentence
 
 console = Console()
 errors = Console(stderr=True)
@@ -142,9 +139,9 @@ def list_(
 ) -> None:
     """Show what there is: methods, models, tasks, or the runs made so far."""
     with _plain_errors():
-        if what not in _LISTS:
-            raise UserError(f"There is no list of {what!r}; choose {', '.join(_LISTS)}.")
-        columns, rows = _LISTS[what]()
+        if what not in terminal.LISTS:
+            raise UserError(f"There is no list of {what!r}; choose {', '.join(terminal.LISTS)}.")
+        columns, rows = terminal.LISTS[what]()
         if as_json:
             sys.stdout.write(json.dumps([dict(zip(columns, row, strict=True)) for row in rows], indent=1) + "\n")
             return
@@ -152,52 +149,6 @@ def list_(
         for row in rows:
             table.add_row(*(escape(str(cell)) for cell in row))
         console.print(table)
-
-
-def _methods() -> tuple[list[str], list[list[str]]]:
-    rows = []
-    for method in METHODS.values():
-        card = method.card
-        options = ", ".join(f"{name}={field.default}" for name, field in method.Options.model_fields.items())
-        widths = f"{card.bits[0]}-{card.bits[-1]}"
-        rows.append([card.name, widths, "yes" if card.calibrated else "no", card.idea, options])
-    return ["method", "bits", "calibrated", "idea", "options"], rows
-
-
-def _models() -> tuple[list[str], list[list[str]]]:
-    rows = [
-        [card.id, card.title, card.family, "here" if catalog.available(card) else card.origin, card.note]
-        for card in catalog.MODELS.values()
-    ]
-    return ["model", "title", "type", "files", "note"], rows
-
-
-def _tasks() -> tuple[list[str], list[list[str]]]:
-    rows = [[task.name, task.metric, "yes" if task.pictures else "no", task.help] for task in TASKS.values()]
-    rows.append(["perplexity:FILE", "perplexity", "no", "Perplexity on a text file of your own."])
-    return ["task", "metric", "pictures", "what it measures"], rows
-
-
-def _runs() -> tuple[list[str], list[list[str]]]:
-    rows = []
-    for path in folder.run_folders():
-        try:
-            run = folder.read(path)
-        except UserError as error:
-            rows.append([path.name, "", "", str(error)])
-            continue
-        numbers = ", ".join(f"{one.task} {_number(one.value)}" for one in run.results)
-        rows.append([path.name, run.results[0].model, run.spec.setting.label, numbers])
-    return ["run", "model", "setting", "results"], rows
-
-
-_LISTS = {"methods": _methods, "models": _models, "tasks": _tasks, "runs": _runs}
-
-
-def _number(value: float | None) -> str:
-    if value is None:
-        return "-"
-    return f"{value:.4g}" if abs(value) < 1e5 else f"{value:.2e}"
 
 
 @app.command()
@@ -339,7 +290,7 @@ def quantize(
         from quant_engine.runs.execute import check_device
 
         check_device(spec.device)
-        with _progress() as show:
+        with terminal.progress_bar(errors) as show:
             path = make(spec, Hooks(progress=show, log=lambda line: console.log(line, highlight=False)))
         records: list[LayerRecord] = Checkpoint(path).records()
         weights = sum(record.out_features * record.in_features for record in records)
@@ -374,7 +325,7 @@ def ask(
         image = None if picture is None else open_picture(picture)
         device = device or default_device()
         check_device(device)
-        with _progress() as show:
+        with terminal.progress_bar(errors) as show:
             loaded = load_setting(model, setting, show, dtype=default_dtype(device), device=device)
         said, step = "", None
         for step in answer(loaded, image, question, most_tokens):
@@ -404,7 +355,7 @@ def _do(spec: RunSpec, as_json: bool) -> None:
     else:
         queue = Queue(folders.queue())
         queue.submit(spec)
-        with _progress() as show:
+        with terminal.progress_bar(errors) as show:
             ended = run_claimed(queue, spec.run_id, show)
         if ended.state != "done":
             errors.print(
@@ -416,53 +367,9 @@ def _do(spec: RunSpec, as_json: bool) -> None:
     if as_json:
         sys.stdout.write(json.dumps([one.model_dump(mode="json") for one in made.results], indent=1) + "\n")
         return
-    table = Table("model", "setting", "task", "metric", "value", "± error", "items", "status", "stored bits")
-    for one in made.results:
-        error = "" if one.standard_error is None else f"{one.standard_error:.2g}"
-        table.add_row(
-            one.model,
-            spec.setting.label,
-            one.task,
-            one.metric,
-            _number(one.value),
-            error,
-            str(one.items),
-            one.status,
-            f"{one.stored_bits:.4g}",
-        )
-    console.print(table)
+    console.print(terminal.results_table(made))
     console.print(f"Run folder: {made.path}", highlight=False, soft_wrap=True)
     console.print(f"[dim]Again with: {escape(command(spec))}[/dim]", highlight=False, soft_wrap=True)
-
-
-@contextmanager
-def _progress() -> Iterator:
-    """A progress bar with stage, block and linear; the function it yields takes spec.Progress."""
-    bar = Bar(
-        TextColumn("[bold]{task.fields[stage]:<12}"),
-        BarColumn(bar_width=30),
-        TextColumn("{task.percentage:>3.0f}%"),
-        TextColumn("{task.description}"),
-        TimeRemainingColumn(compact=True, elapsed_when_finished=True),
-    )
-    shown = bar.add_task("", total=1.0, stage="waiting")
-
-    def show(progress: Progress) -> None:
-        bar.update(shown, completed=progress.fraction, stage=progress.stage, description=_where(progress))
-
-    with Live(Group(bar), console=errors, transient=True, refresh_per_second=8):
-        yield show
-
-
-def _where(progress: Progress) -> str:
-    parts = []
-    if progress.block:
-        parts.append(f"block {progress.block}/{progress.blocks} {progress.linear or ''}".rstrip())
-    if progress.output_error is not None:
-        parts.append(f"output error {progress.output_error:.2%}")
-    if progress.task:
-        parts.append(progress.task + (f" {progress.item}/{progress.items}" if progress.items else ""))
-    return ", ".join([*parts, progress.message] if progress.message else parts)
 
 
 def main() -> None:

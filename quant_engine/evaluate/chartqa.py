@@ -7,7 +7,7 @@ details as in lmms-eval, odd ones included: no thousands separators, no strippin
 
 from __future__ import annotations
 
-from quant_engine.evaluate.vqa import Question, VisualQuestions
+from quant_engine.evaluate.vqa import DemoItems, VisualQuestions
 
 TOLERANCE = 0.05
 
@@ -36,19 +36,9 @@ class ChartQa(VisualQuestions):
         return float(any(relaxed_match(prediction, target) for target in gold))
 
 
-class DemoChartQa(ChartQa):
+class DemoChartQa(DemoItems, ChartQa):
     """ChartQA's questions and score on charts that the project draws."""
 
     name = "demo-chartqa"
     title = "Demo ChartQA"
     help = "Questions about drawn charts, scored as ChartQA is (relaxed accuracy)."
-
-    def questions(self, limit: int | None) -> list[Question]:
-        from quant_engine.demo import suite
-
-        return [Question(i.id, i.image, i.question + self.suffix, i.answers) for i in suite.items(self.name, limit)]
-
-    def revision(self) -> str:
-        from quant_engine.demo import suite
-
-        return suite.revision(self.name)

@@ -7,7 +7,7 @@ Biten et al., Scene text visual question answering, arXiv 1905.13648; details as
 
 from __future__ import annotations
 
-from quant_engine.evaluate.vqa import Question, VisualQuestions
+from quant_engine.evaluate.vqa import DemoItems, VisualQuestions
 
 THRESHOLD = 0.5
 
@@ -42,19 +42,9 @@ class DocVqa(VisualQuestions):
         return anls(prediction, gold)
 
 
-class DemoDocVqa(DocVqa):
+class DemoDocVqa(DemoItems, DocVqa):
     """DocVQA's questions and score on forms and receipts that the project draws."""
 
     name = "demo-docvqa"
     title = "Demo DocVQA"
     help = "Questions about drawn forms and receipts, scored as DocVQA is (ANLS)."
-
-    def questions(self, limit: int | None) -> list[Question]:
-        from quant_engine.demo import suite
-
-        return [Question(i.id, i.image, i.question + self.suffix, i.answers) for i in suite.items(self.name, limit)]
-
-    def revision(self) -> str:
-        from quant_engine.demo import suite
-
-        return suite.revision(self.name)

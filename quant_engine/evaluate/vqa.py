@@ -39,6 +39,7 @@ class VisualQuestions(Task):
     higher_is_better = True
     pictures = True
     most_tokens: ClassVar[int]
+    suffix: ClassVar[str] = ""
 
     @abstractmethod
     def questions(self, limit: int | None) -> list[Question]:
@@ -69,3 +70,17 @@ class VisualQuestions(Task):
             watch.step(len(outputs), len(questions))
         mean, error = mean_and_error([100 * output.score for output in outputs])
         return Outcome(mean, error, "ok", self.revision(), outputs)
+
+
+class DemoItems(VisualQuestions):
+    """The questions of a benchmark's counterpart in the demo suite, drawn when they are asked."""
+
+    def questions(self, limit: int | None) -> list[Question]:
+        from quant_engine.demo import suite
+
+        return [Question(i.id, i.image, i.question + self.suffix, i.answers) for i in suite.items(self.name, limit)]
+
+    def revision(self) -> str:
+        from quant_engine.demo import suite
+
+        return suite.revision(self.name)

@@ -1,0 +1,116 @@
+"""What the command line shows: lists, results, and progress while something runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.live import Live
+from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+from rich.table import Table
+
+from quant_engine.evaluate import TASKS
+from quant_engine.methods import METHODS
+from quant_engine.models import catalog
+from quant_engine.runs import folder
+from quant_engine.spec import Progress, UserError
+
+Rows = tuple[list[str], list[list[str]]]
+
+
+def _methods() -> Rows:
+    rows = []
+    for method in METHODS.values():
+        card = method.card
+        options = ", ".join(f"{name}={field.default}" for name, field in method.Options.model_fields.items())
+        widths = f"{card.bits[0]}-{card.bits[-1]}"
+        rows.append([card.name, widths, "yes" if card.calibrated else "no", card.idea, options])
+    return ["method", "bits", "calibrated", "idea", "options"], rows
+
+
+def _models() -> Rows:
+    rows = [
+        [card.id, card.title, card.family, "here" if catalog.available(card) else card.origin, card.note]
+        for card in catalog.MODELS.values()
+    ]
+    return ["model", "title", "type", "files", "note"], rows
+
+
+def _tasks() -> Rows:
+    rows = [[task.name, task.metric, "yes" if task.pictures else "no", task.help] for task in TASKS.values()]
+    rows.append(["perplexity:FILE", "perplexity", "no", "Perplexity on a text file of your own."])
+    return ["task", "metric", "pictures", "what it measures"], rows
+
+
+def _runs() -> Rows:
+    rows = []
+    for path in folder.run_folders():
+        try:
+            run = folder.read(path)
+        except UserError as error:
+            rows.append([path.name, "", "", str(error)])
+            continue
+        numbers = ", ".join(f"{one.task} {number(one.value)}" for one in run.results)
+        rows.append([path.name, run.results[0].model, run.spec.setting.label, numbers])
+    return ["run", "model", "setting", "results"], rows
+
+
+LISTS = {"methods": _methods, "models": _models, "tasks": _tasks, "runs": _runs}
+
+
+def number(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.4g}" if abs(value) < 1e5 else f"{value:.2e}"
+
+
+def results_table(run: folder.RunFolder) -> Table:
+    """A run's numbers, one a row."""
+    table = Table("model", "setting", "task", "metric", "value", "± error", "items", "status", "stored bits")
+    for one in run.results:
+        error = "" if one.standard_error is None else f"{one.standard_error:.2g}"
+        table.add_row(
+            one.model,
+            run.spec.setting.label,
+            one.task,
+            one.metric,
+            number(one.value),
+            error,
+            str(one.items),
+            one.status,
+            f"{one.stored_bits:.4g}",
+        )
+    console.print(table)
+    return table
+
+
+@contextmanager
+def progress_bar(console: Console) -> Iterator[Callable[[Progress], None]]:
+    """A progress bar with stage, block and linear; the function it yields takes spec.Progress."""
+    bar = Bar(
+        TextColumn("[bold]{task.fields[stage]:<12}"),
+        BarColumn(bar_width=30),
+        TextColumn("{task.percentage:>3.0f}%"),
+        TextColumn("{task.description}"),
+        TimeRemainingColumn(compact=True, elapsed_when_finished=True),
+    )
+    shown = bar.add_task("", total=1.0, stage="waiting")
+
+    def show(progress: Progress) -> None:
+        bar.update(shown, completed=progress.fraction, stage=progress.stage, description=_where(progress))
+
+    with Live(bar, console=console, transient=True, refresh_per_second=8):
+        yield show
+
+
+def _where(progress: Progress) -> str:
+    parts = []
+    if progress.block:
+        parts.append(f"block {progress.block}/{progress.blocks} {progress.linear or ''}".rstrip())
+    if progress.output_error is not None:
+        parts.append(f"output error {progress.output_error:.2%}")
+    if progress.task:
+        parts.append(progress.task + (f" {progress.item}/{progress.items}" if progress.items else ""))
+    return ", ".join([*parts, progress.message] if progress.message else parts)
