@@ -82,7 +82,6 @@ def results_table(run: folder.RunFolder) -> Table:
             one.status,
             f"{one.stored_bits:.4g}",
         )
-    console.print(table)
     return table
 
 
