@@ -11,7 +11,7 @@ from typing import IO
 
 _ENVIRONMENT = {
     # Threads that wait for each other must sleep, not spin: a run, an answer and the page share few cores, and with
-    # spinning each of them slows the others down many times over (20 times, for two that decode on two cores).
+    # spinning each of them slows the others down many times over.
     "OMP_WAIT_POLICY": "passive",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "TQDM_DISABLE": "1",

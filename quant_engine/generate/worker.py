@@ -80,7 +80,8 @@ class Desk:
 
     def __init__(self, models: Models, output: BinaryIO) -> None:
         self._models, self._output = models, output
-        self._line: list[AskRequest] = []  # the first one is being answered
+        self._line: list[AskRequest] = []  # the first one is being answered …
+        self._over = False  # … or has just had its last event, and nobody waits for it
         self._cancelled: set[str] = set()
         self._changed = threading.Condition()
         self._writing = threading.Lock()
@@ -110,6 +111,7 @@ class Desk:
             self._answer(request)
             with self._changed:
                 self._line.pop(0)
+                self._over = False
                 self._cancelled.discard(request.request_id)
                 for place in range(1, len(self._line)):
                     self._tell_place(place)
@@ -140,6 +142,7 @@ class Desk:
                     if step is None or step.finished:
                         del answers[side]
         except _Cancelled:
+            self._over = True
             self._stop(request, texts)
 
     def _prepare(self, request: AskRequest, texts: dict[int, str]) -> Iterator[tuple[int, Iterator[Step]]]:
@@ -177,25 +180,29 @@ class Desk:
             self._fail(request, side, error, texts)
             return None
         texts[side] = step.text
-        self._tell(request, side, "done" if step.finished else "token", step.text, stats=step.stats)
         if step.finished:
             del texts[side]
+            self._over = not texts
+        self._tell(request, side, "done" if step.finished else "token", step.text, stats=step.stats)
         return step
 
     def _fail(self, request: AskRequest, side: int, error: Exception, texts: dict[int, str]) -> None:
         if not isinstance(error, UserError):
             traceback.print_exception(error, file=sys.stderr)
-        self._tell(request, side, "error", texts.pop(side), message=_sentence_for(error))
+        text = texts.pop(side)
+        self._over = not texts
+        self._tell(request, side, "error", text, message=_sentence_for(error))
 
     def _check(self, request: AskRequest) -> None:
         if request.request_id in self._cancelled:
             raise _Cancelled
 
     def _tell_place(self, place: int) -> None:
-        if place:
-            ahead = "1 question is" if place == 1 else f"{place} questions are"
+        ahead = place - self._over
+        if ahead > 0:
+            what = "1 question is" if ahead == 1 else f"{ahead} questions are"
             for side in range(len(self._line[place].sides)):
-                self._tell(self._line[place], side, "status", message=f"In line: {ahead} answered first")
+                self._tell(self._line[place], side, "status", message=f"In line: {what} answered first")
 
     def _tell(self, request: AskRequest, side: int, kind: str, text: str = "", **more: object) -> None:
         event = AnswerEvent(request_id=request.request_id, side=side, kind=kind, text=text, **more)
