@@ -9,13 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
-_ENVIRONMENT = {
-    # Threads that wait for each other must sleep, not spin: a run, an answer and the page share few cores, and with
-    # spinning each of them slows the others down many times over.
-    "OMP_WAIT_POLICY": "passive",
-    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-    "TQDM_DISABLE": "1",
-}
+_QUIET = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "TQDM_DISABLE": "1"}
 
 
 def start_child(
@@ -32,7 +26,7 @@ def start_child(
         stdout=stdout,
         stderr=stderr,
         start_new_session=True,
-        env=_ENVIRONMENT | os.environ,
+        env=os.environ | _QUIET,
     )
     with suppress(OSError):  # the child is gone already, or the system has no such setting: no reason not to work
         own = int(Path("/proc/self/oom_score_adj").read_text())

@@ -140,13 +140,13 @@ def sentence_for(error: BaseException) -> str:
         return said
     if isinstance(error, MemoryError) or "out of memory" in said or "can't allocate memory" in said:
         return (
-            "Memory ran out: choose a smaller model, fewer or shorter calibration samples or the dtype bfloat16, then"
-            " press Resume: finished blocks are kept."
+            "Memory ran out: choose a smaller model, or start the run again when other programs have freed some:"
+            " finished blocks are kept."
         )
     if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in said:
         return (
-            "The disk is full: free some space or set LOWBIT_HOME to another disk, then press Resume: finished blocks"
-            " are kept."
+            "The disk is full: free some space, then start the run again: finished blocks are kept; or set LOWBIT_HOME"
+            " to another disk."
         )
     if isinstance(error, PermissionError) or getattr(error, "errno", None) == errno.EROFS:
         return (
