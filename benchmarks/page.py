@@ -68,7 +68,7 @@ def main() -> None:
 
 
 def render(board: analysis.Board, query: Query) -> str:
-    return table.table(analysis.view(board, query), NOTES)
+    return table.table(analysis.view(board, query), NOTES, len(board.rows))
 
 
 def generated(count: int) -> pd.DataFrame:

@@ -119,6 +119,8 @@ def build(lab: Lab) -> None:
                 right = html(pane(Side(FIRST_SETTING)), elem_id="answer-1")
             remark = html(model_note(cards[0].id))
 
+    halted: set[str] = set()
+
     def take(upload_path: str | None, old: str | None) -> tuple:
         if not upload_path:
             return gr.skip(), gr.skip(), gr.skip(), gr.skip()
@@ -153,14 +155,19 @@ def build(lab: Lab) -> None:
             return
         sides = [Side(setting, "status", message="Asking") for setting in asked.sides]
         for event in lab.answers.ask(asked):
+            if asked.request_id in halted:  # Stop may have been pressed before the question was on its way
+                halted.discard(asked.request_id)
+                lab.answers.cancel(asked.request_id)
             sides[event.side] = sides[event.side].after(event)
             yield pane(sides[0]), pane(sides[1])
+        halted.discard(asked.request_id)
 
     def ended() -> tuple:
         return gr.update(visible=True), gr.update(visible=False)
 
     def halt(asked: AskRequest | None) -> None:
         if asked is not None:
+            halted.add(asked.request_id)
             lab.answers.cancel(asked.request_id)
 
     quick = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}

@@ -15,6 +15,7 @@ from leaderboard.store import Problem, Store, read_notes
 from leaderboard.ui import table
 from leaderboard.ui.theme import html
 from quant_engine.folders import PROJECT
+from quant_engine.spec import digest
 
 EVERY_MODEL = "All models"
 FIRST_MODEL = "LLaMA3-8B"
@@ -39,10 +40,9 @@ class Boards:
 
 @dataclass(frozen=True)
 class Shown:
-    """What the tab shows for a choice: the table, its summary, what the filters offer, and what of them is kept."""
+    """What the tab shows for a choice: the table, what the filters offer, and what of the query is kept."""
 
     table: str
-    summary: str
     query: Query
     choices: analysis.Choices
     models: list[str]
@@ -66,7 +66,12 @@ def show(boards: Boards, query: Query) -> Shown:
     }
     query = query.model_copy(update=kept)
     seen = analysis.view(board, query)
-    return Shown(table.table(seen, boards.notes), table.summary(seen, offered.rows), query, offered, known)
+    return Shown(table.table(seen, boards.notes, offered.rows), query, offered, known)
+
+
+def signature(boards: Boards, query: Query) -> str:
+    """What a table is drawn from: the results as they are now, and the query."""
+    return digest([boards.store.version(), query.model_dump(mode="json")])
 
 
 def next_sort(sort: str | None, reverse: bool, column: str) -> tuple[str | None, bool]:
@@ -154,44 +159,45 @@ def build(boards: Boards, page: gr.Blocks) -> tuple[Controls, list, Callable[...
         groups = gr.CheckboxGroup(all_groups, label="Group size", elem_classes="pills")
         sources = gr.CheckboxGroup(all_sources, label="Source", elem_classes="pills")
     problems = html(problems_html(boards.problems()), elem_id="problems")
-    summary = html(first.summary, elem_id="summary")
     board = html(first.table, elem_id="board", js_on_load=_JS)
     sort = gr.State((None, False))
-    # A hidden box and not a State: its change event is fired by the browser, with the controls as they are by then.
-    version = gr.Textbox(boards.store.version(), visible="hidden")
+    # What the table in the browser was drawn from. Answers may arrive in another order than questions were asked: the
+    # timer compares this with the controls and draws again what came out wrong, as it does when there are new results.
+    drawn = gr.Textbox(signature(boards, first.query), visible="hidden")
     controls = Controls(model, track, mode, methods, bits, groups, sources, search, sort)
     offers = [model, track, methods, bits, groups, sources]
-    outputs, refreshing = [*offers, summary, board], [*offers, problems, version]
+    drawing = [board, drawn]
+    outputs, refreshing = [*offers, *drawing], [*offers, problems, *drawing]
+
+    def draw(shown: Shown) -> list[str]:
+        return [shown.table, signature(boards, shown.query)]
 
     def fill(*values) -> list:
         shown = show(boards, query_of(*values))
         offered = zip(offers_of(shown), chosen_of(shown.query), strict=True)
-        return [*(gr.update(choices=choices, value=value) for choices, value in offered), shown.summary, shown.table]
+        return [*(gr.update(choices=choices, value=value) for choices, value in offered), *draw(shown)]
 
-    def refine(*values) -> tuple[str, str]:
-        shown = show(boards, query_of(*values))
-        return shown.summary, shown.table
+    def refine(*values) -> list:
+        return draw(show(boards, query_of(*values)))
 
-    def sorted_by(event: gr.EventData, *values) -> tuple[str, str, tuple[str | None, bool]]:
+    def sorted_by(event: gr.EventData, *values) -> list:
         *others, sort_now = values
         sort_now = next_sort(*sort_now, event._data["column"])
-        return *refine(*others, sort_now), sort_now
+        return [*refine(*others, sort_now), sort_now]
 
     def cleared(*values) -> list:
         chosen = list(values)
         chosen[3:8] = [[], [], [], [], ""]
         return [*fill(*chosen), ""]
 
-    def refreshed(seen: str, *values) -> list:
-        """What new results change: offers and problems. Choices are left alone: they may be changing meanwhile."""
-        if boards.store.version() == seen:
+    def refreshed(before: str, *values) -> list:
+        """Draws anew if the table is not what it should be. Choices are left alone: they may be changing meanwhile."""
+        query = query_of(*values)
+        if signature(boards, query) == before:
             return [gr.skip()] * len(refreshing)
-        offered = offers_of(show(boards, query_of(*values)))
-        return [
-            *(gr.update(choices=choices) for choices in offered),
-            problems_html(boards.problems()),
-            boards.store.version(),
-        ]
+        shown = show(boards, query)
+        offered = [gr.update(choices=choices) for choices in offers_of(shown)]
+        return [*offered, problems_html(boards.problems()), *draw(shown)]
 
     quick = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
     gr.on([model.input, track.input], fill, controls.all(), outputs, **quick)
@@ -199,12 +205,11 @@ def build(boards: Boards, page: gr.Blocks) -> tuple[Controls, list, Callable[...
         [mode.input, methods.input, bits.input, groups.input, sources.input, search.change],
         refine,
         controls.all(),
-        [summary, board],
+        drawing,
         trigger_mode="always_last",
         **quick,
     )
-    board.sort(sorted_by, controls.all(), [summary, board, sort], **quick)
+    board.sort(sorted_by, controls.all(), [*drawing, sort], **quick)
     clear.click(cleared, controls.all(), [*outputs, search], **quick)
-    gr.on([page.load, gr.Timer(3).tick], refreshed, [version, *controls.all()], refreshing, **quick)
-    version.change(refine, controls.all(), [summary, board], **quick)
+    gr.on([page.load, gr.Timer(3).tick], refreshed, [drawn, *controls.all()], refreshing, **quick)
     return controls, outputs, fill

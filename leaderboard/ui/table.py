@@ -46,10 +46,12 @@ class _Sheet:
     marked: dict[str, int] = field(default_factory=dict)
 
 
-def table(view: View, notes: Notes) -> str:
-    """The view as HTML, with the notes on the cells that are shown. At most MOST_ROWS rows, and it says so."""
+def table(view: View, notes: Notes, total: int) -> str:
+    """The view as HTML, with the notes on the cells that are shown and how much of `total` rows they are. At most
+    MOST_ROWS rows, and it says so."""
     if not len(view.rows):
-        return '<div class="empty" role="status"><b>No setting matches.</b> Clear a filter or the search.</div>'
+        empty = '<div class="empty"><b>No setting matches.</b> Clear a filter or the search.</div>'
+        return _summary(view, total) + empty
     sheet = _Sheet(view, notes, _origins(view), several=view.query.model is None)
     count = min(len(view.rows), MOST_ROWS)
     body = "".join(_row(sheet, index, row) for index, row in enumerate(view.rows.head(count).to_dict("records")))
@@ -60,13 +62,19 @@ def table(view: View, notes: Notes) -> str:
     )
     kind = "board several" if sheet.several else "board"
     return (
+        f"{_summary(view, total)}"
         '<div class="scroll" tabindex="0" role="region" aria-label="Results, scrolls in both directions">'
         f'<table class="{kind}"><thead>{_head(view, sheet.several)}</thead><tbody>{body}</tbody></table>'
         f"</div>{rest}{_legend(view)}{_notes(sheet.marked)}"
     )
 
 
-def summary(view: View, total: int) -> str:
+def bit_bar(bits: float) -> str:
+    """Sixteen ticks, as many inked as a weight has bits."""
+    return f'<i class="bits" style="--b:{bits:g}" aria-hidden="true"></i>'
+
+
+def _summary(view: View, total: int) -> str:
     """How much of the table is shown, in one line."""
     count = len(view.rows)
     word = "setting" if total == 1 else "settings"
@@ -77,11 +85,6 @@ def summary(view: View, total: int) -> str:
         "retained": " · percent of FP16 retained (for perplexity, FP16's over the setting's); costs as they are",
     }
     return f'<p class="summary" role="status">{what}{modes[view.query.mode]}</p>'
-
-
-def bit_bar(bits: float) -> str:
-    """Sixteen ticks, as many inked as a weight has bits."""
-    return f'<i class="bits" style="--b:{bits:g}" aria-hidden="true"></i>'
 
 
 def _head(view: View, several: bool) -> str:

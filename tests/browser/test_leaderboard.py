@@ -38,7 +38,7 @@ def press(page: Page, group: str, choice: str) -> None:
 
 def summary_is(page: Page, start: str) -> None:
     """Waits until the line above the table begins so."""
-    expect(page.locator("#summary .summary")).to_have_text(re.compile(f"^{start}"))
+    expect(page.locator("#board .summary")).to_have_text(re.compile(f"^{start}"))
 
 
 def test_the_studys_table_is_there(page):
