@@ -16,9 +16,9 @@ import importlib.util
 import os
 import sys
 import tempfile
-from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import torch
@@ -36,28 +36,45 @@ _FLOAT16 = np.arange(2**16, dtype=np.uint16).view(np.float16).astype(np.float32)
 
 
 def fits(weight: GroupedInt) -> bool:
-    """Whether the kernel can take this weight: whole blocks of 32, which do not lie across groups."""
+    """Whether the kernels of one width can take this weight: whole blocks of 32, which do not lie across groups."""
     return weight.in_features % BLOCK == 0 and (weight.group % BLOCK == 0 or weight.groups == 1)
 
 
 def _source(bits: int) -> str:
-    """The kernel for one width, as Python. Its 32 steps are written out: the compiler turns them into vector code
+    """The kernels for one width, as Python. Their 32 steps are written out: the compiler turns them into vector code
     with constant shifts, five times faster than the same steps as a loop."""
-    load = "\n".join(f"                w{word} = lane_words[{word}, k]" for word in range(bits))
-    steps = []
+    codes = []
     for j in range(BLOCK):
         word, offset = divmod(j * bits, 32)
         code = f"w{word} >> np.uint32({offset})"
         if offset + bits > 32:
             code = f"{code} | w{word + 1} << np.uint32({32 - offset})"
-        steps.append(f"                dot += np.float32(np.int32(({code}) & np.uint32({2**bits - 1}))) * x[{j}, k]")
+        codes.append(f"np.float32(np.int32(({code}) & np.uint32({2**bits - 1})))")
+    indent = " " * 16
     return _TEMPLATE.format(
-        bits=bits, highest=2**bits - 1, rows_at_once=ROWS_AT_ONCE, load=load, steps="\n".join(steps)
+        bits=bits,
+        highest=2**bits - 1,
+        rows_at_once=ROWS_AT_ONCE,
+        load_lane="\n".join(f"{indent}w{word} = lane_words[{word}, k]" for word in range(bits)),
+        load_row="\n".join(f"{indent}w{word} = words[row, k * {bits} + {word}]" for word in range(bits)),
+        dots="\n".join(f"{indent}dot += {code} * x[{j}, k]" for j, code in enumerate(codes)),
+        weights="\n".join(f"{indent}out[i, k * 32 + {j}] = scale * ({code} - zero)" for j, code in enumerate(codes)),
     )
 
 
 _TEMPLATE = """import numpy as np
 from numba import njit, prange
+
+
+@njit(inline="always")
+def zero_of(zeros, middle, group):
+    if zeros.shape[0] == 0:
+        return np.float32(middle)
+    at = group * {bits}
+    code = np.uint64(zeros[at // 32])
+    if at % 32 + {bits} > 32:
+        code |= np.uint64(zeros[at // 32 + 1]) << np.uint64(32)
+    return np.float32(np.int32((code >> np.uint64(at % 32)) & np.uint64({highest})))
 
 
 @njit(parallel=True, fastmath=True, nogil=True, error_model="numpy", cache=True)
@@ -71,30 +88,37 @@ def multiply(x, sums, words, scales, zeros, middle, per_group, float16, y):
                 for word in range({bits}):
                     lane_words[word, k] = words[row, k * {bits} + word]
             for k in range(lanes):
-{load}
+{load_lane}
                 dot = np.float32(0)
-{steps}
+{dots}
                 dots[k] = dot
             total = np.float32(0)
             for group in range(groups):
                 part = np.float32(0)
-                zero = np.float32(middle)
-                if zeros.shape[0] > 0:
-                    at = (row * groups + group) * {bits}
-                    code = np.uint64(zeros[at // 32])
-                    if at % 32 + {bits} > 32:
-                        code |= np.uint64(zeros[at // 32 + 1]) << np.uint64(32)
-                    zero = np.float32(np.int32((code >> np.uint64(at % 32)) & np.uint64({highest})))
+                zero = zero_of(zeros, middle, row * groups + group)
                 for k in range(group * per_group, min(group * per_group + per_group, blocks)):
                     part += dots[k] - zero * sums[k]
                 total += float16[scales[row, group]] * part
             y[row] = total
+
+
+@njit(parallel=True, nogil=True, error_model="numpy", cache=True)
+def dequantize(words, scales, zeros, middle, per_group, float16, start, out):
+    blocks, groups = words.shape[1] // {bits}, scales.shape[1]
+    for i in prange(out.shape[0]):
+        row = start + i
+        for group in range(groups):
+            scale = float16[scales[row, group]]
+            zero = zero_of(zeros, middle, row * groups + group)
+            for k in range(group * per_group, min(group * per_group + per_group, blocks)):
+{load_row}
+{weights}
 """
 
 
 @cache
-def _compiled(bits: int) -> Callable[..., None]:
-    """The kernel of one width. It lies in a file so that the machine code is kept beside it for the next process."""
+def _compiled(bits: int) -> ModuleType:
+    """The kernels of one width. They lie in a file so that the machine code is kept beside it for the next process."""
     source = _source(bits)
     folder = folders.home() / "kernels"
     name = f"grouped_int{bits}_{hashlib.sha256(source.encode()).hexdigest()[:8]}"
@@ -113,7 +137,7 @@ def _compiled(bits: int) -> Callable[..., None]:
     # The cached machine code is found again through the module's name.
     sys.modules[name] = module
     spec.loader.exec_module(module)
-    return module.multiply
+    return module
 
 
 def multiply_row(x: torch.Tensor, weight: GroupedInt) -> torch.Tensor:
@@ -125,13 +149,13 @@ def multiply_row(x: torch.Tensor, weight: GroupedInt) -> torch.Tensor:
     by_lane = np.zeros((BLOCK, -(-blocks // LANES) * LANES), np.float32)
     by_lane[:, :blocks] = by_block.T
     y = np.empty(weight.out_features, np.float32)
-    _compiled(weight.bits)(
+    _compiled(weight.bits).multiply(
         by_lane,
         by_block.sum(1),
         weight.codes.numpy().view(np.uint32),
         weight.scales.view(torch.uint16).numpy(),
         *_zeros(weight),
-        blocks if weight.groups == 1 else weight.group // BLOCK,
+        _blocks_per_group(weight),
         _FLOAT16,
         y,
     )
@@ -141,17 +165,17 @@ def multiply_row(x: torch.Tensor, weight: GroupedInt) -> torch.Tensor:
 def dequantize_rows(weight: GroupedInt, start: int, end: int) -> torch.Tensor:
     """Rows `start` to `end` as float32 [end - start, in_features], columns as stored (not yet reordered)."""
     out = np.empty((end - start, weight.in_features), np.float32)
-    _dequantize(
-        weight.codes.numpy().view(np.uint32),
-        weight.bits,
-        weight.scales.view(torch.uint16).numpy(),
-        *_zeros(weight),
-        weight.group,
-        _FLOAT16,
-        start,
-        out,
-    )
+    words, scales = weight.codes.numpy().view(np.uint32), weight.scales.view(torch.uint16).numpy()
+    rest = (scales, *_zeros(weight))
+    if fits(weight):
+        _compiled(weight.bits).dequantize(words, *rest, _blocks_per_group(weight), _FLOAT16, start, out)
+    else:
+        _dequantize_any(words, weight.bits, *rest, weight.group, _FLOAT16, start, out)
     return torch.from_numpy(out)
+
+
+def _blocks_per_group(weight: GroupedInt) -> int:
+    return weight.in_features // BLOCK if weight.groups == 1 else weight.group // BLOCK
 
 
 def _zeros(weight: GroupedInt) -> tuple[np.ndarray, int]:
@@ -162,7 +186,7 @@ def _zeros(weight: GroupedInt) -> tuple[np.ndarray, int]:
 
 
 @njit(parallel=True, nogil=True, error_model="numpy", cache=True)
-def _dequantize(words, bits, scales, zeros, middle, group_size, float16, start, out):  # type: ignore[no-untyped-def]
+def _dequantize_any(words, bits, scales, zeros, middle, group_size, float16, start, out):  # type: ignore[no-untyped-def]
     rows, columns = out.shape
     groups = scales.shape[1]
     mask = np.uint64(2**bits - 1)

@@ -27,13 +27,13 @@ def matmul(x: torch.Tensor, weight: StoredWeight) -> torch.Tensor:
 
 def tiled(x: torch.Tensor, weight: StoredWeight) -> torch.Tensor:
     """The same product by dequantizing a tile of weight rows at a time, for any form and device."""
-    y = torch.empty((len(x), weight.out_features), dtype=x.dtype, device=x.device)
     grouped_on_cpu = isinstance(weight, GroupedInt) and x.device.type == "cpu"
     if grouped_on_cpu and weight.order is not None:
         x = x.index_select(1, weight.order)
     step = max(1, TILE_WEIGHTS // weight.in_features)
+    parts = []
     for start in range(0, weight.out_features, step):
         end = min(start + step, weight.out_features)
         rows = cpu.dequantize_rows(weight, start, end) if grouped_on_cpu else weight.dequantize(start, end)
-        y[:, start:end] = x @ rows.to(x.dtype).T
-    return y
+        parts.append(x @ rows.to(x.dtype).T)
+    return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
