@@ -42,6 +42,8 @@ class Seen:
 
     def tile_labels(self) -> np.ndarray:
         """Labels of every tile, in the order of `tiles`: uint8 [tiles, SIDE, SIDE, fields]."""
+        if not len(self.parts):
+            return self.whole[None]
         rows, columns, fields = self.parts.shape
         cut = self.parts.reshape(rows // SIDE, SIDE, columns // SIDE, SIDE, fields).transpose(0, 2, 1, 3, 4)
         return np.concatenate([self.whole[None], cut.reshape(-1, SIDE, SIDE, fields)])
@@ -56,6 +58,12 @@ def see(drawing: Drawing) -> Seen:
     cut = pixels.reshape(rows, TILE, columns, TILE, 3).transpose(0, 2, 1, 3, 4).reshape(-1, TILE, TILE, 3)
     squeezed = np.asarray(image.resize((TILE, TILE), Image.Resampling.BICUBIC))
     return Seen(np.concatenate([squeezed[None], cut]), whole, parts)
+
+
+def tile_of(drawing: Drawing) -> Seen:
+    """A picture of exactly one tile, seen alone at full size."""
+    labels = _labels(drawing, SIDE, SIDE, 1.0, 1.0)
+    return Seen(np.asarray(drawing.image)[None], labels, labels[:0])
 
 
 def grids(drawing: Drawing) -> tuple[np.ndarray, np.ndarray]:

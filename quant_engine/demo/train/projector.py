@@ -1,7 +1,7 @@
 """Stage 3: the projector learns to turn the tower's features into the code that the language model was taught.
 
 For each patch the target is what the tower believes, in that code: a dense regression, with no language model in the
-loop. The tower goes on learning its labels meanwhile, at a lower rate.
+loop. The tower goes on learning its labels meanwhile, at half the rate.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def train(folder: Path, minutes: float, device: torch.device, seed: int, batch: 
     tower.load_state_dict(saved["tower"])
     heads.load_state_dict(saved["heads"])
     projector = Projector(tower.config.hidden_size, symbols.common.shape[0]).to(device, torch.bfloat16)
-    master = Master((projector.parameters(), 1.0), ([*tower.parameters(), *heads.parameters()], 0.3), weight_decay=0.0)
+    master = Master((projector.parameters(), 1.0), ([*tower.parameters(), *heads.parameters()], 0.5), weight_decay=0.0)
     state = {"projector": projector, "tower": tower, "heads": heads, "master": master}
     stage = Stage(folder, "projector", minutes, state)
     if stage.over:
