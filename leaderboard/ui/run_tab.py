@@ -62,10 +62,7 @@ def start(lab: Lab, spec: RunSpec, token: str) -> str:
     """Queues a run and returns its id. One whose results are gone from the disk is computed again."""
     lab.check_may_start(token)
     run_folder.check_writable()
-    run_id = lab.queue.submit(spec)
-    if lab.queue.get(run_id).state == "done" and not run_folder.exists(run_id):
-        lab.queue.resubmit(run_id)
-    return run_id
+    return lab.queue.submit(spec)
 
 
 def option_control(name: str, field: FieldInfo) -> gr.components.Component:
