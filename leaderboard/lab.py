@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import hmac
 import os
+import sys
 from dataclasses import dataclass, field
 
 from leaderboard.store import Store
 from quant_engine import folders
+from quant_engine.children import start_child
 from quant_engine.generate.client import AnswerService
+from quant_engine.models.catalog import MODELS, available
 from quant_engine.runs.queue import Queue
 from quant_engine.runs.supervisor import Supervisor
 from quant_engine.spec import UserError
@@ -25,8 +28,13 @@ class Lab:
     owner_token: str = field(default_factory=lambda: os.environ.get("LOWBIT_OWNER_TOKEN", ""), repr=False)
 
     def start(self) -> None:
-        """Takes up the queue: runs are started from here on, also those left by an earlier page."""
+        """Takes up the queue: runs are started from here on, also those left by an earlier page.
+
+        A hosted page also fetches the demo models, if they are not there; elsewhere `make serve` has done it.
+        """
         Supervisor(self.queue).start()
+        if self.hosted and not all(available(card) for card in MODELS.values() if card.origin == "demo"):
+            start_child([sys.executable, "-m", "quant_engine", "get", "demo"], None, None, None)
 
     def check_may_start(self, token: str) -> None:
         """Raises UserError unless this visitor may start and stop runs."""
