@@ -112,7 +112,7 @@ def _check_here(model: str) -> None:
     """A demo model has to be fetched by its own command; others are downloaded when they are used."""
     card = MODELS.get(model)
     if card and card.origin == "demo" and not available(card):
-        raise UserError(f"{card.title} is not on this machine yet; run: python -m quant_engine get demo")
+        raise UserError(f"{card.title} is not on this machine yet: run `python -m quant_engine get demo`.")
 
 
 def method_choices(fp16: bool) -> list[tuple[str, str]]:

@@ -150,7 +150,7 @@ def fingerprint(card: ModelCard) -> str | None:
     folder = demo_folder(card) if card.origin == "demo" else Path(card.place)
     if card.origin == "demo":
         if not available(card):
-            raise UserError(f"{card.title} is not on this machine yet; run: python -m quant_engine get demo")
+            raise UserError(f"{card.title} is not on this machine yet: run `python -m quant_engine get demo`.")
         return digest(json.loads((folder / "complete.json").read_text())["recipe"])
     stats = [(path.name, path.stat()) for path in sorted(folder.glob("*.safetensors"))]
     return digest([(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats])

@@ -22,7 +22,7 @@ def folder_of(card: ModelCard, revision: str | None) -> Path:
     if card.origin == "demo":
         folder = demo_folder(card)
         if not (folder / "complete.json").exists():
-            raise UserError(f"{card.title} is not on this machine yet; run: python -m quant_engine get demo")
+            raise UserError(f"{card.title} is not on this machine yet: run `python -m quant_engine get demo`.")
         return folder
     if card.origin == "folder":
         return Path(card.place)
