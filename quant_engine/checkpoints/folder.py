@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from quant_engine.kernels.linear import QuantLinear
+from quant_engine.kernels.matmul import warm_up
 from quant_engine.models.catalog import find
 from quant_engine.models.files import folder_of
 from quant_engine.models.load import LINEARS, Loaded, Skeleton
@@ -123,4 +124,5 @@ def load_quantized(path: Path, dtype: str, device: str) -> Loaded:
     skeleton.fill_outside_blocks()
     for index, block in enumerate(skeleton.blocks):
         checkpoint.fill_block(index, block, device, skeleton.dtype)
+    warm_up(module.weight for module in skeleton.model.modules() if isinstance(module, QuantLinear))
     return skeleton.finish(ledger_of(skeleton.model).bits_per_weight)

@@ -7,6 +7,8 @@ dropped, so that at no time more than a tile is dense.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 
 from quant_engine.kernels import cpu
@@ -37,3 +39,11 @@ def tiled(x: torch.Tensor, weight: StoredWeight) -> torch.Tensor:
         rows = cpu.dequantize_rows(weight, start, end) if grouped_on_cpu else weight.dequantize(start, end)
         parts.append(x @ rows.to(x.dtype).T)
     return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+
+
+def warm_up(weights: Iterable[StoredWeight]) -> None:
+    """Compiles, or loads from earlier, every kernel that these weights need, so that no answer waits for it."""
+    kinds = {(weight.form, *sorted(weight.config().items())): weight for weight in weights}
+    for weight in kinds.values():
+        for rows in (1, FEW_ROWS + 1):
+            matmul(torch.zeros((rows, weight.in_features), device=next(weight.buffers()).device), weight)
