@@ -42,7 +42,7 @@ def model_choices() -> list[tuple[str, str]]:
 def task_choices(model: str) -> list[tuple[str, str]]:
     """The tasks that a model can do."""
     pictures = model in MODELS and MODELS[model].pictures
-    return [(task.title, name) for name, task in TASKS.items() if pictures or not task.pictures]
+    return [(f"{task.title} ({task.metric})", name) for name, task in TASKS.items() if pictures or not task.pictures]
 
 
 def looked_at(queue: Queue, chosen: str | None, runs: list[QueuedRun]) -> QueuedRun | None:
