@@ -14,8 +14,8 @@ from quant_engine.runs import folder
 
 pytestmark = pytest.mark.demo
 
-MEASURED = ["--tasks", "perplexity", "--limit", "4", "--window", "512", "--json"]
-GPTQ = ["run", "--model", "demo-llm", "--method", "gptq", "--bits", "3", "--group-size", "64", "--samples", "8"]
+MEASURED = ["--tasks", "perplexity", "--limit", "4", "--json"]
+GPTQ = ["run", "--model", "demo-llm", "--method", "gptq", "--bits", "3", "--group-size", "64", "--samples", "16"]
 RTN = ["run", "--model", "demo-llm", "--method", "rtn", "--bits", "3", "--group-size", "64"]
 
 
