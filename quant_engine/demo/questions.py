@@ -59,14 +59,19 @@ def choice_prompt(text: str, options: list[str], *, header: bool = False) -> str
     return text + middle + option_lines(options) + LETTER
 
 
+def short_turn(rng: random.Random, question: Question) -> tuple[str, str]:
+    """A question that asks for a short answer, and that answer."""
+    return question.text + rng.choice((SINGLE_WORD, WORD_OR_PHRASE)), question.answer
+
+
 def training_turn(rng: random.Random, question: Question) -> tuple[str, str]:
     """A question as it may be asked, and the answer that fits the form it was asked in."""
     if question.kind == "caption":
         return question.text, question.answer
     form = rng.random()
-    if len(question.wrong) >= 2 and form < 0.3:
+    if len(question.wrong) >= 2 and form < 0.2:
         options, letter = with_options(rng, question, rng.choice((3, 4, 4, 4)))
         return choice_prompt(question.text, options, header=rng.random() < 0.3), letter
     if form < 0.75:
-        return question.text + rng.choice((SINGLE_WORD, WORD_OR_PHRASE, WORD_OR_PHRASE)), question.answer
+        return short_turn(rng, question)
     return question.text, question.sentence or question.answer

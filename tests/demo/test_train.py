@@ -1,6 +1,7 @@
 """Training pieces: labels, packing and masking, checkpoints that resume, adapter and its merge, on tiny models."""
 
 import random
+import time
 
 import numpy as np
 import pytest
@@ -120,5 +121,14 @@ def test_a_stage_goes_on_where_it_was_saved(tmp_path):
     second = budget.Stage(tmp_path, "stage", 10, {"linear": other})
     assert second.step == 1
     assert torch.equal(other.weight, linear.weight)
-    second.save(finished=True)
-    assert budget.Stage(tmp_path, "stage", 10, {"linear": other}).over
+    assert not second.over
+
+
+def test_a_stage_that_had_its_minutes_is_over_and_goes_on_when_given_more(tmp_path):
+    state = {"linear": nn.Linear(2, 2)}
+    stage = budget.Stage(tmp_path, "stage", 1e-6, state)
+    time.sleep(0.01)
+    assert stage.over
+    stage.save()
+    assert budget.Stage(tmp_path, "stage", 1e-6, state).over
+    assert not budget.Stage(tmp_path, "stage", 10, state).over

@@ -27,12 +27,11 @@ class Stage:
         self.name, self.minutes, self.state = name, minutes, state
         self.step, self._worked, self._started, self._saved = 0, 0.0, time.monotonic(), time.monotonic()
         self.threads = Threads(torch.device("cpu" if not torch.cuda.is_available() else "cuda"))
-        self.finished = False
         if self.path.exists():
             saved = torch.load(self.path, map_location="cpu", weights_only=True)
             for key, live in state.items():
                 live.load_state_dict(saved[key])
-            self.step, self._worked, self.finished = saved["step"], saved["worked"], saved["finished"]
+            self.step, self._worked = saved["step"], saved["worked"]
             print(f"{name}: goes on at step {self.step} after {self._worked / 60:.1f} min", flush=True)
 
     @property
@@ -46,7 +45,7 @@ class Stage:
 
     @property
     def over(self) -> bool:
-        return self.finished or self.fraction >= 1.0
+        return self.fraction >= 1.0
 
     def learning_rate(self, peak: float, warm_up: int = 100) -> float:
         """Linear warm-up over steps, then a cosine over the stage's time down to 3% of the peak."""
@@ -61,14 +60,13 @@ class Stage:
         if time.monotonic() - self._saved > SAVE_EVERY:
             self.save()
 
-    def save(self, *, finished: bool = False) -> None:
+    def save(self) -> None:
         """Write the checkpoint aside and rename it, so that a kill leaves the last one whole."""
         aside = self.path.with_suffix(".aside")
         states = {key: live.state_dict() for key, live in self.state.items()}
-        torch.save({**states, "step": self.step, "worked": self.worked, "finished": finished}, aside)
+        torch.save({**states, "step": self.step, "worked": self.worked}, aside)
         os.replace(aside, self.path)
         self._saved = time.monotonic()
-        self.finished = finished
 
     def log(self, **values: float | str) -> None:
         """One line of the log, also printed."""

@@ -30,13 +30,17 @@ about 15 to 22 pixels in a picture of 288 x 288, 432 x 288 or 288 x 432 pixels (
 not know photographs, faces, places, handwriting or long documents, and answers about them are of no use.
 
 ## Scores
-Greedy answers in bfloat16. Test pictures come from seeds that training never uses; "shifted" ones have fonts and
+Greedy answers in float32. Test pictures come from seeds that training never uses; "shifted" ones have fonts and
 palettes that training never uses; "blank" asks the same questions about white pictures: what can be guessed.
 Standard errors are over items; multiple choice and yes/no are scored question by question here.
 
 | task | split | pictures | items | score | standard error |
 | --- | --- | --- | --- | --- | --- |
 {scores}
+
+By kind of question, on the drawn test pictures (score, items):
+
+{kinds}
 
 Perplexity on the built-in prose (`assets/text/evaluation.txt`, {windows} windows of 512 tokens):
 SmolLM2-135M-Instruct {base_perplexity:.2f}, this model {perplexity:.2f}.
@@ -69,12 +73,13 @@ def export(folder: Path, parts: Path, device: torch.device, seed: int, items: in
         held = perplexity(answerer.model, answerer.processor.tokenizer)
         first, rate = speed(answerer)
     base = perplexity(
-        LlamaForCausalLM.from_pretrained(language, dtype=torch.bfloat16).to(device).eval(),
+        LlamaForCausalLM.from_pretrained(language, dtype=torch.float32).to(device).eval(),
         AutoTokenizer.from_pretrained(language),
     )
     card = CARD.format(
         note=model.NOTE,
         scores="\n".join(_row(s) for s in scores),
+        kinds="\n".join(_kinds(s) for s in scores if (s.split, s.pictures) == ("test", "drawn")),
         windows=16,
         base_perplexity=base,
         perplexity=held,
@@ -114,6 +119,10 @@ def measure(answerer: Answerer, items: int) -> list[Score]:
 
 def _row(s: Score) -> str:
     return f"| {s.task} | {s.split} | {s.pictures} | {s.items} | {s.value:.1f} | {s.error:.1f} |"
+
+
+def _kinds(s: Score) -> str:
+    return f"- {s.task}: " + ", ".join(f"{kind} {mean:.0f} ({items})" for kind, (mean, items) in s.kinds.items())
 
 
 def _stages(folder: Path) -> str:

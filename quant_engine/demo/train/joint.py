@@ -100,4 +100,4 @@ def train(folder: Path, minutes: float, device: torch.device, seed: int, batch_s
         stage.advance()
         if stage.step % 10 == 0:
             stage.log(pictures=stage.step * batch_size, **means)
-    stage.save(finished=True)
+    stage.save()

@@ -25,6 +25,7 @@ from quant_engine.demo.train.lessons import IGNORED, Batch, Lessons, all_tiles, 
 from quant_engine.demo.train.precision import Master
 from quant_engine.demo.train.symbols import Symbols
 
+FIRST_LESSONS = 0.5  # share of the stage in which only what can be read off is asked, in short
 TEXT_LENGTH = 128  # tokens of plain text held to the unadapted model in each step that has some
 CHAT = (
     "What is the capital of France?", "Write one sentence about the sea.", "How do I boil an egg?", "Tell me a joke.",
@@ -136,7 +137,7 @@ def load_tower(folder: Path, device: torch.device) -> tuple[CLIPVisionModel, tow
 
 
 def train(
-    folder: Path, minutes: float, device: torch.device, seed: int, batch_size: int = 8, believed: float = 0.5
+    folder: Path, minutes: float, device: torch.device, seed: int, batch_size: int = 4, believed: float = 0.5
 ) -> None:
     """Run stage 2 for its minutes and leave `language.pt` (keys adapter, symbols) in `folder`."""
     torch.manual_seed(seed)
@@ -150,27 +151,29 @@ def train(
     stage = Stage(folder, "language", minutes, {"adapter": adapter, "symbols": symbols, "master": master})
     if stage.over:
         return
-    dataset = Lessons(
-        tokenizer, "train", 10_000_000 * seed + 5_000_000 + batch_size * stage.step, batch_size, empty=0.1
-    )
-    loader = iter(DataLoader(dataset, batch_size=None, num_workers=1, prefetch_factor=4))
+    first, loader = None, None
     average = Average(20)
     while not stage.over:
+        if first != (stage.fraction < FIRST_LESSONS):
+            first = stage.fraction < FIRST_LESSONS
+            number = 10_000_000 * seed + 5_000_000 + batch_size * stage.step
+            dataset = Lessons(tokenizer, "train", number, batch_size, empty=0.1, first_lessons=first)
+            loader = iter(DataLoader(dataset, batch_size=None, num_workers=1, prefetch_factor=4))
         batch = next(loader)
         pictures = told(batch, symbols, tower, heads, rng, believed)
         embedded = filled(model.model.embed_tokens(batch.ids.to(device)), batch, pictures)
         loss, right = answer_loss(model, batch, embedded)
         loss.backward()
         values = {"loss": loss.item(), "right": right}
-        if stage.step % 3 == 0:
+        if stage.step % 4 == 0:
             kept = held_to_base(model, plain.window().to(device))
             kept.backward()
             values["text"] = kept.item()
-        norm = master.step(stage.learning_rate(1e-3, warm_up=30))
+        norm = master.step(stage.learning_rate(1.5e-3, warm_up=20))
         if not torch.isfinite(torch.tensor(norm)):
             raise RuntimeError(f"The gradients of step {stage.step} are not finite.")
         means = average.add(**values)
         stage.advance()
         if stage.step % 10 == 0:
             stage.log(pictures=stage.step * batch_size, **means)
-    stage.save(finished=True)
+    stage.save()

@@ -21,11 +21,12 @@ from torch.utils.data import IterableDataset
 from transformers import PreTrainedTokenizerBase
 
 from quant_engine.demo.pictures import Picture, Split, picture, seed
-from quant_engine.demo.questions import training_turn
+from quant_engine.demo.questions import short_turn, training_turn
 from quant_engine.demo.train.labels import SIDE, Seen, see
 
 FAMILY_ORDER = ("form", "chart", "scene", "chart", "form", "diagram", "chart", "form", "chart", "form", "scene")
 IGNORED = -100
+READ_OFF = ("field", "value", "price", "total", "title", "cell", "color", "shape", "value by color", "label by color")
 
 
 @dataclass
@@ -67,9 +68,17 @@ def worth_keeping(seen: Seen, rng: random.Random, empty: float) -> Tensor:
 
 
 def lesson(
-    tokenizer: PreTrainedTokenizerBase, shown: Picture, rng: random.Random, questions: int, empty: float = 1.0
+    tokenizer: PreTrainedTokenizerBase,
+    shown: Picture,
+    rng: random.Random,
+    questions: int,
+    empty: float = 1.0,
+    first_lessons: bool = False,
 ) -> Lesson:
-    """`questions` of a picture's questions, of whose empty patches the share `empty` is kept."""
+    """`questions` of a picture's questions, of whose empty patches the share `empty` is kept.
+
+    In first lessons all questions ask for something that is simply read off, and all answers are short.
+    """
     seen = see(shown.drawing)
     ids = tokenizer("<|im_start|>user\n")["input_ids"]
     first, kept = len(ids), worth_keeping(seen, rng, empty)
@@ -77,9 +86,12 @@ def lesson(
     positions = [*range(first), *(first + kept).tolist()]
     ids = ids + [0] * len(kept)
     segments, targets = [0] * len(ids), [IGNORED] * len(ids)
-    asked = [q for q in shown.questions if q.kind != "caption" or rng.random() < 0.5]
+    if first_lessons:
+        asked = [q for q in shown.questions if q.kind in READ_OFF] or list(shown.questions[1:])
+    else:
+        asked = [q for q in shown.questions if q.kind != "caption" or rng.random() < 0.5]
     for turn, question in enumerate(rng.sample(asked, min(questions, len(asked))), 1):
-        prompt, answer = training_turn(rng, question)
+        prompt, answer = short_turn(rng, question) if first_lessons else training_turn(rng, question)
         asks = tokenizer(f"\n{prompt}<|im_end|>\n<|im_start|>assistant\n")["input_ids"]
         says = tokenizer(f"{answer}<|im_end|>")["input_ids"]
         ids += asks + says
@@ -115,9 +127,10 @@ class Lessons(IterableDataset):
         batch: int,
         questions: int = 6,
         empty: float = 1.0,
+        first_lessons: bool = False,
     ) -> None:
         self.tokenizer, self.split, self.start, self.batch = tokenizer, split, start, batch
-        self.questions, self.empty = questions, empty
+        self.questions, self.empty, self.first_lessons = questions, empty, first_lessons
 
     def __iter__(self) -> Iterator[Batch]:
         number = self.start
@@ -127,7 +140,7 @@ class Lessons(IterableDataset):
                 family = FAMILY_ORDER[number % len(FAMILY_ORDER)]
                 rng = random.Random(seed(self.split, "turns", number))
                 shown = picture(family, self.split, number)
-                lessons.append(lesson(self.tokenizer, shown, rng, self.questions, self.empty))
+                lessons.append(lesson(self.tokenizer, shown, rng, self.questions, self.empty, self.first_lessons))
                 number += 1
             yield collate(lessons)
 

@@ -1,7 +1,7 @@
 """Stage 3: the projector learns to turn the tower's features into the code that the language model was taught.
 
-For each patch the target is what the tower believes, in that code: a dense regression, with no language model in the
-loop. The tower goes on learning its labels meanwhile, at half the rate.
+For each patch the target is what the tower believes, in that code: a dense regression, with neither the language model
+nor the tower's own learning in the loop, so it takes a few minutes.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from transformers import AutoTokenizer, LlamaForCausalLM
 from quant_engine.demo import fetch
 from quant_engine.demo.train import tower as tower_stage
 from quant_engine.demo.train.budget import Average, Stage
+from quant_engine.demo.train.language import load_tower
 from quant_engine.demo.train.precision import Master
 from quant_engine.demo.train.symbols import Symbols
 
@@ -45,12 +46,9 @@ def train(folder: Path, minutes: float, device: torch.device, seed: int, batch: 
     """Run stage 3 for its minutes and leave `projector.pt` (keys projector, tower, heads) in `folder`."""
     torch.manual_seed(seed)
     symbols = load_symbols(folder, device)
-    saved = torch.load(folder / "tower.pt", map_location="cpu", weights_only=True)
-    tower, heads = tower_stage.blank(device)
-    tower.load_state_dict(saved["tower"])
-    heads.load_state_dict(saved["heads"])
+    tower, heads = load_tower(folder, device)
     projector = Projector(tower.config.hidden_size, symbols.common.shape[0]).to(device, torch.bfloat16)
-    master = Master((projector.parameters(), 1.0), ([*tower.parameters(), *heads.parameters()], 0.5), weight_decay=0.0)
+    master = Master((projector.parameters(), 1.0), weight_decay=0.0)
     state = {"projector": projector, "tower": tower, "heads": heads, "master": master}
     stage = Stage(folder, "projector", minutes, state)
     if stage.over:
@@ -60,20 +58,18 @@ def train(folder: Path, minutes: float, device: torch.device, seed: int, batch: 
     average = Average()
     while not stage.over:
         tiles, labels, _ = next(loader)
-        features = tower_stage.features(tower, tower_stage.normalised(tiles.to(device)))
-        outputs = heads(features)
-        naming = tower_stage.loss_of(outputs, labels.to(device))
         with torch.no_grad():
-            target = symbols.expected(outputs).float()
+            features = tower_stage.features(tower, tower_stage.normalised(tiles.to(device)))
+            target = symbols.expected(heads(features)).float()
         # A patch that holds something counts as much as the many that hold nothing.
         weight = 0.1 + labels.to(device).any(-1).flatten(1).float()
         error = (projector(features).float() - target).square().sum(-1)
         spread = (target - target.mean((0, 1))).square().sum(-1)
         regression = (weight * error).sum() / (weight * spread).sum()
-        (regression + naming).backward()
+        regression.backward()
         master.step(stage.learning_rate(2e-3))
-        means = average.add(unexplained=regression.item(), naming=naming.item())
+        means = average.add(unexplained=regression.item())
         stage.advance()
         if stage.step % 50 == 0:
             stage.log(**means)
-    stage.save(finished=True)
+    stage.save()

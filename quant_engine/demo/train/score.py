@@ -33,12 +33,13 @@ class Score:
     items: int
     value: float
     error: float
+    kinds: dict[str, tuple[float, int]]  # mean score and number of items of each kind of question
 
 
 class Answerer:
     """A composed model that answers one question about one picture, greedily."""
 
-    def __init__(self, folder: Path, device: torch.device, dtype: torch.dtype = torch.bfloat16) -> None:
+    def __init__(self, folder: Path, device: torch.device, dtype: torch.dtype = torch.float32) -> None:
         self.model = LlavaNextForConditionalGeneration.from_pretrained(folder, dtype=dtype).to(device).eval()
         self.processor = LlavaNextProcessor.from_pretrained(folder)
 
@@ -70,16 +71,20 @@ def right(task: str, item: suite.DemoItem, said: str) -> float:
 
 def score(answerer: Answerer, task: str, count: int, split: Split = "test", *, blank: bool = False) -> Score:
     """Score the first `count` items of a task; with `blank`, each picture is white."""
-    values = []
+    values: list[float] = []
+    by_kind: dict[str, list[float]] = {}
     for item in suite.items(task, count, split)[:count]:
         image = item.image()
         if blank:
             image = Image.new("RGB", image.size, "white")
-        values.append(100 * right(task, item, answerer.answer(image, prompt_of(task, item))))
+        value = 100 * right(task, item, answerer.answer(image, prompt_of(task, item)))
+        values.append(value)
+        by_kind.setdefault(item.category, []).append(value)
     mean = sum(values) / len(values)
     spread = math.sqrt(sum((v - mean) ** 2 for v in values) / max(1, len(values) - 1))
+    kinds = {kind: (sum(of_kind) / len(of_kind), len(of_kind)) for kind, of_kind in sorted(by_kind.items())}
     pictures = "blank" if blank else "drawn"
-    return Score(task, split, pictures, len(values), mean, spread / math.sqrt(len(values)))
+    return Score(task, split, pictures, len(values), mean, spread / math.sqrt(len(values)), kinds)
 
 
 @torch.inference_mode()

@@ -26,9 +26,9 @@ class Symbols(nn.Module):
             return embeddings[tokenizer(text, add_special_tokens=False)["input_ids"]].mean(0)
 
         characters = torch.stack([mean_of(c) for c in CHARACTERS])
-        # Later characters of a patch: half the character's own direction, half a fixed rotation of it, so that order
-        # can be told apart from the start.
-        slots = [0.6 * characters + 0.8 * characters.roll(k, 1) if k else characters for k in range(SLOTS)]
+        # Mostly the character's own embedding, so that SmolLM2 knows it at once, and for the later characters of a patch
+        # some of a fixed rotation of it, so that their order can be told.
+        slots = [0.85 * characters + 0.5 * characters.roll(k, 1) if k else characters for k in range(SLOTS)]
         marks = torch.stack([mean_of(f" {mark}") for mark in MARKS])
         colours = torch.stack([mean_of(f" {colour}") for colour in COLOURS])
         zero = torch.zeros(1, embeddings.shape[1])

@@ -217,4 +217,4 @@ def train(folder: Path, minutes: float, device: torch.device, run_seed: int, bat
         if stage.step % 500 == 0:
             stage.log(**{f"val_{k}": v for k, v in validate(tower, heads, device).items()})
     stage.log(**{f"val_{k}": v for k, v in validate(tower, heads, device, 12).items()})
-    stage.save(finished=True)
+    stage.save()
