@@ -26,8 +26,8 @@ class Symbols(nn.Module):
             return embeddings[tokenizer(text, add_special_tokens=False)["input_ids"]].mean(0)
 
         characters = torch.stack([mean_of(c) for c in CHARACTERS])
-        # Mostly the character's own embedding, so that SmolLM2 knows it at once, and for the later characters of a patch
-        # some of a fixed rotation of it, so that their order can be told.
+        # Mostly the character's own embedding, so that SmolLM2 knows it at once, and for the later characters of a
+        # patch some of a fixed rotation of it, so that their order can be told.
         slots = [0.85 * characters + 0.5 * characters.roll(k, 1) if k else characters for k in range(SLOTS)]
         marks = torch.stack([mean_of(f" {mark}") for mark in MARKS])
         colours = torch.stack([mean_of(f" {colour}") for colour in COLOURS])
