@@ -42,8 +42,6 @@ Standard errors are over items; multiple choice and yes/no are scored question b
 
 {verdict}
 
-{verdict}
-
 By kind of question, on the drawn test pictures (score, items):
 
 {kinds}
@@ -86,7 +84,6 @@ def export(folder: Path, parts: Path, device: torch.device, seed: int, items: in
         note=textwrap.fill(model.NOTE, 118),
         scores="\n".join(_row(s) for s in scores),
         verdict=textwrap.fill(_verdict(scores), 118),
-        verdict=textwrap.fill(_verdict(scores), 118),
         kinds="\n".join(_kinds(s) for s in scores if (s.split, s.pictures) == ("test", "drawn")),
         windows=16,
         base_perplexity=base,
@@ -127,20 +124,6 @@ def measure(answerer: Answerer, items: int) -> list[Score]:
 
 def _row(s: Score) -> str:
     return f"| {s.task} | {s.split} | {s.pictures} | {s.items} | {s.value:.1f} | {s.error:.1f} |"
-
-
-def _verdict(scores: list[Score]) -> str:
-    """Which tasks the model does better on its pictures than on blank ones, by two standard errors."""
-    found = {(s.task, s.split, s.pictures): s for s in scores}
-    better, same = [], []
-    for task in dict.fromkeys(s.task for s in scores):
-        drawn, blank = found[task, "test", "drawn"], found[task, "test", "blank"]
-        margin = 2 * (drawn.error**2 + blank.error**2) ** 0.5
-        (better if drawn.value - blank.value > margin else same).append(task)
-    if not better:
-        return "On no task is it better than on blank pictures by two standard errors: it still guesses."
-    guesses = f" On {', '.join(same)} it still guesses." if same else ""
-    return f"Better than on blank pictures by two standard errors: {', '.join(better)}.{guesses}"
 
 
 def _verdict(scores: list[Score]) -> str:
