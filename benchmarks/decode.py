@@ -1,4 +1,4 @@
-"""Claim: decoding from packed weights is not slower than decoding from dense ones on the same machine.
+"""How fast is decoding from packed weights, beside dense ones on the same machine?
 
     python benchmarks/decode.py [--tokens 40] [--rounds 5]
 

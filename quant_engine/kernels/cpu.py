@@ -55,6 +55,7 @@ def _source(bits: int) -> str:
         bits=bits,
         highest=2**bits - 1,
         rows_at_once=ROWS_AT_ONCE,
+        lanes=LANES,
         load_lane="\n".join(f"{indent}w{word} = lane_words[{word}, k]" for word in range(bits)),
         load_row="\n".join(f"{indent}w{word} = words[row, k * {bits} + {word}]" for word in range(bits)),
         dots="\n".join(f"{indent}dot += {code} * x[{j}, k]" for j, code in enumerate(codes)),
@@ -78,8 +79,15 @@ def zero_of(zeros, middle, group):
 
 
 @njit(parallel=True, fastmath=True, nogil=True, error_model="numpy", cache=True)
-def multiply(x, sums, words, scales, zeros, middle, per_group, float16, y):
-    rows, blocks, lanes, groups = words.shape[0], sums.shape[0], x.shape[1], scales.shape[1]
+def multiply(given, words, scales, zeros, middle, per_group, float16, y):
+    rows, blocks, groups = words.shape[0], given.shape[0] // 32, scales.shape[1]
+    lanes = (blocks + {lanes} - 1) // {lanes} * {lanes}
+    x = np.zeros((32, lanes), np.float32)
+    sums = np.zeros(blocks, np.float32)
+    for k in range(blocks):
+        for j in range(32):
+            x[j, k] = given[k * 32 + j]
+            sums[k] += given[k * 32 + j]
     for chunk in prange((rows + {rows_at_once} - 1) // {rows_at_once}):
         lane_words = np.zeros(({bits}, lanes), np.uint32)
         dots = np.empty(lanes, np.float32)
@@ -144,14 +152,9 @@ def multiply_row(x: torch.Tensor, weight: GroupedInt) -> torch.Tensor:
     """`x` [in_features] float32 to [out_features] float32. The weight must be one that `fits`."""
     if weight.order is not None:
         x = x.index_select(0, weight.order)
-    blocks = weight.in_features // BLOCK
-    by_block = x.detach().numpy().reshape(blocks, BLOCK)
-    by_lane = np.zeros((BLOCK, -(-blocks // LANES) * LANES), np.float32)
-    by_lane[:, :blocks] = by_block.T
     y = np.empty(weight.out_features, np.float32)
     _compiled(weight.bits).multiply(
-        by_lane,
-        by_block.sum(1),
+        x.detach().numpy(),
         weight.codes.numpy().view(np.uint32),
         weight.scales.view(torch.uint16).numpy(),
         *_zeros(weight),

@@ -23,7 +23,7 @@ FEW_ROWS = 4
 def matmul(x: torch.Tensor, weight: StoredWeight) -> torch.Tensor:
     """`x` [rows, in_features] times the weight's transpose: [rows, out_features], in the type of `x`."""
     if x.device.type == "cpu" and isinstance(weight, GroupedInt) and len(x) <= FEW_ROWS and cpu.fits(weight):
-        return torch.stack([cpu.multiply_row(row, weight) for row in x.float()]).to(x.dtype)
+        return torch.stack([cpu.multiply_row(row, weight) for row in x.float().contiguous()]).to(x.dtype)
     return tiled(x, weight)
 
 
