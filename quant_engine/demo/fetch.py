@@ -60,11 +60,10 @@ def get_demo(progress: Progress | None = None, *, force: bool = False, source: S
     }
 
     def compose(folder: Path) -> str:
-        from quant_engine.demo import base, model
+        from quant_engine.demo import model
 
         report("Composing the demo LLaVA-NeXT", 0.85)
-        with base.quiet():
-            model.compose(made["demo-llm"], _parts(), folder)
+        model.compose(made["demo-llm"], _parts(), folder)
         return model.NOTE
 
     made["demo"] = _ensure("demo", recipe, compose, force=force)

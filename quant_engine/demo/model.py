@@ -23,6 +23,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from quant_engine.demo.base import quiet
+
 TILE, PATCH = 144, 24
 PINPOINTS = [[288, 288], [288, 432], [432, 288]]  # height, width
 FEATURE_LAYER = -1
@@ -133,6 +135,7 @@ def _renamed(value: object) -> object:
     return IMAGE_TOKEN if value == SPARE_TOKEN else value
 
 
+@quiet()
 def compose(language_folder: Path, parts: Path, folder: Path) -> None:
     """Write the whole model into `folder` (float16), from SmolLM2 and the parts that ship."""
     model = blank(language_folder)
