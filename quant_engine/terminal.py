@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 from rich.console import Console
 from rich.live import Live
+from rich.markup import escape
 from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 from rich.table import Table
@@ -67,21 +68,13 @@ def number(value: float | None) -> str:
 
 
 def results_table(run: folder.RunFolder) -> Table:
-    """A run's numbers, one a row."""
-    table = Table("model", "setting", "task", "metric", "value", "± error", "items", "status", "stored bits")
+    """A run's numbers, one a row, under the model and its setting."""
+    first = run.results[0]
+    title = f"{first.model}, {run.spec.setting.label}, {first.stored_bits:.4g} stored bits per weight"
+    table = Table("task", "metric", "value", "± error", "items", "status", title=title, title_justify="left")
     for one in run.results:
         error = "" if one.standard_error is None else f"{one.standard_error:.2g}"
-        table.add_row(
-            one.model,
-            run.spec.setting.label,
-            one.task,
-            one.metric,
-            number(one.value),
-            error,
-            str(one.items),
-            one.status,
-            f"{one.stored_bits:.4g}",
-        )
+        table.add_row(escape(one.task), one.metric, number(one.value), error, str(one.items), one.status)
     return table
 
 
