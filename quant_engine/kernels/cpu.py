@@ -78,16 +78,23 @@ def zero_of(zeros, middle, group):
     return np.float32(np.int32((code >> np.uint64(at % 32)) & np.uint64({highest})))
 
 
-@njit(parallel=True, fastmath=True, nogil=True, error_model="numpy", cache=True)
-def multiply(given, words, scales, zeros, middle, per_group, float16, y):
-    rows, blocks, groups = words.shape[0], given.shape[0] // 32, scales.shape[1]
-    lanes = (blocks + {lanes} - 1) // {lanes} * {lanes}
+@njit(fastmath=True, nogil=True, cache=True)
+def by_lane(given, blocks, lanes):
+    # Not part of the parallel function: there even making an empty array would be handed out to threads.
     x = np.zeros((32, lanes), np.float32)
     sums = np.zeros(blocks, np.float32)
     for k in range(blocks):
         for j in range(32):
             x[j, k] = given[k * 32 + j]
             sums[k] += given[k * 32 + j]
+    return x, sums
+
+
+@njit(parallel=True, fastmath=True, nogil=True, error_model="numpy", cache=True)
+def multiply(given, words, scales, zeros, middle, per_group, float16, y):
+    rows, blocks, groups = words.shape[0], given.shape[0] // 32, scales.shape[1]
+    lanes = (blocks + {lanes} - 1) // {lanes} * {lanes}
+    x, sums = by_lane(given, blocks, lanes)
     for chunk in prange((rows + {rows_at_once} - 1) // {rows_at_once}):
         lane_words = np.zeros(({bits}, lanes), np.uint32)
         dots = np.empty(lanes, np.float32)
