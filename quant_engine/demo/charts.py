@@ -1,4 +1,4 @@
-"""Charts: bars, lines and pies with labels and values, and questions as ChartQA asks them."""
+"""Charts: bars, grouped bars, lines and pies with labels and values, and questions as ChartQA asks them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from quant_engine.demo.drawing import COLOURS, Canvas, Drawing
 from quant_engine.demo.questions import Question, yes_no_pair
-from quant_engine.demo.words import DAYS, MONTHS, SHORT_CITIES, SHORT_ITEMS, TITLES, listed, other_numbers
+from quant_engine.demo.words import DAYS, HEADS, MONTHS, SHORT_CITIES, SHORT_ITEMS, TITLES, listed, other_numbers
 
 
 @dataclass(frozen=True)
@@ -26,11 +26,26 @@ class Series:
         return f"{self.values[index]}{self.unit}"
 
 
+@dataclass(frozen=True)
+class Groups:
+    """Two or three bars for each label, one of each series: `values[series][label]`."""
+
+    title: str
+    labels: tuple[str, ...]
+    series: tuple[str, ...]
+    values: tuple[tuple[int, ...], ...]
+    colours: tuple[str, ...]
+
+
 def draw(rng: random.Random, shifted: bool = False) -> tuple[Drawing, list[Question]]:
-    """A bar chart (upright or lying), a line chart or a pie chart with three to six labels."""
-    kind = rng.choices(("bars", "lying bars", "line", "pie"), (45, 20, 15, 20))[0]
-    wide = rng.random() < 0.25 and kind != "pie"
+    """A bar chart (upright, lying or grouped), a line chart or a pie chart with two to six labels."""
+    kind = rng.choices(("bars", "lying bars", "grouped bars", "line", "pie"), (35, 20, 10, 15, 20))[0]
+    wide = (rng.random() < 0.25 and kind != "pie") or kind == "grouped bars"
     canvas = Canvas(rng, 432 if wide else 288, 288, shifted)
+    if kind == "grouped bars":
+        groups = _groups(rng)
+        _grouped_bars(canvas, groups)
+        return canvas.finish(), _ask_groups(rng, groups)
     count = rng.randint(3, 6 if wide else 5)
     labels = _labels(rng, count, ordered=kind == "line")
     if kind == "pie":
@@ -164,7 +179,69 @@ def _pie(canvas: Canvas, series: Series) -> None:
         canvas.text(208, row, label, size)
 
 
+def _groups(rng: random.Random) -> Groups:
+    series = tuple(rng.sample(HEADS, 2))
+    labels = tuple(rng.sample(rng.choice((SHORT_CITIES, SHORT_ITEMS)), rng.randint(2, 3)))
+    top = rng.choice((20, 100, 100, 900))
+    values = rng.sample(range(max(1, top // 12), top), len(series) * len(labels))
+    rows = tuple(tuple(values[i * len(labels) : (i + 1) * len(labels)]) for i in range(len(series)))
+    return Groups(rng.choice(TITLES), labels, series, rows, tuple(rng.sample(list(COLOURS), len(series))))
+
+
+def _grouped_bars(canvas: Canvas, groups: Groups) -> None:
+    """Values stand over the bars, labels under the groups, and a legend with the series' colours at the right."""
+    rng, size = canvas.rng, canvas.rng.randint(15, 18)
+    canvas.text(canvas.width / 2, 16, groups.title, rng.randint(17, 21), anchor="m", name=canvas.second_font)
+    top, base, left, right = 60, canvas.height - 32, 14, canvas.width - 84
+    slot = (right - left) / len(groups.labels)
+    bar = slot * rng.uniform(0.34, 0.42)
+    highest = max(max(row) for row in groups.values)
+    canvas.draw.line([(left, top - 16), (left, base), (right, base)], fill=canvas.ink, width=rng.randint(1, 2))
+    for i, label in enumerate(groups.labels):
+        middle = left + (i + 0.5) * slot
+        canvas.text(middle, base + 15, label, size, anchor="m")
+        for j, (row, colour) in enumerate(zip(groups.values, groups.colours, strict=True)):
+            x = middle + (j - (len(groups.series) - 1) / 2) * bar * 1.08
+            y = base - (base - top) * row[i] / highest
+            canvas.rectangle((x - bar / 2, y, x + bar / 2, base - 1), colour)
+            canvas.text(x, y - 10, str(row[i]), size, anchor="m")
+    for j, (name, colour) in enumerate(zip(groups.series, groups.colours, strict=True)):
+        y = 90 + 32 * j
+        canvas.rectangle((right + 12, y - 7, right + 26, y + 7), colour)
+        canvas.text(right + 32, y, name, size)
+
+
 # ----------------------------------------------------------------------------------------------------- questions
+
+
+def _ask_groups(rng: random.Random, g: Groups) -> list[Question]:
+    text = rng.choice(("Describe the chart.", "Describe the picture.", "What does the chart show?"))
+    caption = f"The bar chart shows {listed(list(g.series))} for {listed(list(g.labels))}."
+    questions = [Question("caption", text, caption)]
+    everything = [str(v) for row in g.values for v in row]
+    for name, row in zip(g.series, g.values, strict=True):
+        for label, number in zip(g.labels, row, strict=True):
+            value = str(number)
+            text = rng.choice((f"What is the value of {name} for {label}?", f"What is {name} for {label}?"))
+            sentence = f"The value of {name} for {label} is {value}."
+            wrong = tuple(v for v in everything if v != value)
+            questions.append(Question("value", text, value, sentence, wrong))
+    i = rng.randrange(len(g.series))
+    wrong = tuple(c for c in COLOURS if c != g.colours[i])
+    text = rng.choice((f"What color are the bars of {g.series[i]}?", f"What is the color of {g.series[i]}?"))
+    sentence = f"The bars of {g.series[i]} are {g.colours[i]}."
+    questions.append(Question("color", text, g.colours[i], sentence, wrong))
+    count = len(g.labels)
+    questions.append(
+        Question("count", "How many groups of bars are there?", str(count), f"There are {count} groups.",
+                 other_numbers(rng, count))
+    )  # fmt: skip
+    label, row = rng.randrange(count), rng.randrange(len(g.series))
+    true, false = g.values[row][label], g.values[1 - row][label]
+    template = f"Is the value of {g.series[row]} for {g.labels[label]} {{}}?"
+    return questions + yes_no_pair(rng, "text", template, str(true), str(false))
+
+
 
 
 def ask(rng: random.Random, s: Series) -> list[Question]:

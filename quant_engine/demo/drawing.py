@@ -40,7 +40,15 @@ SHIFTED_COLOURS: dict[str, RGB] = {
     "brown": (105, 65, 40),
     "gray": (115, 115, 120),
 }
-FONTS = ("built-in", "IBMPlexSans-Regular", "SourceSansPro-Bold")
+FONTS = (
+    "built-in",
+    "IBMPlexSans-Regular",
+    "IBMPlexSans-Bold",
+    "SourceSansPro-Regular",
+    "SourceSansPro-Bold",
+    "KaTeX_Main-Regular",
+    "IBMPlexMono-Regular",
+)
 SHIFTED_FONTS = ("Quicksand-Regular", "Quicksand-Bold", "Inconsolata-Regular", "KaTeX_SansSerif-Regular")
 LIGHT_GROUNDS: tuple[RGB, ...] = (
     (255, 255, 255),
@@ -59,12 +67,17 @@ SIZES = ((288, 288), (288, 288), (288, 288), (288, 288), (432, 288), (288, 432))
 
 @dataclass(frozen=True)
 class Glyph:
-    """One drawn character: its centre (for y that of its line) and the size of its font in pixels."""
+    """One drawn character: its centre (for y that of its line) and the size of its font in pixels.
+
+    `word` is what stands around it between spaces, and `run` numbers the words of a picture.
+    """
 
     character: str
     x: float
     y: float
     size: float
+    word: str
+    run: int
 
 
 @dataclass(frozen=True)
@@ -110,6 +123,7 @@ class Canvas:
     shifted: bool = False
     glyphs: list[Glyph] = field(default_factory=list)
     marks: list[Mark] = field(default_factory=list)
+    _runs: int = 0
 
     def __post_init__(self) -> None:
         rng = self.rng
@@ -148,11 +162,13 @@ class Canvas:
         width = self.text_width(text, size, name)
         x -= {"l": 0.0, "m": width / 2, "r": width}[anchor]
         self.draw.text((x, y), text, font=font(name, size), fill=ink or self.ink, anchor="lm")
-        for character in text:
-            advance = _advance(name, size, character)
-            if character != " ":
-                self.glyphs.append(Glyph(character, x + advance / 2, y, size))
-            x += advance
+        for word in text.split(" "):
+            self._runs += 1
+            for character in word:
+                advance = _advance(name, size, character)
+                self.glyphs.append(Glyph(character, x + advance / 2, y, size, word, self._runs))
+                x += advance
+            x += _advance(name, size, " ")
 
     # ---------------------------------------------------------------------------------------------------- shapes
 
@@ -198,7 +214,7 @@ class Canvas:
             image = image.rotate(angle, Image.Resampling.BICUBIC, fillcolor=self.ground)
             labels = labels.rotate(angle, Image.Resampling.NEAREST)
             turn = functools.partial(_turn, angle=angle, cx=self.width / 2, cy=self.height / 2)
-            glyphs = [Glyph(g.character, *turn(g.x, g.y), g.size) for g in glyphs]
+            glyphs = [Glyph(g.character, *turn(g.x, g.y), g.size, g.word, g.run) for g in glyphs]
             marks = [Mark(m.kind, *turn(m.x, m.y)) for m in marks]
         if rng.random() < 0.5:
             strength = rng.randint(2, 7)

@@ -12,9 +12,13 @@ from quant_engine.demo.words import (
     CITIES,
     DAYS,
     DEPARTMENTS,
+    FORM_TITLES,
+    HEADS,
     ITEMS,
+    SHOPS,
     SHORT_CITIES,
     SHORT_ITEMS,
+    STATES,
     code,
     date,
     digits,
@@ -50,10 +54,8 @@ FIELDS: dict[str, Maker] = {
     "Dept": lambda r: r.choice(DEPARTMENTS),
     "Brand": invented,
     "Day": lambda r: r.choice(DAYS),
-    "Status": lambda r: r.choice(("Open", "Paid", "Closed", "Late", "New", "Sent")),
+    "Status": lambda r: r.choice(STATES),
 }
-FORM_TITLES = ("Invoice", "Order", "Ticket", "Report", "Memo", "Visitor", "Badge", "Permit", "Contract", "Letter")
-SHOPS = ("Corner Shop", "Cafe Luna", "Market", "Bakery", "Green Store", "Kiosk", "Diner")
 
 
 @dataclass(frozen=True)
@@ -189,7 +191,7 @@ def _table(canvas: Canvas) -> tuple[Drawing, list[Question]]:
     rng = canvas.rng
     columns = rng.randint(2, 3 if canvas.width > 288 else 2)
     rows = rng.randint(2, 4 if canvas.height == 288 else 6)
-    heads = rng.sample(("Mon", "Tue", "Wed", "2023", "2024", "East", "West", "Old", "New", "Min", "Max"), columns)
+    heads = rng.sample(HEADS, columns)
     names = rng.sample(rng.choice((SHORT_ITEMS, SHORT_CITIES)), rows)
     cells = [[digits(rng, 1, 3) for _ in heads] for _ in names]
     size = rng.randint(16, 20)

@@ -3,6 +3,7 @@
 # ruff: noqa: SIM905  (a line of words reads better than a column of quoted strings)
 from __future__ import annotations
 
+import functools
 import random
 import string
 
@@ -33,6 +34,14 @@ CHAIN_WORDS = tuple(
     "Rock Sand Wood Fire Ash Wheat Flour Dough Bread".split()
 )
 TITLES = tuple("Sales Visitors Rainfall Output Members Votes Exports Orders Points Profit Tickets Energy".split())
+HEADS = tuple("Mon Tue Wed 2023 2024 East West Old New Min Max".split())
+STATES = tuple("Open Paid Closed Late New Sent".split())
+FORM_TITLES = tuple("Invoice Order Ticket Report Memo Visitor Badge Permit Contract Letter".split())
+SHOPS = ("Corner Shop", "Cafe Luna", "Market", "Bakery", "Green Store", "Kiosk", "Diner")
+FORM_KEYS = tuple(
+    "Name Client Owner Teacher City Origin Branch Street Date Deadline Code Order Room Phone Age Seat Item Amount Price "
+    "Weight Dept Brand Day Status".split()
+)
 NUMBER_WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 
 
@@ -88,3 +97,11 @@ def other_numbers(rng: random.Random, value: int, count: int = 4) -> tuple[str, 
     """Believable wrong counts or values near `value`."""
     near = [n for n in range(max(0, value - 4), value + 6) if n != value]
     return tuple(str(n) for n in rng.sample(near, count))
+
+
+@functools.cache
+def known() -> tuple[str, ...]:
+    """Every word of the lists above, sorted: the words that training shows often enough to be read as wholes."""
+    lists = (FIRST_NAMES, LAST_NAMES, CITIES, ITEMS, MONTHS, DAYS, DEPARTMENTS, CHAIN_WORDS, TITLES, HEADS, STATES)
+    listed_words = {word for words in (*lists, FORM_TITLES, SHOPS, FORM_KEYS) for text in words for word in text.split()}
+    return tuple(sorted(word for word in {*listed_words, "Total", "kg"} if word.isalpha()))

@@ -9,19 +9,81 @@ import torch
 from torch import nn
 
 from quant_engine.demo import model
+from quant_engine.demo.drawing import Canvas, Drawing
 from quant_engine.demo.pictures import picture
 from quant_engine.demo.train import budget, labels, lessons, precision, tower
 from quant_engine.demo.train.adapter import Adapter, switched_off
+from quant_engine.demo.train.symbols import Symbols
 
 
 def test_labels_name_the_characters_where_they_were_drawn():
     drawing = picture("form", "test", 1).drawing
     _, parts = labels.grids(drawing)
     for glyph in drawing.glyphs:
-        row, column = int(glyph.y // labels.PATCH), int(glyph.x // labels.PATCH)
-        near = parts[row, max(0, column - 1) : column + 2, : labels.SLOTS].ravel()
-        named = {labels.CHARACTERS[code - 1] for code in near if code}
-        assert glyph.character in named
+        cell = parts[int(glyph.y // labels.PATCH), int(glyph.x // labels.PATCH), : labels.SLOTS]
+        assert glyph.character in {labels.CHARACTERS[code - 1] for code in cell if code}
+
+
+def one_word(text, x):
+    canvas = Canvas(random.Random(3), 288, 144)
+    canvas.text(x, 72, text, 20)
+    glyphs = tuple(canvas.glyphs)
+    return Drawing(canvas.image, glyphs, (), np.zeros((144, 288), np.uint8))
+
+
+def words_of(drawing):
+    named = labels.grids(drawing)[1][72 // labels.PATCH, :, labels.WORD]
+    return {int(i): "..." if named[i] == labels.CONTINUED else labels.WORDS[named[i] - 1] for i in np.flatnonzero(named)}
+
+
+def test_a_known_word_is_named_where_it_starts_and_its_rest_is_its_continuation():
+    named = words_of(one_word("Coffee:", 20))
+    assert named[1] == "Coffee"
+    assert len(named) > 2
+    assert set(named.values()) == {"Coffee", "..."}
+    assert sorted(named) == list(range(1, 1 + len(named)))
+
+
+def test_numbers_and_unknown_words_are_not_named():
+    assert words_of(one_word("483", 20)) == {}
+    assert words_of(one_word("Zubaki", 20)) == {}
+
+
+def test_a_word_that_a_tile_cuts_is_named_only_where_most_of_it_lies():
+    assert "Coffee" in words_of(one_word("Coffee", 144 - 60)).values()
+    assert max(words_of(one_word("Coffee", 144 - 60))) < labels.SIDE
+    assert words_of(one_word("Coffee", 144 - 24)) == {}
+
+
+class Whole:
+    """A tokenizer for which every text is one token, numbered by its length."""
+
+    def __call__(self, text, **_):
+        return {"input_ids": [len(text)]}
+
+
+def test_a_patch_where_a_word_starts_is_coded_as_that_word_and_nothing_else():
+    torch.manual_seed(0)
+    coded = Symbols(Whole(), torch.randn(40, 24))
+    seen = np.zeros((labels.SIDE, labels.SIDE, len(labels.FIELDS)), np.int64)
+    plain = coded.exact(torch.from_numpy(seen))
+    word = labels.WORDS.index("Coffee")
+    seen[2, 3] = (5, 6, 7, 0, 4, 1 + word)
+    seen[2, 4] = (8, 0, 0, 0, 0, labels.CONTINUED)
+    seen[5, 5, 0] = 9
+    code = coded.exact(torch.from_numpy(seen)) - plain
+    torch.testing.assert_close(code[2, 3], coded.tables[labels.WORD][1 + word])
+    torch.testing.assert_close(code[5, 5], coded.tables[0][9])
+    code[2, 3] = code[5, 5] = 0
+    torch.testing.assert_close(code, torch.zeros_like(code))
+
+
+def test_what_a_sure_tower_believes_is_coded_like_the_labels():
+    torch.manual_seed(0)
+    coded = Symbols(Whole(), torch.randn(40, 24))
+    seen = torch.from_numpy(labels.see(picture("chart", "test", 3).drawing).whole.astype(np.int64))
+    sure = [50.0 * torch.nn.functional.one_hot(seen[..., f], n).flatten(0, 1)[None] for f, n in enumerate(labels.FIELDS)]
+    torch.testing.assert_close(coded.expected(sure)[0], coded.exact(seen).flatten(0, 1), atol=1e-4, rtol=1e-4)
 
 
 def test_both_views_of_a_picture_have_the_tiles_that_the_architecture_cuts():
@@ -35,8 +97,8 @@ def test_both_views_of_a_picture_have_the_tiles_that_the_architecture_cuts():
 def test_a_grid_of_tiles_is_laid_out_as_the_labels_are():
     seen = labels.see(picture("scene", "test", 3).drawing)
     rows, columns, _ = seen.parts.shape
-    tiles = torch.from_numpy(seen.tile_labels()[1:]).flatten(1, 2)
-    assert torch.equal(lessons.grid(tiles, rows, columns), torch.from_numpy(seen.parts))
+    tiles = torch.from_numpy(seen.tile_labels()[1:].astype(int)).flatten(1, 2)
+    assert torch.equal(lessons.grid(tiles, rows, columns), torch.from_numpy(seen.parts.astype(int)))
 
 
 def test_a_tile_full_of_text_has_many_more_characters_than_a_picture():
@@ -67,8 +129,8 @@ def test_each_question_sees_the_picture_and_itself_and_no_other_question():
 
 def test_a_brief_lesson_keeps_the_positions_of_what_it_keeps():
     shown = picture("chart", "train", 0)
-    whole = lessons.lesson(Letters(), shown, random.Random(0), 2, empty=1.0)
-    brief = lessons.lesson(Letters(), shown, random.Random(0), 2, empty=0.0)
+    whole = lessons.lesson(Letters(), shown, random.Random(0), 2, share=1.0)
+    brief = lessons.lesson(Letters(), shown, random.Random(0), 2, share=0.0)
     assert brief.segments.count(0) < whole.segments.count(0) / 1.5
     assert brief.positions[brief.segments.index(1)] == whole.positions[whole.segments.index(1)]
     assert set(brief.positions[: brief.segments.count(0)]) <= set(whole.positions[: whole.segments.count(0)])

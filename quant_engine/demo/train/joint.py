@@ -9,6 +9,7 @@ import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -78,7 +79,7 @@ def train(folder: Path, minutes: float, device: torch.device, seed: int, batch_s
     if stage.over:
         return
     dataset = Lessons(
-        tokenizer, "train", 10_000_000 * seed + 7_000_000 + batch_size * stage.step, batch_size, empty=0.5
+        tokenizer, "train", 10_000_000 * seed + 7_000_000 + batch_size * stage.step, batch_size, share=0.3
     )
     loader = iter(DataLoader(dataset, batch_size=None, num_workers=1))
     average = Average(20)
@@ -87,7 +88,7 @@ def train(folder: Path, minutes: float, device: torch.device, seed: int, batch_s
         pictures, features = shown(batch, tower, projector, newline.newline)
         embedded = filled(model.model.embed_tokens(batch.ids.to(device)), batch, pictures)
         loss, right = answer_loss(model, batch, embedded)
-        labels = torch.cat([torch.from_numpy(one.seen.tile_labels()) for one in batch.lessons]).long().to(device)
+        labels = torch.cat([torch.from_numpy(one.seen.tile_labels().astype(np.int64)) for one in batch.lessons]).to(device)
         naming = tower_stage.loss_of(heads(features), labels)
         (loss + 0.3 * naming).backward()
         values = {"loss": loss.item(), "right": right, "naming": naming.item()}

@@ -1,4 +1,7 @@
-"""What each patch of a picture holds: up to three characters side by side, a mark and a colour.
+"""What each patch of a picture holds: up to three characters in reading order, a mark, a colour, and a word.
+
+A word that training shows often (`words.known`) is named as a whole in the patch where it starts, so that the language
+model can be given it in one piece, as in text; the patches behind it are labelled as its continuation.
 
 A picture is seen as LLaVA-NeXT sees it: once whole, squeezed into one tile, and once cut into tiles at full size. Both
 views have labels; text that is too small to read in a view is labelled as "text" and not by its characters.
@@ -12,19 +15,26 @@ import numpy as np
 from PIL import Image
 
 from quant_engine.demo.diagrams import DIRECTIONS
-from quant_engine.demo.drawing import COLOURS, Drawing
+from quant_engine.demo.drawing import COLOURS, Drawing, Glyph
 from quant_engine.demo.model import PATCH, TILE
 from quant_engine.demo.scenes import SHAPES
+from quant_engine.demo.words import known
 
 SIDE = TILE // PATCH  # patches along a tile
 CHARACTERS = tuple(chr(code) for code in range(33, 127))
-SLOTS = 3  # characters that a patch can hold: one in its left, one in its middle and one in its right third
+SLOTS = 3  # characters that a patch can hold, in reading order
+MARK, COLOUR, WORD = SLOTS, SLOTS + 1, SLOTS + 2  # the fields behind the characters
 MARKS = (*SHAPES, *(f"arrow {d}" for d in DIRECTIONS), "arrow tail", "text")
-FIELDS = (*(1 + len(CHARACTERS),) * SLOTS, 1 + len(MARKS), 1 + len(COLOURS))  # classes of each field; 0 means none
+WORDS = known()
+CONTINUED = 1 + len(WORDS)
+# Classes of each field; 0 means none.
+FIELDS = (*(1 + len(CHARACTERS),) * SLOTS, 1 + len(MARKS), 1 + len(COLOURS), 2 + len(WORDS))
+PUNCTUATION = ":,.;!?"
 READABLE = 11.0  # font size in pixels of the view, from which characters are labelled
 
 _CHARACTER = {c: i + 1 for i, c in enumerate(CHARACTERS)}
 _MARK = {m: i + 1 for i, m in enumerate(MARKS)}
+_WORD = {w: i + 1 for i, w in enumerate(WORDS)}
 
 
 @dataclass(frozen=True)
@@ -32,7 +42,7 @@ class Seen:
     """A picture as the model gets it.
 
     `tiles` uint8 [1 + rows * columns, TILE, TILE, 3]: the whole picture squeezed, then its tiles row by row.
-    `whole` uint8 [SIDE, SIDE, fields]: labels of the squeezed view; `parts` uint8 [rows * SIDE, columns * SIDE,
+    `whole` uint16 [SIDE, SIDE, fields]: labels of the squeezed view; `parts` uint16 [rows * SIDE, columns * SIDE,
     fields].
     """
 
@@ -41,7 +51,7 @@ class Seen:
     parts: np.ndarray
 
     def tile_labels(self) -> np.ndarray:
-        """Labels of every tile, in the order of `tiles`: uint8 [tiles, SIDE, SIDE, fields]."""
+        """Labels of every tile, in the order of `tiles`: uint16 [tiles, SIDE, SIDE, fields]."""
         if not len(self.parts):
             return self.whole[None]
         rows, columns, fields = self.parts.shape
@@ -76,23 +86,44 @@ def grids(drawing: Drawing) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _labels(drawing: Drawing, rows: int, columns: int, scale_x: float, scale_y: float) -> np.ndarray:
-    labels = np.zeros((rows, columns, SLOTS + 2), np.uint8)
+    labels = np.zeros((rows, columns, len(FIELDS)), np.uint16)
     step_x, step_y = scale_x / PATCH, scale_y / PATCH
-    for glyph in sorted(drawing.glyphs, key=lambda g: g.x):
-        row, column = int(glyph.y * step_y), int(glyph.x * step_x)
-        if glyph.size * min(scale_x, scale_y) < READABLE:
-            labels[row, column, SLOTS] = _MARK["text"]
-        else:
-            third = int(SLOTS * (glyph.x * step_x - column))
-            free = next(
-                (s for s in (third, third + 1, third - 1) if 0 <= s < SLOTS and not labels[row, column, s]), None
-            )
-            if free is not None:
-                labels[row, column, free] = _CHARACTER[glyph.character]
+    runs: dict[int, list[Glyph]] = {}
+    for glyph in drawing.glyphs:
+        runs.setdefault(glyph.run, []).append(glyph)
+    for run in sorted(runs.values(), key=lambda glyphs: glyphs[0].x):
+        cells = [(int(g.y * step_y), int(g.x * step_x)) for g in run]
+        if run[0].size * min(scale_x, scale_y) < READABLE:
+            for cell in cells:
+                labels[*cell, MARK] = _MARK["text"]
+            continue
+        for glyph, cell in zip(run, cells, strict=True):
+            free = np.flatnonzero(labels[cell][:SLOTS] == 0)
+            if len(free):
+                labels[*cell, free[0]] = _CHARACTER[glyph.character]
+        _name_word(labels, run, cells)
     for mark in drawing.marks:
-        labels[int(mark.y * step_y), int(mark.x * step_x), SLOTS] = _MARK[mark.kind]
-    labels[..., SLOTS + 1] = _colours(drawing.colours, rows, columns)
+        labels[int(mark.y * step_y), int(mark.x * step_x), MARK] = _MARK[mark.kind]
+    labels[..., COLOUR] = _colours(drawing.colours, rows, columns)
     return labels
+
+
+def _name_word(labels: np.ndarray, run: list[Glyph], cells: list[tuple[int, int]]) -> None:
+    """Label a known word in the patch where it starts.
+
+    A word that a tile's edge cuts is named if most of it lies in its first tile; the rest of it is then only characters
+    of the next tile, which can't know what they belong to.
+    """
+    code = _WORD.get(run[0].word.rstrip(PUNCTUATION))
+    if code is None or run[0].character != run[0].word[0]:
+        return
+    inside = [cell for cell in cells if cell[1] // SIDE == cells[0][1] // SIDE and cell[0] // SIDE == cells[0][0] // SIDE]
+    if len(inside) < min(len(run[0].word), max(3, 0.6 * len(run[0].word))):
+        return
+    for cell in inside[1:]:
+        if not labels[*cell, WORD]:
+            labels[*cell, WORD] = CONTINUED
+    labels[*inside[0], WORD] = code
 
 
 def _colours(drawn: np.ndarray, rows: int, columns: int) -> np.ndarray:

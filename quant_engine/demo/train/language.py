@@ -7,9 +7,12 @@ one on plain text and chat (divergence of next-token distributions), so that Eng
 
 from __future__ import annotations
 
+import itertools
 import random
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div, log_softmax
@@ -25,7 +28,7 @@ from quant_engine.demo.train.lessons import IGNORED, Batch, Lessons, all_tiles, 
 from quant_engine.demo.train.precision import Master
 from quant_engine.demo.train.symbols import Symbols
 
-FIRST_LESSONS = 0.5  # share of the stage in which only what can be read off is asked, in short
+FIRST_LESSONS = 0.3  # share of the stage in which only what can be read off is asked, in short
 TEXT_LENGTH = 128  # tokens of plain text held to the unadapted model in each step that has some
 CHAT = (
     "What is the capital of France?", "Write one sentence about the sea.", "How do I boil an egg?", "Tell me a joke.",
@@ -82,8 +85,8 @@ def held_to_base(model: LlamaForCausalLM, ids: Tensor) -> Tensor:
     return kl_div(got, wanted, log_target=True, reduction="none").sum(-1).mean()
 
 
-def answer_loss(model: LlamaForCausalLM, batch: Batch, embedded: Tensor) -> tuple[Tensor, float]:
-    """Cross-entropy of the answers' tokens, and the share of them that is predicted rightly."""
+def logits_of_answers(model: LlamaForCausalLM, batch: Batch, embedded: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits [answer tokens, vocabulary], their targets, and where they stand in [batch, length - 1]."""
     device = embedded.device
     hidden = model.model(
         inputs_embeds=embedded,
@@ -93,9 +96,28 @@ def answer_loss(model: LlamaForCausalLM, batch: Batch, embedded: Tensor) -> tupl
     ).last_hidden_state
     targets = batch.targets[:, 1:].to(device)
     wanted = targets != IGNORED
-    logits = model.lm_head(hidden[:, :-1][wanted]).float()
-    right = (logits.argmax(-1) == targets[wanted]).float().mean().item()
-    return cross_entropy(logits, targets[wanted]), right
+    return model.lm_head(hidden[:, :-1][wanted]).float(), targets[wanted], wanted
+
+
+def answer_loss(model: LlamaForCausalLM, batch: Batch, embedded: Tensor) -> tuple[Tensor, float]:
+    """Cross-entropy of the answers' tokens, and the share of them that is predicted rightly."""
+    logits, targets, _ = logits_of_answers(model, batch, embedded)
+    return cross_entropy(logits, targets), (logits.argmax(-1) == targets).float().mean().item()
+
+
+@torch.no_grad()
+def answers_right(model: LlamaForCausalLM, batch: Batch, embedded: Tensor) -> list[tuple[str, bool]]:
+    """Kind of each question, and whether greedy decoding would give its answer word for word."""
+    logits, targets, wanted = logits_of_answers(model, batch, embedded)
+    right = torch.ones(wanted.shape, dtype=torch.bool)
+    right[wanted.cpu()] = (logits.argmax(-1) == targets).cpu()
+    found = []
+    for row, one in enumerate(batch.lessons):
+        segments = torch.tensor(one.segments)
+        for turn, kind in enumerate(one.kinds, 1):
+            last = (segments == turn).nonzero().flatten() - 1
+            found.append((kind, bool(right[row, last].all())))
+    return found
 
 
 def told(
@@ -117,14 +139,31 @@ def told(
         rows, columns, _ = one.seen.parts.shape
         count = len(one.seen.tiles)
         if rng.random() >= believed:
-            whole = symbols.exact(torch.from_numpy(one.seen.whole).to(device)).flatten(0, 1)
-            parts = symbols.exact(torch.from_numpy(one.seen.parts).to(device))
+            whole = symbols.exact(torch.from_numpy(one.seen.whole.astype(np.int64)).to(device)).flatten(0, 1)
+            parts = symbols.exact(torch.from_numpy(one.seen.parts.astype(np.int64)).to(device))
         else:
             codes = symbols.expected([o[start : start + count] for o in outputs])
             whole, parts = codes[0], grid(codes[1:], rows, columns)
         pictures.append(packed(whole, parts, symbols.newline))
         start += count
     return pictures
+
+
+def validate(
+    model: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerBase,
+    picture_of: Callable[[Batch], list[Tensor]],
+    batches: int = 16,
+) -> dict[str, float]:
+    """Share of held-out questions that are answered word for word, over all ("all") and for each kind."""
+    outcomes: dict[str, list[bool]] = {}
+    lessons = Lessons(tokenizer, "val", 0, 4)
+    for batch in itertools.islice(lessons, batches):
+        embedded = filled(model.model.embed_tokens(batch.ids.to(model.device)), batch, picture_of(batch))
+        for kind, right in answers_right(model, batch, embedded):
+            outcomes.setdefault("all", []).append(right)
+            outcomes.setdefault(kind, []).append(right)
+    return {kind: sum(rights) / len(rights) for kind, rights in sorted(outcomes.items())}
 
 
 def load_tower(folder: Path, device: torch.device) -> tuple[CLIPVisionModel, tower_stage.Heads]:
@@ -137,7 +176,7 @@ def load_tower(folder: Path, device: torch.device) -> tuple[CLIPVisionModel, tow
 
 
 def train(
-    folder: Path, minutes: float, device: torch.device, seed: int, batch_size: int = 4, believed: float = 0.5
+    folder: Path, minutes: float, device: torch.device, seed: int, batch_size: int = 6, believed: float = 0.5
 ) -> None:
     """Run stage 2 for its minutes and leave `language.pt` (keys adapter, symbols) in `folder`."""
     torch.manual_seed(seed)
@@ -151,13 +190,21 @@ def train(
     stage = Stage(folder, "language", minutes, {"adapter": adapter, "symbols": symbols, "master": master})
     if stage.over:
         return
+
+    def validation() -> dict[str, float]:
+        views = {"val_exact": 0.0} | ({"val_believed": 1.0} if believed else {})
+        return {
+            name: validate(model, tokenizer, lambda b: told(b, symbols, tower, heads, rng, share))["all"]  # noqa: B023
+            for name, share in views.items()
+        }
+
     first, loader = None, None
     average = Average(20)
     while not stage.over:
         if first != (stage.fraction < FIRST_LESSONS):
             first = stage.fraction < FIRST_LESSONS
             number = 10_000_000 * seed + 5_000_000 + batch_size * stage.step
-            dataset = Lessons(tokenizer, "train", number, batch_size, empty=0.1, first_lessons=first)
+            dataset = Lessons(tokenizer, "train", number, batch_size, share=0.05, first_lessons=first)
             loader = iter(DataLoader(dataset, batch_size=None, num_workers=1, prefetch_factor=4))
         batch = next(loader)
         pictures = told(batch, symbols, tower, heads, rng, believed)
@@ -176,4 +223,7 @@ def train(
         stage.advance()
         if stage.step % 10 == 0:
             stage.log(pictures=stage.step * batch_size, **means)
+        if stage.step % 200 == 0:
+            stage.log(**validation())
+    stage.log(**validation())
     stage.save()

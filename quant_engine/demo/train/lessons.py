@@ -4,7 +4,7 @@ All questions about a picture share one sequence: user turn, picture, then the q
 question see the picture and itself, never another question, and positions start again after the picture; so each is
 exactly the single question that the model is asked later, at the price of one picture.
 
-A lesson can be brief: most of the patches that hold nothing are left out, and the others keep their positions. That is
+A lesson can be brief: most of the patches that tell little are left out, and the others keep their positions. That is
 a third of the tokens, so three times the lessons in the same time.
 """
 
@@ -22,7 +22,7 @@ from transformers import PreTrainedTokenizerBase
 
 from quant_engine.demo.pictures import Picture, Split, picture, seed
 from quant_engine.demo.questions import short_turn, training_turn
-from quant_engine.demo.train.labels import SIDE, Seen, see
+from quant_engine.demo.train.labels import COLOUR, SIDE, Seen, see
 
 FAMILY_ORDER = ("form", "chart", "scene", "chart", "form", "diagram", "chart", "form", "chart", "form", "scene")
 IGNORED = -100
@@ -40,6 +40,7 @@ class Lesson:
     segments: list[int]  # 0 for what all share, 1.. for each question
     positions: list[int]
     targets: list[int]
+    kinds: list[str]  # the kind of each question
 
 
 @dataclass
@@ -58,13 +59,25 @@ def picture_length(seen: Seen) -> int:
     return SIDE * SIDE + rows * (columns + 1)
 
 
-def worth_keeping(seen: Seen, rng: random.Random, empty: float) -> Tensor:
-    """Indices of the picture's tokens: all that hold something, all ends of rows, and a share of the empty ones."""
-    whole, parts = (torch.from_numpy(labels.any(-1)) for labels in (seen.whole, seen.parts))
-    ends = torch.ones(len(parts), 1, dtype=torch.bool)
-    kept = torch.cat([whole.flatten(), torch.cat([parts, ends], 1).flatten()])
-    chance = torch.tensor([rng.random() for _ in range(len(kept))])
-    return (kept | (chance < empty)).nonzero().flatten()
+def worth_keeping(seen: Seen, rng: random.Random, share: float) -> Tensor:
+    """Indices of the picture's tokens that a lesson shows: all text, marks and ends of rows, and `share` of the rest.
+
+    The rest is what holds nothing, what holds only colour, and the squeezed view, which says little that the full view
+    doesn't say better; of the latter two it keeps at least a third.
+    """
+    whole = torch.from_numpy(seen.whole.any(-1)).flatten()
+    parts = torch.from_numpy(seen.parts.astype(np.int64))
+    telling = parts.clone()
+    telling[..., COLOUR] = 0
+    chances = torch.full((len(whole),), share)
+    chances[whole] = max(share, 1 / 3)
+    at = torch.full(parts.shape[:2], share)
+    at[parts[..., COLOUR] > 0] = max(share, 1 / 3)
+    at[telling.any(-1)] = 1.0
+    ends = torch.ones(len(parts), 1)
+    chances = torch.cat([chances, torch.cat([at, ends], 1).flatten()])
+    drawn = torch.tensor([rng.random() for _ in range(len(chances))])
+    return (drawn < chances).nonzero().flatten()
 
 
 def lesson(
@@ -72,16 +85,16 @@ def lesson(
     shown: Picture,
     rng: random.Random,
     questions: int,
-    empty: float = 1.0,
+    share: float = 1.0,
     first_lessons: bool = False,
 ) -> Lesson:
-    """`questions` of a picture's questions, of whose empty patches the share `empty` is kept.
+    """`questions` of a picture's questions; of the patches that tell little, the share `share` is kept.
 
     In first lessons all questions ask for something that is simply read off, and all answers are short.
     """
     seen = see(shown.drawing)
     ids = tokenizer("<|im_start|>user\n")["input_ids"]
-    first, kept = len(ids), worth_keeping(seen, rng, empty)
+    first, kept = len(ids), worth_keeping(seen, rng, share)
     shared = first + picture_length(seen)
     positions = [*range(first), *(first + kept).tolist()]
     ids = ids + [0] * len(kept)
@@ -90,7 +103,8 @@ def lesson(
         asked = [q for q in shown.questions if q.kind in READ_OFF] or list(shown.questions[1:])
     else:
         asked = [q for q in shown.questions if q.kind != "caption" or rng.random() < 0.5]
-    for turn, question in enumerate(rng.sample(asked, min(questions, len(asked))), 1):
+    asked = rng.sample(asked, min(questions, len(asked)))
+    for turn, question in enumerate(asked, 1):
         prompt, answer = short_turn(rng, question) if first_lessons else training_turn(rng, question)
         asks = tokenizer(f"\n{prompt}<|im_end|>\n<|im_start|>assistant\n")["input_ids"]
         says = tokenizer(f"{answer}<|im_end|>")["input_ids"]
@@ -98,7 +112,7 @@ def lesson(
         segments += [turn] * (len(asks) + len(says))
         positions += list(range(shared, shared + len(asks) + len(says)))
         targets += [IGNORED] * len(asks) + says
-    return Lesson(seen, first, kept, ids, segments, positions, targets)
+    return Lesson(seen, first, kept, ids, segments, positions, targets, [question.kind for question in asked])
 
 
 def collate(lessons: list[Lesson]) -> Batch:
@@ -125,12 +139,12 @@ class Lessons(IterableDataset):
         split: Split,
         start: int,
         batch: int,
-        questions: int = 6,
-        empty: float = 1.0,
+        questions: int = 7,
+        share: float = 1.0,
         first_lessons: bool = False,
     ) -> None:
         self.tokenizer, self.split, self.start, self.batch = tokenizer, split, start, batch
-        self.questions, self.empty, self.first_lessons = questions, empty, first_lessons
+        self.questions, self.share, self.first_lessons = questions, share, first_lessons
 
     def __iter__(self) -> Iterator[Batch]:
         number = self.start
@@ -140,7 +154,7 @@ class Lessons(IterableDataset):
                 family = FAMILY_ORDER[number % len(FAMILY_ORDER)]
                 rng = random.Random(seed(self.split, "turns", number))
                 shown = picture(family, self.split, number)
-                lessons.append(lesson(self.tokenizer, shown, rng, self.questions, self.empty, self.first_lessons))
+                lessons.append(lesson(self.tokenizer, shown, rng, self.questions, self.share, self.first_lessons))
                 number += 1
             yield collate(lessons)
 

@@ -1,8 +1,10 @@
-"""The code in which the language model is told what a patch holds: a sum of learned vectors, one for each symbol.
+"""The code in which the language model is told what a patch holds: as near to plain text as a patch allows.
 
-A patch with "4" at its left and "8" at its right on green becomes left["4"] + right["8"] + colour["green"] + common.
-The tables start from SmolLM2's own embeddings, so that the code already means something to it; they are trained with
-the adapter, and the projector then learns to emit them. They are scaffolding: they don't ship.
+A patch where a known word starts becomes that word's own embedding, so that SmolLM2 reads it as it reads text. Else its
+characters' embeddings are added up, the second and third turned by a fixed rotation each, so that their order can be
+told; and a mark and a colour are added where nothing is written. Row and column within the tile are added too: what
+stands below what can't be told easily from places in a sequence. The tables start from SmolLM2's embeddings and are
+trained with the adapter; the projector then learns to emit them. They are scaffolding: they don't ship.
 """
 
 from __future__ import annotations
@@ -12,7 +14,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from quant_engine.demo.drawing import COLOURS
-from quant_engine.demo.train.labels import CHARACTERS, FIELDS, MARKS, SLOTS
+from quant_engine.demo.train.labels import CHARACTERS, COLOUR, FIELDS, MARK, MARKS, SIDE, SLOTS, WORD, WORDS
+
+PLACE_NORM = 0.25  # length of a row's or column's vector at the start, in mean lengths of embeddings
 
 
 class Symbols(nn.Module):
@@ -26,29 +30,39 @@ class Symbols(nn.Module):
             return embeddings[tokenizer(text, add_special_tokens=False)["input_ids"]].mean(0)
 
         characters = torch.stack([mean_of(c) for c in CHARACTERS])
-        # Mostly the character's own embedding, so that SmolLM2 knows it at once, and for the later characters of a
-        # patch some of a fixed rotation of it, so that their order can be told.
-        slots = [0.85 * characters + 0.5 * characters.roll(k, 1) if k else characters for k in range(SLOTS)]
+        slots = [characters.roll(17 * k, 1) for k in range(SLOTS)]
         marks = torch.stack([mean_of(f" {mark}") for mark in MARKS])
         colours = torch.stack([mean_of(f" {colour}") for colour in COLOURS])
         zero = torch.zeros(1, embeddings.shape[1])
-        self.tables = nn.ParameterList([nn.Parameter(torch.cat([zero, t])) for t in (*slots, marks, colours)])
-        self.common = nn.Parameter(0.5 * mean_of(" ."))
+        words = torch.cat([torch.stack([mean_of(f" {word}") for word in WORDS]), zero])  # the last: continuation
+        self.tables = nn.ParameterList([nn.Parameter(torch.cat([zero, t])) for t in (*slots, marks, colours, words)])
+        self.common = nn.Parameter(0.3 * mean_of(" ."))
         self.newline = nn.Parameter(mean_of("\n"))
+        length = PLACE_NORM * embeddings.norm(dim=1).mean()
+        draw = torch.Generator().manual_seed(0)
+        places = nn.functional.normalize(torch.randn(2, SIDE, embeddings.shape[1], generator=draw), dim=-1)
+        self.rows, self.columns = (nn.Parameter(length * vectors) for vectors in places)
         if tuple(len(t) for t in self.tables) != FIELDS:
             raise ValueError("The symbol tables do not fit the fields of the labels.")
 
     def exact(self, labels: Tensor) -> Tensor:
-        """Codes of labels [..., fields]: [..., hidden]. "None" adds nothing."""
-        total = self.common.expand(*labels.shape[:-1], -1)
-        for field, table in enumerate(self.tables):
-            chosen = labels[..., field].long()
-            total = total + nn.functional.embedding(chosen, table) * (chosen > 0).unsqueeze(-1)
-        return total
+        """Codes [rows, columns, hidden] of labels [rows, columns, fields] of whole tiles. "None" adds nothing."""
+        code = self._code([nn.functional.one_hot(labels[..., f].long(), n) for f, n in enumerate(FIELDS)])
+        down, across = (torch.arange(n, device=labels.device) % SIDE for n in labels.shape[:2])
+        return code + self.rows[down][:, None] + self.columns[across]
 
     def expected(self, outputs: list[Tensor]) -> Tensor:
-        """Codes of what a tower believes: each field's table weighted with the softmax of its logits [..., classes]."""
-        total = self.common.expand(*outputs[0].shape[:-1], -1)
-        for output, table in zip(outputs, self.tables, strict=True):
-            total = total + output.float().softmax(-1)[..., 1:].to(table.dtype) @ table[1:]
-        return total
+        """Codes of what a tower believes: logits [tiles, SIDE * SIDE, classes] of each field, weighted by softmax."""
+        places = (self.rows[:, None] + self.columns).flatten(0, 1)
+        return self._code([output.float().softmax(-1) for output in outputs]) + places
+
+    def _code(self, chances: list[Tensor]) -> Tensor:
+        """Codes from the chance of each class of each field: what a word says replaces its characters, and text colour.
+
+        "None" (class 0) and "continued" (the last word) add nothing.
+        """
+        chances = [chance.to(self.common.dtype) for chance in chances]
+        parts = [chance[..., 1:] @ table[1:] for chance, table in zip(chances, self.tables, strict=True)]
+        no_word, no_character = chances[WORD][..., :1], chances[0][..., :1]
+        total = self.common + parts[MARK] + parts[WORD] + no_word * sum(parts[:SLOTS])
+        return total + no_word * no_character * parts[COLOUR]

@@ -19,13 +19,13 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import CLIPVisionModel
 
-from quant_engine.demo import forms, words
+from quant_engine.demo import words
 from quant_engine.demo import model as architecture
 from quant_engine.demo.drawing import COLOURS, FONTS, Canvas, Drawing
 from quant_engine.demo.pictures import Split, picture, seed
 from quant_engine.demo.train import start
 from quant_engine.demo.train.budget import Average, Stage
-from quant_engine.demo.train.labels import FIELDS, SLOTS, TILE, see, tile_of
+from quant_engine.demo.train.labels import COLOUR, FIELDS, MARK, SLOTS, TILE, WORD, see, tile_of
 from quant_engine.demo.train.precision import Master
 
 EMPTY_WEIGHT = 0.2
@@ -114,9 +114,8 @@ def _some_text(rng: random.Random) -> str:
     kind = rng.random()
     if kind < 0.45:
         return words.digits(rng, 1, 4) + rng.choice(("", "", "", "%"))
-    if kind < 0.8:
-        listed = (words.CITIES, words.ITEMS, words.CHAIN_WORDS, words.FIRST_NAMES, words.MONTHS, tuple(forms.FIELDS))
-        return rng.choice(rng.choice(listed)) + rng.choice(("", "", ":"))
+    if kind < 0.75:
+        return rng.choice(words.known()) + rng.choice(("", "", ":"))
     return rng.choice((words.invented, words.code, words.price, words.date))(rng)
 
 
@@ -145,7 +144,9 @@ class Tiles(IterableDataset):
                 text = [tile_of(full_of_text(rng)) for _ in range(for_text)]
                 yield (
                     torch.from_numpy(np.concatenate([t.tiles for t in text] + tiles)[: self.batch]),
-                    torch.from_numpy(np.concatenate([t.tile_labels() for t in text] + labels)[: self.batch]).long(),
+                    torch.from_numpy(
+                        np.concatenate([t.tile_labels() for t in text] + labels)[: self.batch].astype(np.int64)
+                    ),
                     number + 1,
                 )
                 tiles, labels = [], []
@@ -168,7 +169,7 @@ def accuracies(outputs: list[Tensor], labels: Tensor) -> dict[str, float]:
     right = torch.stack([o.flatten(0, 1).argmax(-1) for o in outputs], -1) == flat
     there = flat > 0
     shares = {}
-    for name, fields in (("characters", slice(0, SLOTS)), ("marks", SLOTS), ("colours", SLOTS + 1)):
+    for name, fields in (("characters", slice(0, SLOTS)), ("marks", MARK), ("colours", COLOUR), ("words", WORD)):
         shares[name] = (right[:, fields] & there[:, fields]).sum().item() / max(1, there[:, fields].sum().item())
     return shares
 
