@@ -196,7 +196,8 @@ class ItemOutput(BaseModel):
 class LayerRecord(BaseModel):
     """What quantizing one linear cost. Errors are relative: squared norm of the change over that of the original.
 
-    `output_error` is over the calibration inputs; None where the method looked at no data.
+    `output_error` is over the calibration inputs; None where the method looked at no data. `stored_bits` counts all
+    that is stored; `headline_bits` counts as the papers do, codes and signs only.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -206,6 +207,7 @@ class LayerRecord(BaseModel):
     out_features: int
     in_features: int
     stored_bits: float
+    headline_bits: float | None = None
     weight_error: float
     output_error: float | None = None
     seconds: float
@@ -216,7 +218,7 @@ class Progress(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    stage: Literal["waiting", "loading", "calibrating", "quantizing", "evaluating", "writing", "finished"] = "waiting"
+    stage: Literal["waiting", "loading", "training", "calibrating", "quantizing", "evaluating", "writing", "finished"] = "waiting"
     fraction: float = 0.0
     block: int | None = None
     blocks: int | None = None
