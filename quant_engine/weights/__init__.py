@@ -3,10 +3,12 @@
 To add a form: write its module, and name it in FORMS.
 """
 
+from quant_engine.weights.codebook import Codebook
 from quant_engine.weights.form import StoredWeight
 from quant_engine.weights.grouped import GroupedInt
 from quant_engine.weights.ledger import Ledger
+from quant_engine.weights.low_rank import LowRank
 
-FORMS: dict[str, type[StoredWeight]] = {form.form: form for form in (GroupedInt,)}
+FORMS: dict[str, type[StoredWeight]] = {form.form: form for form in (GroupedInt, Codebook, LowRank)}
 
-__all__ = ["FORMS", "GroupedInt", "Ledger", "StoredWeight"]
+__all__ = ["FORMS", "Codebook", "GroupedInt", "Ledger", "LowRank", "StoredWeight"]
