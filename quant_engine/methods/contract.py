@@ -33,9 +33,9 @@ class Options(BaseModel):
 class MethodCard:
     """How a method describes itself, for the page's cards and `python -m quant_engine list`.
 
-    `formula` is LaTeX. `bits` are the weight widths the method is defined for. `calibrated` says whether it looks at
-    data; `grouped` whether a group size can be chosen. `headline` says what the paper's width counts, where that is
-    not the width of the codes.
+    `formula` is LaTeX. `bits` are the weight widths the method is defined for, `a_bits` the widths of activations.
+    `calibrated` says whether it looks at data; `grouped` whether a group size can be chosen. `headline` says what the
+    paper's width counts, where that is not the width of the codes.
     """
 
     name: str
@@ -49,17 +49,47 @@ class MethodCard:
     reference: str
     url: str
     headline: str = ""
+    a_bits: tuple[int, ...] = (16,)
 
 
 @dataclass
 class Statistics:
-    """What calibration saw at one linear's input.
+    """What calibration saw at one linear's input, and which linear it is.
 
-    `hessian` [in_features, in_features] float32 is (2 / samples) * sum over tokens of x x^T.
+    `hessian` [in_features, in_features] float32 is (2 / samples) * sum over tokens of x x^T. `linear` is the name in
+    its block, such as "self_attn.q_proj". `seed` differs from linear to linear, and follows from the run's seed.
+    `inputs` [tokens, in_features] float32 are single inputs, evenly spaced over all calibration tokens; None unless
+    `Method.input_tokens` asks for them. `trained` is what `Method.train` returned for this linear.
     """
 
     hessian: torch.Tensor
     samples: int
+    linear: str = ""
+    seed: int = 0
+    inputs: torch.Tensor | None = None
+    trained: dict[str, torch.Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Training:
+    """What `Method.train` gets: the whole dense model, on its device, and the calibration `windows` [samples, length].
+
+    `linears` names the linears of each of its `decoder.layers` that will be quantized. `folder` is the place for what a
+    killed training needs to go on; it vanishes when quantization is complete. `progress(share, message)` takes the
+    share of training done; `check_stop` raises where the user asked to stop.
+    """
+
+    model: nn.Module
+    decoder: nn.Module
+    linears: tuple[str, ...]
+    windows: torch.Tensor
+    setting: QuantSetting
+    options: Any
+    seed: int
+    folder: Path
+    progress: Callable[[float, str], None]
+    check_stop: Callable[[], None]
+    log: Callable[[str], None]
 
 
 @dataclass(frozen=True)
