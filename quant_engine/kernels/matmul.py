@@ -7,12 +7,13 @@ dropped, so that at no time more than a tile is dense.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 
 import torch
 
 from quant_engine.kernels import cpu
-from quant_engine.weights import GroupedInt, StoredWeight
+from quant_engine.weights import GroupedInt, LowRank, StoredWeight
 
 TILE_WEIGHTS = 2**20
 """Weights that are dense at once: 4 MiB in float32."""
@@ -22,6 +23,9 @@ FEW_ROWS = 4
 
 def matmul(x: torch.Tensor, weight: StoredWeight) -> torch.Tensor:
     """`x` [rows, in_features] times the weight's transpose: [rows, out_features], in the type of `x`."""
+    if isinstance(weight, LowRank):
+        a, b = weight.a.to(x.dtype), weight.b.to(x.dtype)
+        return matmul(x, weight.base).add_(x @ a.T @ b.T, alpha=weight.scale)
     if x.device.type == "cpu" and isinstance(weight, GroupedInt) and len(x) <= FEW_ROWS and cpu.fits(weight):
         return torch.stack([cpu.multiply_row(row, weight) for row in x.float().contiguous()]).to(x.dtype)
     return tiled(x, weight)
@@ -41,9 +45,22 @@ def tiled(x: torch.Tensor, weight: StoredWeight) -> torch.Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
 
+def matmul_back(gradient: torch.Tensor, weight: StoredWeight) -> torch.Tensor:
+    """`gradient` [rows, out_features] times the weight: [rows, in_features], the gradient of the product's input.
+
+    As `tiled`, a tile of weight rows at a time.
+    """
+    x = gradient.new_zeros((len(gradient), weight.in_features))
+    step = max(1, TILE_WEIGHTS // weight.in_features)
+    for start in range(0, weight.out_features, step):
+        end = min(start + step, weight.out_features)
+        x.addmm_(gradient[:, start:end], weight.dequantize(start, end).to(gradient.dtype))
+    return x
+
+
 def warm_up(weights: Iterable[StoredWeight]) -> None:
     """Compiles, or loads from earlier, every kernel that these weights need, so that no answer waits for it."""
-    kinds = {(weight.form, *sorted(weight.config().items())): weight for weight in weights}
+    kinds = {(weight.form, json.dumps(weight.config(), sort_keys=True)): weight for weight in weights}
     for weight in kinds.values():
         for rows in (1, FEW_ROWS + 1):
-            matmul(torch.zeros((rows, weight.in_features), device=next(weight.buffers()).device), weight)
+            matmul(torch.zeros((rows, weight.in_features), device=weight.device), weight)

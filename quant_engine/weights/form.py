@@ -39,6 +39,10 @@ class StoredWeight(nn.Module):
     def ledger(self) -> Ledger:
         """What is stored, by purpose; its sum is the exact size of the buffers."""
 
+    @property
+    def device(self) -> torch.device:
+        return next(self.buffers()).device
+
     def stored_bytes(self) -> int:
         """Bytes of all buffers: what the weight takes in memory and in a file."""
         return sum(buffer.numel() * buffer.element_size() for buffer in self.buffers())
