@@ -31,7 +31,7 @@ BLOCK = 32
 LANES = 8
 ROWS_AT_ONCE = 16
 
-_FLOAT16 = np.arange(2**16, dtype=np.uint16).view(np.float16).astype(np.float32)
+FLOAT16 = np.arange(2**16, dtype=np.uint16).view(np.float16).astype(np.float32)
 """The float32 value of every float16 bit pattern."""
 
 
@@ -166,7 +166,7 @@ def multiply_row(x: torch.Tensor, weight: GroupedInt) -> torch.Tensor:
         weight.scales.view(torch.uint16).numpy(),
         *_zeros(weight),
         _blocks_per_group(weight),
-        _FLOAT16,
+        FLOAT16,
         y,
     )
     return torch.from_numpy(y)
@@ -178,9 +178,9 @@ def dequantize_rows(weight: GroupedInt, start: int, end: int) -> torch.Tensor:
     words, scales = weight.codes.numpy().view(np.uint32), weight.scales.view(torch.uint16).numpy()
     rest = (scales, *_zeros(weight))
     if fits(weight):
-        _compiled(weight.bits).dequantize(words, *rest, _blocks_per_group(weight), _FLOAT16, start, out)
+        _compiled(weight.bits).dequantize(words, *rest, _blocks_per_group(weight), FLOAT16, start, out)
     else:
-        _dequantize_any(words, weight.bits, *rest, weight.group, _FLOAT16, start, out)
+        _dequantize_any(words, weight.bits, *rest, weight.group, FLOAT16, start, out)
     return torch.from_numpy(out)
 
 
@@ -205,15 +205,15 @@ def _dequantize_any(words, bits, scales, zeros, middle, group_size, float16, sta
         for group in range(groups):
             zero = np.float32(middle)
             if zeros.shape[0] > 0:
-                zero = np.float32(np.int32(_code(zeros, (row * groups + group) * bits, bits, mask)))
+                zero = np.float32(np.int32(code_at(zeros, (row * groups + group) * bits, bits, mask)))
             scale = float16[scales[row, group]]
             for column in range(group * group_size, min(group * group_size + group_size, columns)):
-                code = np.float32(np.int32(_code(words[row], column * bits, bits, mask)))
+                code = np.float32(np.int32(code_at(words[row], column * bits, bits, mask)))
                 out[i, column] = scale * (code - zero)
 
 
 @njit(inline="always")
-def _code(words, at, bits, mask):  # type: ignore[no-untyped-def]
+def code_at(words, at, bits, mask):  # type: ignore[no-untyped-def]
     """The code that starts at bit `at` of a stream of words."""
     word, offset = at // 32, at % 32
     code = np.uint64(words[word])

@@ -9,16 +9,24 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from types import ModuleType
 
 import torch
 
-from quant_engine.kernels import cpu
+from quant_engine.kernels import cpu, cpu_binary
 from quant_engine.weights import GroupedInt, LowRank, StoredWeight
 
 TILE_WEIGHTS = 2**20
 """Weights that are dense at once: 4 MiB in float32."""
 FEW_ROWS = 4
 """Up to so many activation rows, the packed kernel beats dequantizing a tile."""
+CPU_KERNELS = {
+    "grouped_int": cpu,
+    "binary": cpu_binary,
+    "partly_binary": cpu_binary,
+    "residual_binary": cpu_binary,
+}
+"""By storage form, the module with its functions `fits`, `multiply_row` and `dequantize_rows` for the CPU."""
 
 
 def matmul(x: torch.Tensor, weight: StoredWeight) -> torch.Tensor:
@@ -26,21 +34,26 @@ def matmul(x: torch.Tensor, weight: StoredWeight) -> torch.Tensor:
     if isinstance(weight, LowRank):
         a, b = weight.a.to(x.dtype), weight.b.to(x.dtype)
         return matmul(x, weight.base).add_(x @ a.T @ b.T, alpha=weight.scale)
-    if x.device.type == "cpu" and isinstance(weight, GroupedInt) and len(x) <= FEW_ROWS and cpu.fits(weight):
-        return torch.stack([cpu.multiply_row(row, weight) for row in x.float().contiguous()]).to(x.dtype)
+    kernel = _kernel(x, weight)
+    if kernel and len(x) <= FEW_ROWS and kernel.fits(weight):
+        return torch.stack([kernel.multiply_row(row, weight) for row in x.float().contiguous()]).to(x.dtype)
     return tiled(x, weight)
+
+
+def _kernel(x: torch.Tensor, weight: StoredWeight) -> ModuleType | None:
+    return CPU_KERNELS.get(weight.form) if x.device.type == "cpu" else None
 
 
 def tiled(x: torch.Tensor, weight: StoredWeight) -> torch.Tensor:
     """The same product by dequantizing a tile of weight rows at a time, for any form and device."""
-    grouped_on_cpu = isinstance(weight, GroupedInt) and x.device.type == "cpu"
-    if grouped_on_cpu and weight.order is not None:
+    kernel = _kernel(x, weight)
+    if kernel and isinstance(weight, GroupedInt) and weight.order is not None:
         x = x.index_select(1, weight.order)
     step = max(1, TILE_WEIGHTS // weight.in_features)
     parts = []
     for start in range(0, weight.out_features, step):
         end = min(start + step, weight.out_features)
-        rows = cpu.dequantize_rows(weight, start, end) if grouped_on_cpu else weight.dequantize(start, end)
+        rows = kernel.dequantize_rows(weight, start, end) if kernel else weight.dequantize(start, end)
         parts.append(x @ rows.to(x.dtype).T)
     return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 

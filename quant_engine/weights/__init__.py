@@ -3,12 +3,25 @@
 To add a form: write its module, and name it in FORMS.
 """
 
+from quant_engine.weights.binary import Binary, PartlyBinary, ResidualBinary
 from quant_engine.weights.codebook import Codebook
 from quant_engine.weights.form import StoredWeight
 from quant_engine.weights.grouped import GroupedInt
 from quant_engine.weights.ledger import Ledger
 from quant_engine.weights.low_rank import LowRank
 
-FORMS: dict[str, type[StoredWeight]] = {form.form: form for form in (GroupedInt, Codebook, LowRank)}
+FORMS: dict[str, type[StoredWeight]] = {
+    form.form: form for form in (GroupedInt, Codebook, LowRank, Binary, PartlyBinary, ResidualBinary)
+}
 
-__all__ = ["FORMS", "Codebook", "GroupedInt", "Ledger", "LowRank", "StoredWeight"]
+__all__ = [
+    "FORMS",
+    "Binary",
+    "Codebook",
+    "GroupedInt",
+    "Ledger",
+    "LowRank",
+    "PartlyBinary",
+    "ResidualBinary",
+    "StoredWeight",
+]
