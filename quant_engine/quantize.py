@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError
@@ -33,6 +34,9 @@ from quant_engine.models.catalog import find
 from quant_engine.models.files import folder_of
 from quant_engine.models.load import LINEARS, SEQUENTIAL_SETS, Skeleton, load_dense, load_tokenizer
 from quant_engine.spec import LayerRecord, Progress, RunSpec, UserError, digest
+
+if TYPE_CHECKING:
+    from quant_engine.finetune.training import FineTuning
 
 TRAINING_SHARE = 0.9
 """The part of quantization's progress that training fills, where a method trains."""
@@ -103,12 +107,27 @@ class _Pipeline:
         self.training_folder = checkpoint.path / "training"
         self.trained: dict[str, torch.Tensor] = {}
         self.training_seconds = 0.0
+        self.fine_tuning = self._fine_tuning() if self.method.fine_tunes else None
+
+    def _fine_tuning(self) -> FineTuning:
+        # Not above: peft takes seconds to load.
+        from quant_engine.finetune.training import FineTuning
+
+        def progress(one: Progress) -> None:
+            fraction = 1 - TRAINING_SHARE + TRAINING_SHARE * one.fraction
+            self.hooks.progress(one.model_copy(update={"fraction": fraction}))
+
+        hooks = Hooks(progress, self.hooks.should_stop, self.hooks.log)
+        return FineTuning(self.spec, self.options, self.card, self.folder, self.checkpoint, hooks)
 
     def run(self) -> None:
         if self.method.train:
             self.trained = self._trained()
         with torch.inference_mode():
             self._stream()
+        if self.fine_tuning:
+            self.fine_tuning.run()
+        self._finish()
         shutil.rmtree(self.training_folder, ignore_errors=True)
 
     def _stream(self) -> None:
@@ -134,6 +153,8 @@ class _Pipeline:
                 self._calibrated(index, hidden).advance(hidden)
             self.skeleton.release_block(index)
             self._check_stop()
+
+    def _finish(self) -> None:
         self.checkpoint.finish(
             {
                 "format": FORMAT,
@@ -145,7 +166,8 @@ class _Pipeline:
                 "calibration": self.spec.calibration and self.spec.calibration.model_dump(mode="json"),
                 "seed": self.spec.seed,
                 "dtype": self.spec.dtype,
-                "blocks": len(blocks),
+                "blocks": len(self.skeleton.blocks),
+                "fine_tuning": self.fine_tuning and self.fine_tuning.said,
             }
         )
 
@@ -321,10 +343,12 @@ class _Pipeline:
         total = blocks * len(LINEARS)
         fresh = done - self.linears_before
         elapsed = time.monotonic() - self.started
+        before = TRAINING_SHARE if self.method.train else 0
+        after = TRAINING_SHARE if self.method.fine_tunes else 0
         self.hooks.progress(
             Progress(
                 stage=stage,
-                fraction=done / total,
+                fraction=before + (1 - before - after) * done / total,
                 block=block + 1,
                 blocks=blocks,
                 linear=linear,

@@ -1,10 +1,19 @@
 """The quantization methods, one file each. To add one: write its file, and name it in METHODS."""
 
-from quant_engine.methods import gptq, normal_float, rtn
+from quant_engine.methods import billm, gptq, ir_qlora, normal_float, qlora, rtn
 from quant_engine.methods.contract import Method, MethodCard, Options, Statistics, Training
 from quant_engine.spec import QuantSetting, UserError
 
-METHODS: dict[str, Method] = {method.card.name: method for method in (rtn.METHOD, gptq.METHOD, normal_float.METHOD)}
+METHODS: dict[str, Method] = {
+    method.card.name: method
+    for method in (
+        rtn.METHOD,
+        gptq.METHOD,
+        normal_float.METHOD,
+        qlora.METHOD,
+        ir_qlora.METHOD,
+    )
+}
 
 __all__ = ["METHODS", "Method", "MethodCard", "Options", "Statistics", "Training", "resolve_setting"]
 

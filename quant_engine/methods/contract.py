@@ -108,6 +108,7 @@ class Method:
     ones. `input_tokens` is how many single inputs of each linear `Statistics` should hold.
     `train(training)` runs once, before the first block, with gradients; it returns tensors by name, "BLOCK.LINEAR.NAME"
     ("0.self_attn.q_proj.scales"), which reach `quantize` in `Statistics.trained`.
+    `fine_tunes` says that low-rank adapters are then trained beside the quantized weights (quant_engine/finetune).
     """
 
     card: MethodCard
@@ -121,6 +122,7 @@ class Method:
     original_inputs: bool = False
     input_tokens: int = 0
     train: Callable[[Training], dict[str, torch.Tensor]] | None = None
+    fine_tunes: bool = False
 
     def options(self, setting: QuantSetting) -> Options:
         """The setting's options, validated, with defaults filled in. Raises UserError naming the bad option."""
