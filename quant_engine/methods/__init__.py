@@ -12,6 +12,7 @@ METHODS: dict[str, Method] = {
         normal_float.METHOD,
         qlora.METHOD,
         ir_qlora.METHOD,
+        billm.METHOD,
     )
 }
 
