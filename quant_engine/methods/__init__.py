@@ -1,6 +1,6 @@
 """The quantization methods, one file each. To add one: write its file, and name it in METHODS."""
 
-from quant_engine.methods import billm, gptq, ir_qlora, normal_float, qlora, rtn
+from quant_engine.methods import awq, billm, gptq, ir_qlora, normal_float, pb_llm, qlora, rtn, smoothquant
 from quant_engine.methods.contract import Method, MethodCard, Options, Statistics, Training
 from quant_engine.spec import QuantSetting, UserError
 
@@ -9,10 +9,13 @@ METHODS: dict[str, Method] = {
     for method in (
         rtn.METHOD,
         gptq.METHOD,
+        awq.METHOD,
+        smoothquant.METHOD,
         normal_float.METHOD,
         qlora.METHOD,
         ir_qlora.METHOD,
         billm.METHOD,
+        pb_llm.METHOD,
     )
 }
 
