@@ -181,7 +181,11 @@ class Result(BaseModel):
 
 
 class ItemOutput(BaseModel):
-    """What the model did with one question (or one window of text): the ground of every statistic."""
+    """What the model did with one question (or one window of text): the ground of every statistic.
+
+    `log_probabilities` belong to the `choices`, in their order. `group` joins items that are scored together (the
+    rotations of a circular question, the two questions about a picture); `category` is the part that an item counts in.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
@@ -191,6 +195,9 @@ class ItemOutput(BaseModel):
     prediction: str
     score: float
     log_probabilities: list[float] | None = None
+    choices: list[str] | None = None
+    group: str | None = None
+    category: str | None = None
 
 
 class LayerRecord(BaseModel):
@@ -218,7 +225,9 @@ class Progress(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    stage: Literal["waiting", "loading", "training", "calibrating", "quantizing", "evaluating", "writing", "finished"] = "waiting"
+    stage: Literal[
+        "waiting", "loading", "training", "calibrating", "quantizing", "evaluating", "writing", "finished"
+    ] = "waiting"
     fraction: float = 0.0
     block: int | None = None
     blocks: int | None = None
