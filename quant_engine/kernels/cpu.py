@@ -156,9 +156,7 @@ def _compiled(bits: int) -> ModuleType:
 
 
 def multiply_row(x: torch.Tensor, weight: GroupedInt) -> torch.Tensor:
-    """`x` [in_features] float32 to [out_features] float32. The weight must be one that `fits`."""
-    if weight.order is not None:
-        x = x.index_select(0, weight.order)
+    """`x` [in_features] float32, transformed, to [out_features] float32. The weight must be one that `fits`."""
     y = np.empty(weight.out_features, np.float32)
     _compiled(weight.bits).multiply(
         x.detach().numpy(),
@@ -173,7 +171,7 @@ def multiply_row(x: torch.Tensor, weight: GroupedInt) -> torch.Tensor:
 
 
 def dequantize_rows(weight: GroupedInt, start: int, end: int) -> torch.Tensor:
-    """Rows `start` to `end` as float32 [end - start, in_features], columns as stored (not yet reordered)."""
+    """Rows `start` to `end` of the matrix between the weight's transforms, float32 [end - start, in_features]."""
     out = np.empty((end - start, weight.in_features), np.float32)
     words, scales = weight.codes.numpy().view(np.uint32), weight.scales.view(torch.uint16).numpy()
     rest = (scales, *_zeros(weight))
@@ -184,15 +182,25 @@ def dequantize_rows(weight: GroupedInt, start: int, end: int) -> torch.Tensor:
     return torch.from_numpy(out)
 
 
+def integer_rows(weight: GroupedInt, start: int, end: int) -> torch.Tensor:
+    """Rows `start` to `end` of code - zero as int8 [end - start, in_features], for symmetric weights with a group a
+    row that `fits`."""
+    out = np.empty((end - start, weight.in_features), np.float32)
+    ones = np.full((weight.out_features, 1), np.float16(1).view(np.uint16))
+    words = weight.codes.numpy().view(np.uint32)
+    _compiled(weight.bits).dequantize(words, ones, *_zeros(weight), _blocks_per_group(weight), FLOAT16, start, out)
+    return torch.from_numpy(out).to(torch.int8)
+
+
 def _blocks_per_group(weight: GroupedInt) -> int:
     return weight.in_features // BLOCK if weight.groups == 1 else weight.group // BLOCK
 
 
-def _zeros(weight: GroupedInt) -> tuple[np.ndarray, int]:
+def _zeros(weight: GroupedInt) -> tuple[np.ndarray, float]:
     """The packed zero points, or none and the zero that all groups share."""
     if weight.zeros is None:
-        return np.empty(0, np.uint32), 2 ** (weight.bits - 1)
-    return weight.zeros.numpy().view(np.uint32), 0
+        return np.empty(0, np.uint32), float(weight.middle)
+    return weight.zeros.numpy().view(np.uint32), 0.0
 
 
 @njit(parallel=True, nogil=True, error_model="numpy", cache=True)

@@ -14,7 +14,7 @@ from types import ModuleType
 import torch
 
 from quant_engine.kernels import cpu, cpu_binary
-from quant_engine.weights import GroupedInt, LowRank, StoredWeight
+from quant_engine.weights import LowRank, StoredWeight
 
 TILE_WEIGHTS = 2**20
 """Weights that are dense at once: 4 MiB in float32."""
@@ -36,7 +36,9 @@ def matmul(x: torch.Tensor, weight: StoredWeight) -> torch.Tensor:
         return matmul(x, weight.base).add_(x @ a.T @ b.T, alpha=weight.scale)
     kernel = _kernel(x, weight)
     if kernel and len(x) <= FEW_ROWS and kernel.fits(weight):
-        return torch.stack([kernel.multiply_row(row, weight) for row in x.float().contiguous()]).to(x.dtype)
+        rows = weight.transform_input(x.float()).contiguous()
+        y = torch.stack([kernel.multiply_row(row, weight) for row in rows])
+        return weight.transform_output(y).to(x.dtype)
     return tiled(x, weight)
 
 
@@ -47,15 +49,14 @@ def _kernel(x: torch.Tensor, weight: StoredWeight) -> ModuleType | None:
 def tiled(x: torch.Tensor, weight: StoredWeight) -> torch.Tensor:
     """The same product by dequantizing a tile of weight rows at a time, for any form and device."""
     kernel = _kernel(x, weight)
-    if kernel and isinstance(weight, GroupedInt) and weight.order is not None:
-        x = x.index_select(1, weight.order)
+    x = weight.transform_input(x)
     step = max(1, TILE_WEIGHTS // weight.in_features)
     parts = []
     for start in range(0, weight.out_features, step):
         end = min(start + step, weight.out_features)
-        rows = kernel.dequantize_rows(weight, start, end) if kernel else weight.dequantize(start, end)
+        rows = kernel.dequantize_rows(weight, start, end) if kernel else weight.stored_rows(start, end)
         parts.append(x @ rows.to(x.dtype).T)
-    return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+    return weight.transform_output(parts[0] if len(parts) == 1 else torch.cat(parts, 1))
 
 
 def matmul_back(gradient: torch.Tensor, weight: StoredWeight) -> torch.Tensor:
