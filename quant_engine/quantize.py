@@ -310,6 +310,14 @@ class _Pipeline:
         seconds = time.monotonic() - started
         change = weight - stored.dequantize()
         ledger = stored.ledger()
+        bias = None if layer.bias is None else layer.bias.data
+        quantized = QuantLinear(stored, bias)
+        if statistics is None:
+            output_error = None
+        elif self.spec.setting.a_bits < 16:
+            output_error = _sampled_output_error(layer, quantized, statistics.inputs)
+        else:
+            output_error = _output_error(weight, change, statistics.hessian)
         record = LayerRecord(
             block=index,
             linear=name,
@@ -318,12 +326,11 @@ class _Pipeline:
             stored_bits=ledger.bits_per_weight,
             headline_bits=ledger.headline_bits,
             weight_error=(change.square().sum() / weight.square().sum()).item(),
-            output_error=None if statistics is None else _output_error(weight, change, statistics.hessian),
+            output_error=output_error,
             seconds=seconds,
         )
         parent, _, leaf = name.rpartition(".")
-        bias = None if layer.bias is None else layer.bias.data
-        setattr(block.get_submodule(parent), leaf, QuantLinear(stored, bias))
+        setattr(block.get_submodule(parent), leaf, quantized)
         self._say("quantizing", index, linear=name, output_error=record.output_error, finished=True)
         return record
 
@@ -357,6 +364,15 @@ class _Pipeline:
                 message=message,
             )
         )
+
+
+def _sampled_output_error(layer: nn.Module, quantized: QuantLinear, inputs: torch.Tensor) -> float:
+    """The same on single inputs, where the layer changes its activations too."""
+    inputs = inputs.to(layer.weight.dtype)
+    expected = layer(inputs).float()
+    change = quantized(inputs).float() - expected
+    before = expected.square().sum()
+    return (change.square().sum() / before).item() if before > 0 else 0.0
 
 
 def _output_error(weight: torch.Tensor, change: torch.Tensor, hessian: torch.Tensor) -> float:

@@ -40,16 +40,22 @@ def fits(weight: GroupedInt) -> bool:
     return weight.in_features % BLOCK == 0 and (weight.group % BLOCK == 0 or weight.groups == 1)
 
 
-def _source(bits: int) -> str:
-    """The kernels for one width, as Python. Their 32 steps are written out: the compiler turns them into vector code
-    with constant shifts, five times faster than the same steps as a loop."""
+def code_terms(bits: int) -> list[str]:
+    """Python for each of the 32 codes that the words w0, w1 … of a block hold."""
     codes = []
     for j in range(BLOCK):
         word, offset = divmod(j * bits, 32)
         code = f"w{word} >> np.uint32({offset})"
         if offset + bits > 32:
             code = f"{code} | w{word + 1} << np.uint32({32 - offset})"
-        codes.append(f"np.float32(np.int32(({code}) & np.uint32({2**bits - 1})))")
+        codes.append(f"(({code}) & np.uint32({2**bits - 1}))")
+    return codes
+
+
+def _source(bits: int) -> str:
+    """The kernels for one width, as Python. Their 32 steps are written out: the compiler turns them into vector code
+    with constant shifts, five times faster than the same steps as a loop."""
+    codes = [f"np.float32(np.int32({code}))" for code in code_terms(bits)]
     indent = " " * 16
     return _TEMPLATE.format(
         bits=bits,
@@ -133,10 +139,15 @@ def dequantize(words, scales, zeros, middle, per_group, float16, start, out):
 
 @cache
 def _compiled(bits: int) -> ModuleType:
-    """The kernels of one width. They lie in a file so that the machine code is kept beside it for the next process."""
-    source = _source(bits)
+    """The kernels of one width."""
+    return module_of(f"grouped_int{bits}", _source(bits))
+
+
+def module_of(name: str, source: str) -> ModuleType:
+    """Generated kernels as a module. They lie in a file so that the machine code is kept beside it for the next
+    process."""
     folder = folders.home() / "kernels"
-    name = f"grouped_int{bits}_{hashlib.sha256(source.encode()).hexdigest()[:8]}"
+    name = f"{name}_{hashlib.sha256(source.encode()).hexdigest()[:8]}"
     path = folder / f"{name}.py"
     if not path.exists():
         try:

@@ -39,7 +39,7 @@ class QuantLinear(nn.Module):
         y = _FrozenProduct.apply(rows, self.weight) if rows.requires_grad else matmul(rows, self.weight)
         if self.bias is not None:
             y = y + self.bias.to(y.dtype)
-        return y.view(*x.shape[:-1], self.out_features)
+        return self.weight.finish(y).view(*x.shape[:-1], self.out_features)
 
     def config(self) -> dict[str, Any]:
         """What a checkpoint's JSON says of this layer; `from_config` makes an empty one of it."""

@@ -14,7 +14,8 @@ from types import ModuleType
 import torch
 
 from quant_engine.kernels import cpu, cpu_binary
-from quant_engine.weights import LowRank, StoredWeight
+from quant_engine.weights import IntActivations, LowRank, MixedWidth, StoredWeight
+from quant_engine.weights.int_activations import quantize_tokens
 
 TILE_WEIGHTS = 2**20
 """Weights that are dense at once: 4 MiB in float32."""
@@ -22,6 +23,7 @@ FEW_ROWS = 4
 """Up to so many activation rows, the packed kernel beats dequantizing a tile."""
 CPU_KERNELS = {
     "grouped_int": cpu,
+    "int_activations": cpu,
     "binary": cpu_binary,
     "partly_binary": cpu_binary,
     "residual_binary": cpu_binary,
@@ -34,12 +36,38 @@ def matmul(x: torch.Tensor, weight: StoredWeight) -> torch.Tensor:
     if isinstance(weight, LowRank):
         a, b = weight.a.to(x.dtype), weight.b.to(x.dtype)
         return matmul(x, weight.base).add_(x @ a.T @ b.T, alpha=weight.scale)
+    if isinstance(weight, IntActivations):
+        codes, scale = quantize_tokens(x, weight.a_bits)
+        return (_by_integers(codes, weight) * scale).to(x.dtype)
+    if isinstance(weight, MixedWidth):
+        return sum(matmul(part_of_x, part) for part_of_x, part in weight.split(x))
     kernel = _kernel(x, weight)
     if kernel and len(x) <= FEW_ROWS and kernel.fits(weight):
         rows = weight.transform_input(x.float()).contiguous()
         y = torch.stack([kernel.multiply_row(row, weight) for row in rows])
         return weight.transform_output(y).to(x.dtype)
     return tiled(x, weight)
+
+
+def _by_integers(codes: torch.Tensor, weight: IntActivations) -> torch.Tensor:
+    """Activation `codes`, whole numbers in float32 [rows, in_features], times the weight: float32, summed in integers
+    where there are many rows."""
+    on_cpu = codes.device.type == "cpu"
+    fits = on_cpu and cpu.fits(weight)
+    if fits and len(codes) <= FEW_ROWS:
+        return torch.stack([cpu.multiply_row(row, weight) for row in codes])
+    if not on_cpu and (len(codes) <= 16 or weight.in_features % 8 or weight.out_features % 8):
+        # Too small or odd for the GPU's integer product; in float32 these sums are all but exact as well.
+        return tiled(codes, weight)
+    narrow = codes.to(torch.int8)
+    step = max(1, TILE_WEIGHTS // weight.in_features)
+    step = max(8, step - step % 8)
+    parts = []
+    for start in range(0, weight.out_features, step):
+        end = min(start + step, weight.out_features)
+        rows = cpu.integer_rows(weight, start, end) if fits else weight.integers(start, end)
+        parts.append(torch._int_mm(narrow, rows.T).float())
+    return torch.cat(parts, 1) * weight.scales.float().T
 
 
 def _kernel(x: torch.Tensor, weight: StoredWeight) -> ModuleType | None:

@@ -7,11 +7,14 @@ from quant_engine.weights.binary import Binary, PartlyBinary, ResidualBinary
 from quant_engine.weights.codebook import Codebook
 from quant_engine.weights.form import StoredWeight
 from quant_engine.weights.grouped import GroupedInt
+from quant_engine.weights.int_activations import IntActivations
 from quant_engine.weights.ledger import Ledger
 from quant_engine.weights.low_rank import LowRank
+from quant_engine.weights.mixed_width import MixedWidth
 
 FORMS: dict[str, type[StoredWeight]] = {
-    form.form: form for form in (GroupedInt, Codebook, LowRank, Binary, PartlyBinary, ResidualBinary)
+    form.form: form
+    for form in (GroupedInt, IntActivations, Codebook, LowRank, Binary, PartlyBinary, ResidualBinary, MixedWidth)
 }
 
 __all__ = [
@@ -19,8 +22,10 @@ __all__ = [
     "Binary",
     "Codebook",
     "GroupedInt",
+    "IntActivations",
     "Ledger",
     "LowRank",
+    "MixedWidth",
     "PartlyBinary",
     "ResidualBinary",
     "StoredWeight",
