@@ -13,7 +13,7 @@ from types import ModuleType
 
 import torch
 
-from quant_engine.kernels import cpu, cpu_binary
+from quant_engine.kernels import cpu, cpu_binary, cpu_codebook
 from quant_engine.weights import IntActivations, LowRank, MixedWidth, StoredWeight
 from quant_engine.weights.int_activations import quantize_tokens
 
@@ -24,6 +24,7 @@ FEW_ROWS = 4
 CPU_KERNELS = {
     "grouped_int": cpu,
     "int_activations": cpu,
+    "codebook": cpu_codebook,
     "binary": cpu_binary,
     "partly_binary": cpu_binary,
     "residual_binary": cpu_binary,

@@ -1,6 +1,6 @@
 """The quantization methods, one file each. To add one: write its file, and name it in METHODS."""
 
-from quant_engine.methods import awq, billm, gptq, ir_qlora, normal_float, pb_llm, qlora, rtn, smoothquant
+from quant_engine.methods import awq, billm, gptq, ir_qlora, normal_float, pb_llm, qlora, rtn, slim_llm, smoothquant
 from quant_engine.methods.contract import Method, MethodCard, Options, Statistics, Training
 from quant_engine.spec import QuantSetting, UserError
 
@@ -16,6 +16,7 @@ METHODS: dict[str, Method] = {
         ir_qlora.METHOD,
         billm.METHOD,
         pb_llm.METHOD,
+        slim_llm.METHOD,
     )
 }
 

@@ -150,8 +150,8 @@ METHOD = Method(
         calibrated=True,
         reference="Shang et al., PB-LLM: partially binarized large language models",
         url="https://arxiv.org/abs/2310.00034",
-        headline="1 + 7 r for a share r of salient weights: 1.7 is 10%, 2 is a seventh; marks and scales are not in it, "
-        "about 1.3 bits more",
+        headline="1 + 7 r for a share r of salient weights: 1.7 is 10%, 2 is a seventh; marks and scales come on top, "
+        "about 1.3 bits",
     ),
     Options=PbLlmOptions,
     quantize=quantize,
