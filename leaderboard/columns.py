@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from quant_engine.evaluate import TASKS
+from quant_engine.evaluate import TASKS, Task
+from quant_engine.evaluate.task import HEADLINE
 
 Group = Literal["Perplexity", "CommonSenseQA", "MMLU", "Pictures", "Cost"]
 GROUPS: tuple[Group, ...] = ("Perplexity", "CommonSenseQA", "MMLU", "Pictures", "Cost")
@@ -84,13 +85,23 @@ def column_of(task: str) -> Column:
     if task.startswith("perplexity:"):
         name = Path(task.removeprefix("perplexity:").rpartition("@")[0] or task).name
         return _perplexity(task, name)
-    if task in TASKS:
-        ours = TASKS[task]
+    ours, suffix = _ours(task)
+    if ours:
         group: Group = "Pictures" if ours.pictures else "CommonSenseQA"
         if not ours.higher_is_better:
             group = "Perplexity"
-        return Column(task, ours.title, group, "higher" if ours.higher_is_better else "lower", ours.help)
+        title = f"{ours.title}, {ours.parts[suffix].title}" if suffix else ours.title
+        return Column(task, title, group, "higher" if ours.higher_is_better else "lower", ours.help)
     return Column(task, task, "CommonSenseQA", "higher", "")
+
+
+def _ours(task: str) -> tuple[Task | None, str]:
+    """The engine's task that a result belongs to, and the suffix of its part ("" for its own number)."""
+    for ours in TASKS.values():
+        for suffix in (HEADLINE, *ours.parts):
+            if ours.number_name(suffix) == task:
+                return ours, suffix
+    return None, HEADLINE
 
 
 def ordered(tasks: list[str]) -> list[Column]:

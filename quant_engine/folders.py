@@ -32,6 +32,11 @@ def results() -> Path:
     return _place("LOWBIT_RESULTS", home() / "results")
 
 
+def data() -> Path | None:
+    """Benchmark files of one's own; None if there are none."""
+    return _place("LOWBIT_DATA", Path()) if os.environ.get("LOWBIT_DATA") else None
+
+
 def checkpoints() -> Path:
     """Quantized weights, one folder per (model, setting, calibration), shared by all runs that need them."""
     return home() / "checkpoints"

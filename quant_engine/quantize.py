@@ -1,36 +1,45 @@
 """The pipeline: stream decoder blocks, collect statistics, call the method on each linear, swap the layer.
 
 One block is dense at a time. Calibration activations move on block by block, through blocks already quantized, so that
-later blocks see the error of earlier ones. After each block a checkpoint is saved; a stopped or killed quantization
-goes on behind the last finished block.
+later blocks see the error of earlier ones; through original blocks for methods that want it so. After each block a
+checkpoint is saved; a stopped or killed quantization goes on behind the last finished block. What a method trains on
+the whole model comes before all blocks, and is kept beside them until all are finished.
 """
 
 from __future__ import annotations
 
 import fcntl
+import gc
+import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers.masking_utils import create_causal_mask
 
 from quant_engine import __version__, folders
+from quant_engine.calibration import CalibratedBlock, first_inputs
 from quant_engine.checkpoints.folder import FORMAT, Checkpoint, ledger_of
 from quant_engine.data.texts import calibration_windows
 from quant_engine.evaluate.task import Stopped
 from quant_engine.kernels.linear import QuantLinear
-from quant_engine.methods import METHODS, Method, Options, Statistics
+from quant_engine.methods import METHODS, Method, Options, Statistics, Training
 from quant_engine.models.catalog import find
 from quant_engine.models.files import folder_of
-from quant_engine.models.load import LINEARS, SEQUENTIAL_SETS, Skeleton, load_tokenizer
+from quant_engine.models.load import LINEARS, SEQUENTIAL_SETS, Skeleton, load_dense, load_tokenizer
 from quant_engine.spec import LayerRecord, Progress, RunSpec, UserError, digest
 
-TOKENS_AT_ONCE = 4096
-"""Calibration tokens that go through a block together."""
+if TYPE_CHECKING:
+    from quant_engine.finetune.training import FineTuning
+
+TRAINING_SHARE = 0.9
+"""The part of quantization's progress that training fills, where a method trains."""
 
 
 @dataclass(frozen=True)
@@ -58,8 +67,7 @@ def quantize(spec: RunSpec, hooks: Hooks) -> Path:
         return checkpoint.path
     with _alone(checkpoint.path, hooks):
         if not checkpoint.is_complete():
-            with torch.inference_mode():
-                _Pipeline(spec, checkpoint, hooks).run()
+            _Pipeline(spec, checkpoint, hooks).run()
     return checkpoint.path
 
 
@@ -86,10 +94,6 @@ def _alone(path: Path, hooks: Hooks) -> Iterator[None]:
         yield
 
 
-class _SeenEnough(Exception):
-    """Leaves a block's forward pass in the middle."""
-
-
 class _Pipeline:
     def __init__(self, spec: RunSpec, checkpoint: Checkpoint, hooks: Hooks) -> None:
         self.spec, self.checkpoint, self.hooks = spec, checkpoint, hooks
@@ -97,14 +101,38 @@ class _Pipeline:
         # The revision of a demo model or a folder is our own fingerprint; only the hub's means something to the hub.
         self.hub_revision = spec.revision if self.card.origin == "hub" else None
         hooks.progress(Progress(stage="loading", message=f"loading {self.card.title}"))
-        folder = folder_of(self.card, self.hub_revision)
-        self.skeleton = Skeleton(self.card, folder, getattr(torch, spec.dtype), spec.device)
+        self.folder = folder_of(self.card, self.hub_revision)
         self.method: Method = METHODS[spec.setting.method]
         self.options: Options = self.method.options(spec.setting)
-        self.started = time.monotonic()
-        self.linears_before = 0
+        self.training_folder = checkpoint.path / "training"
+        self.trained: dict[str, torch.Tensor] = {}
+        self.training_seconds = 0.0
+        self.fine_tuning = self._fine_tuning() if self.method.fine_tunes else None
+
+    def _fine_tuning(self) -> FineTuning:
+        # Not above: peft takes seconds to load.
+        from quant_engine.finetune.training import FineTuning
+
+        def progress(one: Progress) -> None:
+            fraction = 1 - TRAINING_SHARE + TRAINING_SHARE * one.fraction
+            self.hooks.progress(one.model_copy(update={"fraction": fraction}))
+
+        hooks = Hooks(progress, self.hooks.should_stop, self.hooks.log)
+        return FineTuning(self.spec, self.options, self.card, self.folder, self.checkpoint, hooks)
 
     def run(self) -> None:
+        if self.method.train:
+            self.trained = self._trained()
+        with torch.inference_mode():
+            self._stream()
+        if self.fine_tuning:
+            self.fine_tuning.run()
+        self._finish()
+        shutil.rmtree(self.training_folder, ignore_errors=True)
+
+    def _stream(self) -> None:
+        self.skeleton = Skeleton(self.card, self.folder, getattr(torch, self.spec.dtype), self.spec.device)
+        self.started = time.monotonic()
         blocks = self.skeleton.blocks
         done = self.checkpoint.finished_blocks()
         if done:
@@ -112,19 +140,21 @@ class _Pipeline:
         self.linears_before = done * len(LINEARS)
         hidden = self._calibration_hidden() if self.method.card.calibrated else None
         for index in range(len(blocks)):
-            if index < done:
-                if hidden is None:
-                    continue
-                self._say("calibrating", index, message="running finished blocks again")
-                self.checkpoint.fill_block(index, blocks[index], self.spec.device, self.skeleton.dtype)
-            else:
-                self._quantize_block(index, hidden)
             # The last block's outputs are not needed.
-            if hidden is not None and index + 1 < len(blocks):
-                self._forward(blocks[index], hidden)
+            last = index + 1 == len(blocks)
+            if index >= done:
+                hidden = self._quantize_block(index, hidden, last=last)
+            elif hidden is not None and not last:
+                self._say("calibrating", index, message="running finished blocks again")
+                if self.method.original_inputs:
+                    self.skeleton.fill_block(index)
+                else:
+                    self.checkpoint.fill_block(index, blocks[index], self.spec.device, self.skeleton.dtype)
+                self._calibrated(index, hidden).advance(hidden)
             self.skeleton.release_block(index)
-            if self.hooks.should_stop():
-                raise Stopped
+            self._check_stop()
+
+    def _finish(self) -> None:
         self.checkpoint.finish(
             {
                 "format": FORMAT,
@@ -136,89 +166,135 @@ class _Pipeline:
                 "calibration": self.spec.calibration and self.spec.calibration.model_dump(mode="json"),
                 "seed": self.spec.seed,
                 "dtype": self.spec.dtype,
-                "blocks": len(blocks),
+                "blocks": len(self.skeleton.blocks),
+                "fine_tuning": self.fine_tuning and self.fine_tuning.said,
             }
         )
+
+    def _trained(self) -> dict[str, torch.Tensor]:
+        """What the method trains on the whole dense model: found, if it was done before an interruption, else made."""
+        kept = self.training_folder / "trained.safetensors"
+        try:
+            if not kept.exists():
+                self._train(kept)
+            trained = load_file(kept, device=self.spec.device)
+        except (OSError, SafetensorError):
+            raise UserError(f"{kept} can't be written or read back: delete {self.training_folder}.") from None
+        self.training_seconds = trained.pop("seconds").item()
+        return trained
+
+    def _train(self, kept: Path) -> None:
+        started = time.monotonic()
+        self.training_folder.mkdir(parents=True, exist_ok=True)
+        loaded = load_dense(self.card, self.hub_revision, self.spec.dtype, self.spec.device)
+        model = loaded.model
+        training = Training(
+            model=model,
+            decoder=model.model.language_model if self.card.pictures else model.model,
+            linears=LINEARS,
+            windows=calibration_windows(self.spec.calibration, loaded.tokenizer).to(self.spec.device),
+            setting=self.spec.setting,
+            options=self.options,
+            seed=self.spec.seed,
+            folder=self.training_folder,
+            progress=lambda share, message: self.hooks.progress(
+                Progress(stage="training", fraction=TRAINING_SHARE * share, message=message)
+            ),
+            check_stop=self._check_stop,
+            log=self.hooks.log,
+        )
+        trained = self.method.train(training)
+        seconds = torch.tensor(time.monotonic() - started, dtype=torch.float64)
+        aside = kept.with_suffix(".part")
+        save_file({**{name: tensor.cpu() for name, tensor in trained.items()}, "seconds": seconds}, aside)
+        aside.replace(kept)
+        del loaded, model, training, trained
+        gc.collect()
+
+    def _check_stop(self) -> None:
+        if self.hooks.should_stop():
+            raise Stopped
 
     def _calibration_hidden(self) -> torch.Tensor:
         """The inputs of the first block for all calibration windows: [samples, length, hidden]."""
         self.hooks.progress(Progress(stage="calibrating", message="reading the calibration text"))
         windows = calibration_windows(self.spec.calibration, load_tokenizer(self.skeleton.folder))
         self.skeleton.fill_outside_blocks()
-        decoder = self.skeleton.decoder
-        hidden = decoder.embed_tokens(windows.to(self.spec.device))
-        # The same for all samples and blocks: every window has positions 0 to length - 1 and a causal mask.
-        positions = torch.arange(windows.shape[1], device=self.spec.device)[None]
-        self.fixed = {
-            "position_ids": positions,
-            "position_embeddings": decoder.rotary_emb(hidden[:1], positions),
-            "attention_mask": create_causal_mask(
-                config=decoder.config,
-                inputs_embeds=hidden[:1],
-                attention_mask=None,
-                past_key_values=None,
-                position_ids=positions,
-            ),
-        }
+        hidden, self.beside = first_inputs(self.skeleton.decoder, windows.to(self.spec.device))
         return hidden
 
-    def _forward(self, block: nn.Module, hidden: torch.Tensor) -> None:
-        """Sends all windows through a block, each chunk overwriting its own inputs."""
-        for chunk in self._chunks(hidden):
-            chunk.copy_(_first(block(chunk, **self.fixed)))
+    def _calibrated(self, index: int, hidden: torch.Tensor) -> CalibratedBlock:
+        return CalibratedBlock(self.skeleton.blocks[index], hidden, self.beside, self._check_stop)
 
-    def _chunks(self, hidden: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return hidden.split(max(1, TOKENS_AT_ONCE // hidden.shape[1]))
-
-    def _quantize_block(self, index: int, hidden: torch.Tensor | None) -> None:
+    def _quantize_block(self, index: int, hidden: torch.Tensor | None, *, last: bool) -> torch.Tensor | None:
+        """Quantizes and saves a block. Returns the inputs of the next one."""
         block = self.skeleton.fill_block(index)
-        sequential = hidden is not None and self.method.true_sequential(self.options)
+        calibrated = None if hidden is None else self._calibrated(index, hidden)
+        following = hidden
+        if calibrated and self.method.original_inputs and not last:
+            following = torch.empty_like(hidden)
+            calibrated.advance(following)
+        # What was done for all of a block's linears together, or all of a model's, is shared out evenly.
+        shared_seconds = self.training_seconds / len(self.skeleton.blocks)
+        if self.method.prepare:
+            started = time.monotonic()
+            self._say("calibrating", index, message="preparing the block")
+            self.method.prepare(
+                calibrated, self.spec.setting, self.options, lambda line: self.hooks.log(f"block {index}: {line}")
+            )
+            shared_seconds += time.monotonic() - started
+        sequential = calibrated is not None and self.method.true_sequential(self.options)
         records = []
         for names in SEQUENTIAL_SETS if sequential else (LINEARS,):
-            statistics = {} if hidden is None else self._collect(block, names, hidden, index)
+            statistics = {} if calibrated is None else self._collect(calibrated, names, index)
             for name in names:
-                records.append(self._quantize_linear(block, index, name, statistics.get(name)))
-                if self.hooks.should_stop():
-                    raise Stopped
+                record = self._quantize_linear(block, index, name, statistics.get(name))
+                records.append(record.model_copy(update={"seconds": record.seconds + shared_seconds / len(LINEARS)}))
+                self._check_stop()
         self.checkpoint.save_block(index, block, records)
         ledger = ledger_of(block)
         self.hooks.log(f"block {index}: {ledger.bits_per_weight:.3f} stored bits per weight")
+        if calibrated and not self.method.original_inputs and not last:
+            calibrated.advance(hidden)
+        return following
 
-    def _collect(
-        self, block: nn.Module, names: tuple[str, ...], hidden: torch.Tensor, index: int
-    ) -> dict[str, Statistics]:
-        """The Hessian of each named linear's inputs; linears that share their input share one Hessian.
-
-        The block is left as soon as the last of these inputs is seen: what comes behind it has no say here.
-        """
+    def _collect(self, block: CalibratedBlock, names: tuple[str, ...], index: int) -> dict[str, Statistics]:
+        """What the named linears' inputs look like; linears that share their input share one Hessian."""
         self._say("calibrating", index, linear=names[0] if len(names) < len(LINEARS) else None)
         shared = {name: inputs[0] for inputs in SEQUENTIAL_SETS for name in inputs}
         leaders = list(dict.fromkeys(shared[name] for name in names))
-        gathered: dict[str, Statistics] = {}
+        samples, length = block.hidden.shape[:2]
+        stride = max(1, samples * length // self.method.input_tokens) if self.method.input_tokens else 0
+        hessians: dict[str, torch.Tensor] = {}
+        kept: dict[str, list[torch.Tensor]] = {name: [] for name in leaders}
+        tokens = dict.fromkeys(leaders, 0)
 
-        def gather(name: str) -> Callable[[nn.Module, tuple[torch.Tensor, ...]], None]:
-            def hook(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-                x = inputs[0].reshape(-1, inputs[0].shape[-1]).float()
-                if name not in gathered:
-                    gathered[name] = Statistics(torch.zeros((x.shape[1],) * 2, device=x.device), len(hidden))
-                # Scaled as it is added up: the mean over samples of 2 x x^T.
-                gathered[name].hessian.addmm_(x.T, x, alpha=2 / len(hidden))
-                if name == leaders[-1]:
-                    raise _SeenEnough
+        def see(name: str, x: torch.Tensor) -> None:
+            x = x.reshape(-1, x.shape[-1]).float()
+            if name not in hessians:
+                hessians[name] = torch.zeros((x.shape[1],) * 2, device=x.device)
+            # Scaled as it is added up: the mean over samples of 2 x x^T.
+            hessians[name].addmm_(x.T, x, alpha=2 / samples)
+            if stride:
+                kept[name].append(x[-tokens[name] % stride :: stride].clone())
+                tokens[name] += len(x)
 
-            return hook
+        block.watch(leaders, see)
+        inputs = {name: torch.cat(parts) if parts else None for name, parts in kept.items()}
+        return {
+            name: Statistics(
+                hessians[shared[name]],
+                samples,
+                linear=name,
+                seed=int(digest([self.spec.seed, index, name])[:8], 16),
+                inputs=inputs[shared[name]],
+                trained=self._trained_of(f"{index}.{name}."),
+            )
+            for name in names
+        }
 
-        handles = [block.get_submodule(name).register_forward_pre_hook(gather(name)) for name in leaders]
-        try:
-            for chunk in self._chunks(hidden):
-                with suppress(_SeenEnough):
-                    block(chunk, **self.fixed)
-                if self.hooks.should_stop():
-                    raise Stopped
-        finally:
-            for handle in handles:
-                handle.remove()
-        return {name: gathered[shared[name]] for name in names}
+    def _trained_of(self, prefix: str) -> dict[str, torch.Tensor]:
+        return {name.removeprefix(prefix): t for name, t in self.trained.items() if name.startswith(prefix)}
 
     def _quantize_linear(self, block: nn.Module, index: int, name: str, statistics: Statistics | None) -> LayerRecord:
         started = time.monotonic()
@@ -233,19 +309,28 @@ class _Pipeline:
         )
         seconds = time.monotonic() - started
         change = weight - stored.dequantize()
+        ledger = stored.ledger()
+        bias = None if layer.bias is None else layer.bias.data
+        quantized = QuantLinear(stored, bias)
+        if statistics is None:
+            output_error = None
+        elif self.spec.setting.a_bits < 16:
+            output_error = _sampled_output_error(layer, quantized, statistics.inputs)
+        else:
+            output_error = _output_error(weight, change, statistics.hessian)
         record = LayerRecord(
             block=index,
             linear=name,
             out_features=stored.out_features,
             in_features=stored.in_features,
-            stored_bits=stored.ledger().bits_per_weight,
+            stored_bits=ledger.bits_per_weight,
+            headline_bits=ledger.headline_bits,
             weight_error=(change.square().sum() / weight.square().sum()).item(),
-            output_error=None if statistics is None else _output_error(weight, change, statistics.hessian),
+            output_error=output_error,
             seconds=seconds,
         )
         parent, _, leaf = name.rpartition(".")
-        bias = None if layer.bias is None else layer.bias.data
-        setattr(block.get_submodule(parent), leaf, QuantLinear(stored, bias))
+        setattr(block.get_submodule(parent), leaf, quantized)
         self._say("quantizing", index, linear=name, output_error=record.output_error, finished=True)
         return record
 
@@ -265,10 +350,12 @@ class _Pipeline:
         total = blocks * len(LINEARS)
         fresh = done - self.linears_before
         elapsed = time.monotonic() - self.started
+        before = TRAINING_SHARE if self.method.train else 0
+        after = TRAINING_SHARE if self.method.fine_tunes else 0
         self.hooks.progress(
             Progress(
                 stage=stage,
-                fraction=done / total,
+                fraction=before + (1 - before - after) * done / total,
                 block=block + 1,
                 blocks=blocks,
                 linear=linear,
@@ -279,8 +366,13 @@ class _Pipeline:
         )
 
 
-def _first(output: torch.Tensor | tuple[torch.Tensor, ...]) -> torch.Tensor:
-    return output[0] if isinstance(output, tuple) else output
+def _sampled_output_error(layer: nn.Module, quantized: QuantLinear, inputs: torch.Tensor) -> float:
+    """The same on single inputs, where the layer changes its activations too."""
+    inputs = inputs.to(layer.weight.dtype)
+    expected = layer(inputs).float()
+    change = quantized(inputs).float() - expected
+    before = expected.square().sum()
+    return (change.square().sum() / before).item() if before > 0 else 0.0
 
 
 def _output_error(weight: torch.Tensor, change: torch.Tensor, hessian: torch.Tensor) -> float:

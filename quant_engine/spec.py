@@ -181,7 +181,11 @@ class Result(BaseModel):
 
 
 class ItemOutput(BaseModel):
-    """What the model did with one question (or one window of text): the ground of every statistic."""
+    """What the model did with one question (or one window of text): the ground of every statistic.
+
+    `log_probabilities` belong to the `choices`, in their order. `group` joins items that are scored together (the
+    rotations of a circular question, the two questions about a picture); `category` is the part that an item counts in.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
@@ -191,12 +195,16 @@ class ItemOutput(BaseModel):
     prediction: str
     score: float
     log_probabilities: list[float] | None = None
+    choices: list[str] | None = None
+    group: str | None = None
+    category: str | None = None
 
 
 class LayerRecord(BaseModel):
     """What quantizing one linear cost. Errors are relative: squared norm of the change over that of the original.
 
-    `output_error` is over the calibration inputs; None where the method looked at no data.
+    `output_error` is over the calibration inputs; None where the method looked at no data. `stored_bits` counts all
+    that is stored; `headline_bits` counts as the papers do, codes and signs only.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -206,6 +214,7 @@ class LayerRecord(BaseModel):
     out_features: int
     in_features: int
     stored_bits: float
+    headline_bits: float | None = None
     weight_error: float
     output_error: float | None = None
     seconds: float
@@ -216,7 +225,9 @@ class Progress(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    stage: Literal["waiting", "loading", "calibrating", "quantizing", "evaluating", "writing", "finished"] = "waiting"
+    stage: Literal[
+        "waiting", "loading", "training", "calibrating", "quantizing", "evaluating", "writing", "finished"
+    ] = "waiting"
     fraction: float = 0.0
     block: int | None = None
     blocks: int | None = None

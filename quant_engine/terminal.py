@@ -26,9 +26,17 @@ def _methods() -> Rows:
     for method in METHODS.values():
         card = method.card
         options = ", ".join(f"{name}={field.default}" for name, field in method.Options.model_fields.items())
-        widths = f"{card.bits[0]}-{card.bits[-1]}"
-        rows.append([card.name, widths, "yes" if card.calibrated else "no", card.idea, options])
-    return ["method", "bits", "calibrated", "idea", "options"], rows
+        rows.append(
+            [card.name, _widths(card.bits), card.headline, "yes" if card.calibrated else "no", card.idea, options]
+        )
+    return ["method", "bits", "headline bits", "calibrated", "idea", "options"], rows
+
+
+def _widths(bits: tuple[float, ...]) -> str:
+    """1-8 for whole runs, else one by one."""
+    if len(bits) > 2 and list(bits) == list(range(int(bits[0]), int(bits[-1]) + 1)):
+        return f"{bits[0]}-{bits[-1]}"
+    return ", ".join(f"{width:g}" for width in bits)
 
 
 def _models() -> Rows:

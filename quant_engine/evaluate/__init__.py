@@ -2,13 +2,31 @@
 
 from __future__ import annotations
 
-from quant_engine.evaluate.chartqa import DemoChartQa
-from quant_engine.evaluate.docvqa import DemoDocVqa
+from quant_engine.evaluate.ai2d import DemoAi2d, PublishedAi2d
+from quant_engine.evaluate.chartqa import DemoChartQa, PublishedChartQa
+from quant_engine.evaluate.docvqa import DemoDocVqa, PublishedDocVqa
+from quant_engine.evaluate.mmbench import DemoMmBench, PublishedMmBench
+from quant_engine.evaluate.mme import DemoMme, PublishedMme
 from quant_engine.evaluate.perplexity import Perplexity
 from quant_engine.evaluate.task import Outcome, Stopped, Task, Watch
 from quant_engine.spec import UserError
 
-TASKS: dict[str, Task] = {task.name: task for task in (Perplexity(), DemoDocVqa(), DemoChartQa())}
+TASKS: dict[str, Task] = {
+    task.name: task
+    for task in (
+        Perplexity(),
+        DemoDocVqa(),
+        DemoChartQa(),
+        DemoAi2d(),
+        DemoMmBench(),
+        DemoMme(),
+        PublishedAi2d(),
+        PublishedChartQa(),
+        PublishedDocVqa(),
+        PublishedMmBench(),
+        PublishedMme(),
+    )
+}
 
 __all__ = ["TASKS", "Outcome", "Stopped", "Task", "Watch", "find_task"]
 

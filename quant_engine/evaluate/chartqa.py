@@ -7,7 +7,13 @@ details as in lmms-eval, odd ones included: no thousands separators, no strippin
 
 from __future__ import annotations
 
-from quant_engine.evaluate.vqa import DemoItems, VisualQuestions
+from collections.abc import Sequence
+from typing import ClassVar
+
+from quant_engine.data.sources import Rows, Source
+from quant_engine.evaluate.task import HEADLINE, Part, Units
+from quant_engine.evaluate.vqa import DemoItems, PublishedItems, Question, VisualQuestions
+from quant_engine.spec import ItemOutput
 
 TOLERANCE = 0.05
 
@@ -34,6 +40,32 @@ class ChartQa(VisualQuestions):
 
     def score(self, prediction: str, gold: list[str]) -> float:
         return float(any(relaxed_match(prediction, target) for target in gold))
+
+
+class PublishedChartQa(PublishedItems, ChartQa):
+    """The test split: 1,250 questions that people wrote and 1,250 augmented ones."""
+
+    name = "chartqa"
+    title = "ChartQA"
+    help = "Questions about charts, test split; relaxed accuracy (a number may be 5% off)."
+    parts: ClassVar = {"human": Part("human"), "augmented": Part("augmented")}
+    source = Source("lmms-lab/ChartQA", "data/test-*.parquet", "chartqa/val.jsonl")
+
+    def question(self, rows: Rows, index: int) -> Question:
+        row = rows[index]
+        return Question(
+            str(index),
+            lambda: rows.picture(index),
+            row["question"] + self.suffix,
+            [str(row["answer"] if "answer" in row else row["label"])],
+            category=row["type"].removesuffix("_test") if "type" in row else None,
+        )
+
+    def units(self, outputs: Sequence[ItemOutput]) -> dict[str, Units]:
+        parts: ClassVar = {HEADLINE: super().units(outputs)[HEADLINE]}
+        for part in self.parts:
+            parts |= {part: super().units([output for output in outputs if output.category == part])[HEADLINE]}
+        return parts
 
 
 class DemoChartQa(DemoItems, ChartQa):

@@ -7,7 +7,8 @@ Biten et al., Scene text visual question answering, arXiv 1905.13648; details as
 
 from __future__ import annotations
 
-from quant_engine.evaluate.vqa import DemoItems, VisualQuestions
+from quant_engine.data.sources import Rows, Source
+from quant_engine.evaluate.vqa import DemoItems, PublishedItems, Question, VisualQuestions
 
 THRESHOLD = 0.5
 
@@ -40,6 +41,21 @@ class DocVqa(VisualQuestions):
 
     def score(self, prediction: str, gold: list[str]) -> float:
         return anls(prediction, gold)
+
+
+class PublishedDocVqa(PublishedItems, DocVqa):
+    """The validation split, 5,349 questions: the test split has no published answers."""
+
+    name = "docvqa"
+    title = "DocVQA"
+    help = "Questions about scanned documents, validation split; ANLS."
+    source = Source("lmms-lab/DocVQA", "DocVQA/validation-*.parquet", "docvqa_validation.parquet")
+
+    def question(self, rows: Rows, index: int) -> Question:
+        row = rows[index]
+        return Question(
+            str(row["questionId"]), lambda: rows.picture(index), row["question"] + self.suffix, list(row["answers"])
+        )
 
 
 class DemoDocVqa(DemoItems, DocVqa):

@@ -11,11 +11,12 @@ compared in float32. Reference: the evaluation code of GPTQ (arXiv 2210.17323).
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from quant_engine.data import texts
 from quant_engine.deferred import deferred
-from quant_engine.evaluate.task import Outcome, Task, Watch, mean_and_error
+from quant_engine.evaluate.task import HEADLINE, Outcome, Task, Units, Watch, mean_and_error
 from quant_engine.spec import ItemOutput, RunSpec, UserError
 
 if TYPE_CHECKING:
@@ -71,14 +72,22 @@ class Perplexity(Task):
             )
             for index, loss in enumerate(losses)
         ]
-        mean, error = mean_and_error(losses)
-        revision = f"sha256:{texts.digest(text)}"
-        if not math.isfinite(mean) or mean > 700:
-            return Outcome(None, None, "collapsed", revision, outputs)
-        value = math.exp(mean)
+        outcome = self.conclude(outputs, f"sha256:{texts.digest(text)}")
         # A model no better than guessing among all tokens has collapsed, whatever its number.
-        status = "collapsed" if value > loaded.vocabulary else "ok"
-        return Outcome(value, None if error is None else value * error, status, revision, outputs)
+        if outcome.value is not None and outcome.value > loaded.vocabulary:
+            outcome.status = "collapsed"
+        return outcome
+
+    def units(self, outputs: Sequence[ItemOutput]) -> dict[str, Units]:
+        """The loss of each window."""
+        return {HEADLINE: {output.item: output.score for output in outputs}}
+
+    def value(self, mean: float) -> float:
+        return math.exp(mean)
+
+    def error(self, units: Units) -> float | None:
+        mean, error = mean_and_error(list(units.values()))
+        return None if error is None else math.exp(mean) * error
 
 
 def window_losses(loaded: Loaded, windows: torch.Tensor) -> list[float]:

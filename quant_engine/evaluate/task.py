@@ -1,14 +1,16 @@
 """What a task is: where its items come from, how a prompt is made, how an answer is scored.
 
-A task describes itself without loading torch; `measure` does the work with a loaded model.
+A task describes itself without loading torch; `measure` does the work with a loaded model. Its numbers are plain means
+of unit scores, made from the kept items alone, so that they can be computed and compared again without any model.
 """
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import TYPE_CHECKING, ClassVar
 
 from quant_engine.spec import ItemOutput, RunSpec
@@ -16,17 +18,35 @@ from quant_engine.spec import ItemOutput, RunSpec
 if TYPE_CHECKING:
     from quant_engine.models.load import Loaded
 
+Units = dict[str, float]
+"""Scores by unit: an item, or a group of items that count as one. A task's number is made from their mean."""
+
+HEADLINE = ""
+"""The suffix of a task's own number among its `parts`."""
+
 
 class Stopped(Exception):
     """The run was asked to stop; what is finished is kept."""
 
 
+class Kept:
+    """Finished items of an earlier try. This one keeps nothing; runs keep a file."""
+
+    def open(self, revision: str) -> dict[str, ItemOutput]:
+        """The items that were finished on the data of this revision, by id."""
+        return {}
+
+    def add(self, outputs: Iterable[ItemOutput]) -> None:
+        """Keeps finished items from now on."""
+
+
 @dataclass(frozen=True)
 class Watch:
-    """How work in progress is reported and stopped: called after each item with (done, total)."""
+    """How work in progress is reported, kept and stopped; `report` is called with (done, total)."""
 
     report: Callable[[int, int], None] = lambda done, total: None
     should_stop: Callable[[], bool] = lambda: False
+    kept: Kept = field(default_factory=Kept)
 
     def step(self, done: int, total: int) -> None:
         """Reports; raises Stopped when asked to stop."""
@@ -35,15 +55,38 @@ class Watch:
             raise Stopped
 
 
+@dataclass(frozen=True)
+class Part:
+    """A further number of a task, beside its headline: a half, a category, another way to score."""
+
+    title: str
+    metric: str | None = None  # as the task's own, if None
+
+
+@dataclass(frozen=True)
+class Number:
+    """One number of a task. `items` counts the units that it is the mean of; `value` is None if the model collapsed."""
+
+    name: str
+    metric: str
+    value: float | None
+    standard_error: float | None
+    items: int
+    status: str
+
+
 @dataclass
 class Outcome:
-    """A task's number and what it was made from. `value` is None when the model collapsed."""
+    """A task's numbers and what they were made from. `value` is None when the model collapsed; `items` counts the units
+    that it is the mean of, such as questions with all their rotations."""
 
     value: float | None
     standard_error: float | None
     status: str
     data_revision: str
+    items: int
     outputs: list[ItemOutput] = field(default_factory=list)
+    parts: list[Number] = field(default_factory=list)
 
 
 class Task(ABC):
@@ -55,11 +98,46 @@ class Task(ABC):
     unit: ClassVar[str]
     higher_is_better: ClassVar[bool]
     pictures: ClassVar[bool] = False
+    parts: ClassVar[Mapping[str, Part]] = MappingProxyType({})
     help: str
 
     @abstractmethod
     def measure(self, loaded: Loaded, spec: RunSpec, watch: Watch) -> Outcome:
         """Runs the task. Raises UserError where its data is missing, Stopped when asked to stop."""
+
+    def units(self, outputs: Sequence[ItemOutput]) -> dict[str, Units]:
+        """Unit scores of the headline and of each part that has any, by suffix. Plain: one unit an item, in percent."""
+        return {HEADLINE: {output.item: 100 * output.score for output in outputs}}
+
+    def value(self, mean: float) -> float:
+        """The number that a mean of unit scores stands for."""
+        return mean
+
+    def error(self, units: Units) -> float | None:
+        """The standard error of `value` of the mean; None for a single unit."""
+        return mean_and_error(list(units.values()))[1]
+
+    def number_name(self, suffix: str) -> str:
+        return f"{self.name}_{suffix}" if suffix else self.name
+
+    def conclude(self, outputs: list[ItemOutput], revision: str) -> Outcome:
+        """The outcome of all items. Numbers that are not finite are of a collapsed model."""
+        numbers = [self._number(suffix, units) for suffix, units in self.units(outputs).items() if units]
+        head, parts = numbers[0], numbers[1:]
+        return Outcome(head.value, head.standard_error, head.status, revision, head.items, outputs, parts)
+
+    def _number(self, suffix: str, units: Units) -> Number:
+        part = self.parts.get(suffix)
+        metric = (part.metric if part else None) or self.metric
+        mean, _ = mean_and_error(list(units.values()))
+        name = self.number_name(suffix)
+        try:
+            value = self.value(mean)
+        except OverflowError:
+            value = math.inf
+        if not math.isfinite(value):
+            return Number(name, metric, None, None, len(units), "collapsed")
+        return Number(name, metric, value, self.error(units), len(units), "ok")
 
 
 def mean_and_error(scores: list[float]) -> tuple[float, float | None]:

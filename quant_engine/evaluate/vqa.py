@@ -11,29 +11,41 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from quant_engine.deferred import deferred
-from quant_engine.evaluate.task import Outcome, Task, Watch, mean_and_error
+from quant_engine.evaluate.task import Outcome, Task, Watch
 from quant_engine.spec import ItemOutput, RunSpec
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from quant_engine.data.sources import Rows, Source
+    from quant_engine.demo.suite import DemoItem
     from quant_engine.models.load import Loaded
 
 decode = deferred("quant_engine.generate.decode")
+sources = deferred("quant_engine.data.sources")
+
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+LETTER_ONLY = "\nAnswer with the option's letter from the given choices directly."
 
 
 @dataclass(frozen=True)
 class Question:
-    """One item: its picture is made when asked for, so a thousand items cost no memory."""
+    """One item: its picture is made when asked for, so a thousand items cost no memory.
+
+    `options` are those of multiple choice without their letters; `group` and `category` are as in spec.ItemOutput.
+    """
 
     id: str
     picture: Callable[[], Image]
     prompt: str
     gold: list[str]
+    options: list[str] | None = None
+    group: str | None = None
+    category: str | None = None
 
 
 class VisualQuestions(Task):
-    """A benchmark of picture questions scored one by one; the number is 100 times the mean score."""
+    """A benchmark of picture questions; unless it says otherwise, the number is 100 times the mean score."""
 
     unit = "%"
     higher_is_better = True
@@ -53,23 +65,34 @@ class VisualQuestions(Task):
     def score(self, prediction: str, gold: list[str]) -> float:
         """From 0 to 1."""
 
+    def score_question(self, prediction: str, question: Question) -> float:
+        """From 0 to 1; for scorers that look at more than the answer and the gold."""
+        return self.score(prediction, question.gold)
+
     def measure(self, loaded: Loaded, spec: RunSpec, watch: Watch) -> Outcome:
         questions = self.questions(spec.limit)
+        revision = self.revision()
+        kept = watch.kept.open(revision)
         outputs: list[ItemOutput] = []
         for question in questions:
+            if question.id in kept:
+                outputs.append(kept[question.id])
+                continue
             answer = decode.answer_text(loaded, question.picture(), question.prompt, max_new_tokens=self.most_tokens)
-            outputs.append(
-                ItemOutput(
-                    item=question.id,
-                    prompt=question.prompt,
-                    gold=question.gold,
-                    prediction=answer,
-                    score=self.score(answer, question.gold),
-                )
+            output = ItemOutput(
+                item=question.id,
+                prompt=question.prompt,
+                gold=question.gold,
+                prediction=answer,
+                score=self.score_question(answer, question),
+                choices=question.options,
+                group=question.group,
+                category=question.category,
             )
+            watch.kept.add([output])
+            outputs.append(output)
             watch.step(len(outputs), len(questions))
-        mean, error = mean_and_error([100 * output.score for output in outputs])
-        return Outcome(mean, error, "ok", self.revision(), outputs)
+        return self.conclude(outputs, revision)
 
 
 class DemoItems(VisualQuestions):
@@ -78,9 +101,43 @@ class DemoItems(VisualQuestions):
     def questions(self, limit: int | None) -> list[Question]:
         from quant_engine.demo import suite
 
-        return [Question(i.id, i.image, i.question + self.suffix, i.answers) for i in suite.items(self.name, limit)]
+        return [
+            Question(item.id, item.image, self.prompt(item), item.answers, item.options, item.link, self.category(item))
+            for item in suite.items(self.name, limit)
+        ]
+
+    def prompt(self, item: DemoItem) -> str:
+        return item.question + self.suffix
+
+    def category(self, item: DemoItem) -> str:
+        return item.category
 
     def revision(self) -> str:
         from quant_engine.demo import suite
 
         return suite.revision(self.name)
+
+
+class PublishedItems(VisualQuestions):
+    """The questions of a published set, from the hub or a local folder, in its native fields."""
+
+    source: ClassVar[Source]
+
+    @abstractmethod
+    def question(self, rows: Rows, index: int) -> Question:
+        """Item `index` of the set."""
+
+    def rows(self) -> Rows:
+        return sources.load(self.source, self.title)
+
+    def questions(self, limit: int | None) -> list[Question]:
+        rows = self.rows()
+        return [self.question(rows, index) for index in range(min(len(rows), limit or len(rows)))]
+
+    def revision(self) -> str:
+        return self.rows().revision
+
+
+def option_lines(options: list[str]) -> str:
+    """Options with their letters, one a line."""
+    return "\n".join(f"{letter}. {option}" for letter, option in zip(LETTERS, options, strict=False))

@@ -31,7 +31,7 @@ BLOCK = 32
 LANES = 8
 ROWS_AT_ONCE = 16
 
-_FLOAT16 = np.arange(2**16, dtype=np.uint16).view(np.float16).astype(np.float32)
+FLOAT16 = np.arange(2**16, dtype=np.uint16).view(np.float16).astype(np.float32)
 """The float32 value of every float16 bit pattern."""
 
 
@@ -40,16 +40,22 @@ def fits(weight: GroupedInt) -> bool:
     return weight.in_features % BLOCK == 0 and (weight.group % BLOCK == 0 or weight.groups == 1)
 
 
-def _source(bits: int) -> str:
-    """The kernels for one width, as Python. Their 32 steps are written out: the compiler turns them into vector code
-    with constant shifts, five times faster than the same steps as a loop."""
+def code_terms(bits: int) -> list[str]:
+    """Python for each of the 32 codes that the words w0, w1 … of a block hold."""
     codes = []
     for j in range(BLOCK):
         word, offset = divmod(j * bits, 32)
         code = f"w{word} >> np.uint32({offset})"
         if offset + bits > 32:
             code = f"{code} | w{word + 1} << np.uint32({32 - offset})"
-        codes.append(f"np.float32(np.int32(({code}) & np.uint32({2**bits - 1})))")
+        codes.append(f"(({code}) & np.uint32({2**bits - 1}))")
+    return codes
+
+
+def _source(bits: int) -> str:
+    """The kernels for one width, as Python. Their 32 steps are written out: the compiler turns them into vector code
+    with constant shifts, five times faster than the same steps as a loop."""
+    codes = [f"np.float32(np.int32({code}))" for code in code_terms(bits)]
     indent = " " * 16
     return _TEMPLATE.format(
         bits=bits,
@@ -133,10 +139,15 @@ def dequantize(words, scales, zeros, middle, per_group, float16, start, out):
 
 @cache
 def _compiled(bits: int) -> ModuleType:
-    """The kernels of one width. They lie in a file so that the machine code is kept beside it for the next process."""
-    source = _source(bits)
+    """The kernels of one width."""
+    return module_of(f"grouped_int{bits}", _source(bits))
+
+
+def module_of(name: str, source: str) -> ModuleType:
+    """Generated kernels as a module. They lie in a file so that the machine code is kept beside it for the next
+    process."""
     folder = folders.home() / "kernels"
-    name = f"grouped_int{bits}_{hashlib.sha256(source.encode()).hexdigest()[:8]}"
+    name = f"{name}_{hashlib.sha256(source.encode()).hexdigest()[:8]}"
     path = folder / f"{name}.py"
     if not path.exists():
         try:
@@ -156,9 +167,7 @@ def _compiled(bits: int) -> ModuleType:
 
 
 def multiply_row(x: torch.Tensor, weight: GroupedInt) -> torch.Tensor:
-    """`x` [in_features] float32 to [out_features] float32. The weight must be one that `fits`."""
-    if weight.order is not None:
-        x = x.index_select(0, weight.order)
+    """`x` [in_features] float32, transformed, to [out_features] float32. The weight must be one that `fits`."""
     y = np.empty(weight.out_features, np.float32)
     _compiled(weight.bits).multiply(
         x.detach().numpy(),
@@ -166,33 +175,43 @@ def multiply_row(x: torch.Tensor, weight: GroupedInt) -> torch.Tensor:
         weight.scales.view(torch.uint16).numpy(),
         *_zeros(weight),
         _blocks_per_group(weight),
-        _FLOAT16,
+        FLOAT16,
         y,
     )
     return torch.from_numpy(y)
 
 
 def dequantize_rows(weight: GroupedInt, start: int, end: int) -> torch.Tensor:
-    """Rows `start` to `end` as float32 [end - start, in_features], columns as stored (not yet reordered)."""
+    """Rows `start` to `end` of the matrix between the weight's transforms, float32 [end - start, in_features]."""
     out = np.empty((end - start, weight.in_features), np.float32)
     words, scales = weight.codes.numpy().view(np.uint32), weight.scales.view(torch.uint16).numpy()
     rest = (scales, *_zeros(weight))
     if fits(weight):
-        _compiled(weight.bits).dequantize(words, *rest, _blocks_per_group(weight), _FLOAT16, start, out)
+        _compiled(weight.bits).dequantize(words, *rest, _blocks_per_group(weight), FLOAT16, start, out)
     else:
-        _dequantize_any(words, weight.bits, *rest, weight.group, _FLOAT16, start, out)
+        _dequantize_any(words, weight.bits, *rest, weight.group, FLOAT16, start, out)
     return torch.from_numpy(out)
+
+
+def integer_rows(weight: GroupedInt, start: int, end: int) -> torch.Tensor:
+    """Rows `start` to `end` of code - zero as int8 [end - start, in_features], for symmetric weights with a group a
+    row that `fits`."""
+    out = np.empty((end - start, weight.in_features), np.float32)
+    ones = np.full((weight.out_features, 1), np.float16(1).view(np.uint16))
+    words = weight.codes.numpy().view(np.uint32)
+    _compiled(weight.bits).dequantize(words, ones, *_zeros(weight), _blocks_per_group(weight), FLOAT16, start, out)
+    return torch.from_numpy(out).to(torch.int8)
 
 
 def _blocks_per_group(weight: GroupedInt) -> int:
     return weight.in_features // BLOCK if weight.groups == 1 else weight.group // BLOCK
 
 
-def _zeros(weight: GroupedInt) -> tuple[np.ndarray, int]:
+def _zeros(weight: GroupedInt) -> tuple[np.ndarray, float]:
     """The packed zero points, or none and the zero that all groups share."""
     if weight.zeros is None:
-        return np.empty(0, np.uint32), 2 ** (weight.bits - 1)
-    return weight.zeros.numpy().view(np.uint32), 0
+        return np.empty(0, np.uint32), float(weight.middle)
+    return weight.zeros.numpy().view(np.uint32), 0.0
 
 
 @njit(parallel=True, nogil=True, error_model="numpy", cache=True)
@@ -205,15 +224,15 @@ def _dequantize_any(words, bits, scales, zeros, middle, group_size, float16, sta
         for group in range(groups):
             zero = np.float32(middle)
             if zeros.shape[0] > 0:
-                zero = np.float32(np.int32(_code(zeros, (row * groups + group) * bits, bits, mask)))
+                zero = np.float32(np.int32(code_at(zeros, (row * groups + group) * bits, bits, mask)))
             scale = float16[scales[row, group]]
             for column in range(group * group_size, min(group * group_size + group_size, columns)):
-                code = np.float32(np.int32(_code(words[row], column * bits, bits, mask)))
+                code = np.float32(np.int32(code_at(words[row], column * bits, bits, mask)))
                 out[i, column] = scale * (code - zero)
 
 
 @njit(inline="always")
-def _code(words, at, bits, mask):  # type: ignore[no-untyped-def]
+def code_at(words, at, bits, mask):  # type: ignore[no-untyped-def]
     """The code that starts at bit `at` of a stream of words."""
     word, offset = at // 32, at % 32
     code = np.uint64(words[word])

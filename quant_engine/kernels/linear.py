@@ -7,8 +7,21 @@ from typing import Any
 import torch
 from torch import nn
 
-from quant_engine.kernels.matmul import matmul
+from quant_engine.kernels.matmul import matmul, matmul_back
 from quant_engine.weights import FORMS, StoredWeight
+
+
+class _FrozenProduct(torch.autograd.Function):
+    """x W^T whose gradient goes to x alone. Neither pass keeps a dense weight: each makes its tiles anew."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, weight: StoredWeight) -> torch.Tensor:
+        ctx.weight = weight
+        return matmul(x, weight)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return matmul_back(gradient, ctx.weight), None
 
 
 class QuantLinear(nn.Module):
@@ -22,10 +35,11 @@ class QuantLinear(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """`x` [..., in_features] to [..., out_features], in the type of `x`."""
-        y = matmul(x.reshape(-1, self.in_features), self.weight)
+        rows = x.reshape(-1, self.in_features)
+        y = _FrozenProduct.apply(rows, self.weight) if rows.requires_grad else matmul(rows, self.weight)
         if self.bias is not None:
             y = y + self.bias.to(y.dtype)
-        return y.view(*x.shape[:-1], self.out_features)
+        return self.weight.finish(y).view(*x.shape[:-1], self.out_features)
 
     def config(self) -> dict[str, Any]:
         """What a checkpoint's JSON says of this layer; `from_config` makes an empty one of it."""

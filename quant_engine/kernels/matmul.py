@@ -7,43 +7,103 @@ dropped, so that at no time more than a tile is dense.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
+from types import ModuleType
 
 import torch
 
-from quant_engine.kernels import cpu
-from quant_engine.weights import GroupedInt, StoredWeight
+from quant_engine.kernels import cpu, cpu_binary, cpu_codebook
+from quant_engine.weights import IntActivations, LowRank, MixedWidth, StoredWeight
+from quant_engine.weights.int_activations import quantize_tokens
 
 TILE_WEIGHTS = 2**20
 """Weights that are dense at once: 4 MiB in float32."""
 FEW_ROWS = 4
 """Up to so many activation rows, the packed kernel beats dequantizing a tile."""
+CPU_KERNELS = {
+    "grouped_int": cpu,
+    "int_activations": cpu,
+    "codebook": cpu_codebook,
+    "binary": cpu_binary,
+    "partly_binary": cpu_binary,
+    "residual_binary": cpu_binary,
+}
+"""By storage form, the module with its functions `fits`, `multiply_row` and `dequantize_rows` for the CPU."""
 
 
 def matmul(x: torch.Tensor, weight: StoredWeight) -> torch.Tensor:
     """`x` [rows, in_features] times the weight's transpose: [rows, out_features], in the type of `x`."""
-    if x.device.type == "cpu" and isinstance(weight, GroupedInt) and len(x) <= FEW_ROWS and cpu.fits(weight):
-        return torch.stack([cpu.multiply_row(row, weight) for row in x.float().contiguous()]).to(x.dtype)
+    if isinstance(weight, LowRank):
+        a, b = weight.a.to(x.dtype), weight.b.to(x.dtype)
+        return matmul(x, weight.base).add_(x @ a.T @ b.T, alpha=weight.scale)
+    if isinstance(weight, IntActivations):
+        codes, scale = quantize_tokens(x, weight.a_bits)
+        return (_by_integers(codes, weight) * scale).to(x.dtype)
+    if isinstance(weight, MixedWidth):
+        return sum(matmul(part_of_x, part) for part_of_x, part in weight.split(x))
+    kernel = _kernel(x, weight)
+    if kernel and len(x) <= FEW_ROWS and kernel.fits(weight):
+        rows = weight.transform_input(x.float()).contiguous()
+        y = torch.stack([kernel.multiply_row(row, weight) for row in rows])
+        return weight.transform_output(y).to(x.dtype)
     return tiled(x, weight)
+
+
+def _by_integers(codes: torch.Tensor, weight: IntActivations) -> torch.Tensor:
+    """Activation `codes`, whole numbers in float32 [rows, in_features], times the weight: float32, summed in integers
+    where there are many rows."""
+    on_cpu = codes.device.type == "cpu"
+    fits = on_cpu and cpu.fits(weight)
+    if fits and len(codes) <= FEW_ROWS:
+        return torch.stack([cpu.multiply_row(row, weight) for row in codes])
+    if not on_cpu and (len(codes) <= 16 or weight.in_features % 8 or weight.out_features % 8):
+        # Too small or odd for the GPU's integer product; in float32 these sums are all but exact as well.
+        return tiled(codes, weight)
+    narrow = codes.to(torch.int8)
+    step = max(1, TILE_WEIGHTS // weight.in_features)
+    step = max(8, step - step % 8)
+    parts = []
+    for start in range(0, weight.out_features, step):
+        end = min(start + step, weight.out_features)
+        rows = cpu.integer_rows(weight, start, end) if fits else weight.integers(start, end)
+        parts.append(torch._int_mm(narrow, rows.T).float())
+    return torch.cat(parts, 1) * weight.scales.float().T
+
+
+def _kernel(x: torch.Tensor, weight: StoredWeight) -> ModuleType | None:
+    return CPU_KERNELS.get(weight.form) if x.device.type == "cpu" else None
 
 
 def tiled(x: torch.Tensor, weight: StoredWeight) -> torch.Tensor:
     """The same product by dequantizing a tile of weight rows at a time, for any form and device."""
-    grouped_on_cpu = isinstance(weight, GroupedInt) and x.device.type == "cpu"
-    if grouped_on_cpu and weight.order is not None:
-        x = x.index_select(1, weight.order)
+    kernel = _kernel(x, weight)
+    x = weight.transform_input(x)
     step = max(1, TILE_WEIGHTS // weight.in_features)
     parts = []
     for start in range(0, weight.out_features, step):
         end = min(start + step, weight.out_features)
-        rows = cpu.dequantize_rows(weight, start, end) if grouped_on_cpu else weight.dequantize(start, end)
+        rows = kernel.dequantize_rows(weight, start, end) if kernel else weight.stored_rows(start, end)
         parts.append(x @ rows.to(x.dtype).T)
-    return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+    return weight.transform_output(parts[0] if len(parts) == 1 else torch.cat(parts, 1))
+
+
+def matmul_back(gradient: torch.Tensor, weight: StoredWeight) -> torch.Tensor:
+    """`gradient` [rows, out_features] times the weight: [rows, in_features], the gradient of the product's input.
+
+    As `tiled`, a tile of weight rows at a time.
+    """
+    x = gradient.new_zeros((len(gradient), weight.in_features))
+    step = max(1, TILE_WEIGHTS // weight.in_features)
+    for start in range(0, weight.out_features, step):
+        end = min(start + step, weight.out_features)
+        x.addmm_(gradient[:, start:end], weight.dequantize(start, end).to(gradient.dtype))
+    return x
 
 
 def warm_up(weights: Iterable[StoredWeight]) -> None:
     """Compiles, or loads from earlier, every kernel that these weights need, so that no answer waits for it."""
-    kinds = {(weight.form, *sorted(weight.config().items())): weight for weight in weights}
+    kinds = {(weight.form, json.dumps(weight.config(), sort_keys=True)): weight for weight in weights}
     for weight in kinds.values():
         for rows in (1, FEW_ROWS + 1):
-            matmul(torch.zeros((rows, weight.in_features), device=next(weight.buffers()).device), weight)
+            matmul(torch.zeros((rows, weight.in_features), device=weight.device), weight)

@@ -1,12 +1,26 @@
 """The quantization methods, one file each. To add one: write its file, and name it in METHODS."""
 
-from quant_engine.methods import gptq, rtn
-from quant_engine.methods.contract import Method, MethodCard, Options, Statistics
+from quant_engine.methods import awq, billm, gptq, ir_qlora, normal_float, pb_llm, qlora, rtn, slim_llm, smoothquant
+from quant_engine.methods.contract import Method, MethodCard, Options, Statistics, Training
 from quant_engine.spec import QuantSetting, UserError
 
-METHODS: dict[str, Method] = {method.card.name: method for method in (rtn.METHOD, gptq.METHOD)}
+METHODS: dict[str, Method] = {
+    method.card.name: method
+    for method in (
+        rtn.METHOD,
+        gptq.METHOD,
+        awq.METHOD,
+        smoothquant.METHOD,
+        normal_float.METHOD,
+        qlora.METHOD,
+        ir_qlora.METHOD,
+        billm.METHOD,
+        pb_llm.METHOD,
+        slim_llm.METHOD,
+    )
+}
 
-__all__ = ["METHODS", "Method", "MethodCard", "Options", "Statistics", "resolve_setting"]
+__all__ = ["METHODS", "Method", "MethodCard", "Options", "Statistics", "Training", "resolve_setting"]
 
 
 def resolve_setting(setting: QuantSetting) -> QuantSetting:

@@ -1,9 +1,14 @@
-"""What a method is: one file that says what it does, validates its options, and quantizes one linear layer."""
+"""What a method is: one file that says what it does, validates its options, and quantizes one linear layer.
+
+Most methods need no more than that. Two hooks serve those that work across linears: `prepare` sees a whole dense block
+with its inputs (scales folded into norms), and `train` the whole dense model (scales learnt from its answers).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -12,7 +17,9 @@ from quant_engine.spec import QuantSetting, UserError
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
+    from quant_engine.calibration import CalibratedBlock
     from quant_engine.weights.form import StoredWeight
 
 
@@ -26,8 +33,9 @@ class Options(BaseModel):
 class MethodCard:
     """How a method describes itself, for the page's cards and `python -m quant_engine list`.
 
-    `formula` is LaTeX. `bits` are the weight widths the method is defined for. `calibrated` says whether it looks at
-    data; `grouped` whether a group size can be chosen.
+    `formula` is LaTeX. `bits` are the weight widths the method is defined for, `a_bits` the widths of activations.
+    `calibrated` says whether it looks at data; `grouped` whether a group size can be chosen. `headline` says what the
+    paper's width counts, where that is not the width of the codes.
     """
 
     name: str
@@ -35,22 +43,53 @@ class MethodCard:
     idea: str
     formula: str
     stored: str
-    bits: tuple[int, ...]
+    bits: tuple[float, ...]
     grouped: bool
     calibrated: bool
     reference: str
     url: str
+    headline: str = ""
+    a_bits: tuple[int, ...] = (16,)
 
 
 @dataclass
 class Statistics:
-    """What calibration saw at one linear's input.
+    """What calibration saw at one linear's input, and which linear it is.
 
-    `hessian` [in_features, in_features] float32 is (2 / samples) * sum over tokens of x x^T.
+    `hessian` [in_features, in_features] float32 is (2 / samples) * sum over tokens of x x^T. `linear` is the name in
+    its block, such as "self_attn.q_proj". `seed` differs from linear to linear, and follows from the run's seed.
+    `inputs` [tokens, in_features] float32 are single inputs, evenly spaced over all calibration tokens; None unless
+    `Method.input_tokens` asks for them. `trained` is what `Method.train` returned for this linear.
     """
 
     hessian: torch.Tensor
     samples: int
+    linear: str = ""
+    seed: int = 0
+    inputs: torch.Tensor | None = None
+    trained: dict[str, torch.Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Training:
+    """What `Method.train` gets: the whole dense model, on its device, and the calibration `windows` [samples, length].
+
+    `linears` names the linears of each of its `decoder.layers` that will be quantized. `folder` is the place for what a
+    killed training needs to go on; it vanishes when quantization is complete. `progress(share, message)` takes the
+    share of training done; `check_stop` raises where the user asked to stop.
+    """
+
+    model: nn.Module
+    decoder: nn.Module
+    linears: tuple[str, ...]
+    windows: torch.Tensor
+    setting: QuantSetting
+    options: Any
+    seed: int
+    folder: Path
+    progress: Callable[[float, str], None]
+    check_stop: Callable[[], None]
+    log: Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -61,6 +100,15 @@ class Method:
     may overwrite it, and returns the stored low-bit weight. `statistics` is None unless the card says calibrated.
     `log` takes one line of text for the run's log. `true_sequential(options)` says whether a block's linears are
     quantized set by set, each with inputs collected anew behind the sets before it.
+
+    What works across linears:
+    `prepare(block, setting, options, log)` may change the norms and linears of a dense block before its statistics are
+    collected and its linears quantized. What it leaves in the norms is saved with the block.
+    `original_inputs` says that blocks are calibrated on what the original blocks before them put out, not the quantized
+    ones. `input_tokens` is how many single inputs of each linear `Statistics` should hold.
+    `train(training)` runs once, before the first block, with gradients; it returns tensors by name, "BLOCK.LINEAR.NAME"
+    ("0.self_attn.q_proj.scales"), which reach `quantize` in `Statistics.trained`.
+    `fine_tunes` says that low-rank adapters are then trained beside the quantized weights (quant_engine/finetune).
     """
 
     card: MethodCard
@@ -70,6 +118,11 @@ class Method:
         StoredWeight,
     ]
     true_sequential: Callable[[Any], bool] = lambda options: False
+    prepare: Callable[[CalibratedBlock, QuantSetting, Any, Callable[[str], None]], None] | None = None
+    original_inputs: bool = False
+    input_tokens: int = 0
+    train: Callable[[Training], dict[str, torch.Tensor]] | None = None
+    fine_tunes: bool = False
 
     def options(self, setting: QuantSetting) -> Options:
         """The setting's options, validated, with defaults filled in. Raises UserError naming the bad option."""
@@ -93,8 +146,11 @@ class Method:
             raise UserError(f"{card.title} is defined for {widths} weight bits, not {setting.w_bits:g}.")
         if setting.group_size is not None and not card.grouped:
             raise UserError(f"{card.title} has no groups: leave the group size empty.")
-        if setting.a_bits != 16:
-            raise UserError(
-                f"{card.title} leaves activations at 16 bits; {setting.a_bits} activation bits need SmoothQuant."
-            )
+        if setting.a_bits not in card.a_bits:
+            if card.a_bits == (16,):
+                raise UserError(
+                    f"{card.title} leaves activations at 16 bits; {setting.a_bits} activation bits need SmoothQuant."
+                )
+            widths = ", ".join(map(str, card.a_bits))
+            raise UserError(f"{card.title} is defined for {widths} activation bits, not {setting.a_bits}.")
         return setting.model_copy(update={"options": self.options(setting).model_dump(mode="json")})

@@ -77,8 +77,7 @@ def quantize(
             group_of_column = group_of_column[order]
 
     factor = inverse_factor(hessian, options.damping, log)
-    with _one_thread_for_small_steps(weight):
-        codes, scales, zeros = fix_columns(weight, factor, bits, group, group_of_column, grids, fit)
+    codes, scales, zeros = fix_columns(weight, factor, bits, group, group_of_column, grids, fit)
 
     if order is not None and static:
         codes = codes[:, torch.argsort(order)]
@@ -158,27 +157,46 @@ def fix_columns(
     else:
         scales, zeros = grids
     groups = group_of_column.tolist()
-    diagonal = factor.diagonal().tolist()
     highest = 2**bits - 1
-    for start in range(0, columns, LAZY_BLOCK):
-        end = min(start + LAZY_BLOCK, columns)
-        # Columns lie in rows here, so that each step reads and writes memory in one piece.
-        block = weight[:, start:end].T.contiguous()
-        errors = torch.empty_like(block)
-        local = factor[start:end, start:end].contiguous()
-        for i in range(end - start):
-            column = start + i
-            if grids is None and column % group == 0:
-                fitted = grouped.grids(weight[:, column : column + group], bits, group, **fit)
-                scales[:, column // group], zeros[:, column // group] = fitted[0][:, 0], fitted[1][:, 0]
-            scale = scales[:, groups[column]].to(weight.dtype)
-            zero = zeros[:, groups[column]].to(weight.dtype)
-            code = torch.round(block[i] / scale).add_(zero).clamp_(0, highest)
-            errors[i] = (block[i] - scale * (code - zero)) / diagonal[column]
-            codes[:, column] = code
-            block[i + 1 :] -= torch.outer(local[i, i + 1 :], errors[i])
-        weight[:, end:] -= errors.T @ factor[start:end, end:]
+
+    def fix(column: int, values: torch.Tensor) -> torch.Tensor:
+        if grids is None and column % group == 0:
+            fitted = grouped.grids(weight[:, column : column + group], bits, group, **fit)
+            scales[:, column // group], zeros[:, column // group] = fitted[0][:, 0], fitted[1][:, 0]
+        scale = scales[:, groups[column]].to(weight.dtype)
+        zero = zeros[:, groups[column]].to(weight.dtype)
+        code = torch.round(values / scale).add_(zero).clamp_(0, highest)
+        codes[:, column] = code
+        return scale * (code - zero)
+
+    compensate(weight, factor, fix)
     return codes, scales, zeros
+
+
+def compensate(
+    weight: torch.Tensor,
+    factor: torch.Tensor,
+    fix: Callable[[int, torch.Tensor], torch.Tensor],
+    lazy_block: int = LAZY_BLOCK,
+) -> None:
+    """The column loop: fixes each column of `weight` [m, n] in turn and lets the later ones make up for its error.
+
+    `fix(column, values)` gets the column's values as corrected so far [m] and returns the stored ones. While it runs,
+    `weight` itself lacks the corrections from inside the current block of `lazy_block` columns. It is used up.
+    """
+    columns = weight.shape[1]
+    diagonal = factor.diagonal().tolist()
+    with _one_thread_for_small_steps(weight):
+        for start in range(0, columns, lazy_block):
+            end = min(start + lazy_block, columns)
+            # Columns lie in rows here, so that each step reads and writes memory in one piece.
+            block = weight[:, start:end].T.contiguous()
+            errors = torch.empty_like(block)
+            local = factor[start:end, start:end].contiguous()
+            for i in range(end - start):
+                errors[i] = (block[i] - fix(start + i, block[i])) / diagonal[start + i]
+                block[i + 1 :] -= torch.outer(local[i, i + 1 :], errors[i])
+            weight[:, end:] -= errors.T @ factor[start:end, end:]
 
 
 METHOD = Method(

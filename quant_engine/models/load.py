@@ -154,14 +154,7 @@ class Skeleton:
         if left:
             raise UserError(f"The weights in {self.folder} lack {left[0]}; fetch the model again.")
         tokenizer = load_tokenizer(self.folder)
-        processor = None
-        if self.card.pictures:
-            processor = LlavaNextProcessor.from_pretrained(
-                self.folder,
-                image_processor=LlavaNextImageProcessorPil.from_pretrained(self.folder, local_files_only=True),
-                tokenizer=tokenizer,
-                local_files_only=True,
-            )
+        processor = load_processor(self.folder, tokenizer) if self.card.pictures else None
         return Loaded(self.card, self.model, tokenizer, processor, stored_bits, self.folder)
 
 
@@ -170,6 +163,16 @@ def load_tokenizer(folder: Path) -> Any:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError) as error:
         raise UserError(f"The tokenizer in {folder} can't be read: {str(error).splitlines()[0]}") from None
+
+
+def load_processor(folder: Path, tokenizer: Any) -> LlavaNextProcessor:
+    """What makes a LLaVA-NeXT model's inputs of pictures and texts."""
+    return LlavaNextProcessor.from_pretrained(
+        folder,
+        image_processor=LlavaNextImageProcessorPil.from_pretrained(folder, local_files_only=True),
+        tokenizer=tokenizer,
+        local_files_only=True,
+    )
 
 
 def load_dense(card: ModelCard, revision: str | None, dtype: str, device: str) -> Loaded:

@@ -20,6 +20,7 @@ import torch
 from quant_engine import __version__, folders
 from quant_engine.checkpoints import Checkpoint, load_quantized
 from quant_engine.evaluate import Outcome, Watch, find_task
+from quant_engine.methods import METHODS
 from quant_engine.models.catalog import find
 from quant_engine.models.load import Loaded, load_dense
 from quant_engine.quantize import Hooks, quantize
@@ -31,7 +32,7 @@ from quant_engine.spec import Progress, QuantSetting, Result, RunSpec, UserError
 QUANTIZING_SHARE = 0.6
 """The part of a run's progress bar that quantizing fills, if it has to be done."""
 
-LIBRARIES = ("torch", "transformers", "numba", "numpy", "safetensors", "pillow")
+LIBRARIES = ("torch", "transformers", "peft", "numba", "numpy", "safetensors", "pillow")
 
 
 def execute(
@@ -74,10 +75,14 @@ def execute(
         outcome = task.measure(loaded, spec, Watch(report, should_stop))
         outcomes[name], seconds[name] = outcome, time.monotonic() - task_started
         shown = "no number" if outcome.value is None else f"{outcome.value:.4g} {task.unit}"
-        say(f"{task.title}: {shown}, {len(outcome.outputs)} items, {outcome.status}, {seconds[name]:.1f} s")
+        say(f"{task.title}: {shown}, {outcome.items} items, {outcome.status}, {seconds[name]:.1f} s")
     on_progress(Progress(stage="writing", fraction=1, message="writing the run folder"))
     about = _about(spec, time.monotonic() - started)
-    results = [_result(spec, loaded, name, outcome, seconds[name], about) for name, outcome in outcomes.items()]
+    results = [
+        result
+        for name, outcome in outcomes.items()
+        for result in _results(spec, loaded, name, outcome, seconds[name], about)
+    ]
     items = {name: outcome.outputs for name, outcome in outcomes.items()}
     made = folder.write(spec, about, results, records, items, "\n".join(lines) + "\n")
     on_progress(Progress(stage="finished", fraction=1))
@@ -165,15 +170,17 @@ def check_device(device: str) -> None:
         raise UserError("This machine has no CUDA device that torch can use; choose device cpu.")
 
 
-def _result(spec: RunSpec, loaded: Loaded, name: str, outcome: Outcome, seconds: float, about: dict) -> Result:
-    task, setting, calibration = find_task(name), spec.setting, spec.calibration
-    return Result(
+def _results(spec: RunSpec, loaded: Loaded, name: str, outcome: Outcome, seconds: float, about: dict) -> list[Result]:
+    """A task's number as a result, then its parts. The task's time is said once, with its number."""
+    setting, calibration = spec.setting, spec.calibration
+    fine_tuned = setting.method in METHODS and METHODS[setting.method].fine_tunes
+    head = Result(
         run_id=spec.run_id,
         source="measured",
         model=loaded.card.title,
         # The hub's cache names the folder of a snapshot by its commit, also where a branch was asked for.
         model_revision=loaded.folder.name if loaded.card.origin == "hub" else spec.revision,
-        track=loaded.card.track,
+        track="lora_ft" if fine_tuned else loaded.card.track,
         method=setting.method,
         w_bits=setting.w_bits,
         a_bits=setting.a_bits,
@@ -181,10 +188,10 @@ def _result(spec: RunSpec, loaded: Loaded, name: str, outcome: Outcome, seconds:
         options=json.dumps(setting.options, sort_keys=True),
         stored_bits=loaded.stored_bits,
         task=name,
-        metric=task.metric,
+        metric=find_task(name).metric,
         value=outcome.value,
         standard_error=outcome.standard_error,
-        items=len(outcome.outputs),
+        items=outcome.items,
         status=outcome.status,
         calibration=calibration
         and f"{calibration.source}, {calibration.samples} x {calibration.length} tokens, seed {calibration.seed}",
@@ -199,6 +206,20 @@ def _result(spec: RunSpec, loaded: Loaded, name: str, outcome: Outcome, seconds:
         command=about["command"],
         created=about["created"],
     )
+    return [head] + [
+        head.model_copy(
+            update={
+                "task": part.name,
+                "metric": part.metric,
+                "value": part.value,
+                "standard_error": part.standard_error,
+                "items": part.items,
+                "status": part.status,
+                "duration_s": None,
+            }
+        )
+        for part in outcome.parts
+    ]
 
 
 def _about(spec: RunSpec, seconds: float) -> dict:

@@ -3,10 +3,30 @@
 To add a form: write its module, and name it in FORMS.
 """
 
+from quant_engine.weights.binary import Binary, PartlyBinary, ResidualBinary
+from quant_engine.weights.codebook import Codebook
 from quant_engine.weights.form import StoredWeight
 from quant_engine.weights.grouped import GroupedInt
+from quant_engine.weights.int_activations import IntActivations
 from quant_engine.weights.ledger import Ledger
+from quant_engine.weights.low_rank import LowRank
+from quant_engine.weights.mixed_width import MixedWidth
 
-FORMS: dict[str, type[StoredWeight]] = {form.form: form for form in (GroupedInt,)}
+FORMS: dict[str, type[StoredWeight]] = {
+    form.form: form
+    for form in (GroupedInt, IntActivations, Codebook, LowRank, Binary, PartlyBinary, ResidualBinary, MixedWidth)
+}
 
-__all__ = ["FORMS", "GroupedInt", "Ledger", "StoredWeight"]
+__all__ = [
+    "FORMS",
+    "Binary",
+    "Codebook",
+    "GroupedInt",
+    "IntActivations",
+    "Ledger",
+    "LowRank",
+    "MixedWidth",
+    "PartlyBinary",
+    "ResidualBinary",
+    "StoredWeight",
+]

@@ -35,9 +35,29 @@ class StoredWeight(nn.Module):
     def dequantize(self, start: int = 0, end: int | None = None) -> torch.Tensor:
         """Rows `start` to `end` as float32 [end - start, in_features], in the original order of columns."""
 
+    def transform_input(self, x: torch.Tensor) -> torch.Tensor:
+        """`x` [rows, in_features] as `stored_rows` want it: x W^T = transform_output(transform_input(x) stored^T)."""
+        return x
+
+    def transform_output(self, y: torch.Tensor) -> torch.Tensor:
+        """The product [rows, out_features] with `stored_rows` as the weight's own."""
+        return y
+
+    def stored_rows(self, start: int, end: int) -> torch.Tensor:
+        """Rows `start` to `end` of the matrix between the two transforms, float32 [end - start, in_features]."""
+        return self.dequantize(start, end)
+
     @abstractmethod
     def ledger(self) -> Ledger:
         """What is stored, by purpose; its sum is the exact size of the buffers."""
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.buffers()).device
+
+    def finish(self, y: torch.Tensor) -> torch.Tensor:
+        """What a layer with this weight makes of its output `y`, bias added: nothing, for most forms."""
+        return y
 
     def stored_bytes(self) -> int:
         """Bytes of all buffers: what the weight takes in memory and in a file."""

@@ -31,6 +31,7 @@ def grids(
     *,
     symmetric: bool = False,
     mse_clip: bool = False,
+    around_zero: bool = True,
     scale_dtype: torch.dtype = torch.float16,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Scale and zero point of each group of `weight` [m, n] (float32 or float64).
@@ -38,11 +39,16 @@ def grids(
     Returns scales [m, ceil(n / g)] in `scale_dtype` and zeros uint8 of the same shape. The range always contains 0, so
     zeros lie in 0 .. 2^b - 1. Scales are rounded up, so the grid always spans the range: no weight is clipped by more
     than half a step. `mse_clip` tries ranges shrunk by 0 to 79% and keeps the one with the least sum of
-    |w - w_hat|^2.4, as the GPTQ reference does.
+    |w - w_hat|^2.4, as the GPTQ reference does. Without `around_zero` the range is that of the weights alone, at least
+    1e-5 wide, and zeros are clipped to 0 .. 2^b - 1, as in the AWQ reference: a group on one side of 0 is then shifted.
     """
-    slices = _in_groups(weight, group)
-    low = slices.amin(-1).clamp(max=0)
-    high = slices.amax(-1).clamp(min=0)
+    slices = in_groups(weight, group)
+    low = in_groups(weight, group, fill=torch.inf).amin(-1)
+    high = in_groups(weight, group, fill=-torch.inf).amax(-1)
+    if around_zero:
+        low, high = low.clamp(max=0), high.clamp(min=0)
+    else:
+        high = torch.maximum(high, low + 1e-5)
     scales, zeros = _grid(low, high, bits, symmetric, scale_dtype)
     if not mse_clip:
         return scales, zeros.to(torch.uint8)
@@ -85,12 +91,20 @@ def round_to_grid(
     return torch.round(weight / scale).add_(zero).clamp_(0, 2**bits - 1).to(torch.uint8)
 
 
-def _in_groups(weight: torch.Tensor, group: int) -> torch.Tensor:
-    """`weight` [m, n] as [m, ceil(n / g), g]. Zeros fill up the last group: ranges contain 0 anyway."""
+def rounded(weight: torch.Tensor, bits: int, group: int, **fit: bool) -> torch.Tensor:
+    """`weight` [m, n] at its nearest points of the grids that `grids(weight, bits, group, **fit)` gives."""
+    scales, zeros = grids(weight, bits, group, **fit)
+    scale, zero = scales.to(weight.dtype)[..., None], zeros.to(weight.dtype)[..., None]
+    codes = torch.round(in_groups(weight, group) / scale).add_(zero).clamp_(0, 2**bits - 1)
+    return codes.sub_(zero).mul_(scale).view(len(weight), -1)[:, : weight.shape[1]]
+
+
+def in_groups(weight: torch.Tensor, group: int, *, fill: float = 0.0) -> torch.Tensor:
+    """`weight` [m, n] as [m, ceil(n / g), g], the last group filled up."""
     rows, columns = weight.shape
     short = -columns % group
     if short:
-        weight = torch.nn.functional.pad(weight, (0, short))
+        weight = torch.nn.functional.pad(weight, (0, short), value=fill)
     return weight.reshape(rows, -1, group)
 
 
@@ -112,6 +126,7 @@ class GroupedInt(StoredWeight):
         self.bits, self.group = bits, min(group, in_features)
         self.symmetric, self.ordered = symmetric, ordered
         self.groups = -(-in_features // self.group)
+        self.middle = 2 ** (bits - 1)
         words = words_per_row(in_features, bits)
         self.register_buffer("codes", torch.empty((out_features, words), dtype=torch.int32))
         self.register_buffer("scales", torch.empty((out_features, self.groups), dtype=torch.float16))
@@ -159,19 +174,25 @@ class GroupedInt(StoredWeight):
         return weight
 
     def dequantize(self, start: int = 0, end: int | None = None) -> torch.Tensor:
-        end = self.out_features if end is None else end
-        codes = unpack(self.codes[start:end], self.bits, self.in_features).float()
-        scale = _to_columns(self.scales[start:end].float(), self.group, self.in_features)
-        stored = scale * (codes - self._zero_columns(start, end))
+        stored = self.stored_rows(start, self.out_features if end is None else end)
         if self.order is None:
             return stored
         weight = torch.empty_like(stored)
         weight[:, self.order.long()] = stored
         return weight
 
+    def transform_input(self, x: torch.Tensor) -> torch.Tensor:
+        return x if self.order is None else x.index_select(1, self.order)
+
+    def stored_rows(self, start: int, end: int) -> torch.Tensor:
+        """Rows `start` to `end`, columns in stored order."""
+        codes = unpack(self.codes[start:end], self.bits, self.in_features).float()
+        scale = _to_columns(self.scales[start:end].float(), self.group, self.in_features)
+        return scale * (codes - self._zero_columns(start, end))
+
     def _zero_columns(self, start: int, end: int) -> torch.Tensor | int:
         if self.symmetric:
-            return 2 ** (self.bits - 1)
+            return self.middle
         zeros = unpack(self.zeros[None], self.bits, self.out_features * self.groups)
         zeros = zeros.view(self.out_features, self.groups)[start:end].float()
         return _to_columns(zeros, self.group, self.in_features)

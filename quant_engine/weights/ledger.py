@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+PAYLOAD = ("codes", "signs")
+"""The purposes that papers count when they name a width."""
+
 
 @dataclass(frozen=True)
 class Ledger:
@@ -20,6 +23,11 @@ class Ledger:
     @property
     def bits_per_weight(self) -> float:
         return self.total_bits / self.weights
+
+    @property
+    def headline_bits(self) -> float:
+        """Bits per weight as papers count them: codes and signs, no side data. To be named so wherever it is shown."""
+        return sum(self.bits.get(purpose, 0) for purpose in PAYLOAD) / self.weights
 
     @property
     def bytes(self) -> int:

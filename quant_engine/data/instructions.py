@@ -1,0 +1,164 @@
+"""What LoRA fine-tuning learns from: pairs of a prompt and an answer, or plain texts.
+
+    builtin         the public-domain prose that ships with the project
+    demo            the demo's drawn pictures with questions and answers (quant_engine/demo)
+    PATH            a json, jsonl, csv or parquet file, or a folder of such; pinned by its content as PATH@HASH
+    hub:NAME        a data set of the Hugging Face Hub, hub:NAME@REVISION for one commit of it
+
+Rows have the columns instruction, output and perhaps input (as Alpaca's), or text. They are read through `datasets`.
+Prompts have Alpaca's wording, as in the QLoRA reference. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from quant_engine import folders
+from quant_engine.data import texts
+from quant_engine.spec import UserError
+
+KINDS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
+MOST_BYTES = 4 * 2**30
+
+_TASK = "Below is an instruction that describes a task"
+_RESPONSE = "### Response: "
+WITH_INPUT = (
+    f"{_TASK}, paired with an input that provides further context. "
+    "Write a response that appropriately completes the request.\n\n"
+    "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n" + _RESPONSE
+)
+WITHOUT_INPUT = (
+    f"{_TASK}. Write a response that appropriately completes the request.\n\n"
+    "### Instruction:\n{instruction}\n\n" + _RESPONSE
+)
+
+_PINNED = re.compile(r"(?P<path>.+)@(?P<digest>[0-9a-f]{12})")
+_HUB = re.compile(r"hub:(?P<name>[\w.-]+(/[\w.-]+)?)(@(?P<revision>[\w./-]+))?")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """What is given and what is to be said. A plain text has no prompt, and is learned whole."""
+
+    prompt: str
+    answer: str
+
+
+def pin(name: str) -> str:
+    """The name of a data source, a path made absolute and with a hash of its content: one name, one data.
+
+    Raises UserError if there is no such file, if it holds another kind of data, or has changed since it was pinned.
+    """
+    if name in ("builtin", "demo") or _HUB.fullmatch(name):
+        return name
+    if name.startswith("hub:"):
+        raise UserError(f"{name!r} names no hub data set; write hub:OWNER/NAME, or hub:OWNER/NAME@REVISION.")
+    pinned = _PINNED.fullmatch(name)
+    path = Path(pinned["path"] if pinned else name).expanduser().resolve()
+    found = _digest(files_of(path))
+    if pinned and pinned["digest"] != found:
+        raise UserError(f"The training data in {path} have changed since this run was made; start a new run.")
+    return f"{path}@{found}"
+
+
+def files_of(path: Path) -> list[Path]:
+    """The data files of a path, all of one kind. Raises UserError if there are none."""
+    kinds = ", ".join(KINDS)
+    if path.is_file():
+        if path.suffix not in KINDS:
+            raise UserError(f"{path} is no training data: give a {kinds} file, or a folder of such.")
+        return [path]
+    if not path.is_dir():
+        raise UserError(f"There is no training data {path}: give a {kinds} file or folder, hub:NAME, builtin or demo.")
+    found = sorted(one for one in path.rglob("*") if one.suffix in KINDS and not one.name.startswith((".", "dataset_")))
+    # A folder made for the hub says which of its files are for training.
+    found = [one for one in found if "train" in one.relative_to(path).as_posix()] or found
+    if len({KINDS[one.suffix] for one in found}) > 1:
+        raise UserError(f"{path} holds data files of several kinds; give the one to train on.")
+    if not found:
+        raise UserError(f"The folder {path} holds no {kinds} file.")
+    return found
+
+
+def _digest(files: list[Path]) -> str:
+    total = hashlib.sha256()
+    try:
+        if sum(file.stat().st_size for file in files) > MOST_BYTES:
+            raise UserError(f"The training data are larger than {MOST_BYTES >> 30} GiB; give fewer.")
+        for file in files:
+            with file.open("rb") as opened:
+                total.update(hashlib.file_digest(opened, "sha256").digest())
+    except OSError as error:
+        raise UserError(f"{error.filename} can't be read ({error.strerror}).") from None
+    return total.hexdigest()[:12]
+
+
+def pairs(name: str) -> list[Pair]:
+    """All pairs of a pinned source, in its order; rows without an answer are left out.
+
+    Raises UserError if the data can't be had, or have neither of the known columns. Not for builtin and demo.
+    """
+    hub = _HUB.fullmatch(name)
+    path = _hub_folder(hub["name"], hub["revision"]) if hub else Path(_PINNED.fullmatch(name)["path"])
+    rows = _rows(files_of(path), name)
+    columns = rows.column_names
+    if {"instruction", "output"} <= set(columns):
+        made = [_instruction(row) for row in rows]
+    elif "text" in columns:
+        made = [Pair("", row["text"] or "") for row in rows]
+    else:
+        raise UserError(
+            f"The training data {name} have the columns {', '.join(columns)}; "
+            "they need instruction and output (and perhaps input), or text."
+        )
+    made = [pair for pair in made if pair.answer.strip()]
+    if not made:
+        raise UserError(f"The training data {name} have no row with an answer.")
+    return made
+
+
+def _instruction(row: dict[str, str | None]) -> Pair:
+    given = row.get("input") or ""
+    wording = WITH_INPUT if given else WITHOUT_INPUT
+    return Pair(wording.format(instruction=row["instruction"] or "", input=given), row["output"] or "")
+
+
+def _rows(files: list[Path], name: str):  # type: ignore[no-untyped-def]
+    import datasets
+    from datasets.exceptions import DatasetGenerationError
+
+    datasets.disable_progress_bars()
+    try:
+        return datasets.load_dataset(
+            KINDS[files[0].suffix],
+            data_files=[str(file) for file in files],
+            split="train",
+            cache_dir=str(folders.home() / "datasets"),
+        )
+    except (DatasetGenerationError, ValueError, OSError) as error:
+        cause = error.__cause__ or error
+        raise UserError(f"The training data {name} can't be read: {str(cause).splitlines()[0]}") from None
+
+
+def _hub_folder(name: str, revision: str | None) -> Path:
+    """The folder with a hub data set's files; fetched if needed."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    patterns = [f"*{suffix}" for suffix in KINDS]
+    try:
+        return Path(snapshot_download(name, repo_type="dataset", revision=revision, allow_patterns=patterns))
+    except RepositoryNotFoundError:
+        raise UserError(f"The hub has no data set {name}, or it is gated: accept its terms and set HF_TOKEN.") from None
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        raise UserError(
+            f"The data set {name} is not on this machine and the hub can't be reached ({type(error).__name__}); "
+            "connect to the network, or give the path of a file."
+        ) from error
+
+
+def builtin_text() -> str:
+    return texts.read(texts.BUILTIN_CALIBRATION)

@@ -1,0 +1,128 @@
+"""MME: two yes/no questions about each picture, in fourteen categories. Score the sum of accuracy and accuracy+.
+
+For each picture acc = 100 * (right answers / 2) and acc+ = 100 if both are right, else 0. A category scores the mean of
+acc + acc+ over its pictures, at most 200. Perception is the sum over ten categories (at most 2000), cognition over four
+(at most 800). Guessing scores 75 a category. Fu et al., MME, arXiv 2306.13394; details as in lmms-eval.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar
+
+from quant_engine.data.sources import Rows, Source
+from quant_engine.evaluate.task import HEADLINE, Part, Units, mean_and_error
+from quant_engine.evaluate.vqa import DemoItems, PublishedItems, Question, VisualQuestions
+from quant_engine.spec import ItemOutput, UserError
+
+if TYPE_CHECKING:
+    from quant_engine.demo.suite import DemoItem
+
+COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning")
+ASKS_YES_OR_NO = " Please answer yes or no."
+WORD_OR_PHRASE = "\nAnswer the question using a single word or phrase."
+
+
+def yes_or_no(answer: str) -> str:
+    """ "yes", "no", or "other" where an answer says neither."""
+    said = answer.lower().strip().replace(".", "")
+    if said in ("yes", "no"):
+        return said
+    if len(said) == 1:
+        return {"y": "yes", "n": "no"}.get(said, "other")
+    start = said[:4]
+    return "yes" if "yes" in start else "no" if "no" in start else "other"
+
+
+class Mme(VisualQuestions):
+    """A limit counts questions, rounded up to whole pairs. A unit is a picture."""
+
+    metric = "score"
+    unit = "points"
+    most_tokens = 16
+    suffix = WORD_OR_PHRASE
+    parts: ClassVar = {"perception": Part("perception"), "cognition": Part("cognition")}
+
+    def score(self, prediction: str, gold: list[str]) -> float:
+        return float(yes_or_no(prediction) == yes_or_no(gold[0]))
+
+    def units(self, outputs: Sequence[ItemOutput]) -> dict[str, Units]:
+        """Pictures weighted so that their mean is the sum of the categories' means. Raises UserError without pairs."""
+        scores: dict[tuple[str, str], list[float]] = defaultdict(list)
+        for output in outputs:
+            scores[output.category, output.group].append(output.score)
+        for (_, picture), pair in scores.items():
+            if len(pair) != 2:
+                raise UserError(f"MME needs two questions about each picture, and {picture} has {len(pair)}.")
+        halves: dict[str, dict[tuple[str, str], float]] = {HEADLINE: {}, "perception": {}, "cognition": {}}
+        for key, pair in scores.items():
+            points = 100 * sum(pair) / 2 + (100 if sum(pair) == 2 else 0)
+            halves[HEADLINE][key] = halves["cognition" if self.is_cognition(key[0]) else "perception"][key] = points
+        return {half: _weighted(points) for half, points in halves.items() if points}
+
+    def is_cognition(self, category: str) -> bool:
+        return category in COGNITION
+
+    def error(self, units: Units) -> float | None:
+        """Of a sum of means: categories are strata."""
+        of_category: dict[str, list[float]] = defaultdict(list)
+        for unit, points in units.items():
+            of_category[unit.partition("/")[0]].append(points)
+        errors = [(mean_and_error(points)[1], len(points) / len(units)) for points in of_category.values()]
+        if any(error is None for error, _ in errors):
+            return None
+        return math.sqrt(math.fsum((error * share) ** 2 for error, share in errors))
+
+
+def _weighted(points: dict[tuple[str, str], float]) -> Units:
+    sizes = Counter(category for category, _ in points)
+    return {
+        f"{category}/{picture}": value * len(points) / sizes[category] for (category, picture), value in points.items()
+    }
+
+
+class PublishedMme(PublishedItems, Mme):
+    """The test split: 1,187 pictures, 2,374 questions."""
+
+    name = "mme"
+    title = "MME"
+    help = "Yes/no questions about pictures, in pairs: perception (of 2000) and cognition (of 800)."
+    source = Source("lmms-lab/MME", "data/test-*.parquet", "mme_test.parquet")
+
+    def questions(self, limit: int | None) -> list[Question]:
+        rows = self.rows()
+        of_picture: dict[tuple[str, str], list[int]] = {}
+        for place, key in enumerate(zip(rows.column("category"), rows.column("question_id"), strict=True)):
+            of_picture.setdefault(key, []).append(place)
+        pairs = list(of_picture.values())
+        pairs = pairs[: len(pairs) if limit is None else (limit + 1) // 2]
+        return [self.question(rows, place) for pair in pairs for place in pair]
+
+    def question(self, rows: Rows, index: int) -> Question:
+        row = rows[index]
+        return Question(
+            str(index),
+            lambda: rows.picture(index),
+            row["question"].strip().replace(ASKS_YES_OR_NO, "") + self.suffix,
+            [row["answer"]],
+            group=row["question_id"],
+            category=row["category"],
+        )
+
+
+class DemoMme(DemoItems, Mme):
+    """MME's questions and score on pictures that the project draws."""
+
+    name = "demo-mme"
+    title = "Demo MME"
+    help = "A yes question and a no question about each drawn picture, scored as MME is (200 points a category)."
+
+    def is_cognition(self, category: str) -> bool:
+        from quant_engine.demo import suite
+
+        return category in suite.COGNITION
+
+    def category(self, item: DemoItem) -> str:
+        return item.category

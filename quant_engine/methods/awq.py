@@ -1,0 +1,245 @@
+r"""AWQ, activation-aware weight quantization: give the input channels that matter a finer grid, then round to nearest.
+
+Input channel j of W is scaled by s_j > 0 and what produces the input by 1/s_j, which changes nothing but the rounding.
+With Q rounding to nearest by groups, and f the module that uses the scaled linears (the attention, the MLP, or the
+linear itself),
+
+    r* = argmin over r in {0, 1/20, …, 19/20} of  mean ( f(X; W) - f(X; Q(W diag(s)) diag(s)^-1) )^2
+    s_j = a_j^r / sqrt(max a^r * min a^r)          a_j = mean over tokens of |x_j|
+
+Then each group's range is clipped to +-c, with c / max|w| in {1, 0.95, …, 0.55} that gives the least squared error of
+the group's own part of the output, on about 512 tokens. The query and key projections are not clipped.
+
+Lin et al., AWQ: activation-aware weight quantization for LLM compression and acceleration, arXiv 2306.00978; reference
+code mit-han-lab/llm-awq. Blocks are calibrated on the outputs of the original blocks before them, as there. r = 0 is
+rounding to nearest, so the search never loses to it on its own loss. The paper's objective weighs single linears; the
+reference compares whole modules, and so do we. Scales are folded into the norm or linear before, and nothing of them is
+stored. Scaling the value projection for the output projection needs both to have the same shape: it is left out where
+several query heads share a value head, as in the reference. Where f is one linear the loss is computed from the second
+moments of its inputs, which is the same number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from pydantic import Field
+
+from quant_engine.deferred import deferred
+from quant_engine.methods.contract import Method, MethodCard, Options, Statistics
+from quant_engine.spec import QuantSetting
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from quant_engine.calibration import CalibratedBlock
+    from quant_engine.weights.grouped import GroupedInt
+
+torch = deferred("torch")
+grouped = deferred("quant_engine.weights.grouped")
+
+RATIOS = tuple(step / 20 for step in range(20))
+SHRINKS = tuple(1 - step / 20 for step in range(10))
+CLIP_TOKENS = 512
+SMALLEST_POWER = 1e-4
+"""a^r is at least this before scales are normalised."""
+NOT_CLIPPED = ("self_attn.q_proj", "self_attn.k_proj")
+
+SEARCHES = (
+    ("input_layernorm", ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), "self_attn"),
+    ("self_attn.v_proj", ("self_attn.o_proj",), "self_attn.o_proj"),
+    ("post_attention_layernorm", ("mlp.gate_proj", "mlp.up_proj"), "mlp"),
+    ("mlp.up_proj", ("mlp.down_proj",), "mlp.down_proj"),
+)
+"""What gets 1/s, the linears that share the input and get s, and the module whose output is compared. Scaling rows of
+up_proj is exact because the MLP multiplies it in: down(silu(gate(x)) * up(x))."""
+
+
+class AwqOptions(Options):
+    clip: bool = Field(True, description="Also clip each group's range where that lowers its output error.")
+    search_samples: int = Field(
+        0, ge=0, description="Calibration windows that the search for scales looks at; 0 for all."
+    )
+
+
+def prepare(block: CalibratedBlock, setting: QuantSetting, options: AwqOptions, log: Callable[[str], None]) -> None:
+    """Finds the scales of each set of linears, all on the block as it is, and then folds them in."""
+    if options.search_samples:
+        block = replace(block, hidden=block.hidden[: options.search_samples])
+    bits, group = int(setting.w_bits), setting.group_size
+    found = []
+    for producer, names, compared in SEARCHES:
+        if producer.endswith("v_proj") and not _same_shape(block.module, producer, names[0]):
+            continue
+        ratio, scales, losses = search(block, names, compared, bits, group)
+        log(f"{compared}: scales to the power {ratio:g}, loss {min(losses):.4g} ({losses[0]:.4g} without)")
+        found.append((producer, names, scales))
+    for producer, names, scales in found:
+        fold(block.module.get_submodule(producer), [block.module.get_submodule(name) for name in names], scales)
+
+
+def _same_shape(module: nn.Module, one: str, other: str) -> bool:
+    return module.get_submodule(one).weight.shape == module.get_submodule(other).weight.shape
+
+
+def search(
+    block: CalibratedBlock, names: tuple[str, ...], compared: str, bits: int, group: int | None
+) -> tuple[float, torch.Tensor, list[float]]:
+    """The best ratio, its scales [in_features], and the loss at each of RATIOS, for linears that share an input.
+
+    The first of equally good ratios is kept. The block is left as it was.
+    """
+    linears = [block.module.get_submodule(name) for name in names]
+    loss_of, magnitude = (_linear_loss if names == (compared,) else _module_loss)(block, names[0], compared, linears)
+    best, losses = 0, []
+    for place, ratio in enumerate(RATIOS):
+        scales = scales_of(magnitude, ratio)
+        weights = []
+        for linear in linears:
+            scaled = linear.weight.float() * scales
+            size = group or scaled.shape[1]
+            weights.append(grouped.rounded(scaled, bits, size, around_zero=False).div_(scales))
+        losses.append(loss_of(weights))
+        if losses[place] < losses[best]:
+            best = place
+        block.check_stop()
+    return RATIOS[best], scales_of(magnitude, RATIOS[best]), losses
+
+
+def scales_of(magnitude: torch.Tensor, ratio: float) -> torch.Tensor:
+    """s [n] from the mean |x_j| [n]: its power, centred so that the largest and the smallest are inverse."""
+    power = magnitude.pow(ratio).clamp(min=SMALLEST_POWER)
+    return power / (power.max() * power.min()).sqrt()
+
+
+def _module_loss(
+    block: CalibratedBlock, first: str, compared: str, linears: list[nn.Module]
+) -> tuple[Callable[[list[torch.Tensor]], float], torch.Tensor]:
+    """The loss, as a function of the linears' weights, of a whole module's output; and the mean |x_j| of its input."""
+    module = block.module.get_submodule(compared)
+    beside = block.beside if compared == "self_attn" else {}
+    inputs: list[torch.Tensor] = []
+    block.watch([first], lambda name, x: inputs.append(x.clone()))
+
+    def output(x: torch.Tensor) -> torch.Tensor:
+        out = module(x, **beside)
+        return (out[0] if isinstance(out, tuple) else out).float()
+
+    expected = [output(x) for x in inputs]
+    originals = [linear.weight for linear in linears]
+
+    def loss(weights: list[torch.Tensor]) -> float:
+        try:
+            for linear, weight in zip(linears, weights, strict=True):
+                linear.weight = torch.nn.Parameter(weight.to(linear.weight.dtype), requires_grad=False)
+            total = sum((output(x) - y).square_().sum() for x, y in zip(inputs, expected, strict=True))
+        finally:
+            for linear, original in zip(linears, originals, strict=True):
+                linear.weight = original
+        return total.item() / sum(y.numel() for y in expected)
+
+    width = inputs[0].shape[-1]
+    total = sum(x.float().abs().reshape(-1, width).sum(0) for x in inputs)
+    return loss, total / sum(x.numel() // width for x in inputs)
+
+
+def _linear_loss(
+    block: CalibratedBlock, first: str, compared: str, linears: list[nn.Module]
+) -> tuple[Callable[[list[torch.Tensor]], float], torch.Tensor]:
+    """The same for one linear: the mean of ((W - W') x)^2 is tr((W - W') G (W - W')^T) / rows, G the mean of x x^T."""
+    weight = linears[0].weight.float()
+    moments = torch.zeros((weight.shape[1],) * 2, device=weight.device)
+    magnitude = torch.zeros(weight.shape[1], device=weight.device)
+    tokens = block.hidden.shape[0] * block.hidden.shape[1]
+
+    def see(name: str, x: torch.Tensor) -> None:
+        x = x.reshape(-1, x.shape[-1]).float()
+        moments.addmm_(x.T, x, alpha=1 / tokens)
+        magnitude.add_(x.abs().sum(0) / tokens)
+
+    block.watch([first], see)
+
+    def loss(weights: list[torch.Tensor]) -> float:
+        change = weight - weights[0]
+        return ((change @ moments) * change).sum().item() / len(change)
+
+    return loss, magnitude
+
+
+def fold(producer: nn.Module, linears: list[nn.Module], scales: torch.Tensor) -> None:
+    """Multiplies the columns of `linears` by `scales` [in_features] and divides by them what produces their input: the
+    weight of a norm, or the rows of a linear; its bias too, if it has one."""
+    for linear in linears:
+        linear.weight.data = (linear.weight.float() * scales).to(linear.weight.dtype)
+    across = scales[:, None] if producer.weight.dim() == 2 else scales
+    producer.weight.data = (producer.weight.float() / across).to(producer.weight.dtype)
+    if getattr(producer, "bias", None) is not None:
+        producer.bias.data = (producer.bias.float() / scales).to(producer.bias.dtype)
+
+
+def quantize(
+    weight: torch.Tensor,
+    statistics: Statistics | None,
+    setting: QuantSetting,
+    options: AwqOptions,
+    log: Callable[[str], None],
+) -> GroupedInt:
+    """`weight` [out_features, in_features], scales folded in, clipped and rounded to its grid."""
+    assert statistics is not None
+    bits = int(setting.w_bits)
+    group = setting.group_size or weight.shape[1]
+    if options.clip and statistics.linear not in NOT_CLIPPED:
+        limits = clip_limits(weight, statistics.inputs, bits, group)
+        limits = limits.repeat_interleave(group, 1)[:, : weight.shape[1]]
+        weight = torch.minimum(torch.maximum(weight, -limits), limits)
+    scales, zeros = grouped.grids(weight, bits, group, around_zero=False)
+    codes = grouped.round_to_grid(weight, scales, zeros, bits, group)
+    return grouped.GroupedInt.pack(codes, scales, zeros, bits, group)
+
+
+def clip_limits(weight: torch.Tensor, inputs: torch.Tensor, bits: int, group: int) -> torch.Tensor:
+    """The largest magnitude to keep in each group [m, ceil(n / g)] of `weight` [m, n], for `inputs` [tokens, n].
+
+    It minimises the squared error of the group's own part of the output; the larger of equally good limits is kept.
+    """
+    slices = grouped.in_groups(weight, group)
+    # ||X d|| = ||R d|| for X = QR, and R has no more rows than a group has columns.
+    root = torch.linalg.qr(grouped.in_groups(inputs.to(weight.dtype), group).transpose(0, 1), mode="r").R
+    largest = slices.abs().amax(-1)
+    best, limits = torch.full_like(largest, torch.inf), largest
+    for shrink in SHRINKS:
+        limit = largest * shrink
+        wide = limit.repeat_interleave(group, 1)[:, : weight.shape[1]]
+        clipped = torch.minimum(torch.maximum(weight, -wide), wide)
+        change = grouped.rounded(clipped, bits, group, around_zero=False) - weight
+        # [groups, rows, columns of the group] times [groups, columns, rank].
+        parts = grouped.in_groups(change, group).transpose(0, 1) @ root.transpose(1, 2)
+        error = parts.square().sum(-1).T
+        better = error < best
+        best, limits = torch.where(better, error, best), torch.where(better, limit, limits)
+    return limits
+
+
+METHOD = Method(
+    card=MethodCard(
+        name="awq",
+        title="AWQ",
+        idea="Scale up the few input channels that carry the largest activations before rounding, so that they get a "
+        "finer grid, and scale their source down. The scales are searched block by block, and cost nothing to store.",
+        formula=r"\min_r \big\| f(X; W) - f\big(X; Q(W\,\mathrm{diag}(s))\,\mathrm{diag}(s)^{-1}\big)\big\|^2,\quad "
+        r"s_j \propto \big(\tfrac1T\textstyle\sum_t |x_{tj}|\big)^r",
+        stored="b-bit codes; per group a 16-bit scale and a b-bit zero point; the scales are folded into norms",
+        bits=(1, 2, 3, 4, 5, 6, 7, 8),
+        grouped=True,
+        calibrated=True,
+        reference="Lin et al., AWQ: activation-aware weight quantization for LLM compression and acceleration",
+        url="https://arxiv.org/abs/2306.00978",
+    ),
+    Options=AwqOptions,
+    quantize=quantize,
+    prepare=prepare,
+    original_inputs=True,
+    input_tokens=CLIP_TOKENS,
+)

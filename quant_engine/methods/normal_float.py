@@ -1,0 +1,70 @@
+"""NormalFloat: every weight goes to the nearest of 2^b fixed levels that suit normally distributed weights.
+
+For each block B of 64 consecutive weights, with levels q_i (quantiles of N(0, 1) scaled to [-1, 1], with an exact 0):
+
+    scale = max |w| over B      code = argmin_i |w / scale - q_i|      w_hat = q_code * scale
+
+Dettmers et al., QLoRA: efficient finetuning of quantized LLMs, arXiv 2305.14314, section 3, as the bitsandbytes
+library does it. With double quantization (the default, as in QLoRA) the scales take 8 bits each. Paper and code differ
+in the levels: the paper's formula (4) has no exact zero, and no code uses it, so neither do we
+(weights/codebook.py has the construction). Levels for 2 and 3 bits follow the same construction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from pydantic import Field
+
+from quant_engine.deferred import deferred
+from quant_engine.methods.contract import Method, MethodCard, Options, Statistics
+from quant_engine.spec import QuantSetting
+
+if TYPE_CHECKING:
+    import torch
+
+    from quant_engine.weights.codebook import Codebook
+
+codebook = deferred("quant_engine.weights.codebook")
+
+
+class NormalFloatOptions(Options):
+    block_size: int = Field(64, ge=8, le=4096, description="Consecutive weights that share a scale.")
+    double_quantization: bool = Field(True, description="Store the scales in 8 bits instead of 32.")
+
+
+def quantize(
+    weight: torch.Tensor,
+    statistics: Statistics | None,
+    setting: QuantSetting,
+    options: NormalFloatOptions,
+    log: Callable[[str], None],
+) -> Codebook:
+    """`weight` [out_features, in_features] rounded to NormalFloat levels, block by block of the flattened matrix.
+
+    Codes are chosen with the exact scales, before these are quantized in turn, as bitsandbytes does.
+    """
+    bits = int(setting.w_bits)
+    codes, scales = codebook.round_to_levels(weight, bits, options.block_size)
+    return codebook.Codebook.pack(codes, scales, bits, options.block_size, double=options.double_quantization)
+
+
+METHOD = Method(
+    card=MethodCard(
+        name="normal_float",
+        title="NormalFloat",
+        idea="Round to levels that lie dense near zero and sparse outside, as normally distributed weights do. "
+        "Uses no data and is the base that QLoRA trains on.",
+        formula=r"\hat w = s\,q_{i^*},\quad s = \max_{B}|w|,\quad i^* = \arg\min_i \big|w/s - q_i\big|,\quad "
+        r"q_i \propto \Phi^{-1}(p_i)",
+        stored="b-bit codes; per block of 64 an 8-bit scale, with a 32-bit step for every 256 of them",
+        bits=(2, 3, 4),
+        grouped=False,
+        calibrated=False,
+        reference="Dettmers et al., QLoRA: efficient finetuning of quantized LLMs",
+        url="https://arxiv.org/abs/2305.14314",
+    ),
+    Options=NormalFloatOptions,
+    quantize=quantize,
+)

@@ -1,0 +1,158 @@
+"""PB-LLM: the few salient weights keep 8 bits, all others become their sign.
+
+In each group of columns (over all rows) the weights with the largest saliency are salient, r of all. The others, B, are
+binary; per row and group, with the mean taken over B:
+
+    mean = mean w     spread = mean |w - mean|     w_hat = mean + spread * sign(w - mean)
+
+Salient weights go to an 8-bit grid of their row. All of this is fixed for the original weights; then columns are fixed
+one after the other and later ones make up for the error, as in GPTQ. The width counts 1 bit for B and 8 for the rest,
+1 + 7 r: 1.7 bits are 10% salient weights, 2 bits one seventh. Which weights are salient (1 bit each), means and spreads
+are not in it; stored are about 1.3 bits more.
+
+Shang et al., PB-LLM: partially binarized large language models, arXiv 2310.00034, its variant without training.
+Where paper and reference code (hahnyuan/PB-LLM, gptq_pb) differ, the code is the default and the paper an option:
+
+- saliency is w^2 / U_jj^2 with inv(H + damping) = U^T U (code), or w^2 / [inv(H + damping)]_jj^2 (paper); or |w|,
+  the default of the code's command line, while its script for LLaMA and the paper's results use H: `saliency`;
+- means are taken over all columns of the group, salient weights counting as zeros, which makes mean and spread too
+  small by about r (code), or over B alone, as the formula says (paper): `means`.
+
+The code marks every weight as binary whose saliency is at most that at place floor((1 - r) count), so one more than
+that share, and ties; so does this. Ties of the sign get +1. Inputs that were always zero get weight zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from quant_engine.deferred import deferred
+from quant_engine.methods.contract import Method, MethodCard, Options, Statistics
+from quant_engine.methods.gptq import clear_dead_columns, compensate, inverse_factor
+from quant_engine.spec import QuantSetting
+
+if TYPE_CHECKING:
+    from quant_engine.weights.binary import PartlyBinary
+
+torch = deferred("torch")
+binary = deferred("quant_engine.weights.binary")
+grouped = deferred("quant_engine.weights.grouped")
+
+
+class PbLlmOptions(Options):
+    saliency: Literal["hessian", "paper", "magnitude"] = Field(
+        "hessian", description="Weighted by U (reference code), by the inverse Hessian (paper), or the size alone."
+    )
+    means: Literal["group", "binary"] = Field(
+        "group", description="Means over the group, salient weights as zeros (reference code), or without them (paper)."
+    )
+    compensation: bool = Field(True, description="Later columns make up for the error of earlier ones.")
+    damping: float = Field(0.01, gt=0, le=1, description="Added to H's diagonal, as a share of its mean.")
+
+
+def quantize(
+    weight: torch.Tensor,
+    statistics: Statistics | None,
+    setting: QuantSetting,
+    options: PbLlmOptions,
+    log: Callable[[str], None],
+) -> PartlyBinary:
+    """`weight` [out_features, in_features] with a share of salient weights that follows from the width."""
+    share = (setting.w_bits - 1) / (binary.HIGH_BITS - 1)
+    return partly_binarize(weight, statistics, setting.group_size, share, options, log)
+
+
+def partly_binarize(
+    weight: torch.Tensor,
+    statistics: Statistics,
+    group: int | None,
+    share: float,
+    options: PbLlmOptions,
+    log: Callable[[str], None],
+) -> PartlyBinary:
+    """`weight` [m, n] with a `share` of salient weights, 0 to 1, in groups of columns (None: all). It is used up."""
+    rows, columns = weight.shape
+    group = min(group or columns, columns)
+    live = statistics.hessian.diagonal() != 0
+    hessian = clear_dead_columns(weight, statistics.hessian)
+    factor = inverse_factor(hessian, options.damping, log)
+    saliency = weight.square() / _importance(factor, options.saliency)
+    salient = torch.cat([most_salient(part, share) for part in saliency.split(group, 1)], 1)
+    fits = [
+        _fit(part, ~marked, options.means)
+        for part, marked in zip(weight.split(group, 1), salient.split(group, 1), strict=True)
+    ]
+    mean, spread = (torch.stack(values, 1) for values in zip(*fits, strict=True))
+    grid_scale, grid_zero = (values[:, 0] for values in grouped.grids(weight, binary.HIGH_BITS, columns))
+    scale, zero = grid_scale.to(weight.dtype), grid_zero.to(weight.dtype)
+    signs = torch.empty((rows, columns), dtype=torch.bool, device=weight.device)
+    codes = torch.empty((rows, columns), dtype=torch.uint8, device=weight.device)
+    alive = live.tolist()
+
+    def fix(column: int, values: torch.Tensor) -> torch.Tensor:
+        code = torch.round(values / scale).add_(zero).clamp_(0, 2**binary.HIGH_BITS - 1)
+        sign, low = binary.signed(values, mean[:, column // group], spread[:, column // group])
+        signs[:, column], codes[:, column] = sign, code
+        return torch.where(salient[:, column], scale * (code - zero), low * alive[column])
+
+    compensate(weight, factor if options.compensation else torch.eye(columns).to(factor), fix)
+    return binary.PartlyBinary.pack(
+        signs,
+        torch.stack([mean, spread], 2),
+        live,
+        group,
+        marks=salient,
+        codes=codes,
+        grid_scales=grid_scale,
+        grid_zeros=grid_zero,
+    )
+
+
+def _importance(factor: torch.Tensor, saliency: str) -> torch.Tensor:
+    """What squared weights are divided by, a number for each column [n]."""
+    if saliency == "hessian":
+        return factor.diagonal().square()
+    if saliency == "paper":
+        return factor.square().sum(0).square()
+    return torch.ones_like(factor.diagonal())
+
+
+def most_salient(saliency: torch.Tensor, share: float) -> torch.Tensor:
+    """The marks of the salient entries of `saliency` [m, c]: those above the place that the binary share ends at."""
+    binary_count = int(saliency.numel() * (1 - share))
+    if binary_count == 0:
+        return torch.ones_like(saliency, dtype=torch.bool)
+    place = min(binary_count + 1, saliency.numel())
+    return saliency > saliency.flatten().kthvalue(place).values
+
+
+def _fit(values: torch.Tensor, mask: torch.Tensor, means: str) -> tuple[torch.Tensor, torch.Tensor]:
+    if means == "binary":
+        return binary.fit(values, mask)
+    return binary.fit(values * mask, torch.ones_like(mask))
+
+
+METHOD = Method(
+    card=MethodCard(
+        name="pb_llm",
+        title="PB-LLM",
+        idea="Keep the tenth of the weights that matters most in 8 bits, and of all others only the sign. "
+        "Which weights those are has to be stored as well, so it is larger than its width says.",
+        formula=r"\hat w = \begin{cases} \Delta\,(q - z),\ q \in \{0..255\} & \text{salient: } "
+        r"w^2 / U_{jj}^2 \text{ among the largest} \\ \mu + \alpha\,\mathrm{sign}(w - \mu) & \text{else} \end{cases}",
+        stored="a sign per weight, or 8 bits if salient; a mark per weight; per row and group a mean and a spread of "
+        "16 bits; per row a 16-bit scale, an 8-bit zero point and a 32-bit place; a bit per column",
+        bits=(1.35, 1.7, 2, 2.4, 4.5),
+        grouped=True,
+        calibrated=True,
+        reference="Shang et al., PB-LLM: partially binarized large language models",
+        url="https://arxiv.org/abs/2310.00034",
+        headline="1 + 7 r for a share r of salient weights: 1.7 is 10%, 2 is a seventh; marks and scales come on top, "
+        "about 1.3 bits",
+    ),
+    Options=PbLlmOptions,
+    quantize=quantize,
+)

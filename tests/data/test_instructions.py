@@ -1,0 +1,138 @@
+"""Training data from files, folders and the hub's cache, read as a user gives them."""
+
+import json
+import shutil
+
+import pandas as pd
+import pytest
+
+from quant_engine.data import instructions
+from quant_engine.data.instructions import Pair, pairs, pin
+from quant_engine.spec import UserError
+
+ROWS = [
+    {"instruction": "Add.", "input": "1 and 2", "output": "3"},
+    {"instruction": "Greet.", "input": "", "output": "Hello"},
+]
+EXPECTED = [
+    Pair(
+        "Below is an instruction that describes a task, paired with an input that provides further context. Write a "
+        "response that appropriately completes the request.\n\n### Instruction:\nAdd.\n\n### Input:\n1 and 2\n\n"
+        "### Response: ",
+        "3",
+    ),
+    Pair(
+        "Below is an instruction that describes a task. Write a response that appropriately completes the request."
+        "\n\n### Instruction:\nGreet.\n\n### Response: ",
+        "Hello",
+    ),
+]
+
+
+@pytest.fixture(autouse=True)
+def _home(lab):
+    pass
+
+
+def write(path, rows=ROWS):
+    table = pd.DataFrame(rows)
+    if path.suffix == ".json":
+        path.write_text(json.dumps(rows))
+    elif path.suffix == ".jsonl":
+        path.write_text("\n".join(map(json.dumps, rows)))
+    elif path.suffix == ".csv":
+        table.to_csv(path, index=False)
+    else:
+        table.to_parquet(path)
+    return path
+
+
+@pytest.mark.parametrize("kind", ["json", "jsonl", "csv", "parquet"])
+def test_every_kind_of_file_gives_the_same_pairs(tmp_path, kind):
+    assert pairs(pin(str(write(tmp_path / f"rows.{kind}")))) == EXPECTED
+
+
+def test_texts_have_no_prompt_and_empty_rows_are_left_out(tmp_path):
+    path = write(tmp_path / "texts.jsonl", [{"text": "One."}, {"text": " "}, {"text": None}, {"text": "Two."}])
+    assert pairs(pin(str(path))) == [Pair("", "One."), Pair("", "Two.")]
+
+
+def test_an_instruction_column_without_input_will_do(tmp_path):
+    path = write(tmp_path / "rows.json", [{"instruction": "Greet.", "output": "Hello", "id": 7}])
+    assert pairs(pin(str(path))) == EXPECTED[1:]
+
+
+def test_a_folder_as_the_hub_lays_it_out_gives_its_training_part(tmp_path):
+    (tmp_path / "set" / "data").mkdir(parents=True)
+    write(tmp_path / "set" / "data" / "train-00000-of-00001.parquet")
+    write(tmp_path / "set" / "data" / "test-00000-of-00001.parquet", ROWS[:1])
+    assert pairs(pin(str(tmp_path / "set"))) == EXPECTED
+
+
+def test_a_hub_set_is_read_from_its_cache(tmp_path, monkeypatch):
+    """The folder layout that huggingface_hub leaves, with no network to ask."""
+    cache = tmp_path / "hub" / "datasets--lab--greetings"
+    snapshot = cache / "snapshots" / ("a" * 40)
+    snapshot.mkdir(parents=True)
+    write(snapshot / "train.parquet")
+    (cache / "refs").mkdir()
+    (cache / "refs" / "main").write_text("a" * 40)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    import huggingface_hub
+
+    fetch = huggingface_hub.snapshot_download
+    monkeypatch.setattr(
+        "huggingface_hub.snapshot_download", lambda *args, **more: fetch(*args, cache_dir=tmp_path / "hub", **more)
+    )
+    assert pin("hub:lab/greetings") == "hub:lab/greetings"
+    assert pairs("hub:lab/greetings") == EXPECTED
+    assert pairs(f"hub:lab/greetings@{'a' * 40}") == EXPECTED
+    with pytest.raises(UserError, match="is not on this machine and the hub can't be reached"):
+        pairs("hub:lab/others")
+
+
+def test_a_path_is_pinned_by_its_content(tmp_path, monkeypatch):
+    path = write(tmp_path / "rows.json")
+    monkeypatch.chdir(tmp_path)
+    pinned = pin("rows.json")
+    assert pinned == pin(pinned)
+    assert pinned.startswith(f"{path}@")
+    write(path, ROWS[:1])
+    assert pin(str(path)) != pinned
+    with pytest.raises(UserError, match="have changed since this run was made"):
+        pin(pinned)
+
+
+def test_bad_data_are_one_sentence(tmp_path):
+    (tmp_path / "notes.txt").write_text("Hello")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "broken.json").write_text("{nonsense")
+    write(tmp_path / "other.json", [{"question": "1", "answer": "2"}])
+    write(tmp_path / "blank.json", [{"text": ""}])
+    shutil.copytree(tmp_path / "empty", tmp_path / "mixed")
+    write(tmp_path / "mixed" / "a.json")
+    write(tmp_path / "mixed" / "b.csv")
+    for name, sentence in (
+        ("missing.json", "There is no training data"),
+        ("notes.txt", "is no training data: give a .json"),
+        ("empty", "holds no .json"),
+        ("mixed", "several kinds"),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            pin(str(tmp_path / name))
+    for name, sentence in (
+        ("broken.json", "can't be read"),
+        ("other.json", "columns question, answer; they need instruction and output"),
+        ("blank.json", "no row with an answer"),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            pairs(pin(str(tmp_path / name)))
+    with pytest.raises(UserError, match="names no hub data set"):
+        pin("hub:one two")
+
+
+def test_the_data_that_ship_are_there():
+    assert pin("builtin") == "builtin"
+    assert pin("demo") == "demo"
+    assert len(instructions.builtin_text()) > 10_000

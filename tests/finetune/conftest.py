@@ -1,0 +1,55 @@
+"""A tiny Llama on disk, instruction data, and one way to fine-tune it."""
+
+import json
+
+import pytest
+from generate import tiny_chat
+
+from quant_engine.quantize import Hooks, quantize
+from quant_engine.runs.resolve import resolve
+from quant_engine.spec import QuantSetting, RunSpec
+
+ROWS = [
+    {
+        "instruction": f"Say {word} {count} times.",
+        "input": "Slowly." if count % 2 else "",
+        "output": " ".join([word] * count),
+    }
+    for count in (1, 2, 3, 4)
+    for word in ("red", "green", "blue", "one", "two", "three")
+]
+OPTIONS = {"rank": 4, "steps": 8, "batch": 4, "source_length": 24, "target_length": 24, "learning_rate": 5e-3}
+
+
+@pytest.fixture(scope="session")
+def tiny_models(tmp_path_factory):
+    """A tiny Llama and a tiny LLaVA-NeXT as folders on disk."""
+    root = tmp_path_factory.mktemp("models")
+    for name, made in (("llama", tiny_chat.llama()), ("llava", tiny_chat.llava_next())):
+        made.model.save_pretrained(root / name)
+        (made.processor or made.tokenizer).save_pretrained(root / name)
+    return root
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory):
+    path = tmp_path_factory.mktemp("data") / "says.json"
+    path.write_text(json.dumps(ROWS))
+    return path
+
+
+@pytest.fixture
+def spec_for(lab, tiny_models, data):
+    """A resolved run of a method on the tiny model, with few steps."""
+
+    def make(method="qlora", family="llama", bits=4, **options):
+        options = {"data": str(data), **OPTIONS, **options}
+        setting = QuantSetting(method=method, w_bits=bits, options=options)
+        return resolve(RunSpec(model=str(tiny_models / family), setting=setting, tasks=("perplexity",), window=64))
+
+    return make
+
+
+@pytest.fixture
+def fine_tune():
+    return lambda spec, **hooks: quantize(spec, Hooks(**hooks))

@@ -1,0 +1,32 @@
+"""The kernels of binary weights against dequantize-then-multiply."""
+
+import pytest
+import torch
+from weights.test_binary import FORMS, made
+
+from quant_engine.kernels import cpu_binary, matmul
+
+SHAPES = [(9, 576, 64), (17, 150, 64), (6, 45, 45), (4, 100, 25), (5, 1536, 128), (3, 200, 200)]
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(("rows", "columns", "group"), SHAPES)
+def test_product_is_that_of_the_dequantized_weight(form, rows, columns, group):
+    weight, dense = made(form, rows, columns, group, seed=rows)
+    for count in (1, 3, 40):
+        x = torch.randn(count, columns, generator=torch.Generator().manual_seed(count))
+        expected = (x.double() @ dense.double().T).float()
+        assert torch.allclose(matmul.matmul(x, weight), expected, atol=1e-5 * expected.abs().max())
+        assert torch.allclose(matmul.tiled(x, weight), expected, atol=1e-5 * expected.abs().max())
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(("rows", "columns", "group"), SHAPES)
+def test_numba_dequantizes_bit_for_bit_as_the_form_does(form, rows, columns, group):
+    weight, _ = made(form, rows, columns, group)
+    assert torch.equal(cpu_binary.dequantize_rows(weight, 1, rows), weight.dequantize(1))
+
+
+def test_groups_that_cut_through_a_byte_are_left_to_tiles():
+    assert not cpu_binary.fits(made("binary", 4, 100, 25)[0])
+    assert cpu_binary.fits(made("binary", 3, 45, 45)[0])
