@@ -242,8 +242,6 @@ def _ask_groups(rng: random.Random, g: Groups) -> list[Question]:
     return questions + yes_no_pair(rng, "text", template, str(true), str(false))
 
 
-
-
 def ask(rng: random.Random, s: Series) -> list[Question]:
     order = sorted(range(len(s.labels)), key=lambda i: s.values[i])
     low, high = order[0], order[-1]

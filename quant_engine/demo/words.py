@@ -39,8 +39,8 @@ STATES = tuple("Open Paid Closed Late New Sent".split())
 FORM_TITLES = tuple("Invoice Order Ticket Report Memo Visitor Badge Permit Contract Letter".split())
 SHOPS = ("Corner Shop", "Cafe Luna", "Market", "Bakery", "Green Store", "Kiosk", "Diner")
 FORM_KEYS = tuple(
-    "Name Client Owner Teacher City Origin Branch Street Date Deadline Code Order Room Phone Age Seat Item Amount Price "
-    "Weight Dept Brand Day Status".split()
+    "Name Client Owner Teacher City Origin Branch Street Date Deadline Code Order Room Phone Age Seat Item Amount "
+    "Price Weight Dept Brand Day Status".split()
 )
 NUMBER_WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 
@@ -103,5 +103,7 @@ def other_numbers(rng: random.Random, value: int, count: int = 4) -> tuple[str, 
 def known() -> tuple[str, ...]:
     """Every word of the lists above, sorted: the words that training shows often enough to be read as wholes."""
     lists = (FIRST_NAMES, LAST_NAMES, CITIES, ITEMS, MONTHS, DAYS, DEPARTMENTS, CHAIN_WORDS, TITLES, HEADS, STATES)
-    listed_words = {word for words in (*lists, FORM_TITLES, SHOPS, FORM_KEYS) for text in words for word in text.split()}
+    listed_words = {
+        word for words in (*lists, FORM_TITLES, SHOPS, FORM_KEYS) for text in words for word in text.split()
+    }
     return tuple(sorted(word for word in {*listed_words, "Total", "kg"} if word.isalpha()))

@@ -101,10 +101,12 @@ class DemoItems(VisualQuestions):
     def questions(self, limit: int | None) -> list[Question]:
         from quant_engine.demo import suite
 
-        return [
-            Question(item.id, item.image, self.prompt(item), item.answers, item.options, item.link, self.category(item))
-            for item in suite.items(self.name, limit)
-        ]
+        return [self.question(item) for item in suite.items(self.name, limit)]
+
+    def question(self, item: DemoItem) -> Question:
+        return Question(
+            item.id, item.image, self.prompt(item), item.answers, item.options, item.link, self.category(item)
+        )
 
     def prompt(self, item: DemoItem) -> str:
         return item.question + self.suffix

@@ -9,42 +9,46 @@ pytestmark = pytest.mark.demo
 
 
 @pytest.fixture(scope="module")
-def answerer():
+def loaded():
     folder = folders.models() / "demo"
     if not (folder / "complete.json").exists():
         pytest.skip("run: python -m quant_engine get demo")
     import torch
 
-    from quant_engine.demo.train.score import Answerer
+    from quant_engine.demo.train.score import load
 
-    return Answerer(folder, torch.device("cpu"))
+    return load(folder, torch.device("cpu"))
 
 
-def test_it_is_a_plain_llava_next_with_its_own_processor(answerer):
+def test_it_is_a_plain_llava_next_with_its_own_processor(loaded):
     from transformers import LlavaNextForConditionalGeneration, LlavaNextProcessor
 
-    assert type(answerer.model) is LlavaNextForConditionalGeneration
-    assert type(answerer.processor) is LlavaNextProcessor
-    assert answerer.model.lm_head.weight is answerer.model.model.language_model.embed_tokens.weight
+    assert type(loaded.model) is LlavaNextForConditionalGeneration
+    assert type(loaded.processor) is LlavaNextProcessor
+    assert loaded.model.lm_head.weight is loaded.model.model.language_model.embed_tokens.weight
 
 
 @pytest.mark.parametrize("size", [(288, 288), (640, 480), (90, 60), (300, 1200), (1, 1)])
-def test_a_picture_of_any_size_becomes_as_many_features_as_tokens(answerer, size):
+def test_a_picture_of_any_size_becomes_as_many_features_as_tokens(loaded, size):
     from PIL import Image
 
-    assert isinstance(answerer.answer(Image.new("RGB", size, "white"), "What is this?", 2), str)
+    from quant_engine.generate.decode import answer_text
+
+    assert isinstance(answer_text(loaded, Image.new("RGB", size, "white"), "What is this?", 2), str)
 
 
-def test_its_answers_depend_on_the_picture(answerer):
+def test_its_answers_depend_on_the_picture(loaded):
     from PIL import Image
+
+    from quant_engine.generate.decode import answer_text
 
     items = suite.items("demo-chartqa", 6)
     blank = Image.new("RGB", (288, 288), "white")
-    drawn = [answerer.answer(item.image(), item.question, 8) for item in items]
-    assert drawn != [answerer.answer(blank, item.question, 8) for item in items]
+    drawn = [answer_text(loaded, item.image(), item.question, 8) for item in items]
+    assert drawn != [answer_text(loaded, blank, item.question, 8) for item in items]
 
 
-def test_training_sees_the_picture_exactly_as_the_processor_makes_it(answerer):
+def test_training_sees_the_picture_exactly_as_the_processor_makes_it(loaded):
     import torch
 
     from quant_engine.demo.pictures import picture
@@ -54,7 +58,7 @@ def test_training_sees_the_picture_exactly_as_the_processor_makes_it(answerer):
 
     drawing = picture("form", "test", 0).drawing
     seen = see(drawing)
-    inputs = answerer.processor(images=drawing.image, text="<image>", return_tensors="pt")
+    inputs = loaded.processor(images=drawing.image, text="<image>", return_tensors="pt")
     tiles = normalised(torch.from_numpy(seen.tiles)).float()
     assert torch.allclose(inputs["pixel_values"][0], tiles, atol=0.01)
     assert inputs["input_ids"].shape[1] == picture_length(seen)

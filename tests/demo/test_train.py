@@ -33,7 +33,9 @@ def one_word(text, x):
 
 def words_of(drawing):
     named = labels.grids(drawing)[1][72 // labels.PATCH, :, labels.WORD]
-    return {int(i): "..." if named[i] == labels.CONTINUED else labels.WORDS[named[i] - 1] for i in np.flatnonzero(named)}
+    return {
+        int(i): "..." if named[i] == labels.CONTINUED else labels.WORDS[named[i] - 1] for i in np.flatnonzero(named)
+    }
 
 
 def test_a_known_word_is_named_where_it_starts_and_its_rest_is_its_continuation():
@@ -82,7 +84,9 @@ def test_what_a_sure_tower_believes_is_coded_like_the_labels():
     torch.manual_seed(0)
     coded = Symbols(Whole(), torch.randn(40, 24))
     seen = torch.from_numpy(labels.see(picture("chart", "test", 3).drawing).whole.astype(np.int64))
-    sure = [50.0 * torch.nn.functional.one_hot(seen[..., f], n).flatten(0, 1)[None] for f, n in enumerate(labels.FIELDS)]
+    sure = [
+        50.0 * torch.nn.functional.one_hot(seen[..., f], n).flatten(0, 1)[None] for f, n in enumerate(labels.FIELDS)
+    ]
     torch.testing.assert_close(coded.expected(sure)[0], coded.exact(seen).flatten(0, 1), atol=1e-4, rtol=1e-4)
 
 

@@ -9,7 +9,7 @@ import torch
 
 from quant_engine import folders
 
-STAGES = ("tower", "language", "projector", "joint", "export")
+STAGES = ("tower", "language", "projector", "joint", "export", "quantized")
 
 
 def main() -> None:
@@ -21,6 +21,7 @@ def main() -> None:
     parser.add_argument("--joint-minutes", type=float, default=60)
     parser.add_argument("--believed", type=float, default=0.5, help="share of lessons told as the tower sees them")
     parser.add_argument("--items", type=int, default=200, help="test items per task for the model card")
+    parser.add_argument("--table-items", type=int, default=100, help="items per task for its table of quantized models")
     parser.add_argument("--folder", type=Path, default=folders.home() / "demo-training", help="checkpoints and logs")
     parser.add_argument("--parts", type=Path, default=folders.ASSETS / "demo", help="where the parts and card go")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -49,11 +50,16 @@ def main() -> None:
             from quant_engine.demo.train import joint
 
             joint.train(options.folder, options.joint_minutes, device, options.seed)
-        else:
+        elif stage == "export":
             from quant_engine.demo.train import export
 
             for score in export.export(options.folder, options.parts, device, options.seed, options.items):
                 print(score)
+        else:
+            from quant_engine.demo.train import export, quantized
+
+            quantized.measure(options.folder, options.table_items)
+            export.write_card(options.folder, options.parts)
 
 
 if __name__ == "__main__":

@@ -14,10 +14,12 @@ from pathlib import Path
 import torch
 from transformers import AutoTokenizer, LlamaForCausalLM
 
-from quant_engine.demo import fetch, model
-from quant_engine.demo.train import joint
-from quant_engine.demo.train.score import Answerer, Score, perplexity, score, speed
+from quant_engine.demo import fetch, model, suite
+from quant_engine.demo.train import joint, quantized
+from quant_engine.demo.train.score import Score, load, perplexity, score, speed
+from quant_engine.models.load import Loaded
 
+ABOUT = "about.json"
 CARD = """# The demo LLaVA-NeXT: model card
 
 {note}
@@ -32,17 +34,19 @@ about 15 to 22 pixels in a picture of 288 x 288, 432 x 288 or 288 x 432 pixels (
 not know photographs, faces, places, handwriting or long documents, and answers about them are of no use.
 
 ## Scores
-Greedy answers in float32. Test pictures come from seeds that training never uses; "shifted" ones have fonts and
-palettes that training never uses; "blank" asks the same questions about white pictures: what can be guessed.
-Standard errors are over items; multiple choice and yes/no are scored question by question here.
+Greedy answers in float32, with the prompts and scores of the demo tasks (`python -m quant_engine evaluate`). Test
+pictures come from seeds that training never uses; "shifted" ones have fonts and palettes that training never uses;
+"blank" asks the same questions about white pictures: what can be guessed. A score is over items: pictures with one
+question, with a question in all rotations of its options (demo-mmbench) or with a pair of questions (demo-mme, of 200
+points a category). The last columns count single questions. Standard errors are behind the ±.
 
-| task | split | pictures | items | score | standard error |
-| --- | --- | --- | --- | --- | --- |
+| task | metric | split | pictures | score | items | questions right | questions |
+| --- | --- | --- | --- | --- | --- | --- | --- |
 {scores}
 
 {verdict}
 
-By kind of question, on the drawn test pictures (score, items):
+By kind of question, on the drawn test pictures (percentage right, questions):
 
 {kinds}
 
@@ -50,15 +54,18 @@ Perplexity on the built-in prose (`assets/text/evaluation.txt`, {windows} window
 SmolLM2-135M-Instruct {base_perplexity:.2f}, this model {perplexity:.2f}.
 Time to first token {first:.2f} s, then {rate:.1f} tokens/s, for one picture of 288 x 288, {hardware}.
 
+## What quantization costs it
+{quantized}
 ## How it was trained
 {stages}
 
 Training pictures are drawn as they are needed, from seed {seed}; none is stored. Everything runs in bfloat16 with
 float32 master weights (AdamW). {device}
 
-1. *tower*: each patch's characters, mark and colour are named; cross-entropy.
-2. *language*: a rank-{rank} adapter on all linears learns to answer from coded grids of symbols; the adapted model is
-   held to the unadapted one on plain text and chat.
+1. *tower*: each patch's characters, mark, colour and word are named; cross-entropy.
+2. *language*: a rank-{rank} adapter on all linears learns to answer from pictures told as grids of the language model's
+   own embeddings, a known word in the patch where it starts, else characters; the adapted model is held to the
+   unadapted one on plain text and chat.
 3. *projector*: regresses that code from the tower's features.
 4. *joint*: all of it, through the language model, on pictures.
 
@@ -67,40 +74,48 @@ transformers {transformers}, torch {torch}.
 
 
 def export(folder: Path, parts: Path, device: torch.device, seed: int, items: int) -> list[Score]:
-    """Write parts and card into `parts` from the checkpoints in `folder`; returns the scores of the card."""
+    """Write the parts into `parts` from the checkpoints in `folder`, and measure the model; returns the scores."""
     write_parts(folder, parts)
     language = fetch.get_language_model()
     with tempfile.TemporaryDirectory() as aside:
         model.compose(language, parts, Path(aside))
-        answerer = Answerer(Path(aside), device)
-        scores = measure(answerer, items)
-        held = perplexity(answerer.model, answerer.processor.tokenizer)
-        first, rate = speed(answerer)
+        loaded = load(Path(aside), device)
+        first, rate = speed(loaded)
+        scores = measure(loaded, items)
+        held = perplexity(loaded.model, loaded.tokenizer)
     base = perplexity(
         LlamaForCausalLM.from_pretrained(language, dtype=torch.float32).to(device).eval(),
         AutoTokenizer.from_pretrained(language),
     )
-    card = CARD.format(
-        note=textwrap.fill(model.NOTE, 118),
-        scores="\n".join(_row(s) for s in scores),
-        verdict=textwrap.fill(_verdict(scores), 118),
-        kinds="\n".join(_kinds(s) for s in scores if (s.split, s.pictures) == ("test", "drawn")),
-        windows=16,
-        base_perplexity=base,
-        perplexity=held,
-        first=first,
-        rate=rate,
-        hardware=f"{torch.get_num_threads()} threads of {platform.machine()}" if device.type == "cpu" else "on a GPU",
-        stages=_stages(folder),
-        seed=seed,
-        device="Trained on a CPU." if device.type == "cpu" else "Trained on a GPU.",
-        rank=model.RANK,
-        transformers=version("transformers"),
-        torch=version("torch"),
-    )
-    (parts / "README.md").write_text(card, encoding="utf-8")
-    (folder / "scores.json").write_text(json.dumps([asdict(s) for s in scores], indent=1), encoding="utf-8")
+    about = {
+        "note": textwrap.fill(model.NOTE, 118),
+        "scores": "\n".join(_row(s) for s in scores),
+        "verdict": textwrap.fill(_verdict(scores), 118),
+        "kinds": "\n".join(_kinds(s) for s in scores if (s.split, s.pictures) == ("test", "drawn")),
+        "windows": 16,
+        "base_perplexity": base,
+        "perplexity": held,
+        "first": first,
+        "rate": rate,
+        "hardware": f"{torch.get_num_threads()} threads of {platform.machine()}"
+        if device.type == "cpu"
+        else "on a GPU",
+        "stages": _stages(folder),
+        "seed": seed,
+        "device": "Trained on a CPU." if device.type == "cpu" else "Trained on a GPU.",
+        "rank": model.RANK,
+        "transformers": version("transformers"),
+        "torch": version("torch"),
+    }
+    about["scores_data"] = [asdict(s) for s in scores]
+    (folder / ABOUT).write_text(json.dumps(about, indent=1), encoding="utf-8")
     return scores
+
+
+def write_card(folder: Path, parts: Path) -> None:
+    """The model card, from what the stages `export` and `quantized` have measured."""
+    about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
+    (parts / "README.md").write_text(CARD.format(quantized=quantized.table(folder), **about), encoding="utf-8")
 
 
 def write_parts(folder: Path, parts: Path) -> None:
@@ -110,20 +125,20 @@ def write_parts(folder: Path, parts: Path) -> None:
     model.write_parts(parts, latest["tower"], projector, latest["adapter"])
 
 
-def measure(answerer: Answerer, items: int) -> list[Score]:
-    """All tasks on the test split; the two reading tasks also on blank and on shifted pictures."""
-    reading = ("demo-docvqa", "demo-chartqa")
+def measure(loaded: Loaded, items: int) -> list[Score]:
+    """All tasks on test pictures, and on half as many shifted and blank ones."""
     scores = []
-    for task in reading:
-        scores += [score(answerer, task, items), score(answerer, task, items // 2, blank=True)]
-        scores.append(score(answerer, task, items // 2, "shifted"))
-    for task in ("demo-ai2d", "demo-mmbench", "demo-mme"):
-        scores += [score(answerer, task, items // 2), score(answerer, task, items // 2, blank=True)]
+    for task in suite.TASKS:
+        scores += score(loaded, task, items)
+        scores += score(loaded, task, items // 2, "shifted")
+        scores += score(loaded, task, items // 2, blank=True)
     return scores
 
 
 def _row(s: Score) -> str:
-    return f"| {s.task} | {s.split} | {s.pictures} | {s.items} | {s.value:.1f} | {s.error:.1f} |"
+    right = f"{s.right:.1f} ± {s.right_error:.1f}"
+    number = f"{s.value:.1f} ± {s.error:.1f}"
+    return f"| {s.task} | {s.metric} | {s.split} | {s.pictures} | {number} | {s.items} | {right} | {s.questions} |"
 
 
 def _verdict(scores: list[Score]) -> str:
@@ -132,7 +147,7 @@ def _verdict(scores: list[Score]) -> str:
     seen, guessed = [], []
     for task in dict.fromkeys(s.task for s in scores):
         drawn, blank = by_view[task, "drawn"], by_view[task, "blank"]
-        clear = drawn.value - blank.value > 2 * math.hypot(drawn.error, blank.error)
+        clear = drawn.right - blank.right > 2 * math.hypot(drawn.right_error, blank.right_error)
         (seen if clear else guessed).append(task)
     return (
         f"Clearly better than on blank pictures (by more than two standard errors): {', '.join(seen) or 'none'}. "

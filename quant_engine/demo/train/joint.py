@@ -88,8 +88,8 @@ def train(folder: Path, minutes: float, device: torch.device, seed: int, batch_s
         pictures, features = shown(batch, tower, projector, newline.newline)
         embedded = filled(model.model.embed_tokens(batch.ids.to(device)), batch, pictures)
         loss, right = answer_loss(model, batch, embedded)
-        labels = torch.cat([torch.from_numpy(one.seen.tile_labels().astype(np.int64)) for one in batch.lessons]).to(device)
-        naming = tower_stage.loss_of(heads(features), labels)
+        labels = np.concatenate([one.seen.tile_labels() for one in batch.lessons]).astype(np.int64)
+        naming = tower_stage.loss_of(heads(features), torch.from_numpy(labels).to(device))
         (loss + 0.3 * naming).backward()
         values = {"loss": loss.item(), "right": right, "naming": naming.item()}
         if stage.step % 3 == 0:

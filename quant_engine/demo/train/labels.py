@@ -117,7 +117,8 @@ def _name_word(labels: np.ndarray, run: list[Glyph], cells: list[tuple[int, int]
     code = _WORD.get(run[0].word.rstrip(PUNCTUATION))
     if code is None or run[0].character != run[0].word[0]:
         return
-    inside = [cell for cell in cells if cell[1] // SIDE == cells[0][1] // SIDE and cell[0] // SIDE == cells[0][0] // SIDE]
+    tile = [place // SIDE for place in cells[0]]
+    inside = [cell for cell in cells if [place // SIDE for place in cell] == tile]
     if len(inside) < min(len(run[0].word), max(3, 0.6 * len(run[0].word))):
         return
     for cell in inside[1:]:

@@ -19,8 +19,8 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import CLIPVisionModel
 
-from quant_engine.demo import words
 from quant_engine.demo import model as architecture
+from quant_engine.demo import words
 from quant_engine.demo.drawing import COLOURS, FONTS, Canvas, Drawing
 from quant_engine.demo.pictures import Split, picture, seed
 from quant_engine.demo.train import start
