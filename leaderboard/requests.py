@@ -5,6 +5,7 @@ A hosted page takes only what it offers itself: no paths, no foreign models.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -17,13 +18,32 @@ from quant_engine.models.catalog import MODELS, ModelCard, available
 from quant_engine.runs.resolve import default_device, default_dtype, resolve
 from quant_engine.spec import Calibration, OptionValue, QuantSetting, RunSpec, UserError, sentence
 
+HUB_PATIENCE = 3.0  # seconds
 PER_ROW = "per row"
 FP16 = QuantSetting()
 
 
 def picture_models() -> list[ModelCard]:
-    """The models that can be asked about a picture here: those on this machine, and the demo model in any case."""
-    return [card for card in MODELS.values() if card.pictures and (card.origin == "demo" or available(card))]
+    """The models that can be asked about a picture here, the one to offer first at the head.
+
+    The demo model in any case, and those on this machine; with a GPU also those that the hub has, before the demo.
+    """
+    gpu = default_device() == "cuda"
+    asked = [card for card in MODELS.values() if card.pictures]
+    here = [card for card in asked if card.origin == "demo" or available(card) or (gpu and reachable(card.place))]
+    return sorted(here, key=lambda card: card.origin == "demo") if gpu else here
+
+
+@functools.cache
+def reachable(repository: str) -> bool:
+    """Whether the hub answers and has the repository; asked once."""
+    from huggingface_hub import model_info
+
+    try:
+        model_info(repository, timeout=HUB_PATIENCE)
+    except Exception:  # no network, no token, switched off, or whatever else: then it is not offered
+        return False
+    return True
 
 
 def setting(

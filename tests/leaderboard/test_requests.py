@@ -19,6 +19,30 @@ def refusal(call, *args, **named) -> str:
     return sentence
 
 
+@pytest.mark.parametrize(
+    ("device", "here", "hub", "offered"),
+    [
+        ("cuda", False, True, ["llava-next-8b", "demo"]),
+        ("cuda", True, False, ["llava-next-8b", "demo"]),
+        ("cuda", False, False, ["demo"]),
+        ("cpu", False, True, ["demo"]),
+        ("cpu", True, True, ["demo", "llava-next-8b"]),
+    ],
+)
+def test_with_a_gpu_and_a_hub_the_large_model_is_offered_first(monkeypatch, device, here, hub, offered):
+    monkeypatch.setattr(requests, "default_device", lambda: device)
+    monkeypatch.setattr(requests, "available", lambda card: here)
+    monkeypatch.setattr(requests, "reachable", lambda repository: hub)
+    assert [card.id for card in requests.picture_models()] == offered
+
+
+def test_a_hub_that_does_not_answer_has_nothing(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.model_info", lambda *_, **__: (_ for _ in ()).throw(OSError("no network")))
+    requests.reachable.cache_clear()
+    assert not requests.reachable("llava-hf/llama3-llava-next-8b-hf")
+    requests.reachable.cache_clear()
+
+
 def test_a_setting_is_resolved_with_every_option_spelled_out():
     assert requests.setting("rtn", "4", "64") == QuantSetting(
         method="rtn", w_bits=4, group_size=64, options={"symmetric": False, "mse_clip": False}
