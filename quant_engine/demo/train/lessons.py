@@ -24,7 +24,7 @@ from quant_engine.demo.pictures import Picture, Split, picture, seed
 from quant_engine.demo.questions import short_turn, training_turn
 from quant_engine.demo.train.labels import COLOUR, SIDE, Seen, see
 
-FAMILY_ORDER = ("form", "chart", "scene", "chart", "form", "diagram", "chart", "form", "chart", "form", "scene")
+FAMILY_ORDER = ("form", "chart", "diagram", "scene", "chart", "form", "diagram", "chart", "form", "diagram", "scene")
 IGNORED = -100
 READ_OFF = ("field", "value", "price", "total", "title", "cell", "color", "shape", "value by color", "label by color")
 
