@@ -18,10 +18,12 @@ from transformers import CLIPVisionModel
 from quant_engine.demo.train import tower as tower_stage
 from quant_engine.demo.train.adapter import Adapter
 from quant_engine.demo.train.budget import Average, Stage
-from quant_engine.demo.train.language import PlainText, answer_loss, held_to_base, load_language_model
+from quant_engine.demo.train.language import PlainText, answer_loss, held_to_base, load_language_model, validate
 from quant_engine.demo.train.lessons import Batch, Lessons, all_tiles, filled, grid, packed
 from quant_engine.demo.train.precision import Master
 from quant_engine.demo.train.projector import Projector, load_symbols
+
+BRIEF_LESSONS = 0.8  # share of the stage in which most patches that tell little are left out
 
 
 def shown(batch: Batch, tower: CLIPVisionModel, projector: Projector, newline: Tensor) -> tuple[list[Tensor], Tensor]:
@@ -78,12 +80,20 @@ def train(folder: Path, minutes: float, device: torch.device, seed: int, batch_s
     stage = Stage(folder, "joint", minutes, {**modules, "master": master})
     if stage.over:
         return
-    dataset = Lessons(
-        tokenizer, "train", 10_000_000 * seed + 7_000_000 + batch_size * stage.step, batch_size, share=0.3
-    )
-    loader = iter(DataLoader(dataset, batch_size=None, num_workers=1))
+
+    @torch.no_grad()
+    def validation() -> dict[str, float]:
+        def picture_of(one: Batch) -> list[Tensor]:
+            return shown(one, tower, projector, newline.newline)[0]
+
+        return {f"val_{kind}": share for kind, share in validate(model, tokenizer, picture_of).items()}
+
+    share, loader = None, None
     average = Average(20)
     while not stage.over:
+        if share != (share := 1.0 if stage.fraction > BRIEF_LESSONS else 0.3):
+            first = 10_000_000 * seed + 7_000_000 + batch_size * stage.step
+            loader = iter(DataLoader(Lessons(tokenizer, "train", first, batch_size, share=share), None, num_workers=1))
         batch = next(loader)
         pictures, features = shown(batch, tower, projector, newline.newline)
         embedded = filled(model.model.embed_tokens(batch.ids.to(device)), batch, pictures)
@@ -101,4 +111,5 @@ def train(folder: Path, minutes: float, device: torch.device, seed: int, batch_s
         stage.advance()
         if stage.step % 10 == 0:
             stage.log(pictures=stage.step * batch_size, **means)
+    stage.log(**validation())
     stage.save()
