@@ -91,7 +91,9 @@ def train(folder: Path, minutes: float, device: torch.device, seed: int, batch_s
     share, loader = None, None
     average = Average(20)
     while not stage.over:
-        if share != (share := 1.0 if stage.fraction > BRIEF_LESSONS else 0.3):
+        wanted = 1.0 if stage.fraction > BRIEF_LESSONS else 0.3
+        if wanted != share:
+            share = wanted
             first = 10_000_000 * seed + 7_000_000 + batch_size * stage.step
             loader = iter(DataLoader(Lessons(tokenizer, "train", first, batch_size, share=share), None, num_workers=1))
         batch = next(loader)
