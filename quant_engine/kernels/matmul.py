@@ -13,7 +13,7 @@ from types import ModuleType
 
 import torch
 
-from quant_engine.kernels import cpu, cpu_binary, cpu_codebook
+from quant_engine.kernels import cpu, cpu_binary, cpu_codebook, cpu_dual
 from quant_engine.weights import IntActivations, LowRank, MixedWidth, StoredWeight
 from quant_engine.weights.int_activations import quantize_tokens
 
@@ -28,6 +28,7 @@ CPU_KERNELS = {
     "binary": cpu_binary,
     "partly_binary": cpu_binary,
     "residual_binary": cpu_binary,
+    "dual_binary": cpu_dual,
 }
 """By storage form, the module with its functions `fits`, `multiply_row` and `dequantize_rows` for the CPU."""
 
