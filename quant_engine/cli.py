@@ -300,6 +300,25 @@ def quantize(
 
 
 @app.command()
+def merge(
+    checkpoint: Annotated[Path, typer.Argument(help="A folder that quantize printed, or a run's log names.")],
+    target: Annotated[Path, typer.Argument(help="The new folder to write the model to.")],
+    dtype: Dtype = None,
+) -> None:
+    """Write quantized weights as a plain dense model folder, adapters merged, that any program loads.
+
+    It takes 16 or 32 bits per weight again. Its answers are those of the low-bit model, rounded once to dtype.
+    """
+    with _plain_errors():
+        if dtype not in (None, "float32", "bfloat16", "float16"):
+            raise UserError(f"The dtype is float32, bfloat16 or float16, not {dtype!r}.")
+        from quant_engine.finetune.merge import merge as write
+
+        write(checkpoint, target, dtype)
+        console.print(f"{target}", highlight=False, soft_wrap=True)
+
+
+@app.command()
 def ask(
     question: Annotated[str, typer.Argument(help="What to ask.")],
     model: Model = "demo",
