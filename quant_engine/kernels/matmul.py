@@ -94,11 +94,15 @@ def matmul_back(gradient: torch.Tensor, weight: StoredWeight) -> torch.Tensor:
 
     As `tiled`, a tile of weight rows at a time.
     """
+    # A kernel gives the stored rows, which are the weight's own where nothing is transformed on the way.
+    plain = type(weight).stored_rows is StoredWeight.stored_rows
+    kernel = _kernel(gradient, weight) if plain else None
     x = gradient.new_zeros((len(gradient), weight.in_features))
     step = max(1, TILE_WEIGHTS // weight.in_features)
     for start in range(0, weight.out_features, step):
         end = min(start + step, weight.out_features)
-        x.addmm_(gradient[:, start:end], weight.dequantize(start, end).to(gradient.dtype))
+        rows = kernel.dequantize_rows(weight, start, end) if kernel else weight.dequantize(start, end)
+        x.addmm_(gradient[:, start:end], rows.to(gradient.dtype))
     return x
 
 
