@@ -191,7 +191,7 @@ class _Pipeline:
         training = Training(
             model=model,
             decoder=model.model.language_model if self.card.pictures else model.model,
-            linears=LINEARS,
+            sets=SEQUENTIAL_SETS,
             windows=calibration_windows(self.spec.calibration, loaded.tokenizer).to(self.spec.device),
             setting=self.spec.setting,
             options=self.options,

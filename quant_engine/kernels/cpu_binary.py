@@ -35,44 +35,52 @@ def multiply_row(x: torch.Tensor, weight: Binary) -> torch.Tensor:
     """`x` [in_features] float32 to [out_features] float32. The weight must be one that `fits`."""
     inputs = x.detach() * weight.column_bits(weight.live)
     y = np.empty(weight.out_features, np.float32)
-    signs, scales = _bytes(weight.signs), weight.scales.view(torch.uint16).numpy()
+    signs, scales = bytes_of(weight.signs), weight.scales.view(torch.uint16).numpy()
     per_group = -(-weight.group // BYTE)
     if isinstance(weight, ResidualBinary):
         salient = inputs * weight.column_bits(weight.salient)
-        tables = _sums(_padded(inputs - salient, signs)), _sums(_padded(salient, signs))
-        _multiply_residual(*tables, signs, _bytes(weight.marks), scales, per_group, FLOAT16, y)
+        tables = subset_sums(padded_to(inputs - salient, signs)), subset_sums(padded_to(salient, signs))
+        _multiply_residual(*tables, signs, bytes_of(weight.marks), scales, per_group, FLOAT16, y)
     elif isinstance(weight, PartlyBinary):
-        padded = _padded(inputs, signs)
+        padded = padded_to(inputs, signs)
         # Salient weights of inputs that were never seen have codes of their own.
-        salient = _padded(x.detach(), signs)
+        salient = padded_to(x.detach(), signs)
         _multiply_partly(
-            _sums(padded), salient, signs, _bytes(weight.marks), scales, per_group, *_salient(weight), FLOAT16, y
+            subset_sums(padded),
+            salient,
+            signs,
+            bytes_of(weight.marks),
+            scales,
+            per_group,
+            *_salient(weight),
+            FLOAT16,
+            y,
         )
     else:
-        _multiply(_sums(_padded(inputs, signs)), signs, scales, per_group, FLOAT16, y)
+        _multiply(subset_sums(padded_to(inputs, signs)), signs, scales, per_group, FLOAT16, y)
     return torch.from_numpy(y)
 
 
 def dequantize_rows(weight: Binary, start: int, end: int) -> torch.Tensor:
     """Rows `start` to `end` as float32 [end - start, in_features]."""
     out = np.empty((end - start, weight.in_features), np.float32)
-    signs, scales = _bytes(weight.signs), weight.scales.view(torch.uint16).numpy()
+    signs, scales = bytes_of(weight.signs), weight.scales.view(torch.uint16).numpy()
     live = weight.column_bits(weight.live).numpy()
     if isinstance(weight, ResidualBinary):
         salient = weight.column_bits(weight.salient).numpy()
-        _dequantize_residual(signs, _bytes(weight.marks), scales, weight.group, live, salient, FLOAT16, start, out)
+        _dequantize_residual(signs, bytes_of(weight.marks), scales, weight.group, live, salient, FLOAT16, start, out)
     else:
         _dequantize(signs, scales, weight.group, live, FLOAT16, start, out)
     if isinstance(weight, PartlyBinary):
-        _dequantize_salient(signs, _bytes(weight.marks), *_salient(weight), FLOAT16, start, out)
+        _dequantize_salient(signs, bytes_of(weight.marks), *_salient(weight), FLOAT16, start, out)
     return torch.from_numpy(out)
 
 
-def _bytes(plane: torch.Tensor) -> np.ndarray:
+def bytes_of(plane: torch.Tensor) -> np.ndarray:
     return plane.numpy().view(np.uint8)
 
 
-def _padded(x: torch.Tensor, signs: np.ndarray) -> np.ndarray:
+def padded_to(x: torch.Tensor, signs: np.ndarray) -> np.ndarray:
     """`x` [n] filled up with zeros to the bits of a row of the plane."""
     return torch.nn.functional.pad(x, (0, BYTE * signs.shape[1] - len(x))).numpy()
 
@@ -87,7 +95,7 @@ def _salient(weight: PartlyBinary) -> tuple[np.ndarray, ...]:
 
 
 @njit(nogil=True, cache=True)
-def _sums(x):  # type: ignore[no-untyped-def]
+def subset_sums(x):  # type: ignore[no-untyped-def]
     """For each eight inputs, the sums over all subsets: [n / 8, 256]; subset v holds the inputs whose bit in v is 1."""
     table = np.zeros((x.shape[0] // 8, 256), np.float32)
     for b in range(table.shape[0]):

@@ -5,6 +5,7 @@ To add a form: write its module, and name it in FORMS.
 
 from quant_engine.weights.binary import Binary, PartlyBinary, ResidualBinary
 from quant_engine.weights.codebook import Codebook
+from quant_engine.weights.dual_binary import DualBinary
 from quant_engine.weights.form import StoredWeight
 from quant_engine.weights.grouped import GroupedInt
 from quant_engine.weights.int_activations import IntActivations
@@ -14,13 +15,24 @@ from quant_engine.weights.mixed_width import MixedWidth
 
 FORMS: dict[str, type[StoredWeight]] = {
     form.form: form
-    for form in (GroupedInt, IntActivations, Codebook, LowRank, Binary, PartlyBinary, ResidualBinary, MixedWidth)
+    for form in (
+        GroupedInt,
+        IntActivations,
+        Codebook,
+        LowRank,
+        Binary,
+        PartlyBinary,
+        ResidualBinary,
+        DualBinary,
+        MixedWidth,
+    )
 }
 
 __all__ = [
     "FORMS",
     "Binary",
     "Codebook",
+    "DualBinary",
     "GroupedInt",
     "IntActivations",
     "Ledger",
