@@ -236,5 +236,6 @@ class Progress(BaseModel):
     task: str | None = None
     item: int | None = None
     items: int | None = None
+    items_per_s: float | None = None
     eta_s: float | None = None
     message: str = ""

@@ -113,4 +113,6 @@ def _where(progress: Progress) -> str:
         parts.append(f"output error {progress.output_error:.2%}")
     if progress.task:
         parts.append(progress.task + (f" {progress.item}/{progress.items}" if progress.items else ""))
+    if progress.items_per_s:
+        parts.append(f"{number(progress.items_per_s)} items/s")
     return ", ".join([*parts, progress.message] if progress.message else parts)
