@@ -24,6 +24,7 @@ FEW_ROWS = 4
 CPU_KERNELS = {
     "grouped_int": cpu,
     "int_activations": cpu,
+    "rotated_int": cpu,
     "codebook": cpu_codebook,
     "binary": cpu_binary,
     "partly_binary": cpu_binary,

@@ -12,6 +12,7 @@ from quant_engine.weights.int_activations import IntActivations
 from quant_engine.weights.ledger import Ledger
 from quant_engine.weights.low_rank import LowRank
 from quant_engine.weights.mixed_width import MixedWidth
+from quant_engine.weights.rotated import RotatedInt
 
 FORMS: dict[str, type[StoredWeight]] = {
     form.form: form
@@ -25,6 +26,7 @@ FORMS: dict[str, type[StoredWeight]] = {
         ResidualBinary,
         DualBinary,
         MixedWidth,
+        RotatedInt,
     )
 }
 
@@ -40,5 +42,6 @@ __all__ = [
     "MixedWidth",
     "PartlyBinary",
     "ResidualBinary",
+    "RotatedInt",
     "StoredWeight",
 ]
