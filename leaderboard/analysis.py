@@ -2,6 +2,7 @@
 
 `arrange` does the slow part once per snapshot (a Board); `view` answers every filter, sort and mode from it with
 array operations only. A number is compared with FP16 of the same model, source, task and conditions, or with nothing.
+Statistics between runs, item by item, are in leaderboard/paired.py.
 """
 
 from __future__ import annotations

@@ -21,6 +21,7 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 
 from quant_engine import folders, terminal
+from quant_engine.methods import METHODS
 from quant_engine.models import catalog
 from quant_engine.runs import folder
 from quant_engine.runs.command import command
@@ -252,6 +253,31 @@ def evaluate(
 
 
 @app.command()
+def compare(
+    run_a: Annotated[str, typer.Argument(help="A run's id, the start of it, or its folder.")],
+    run_b: Annotated[str, typer.Argument(help="The run that is compared with it.")],
+    as_json: AsJson = False,
+) -> None:
+    """Compare two runs item by item: differences with their 95% interval, flips, and agreement.
+
+    An interval without zero (marked *) is more than chance. McNemar's p is for tasks whose items are right or wrong.
+
+    Example: compare 3f0a 91bc
+    """
+    from dataclasses import asdict
+
+    from leaderboard import paired
+
+    with _plain_errors():
+        a, b = paired.find_run(run_a), paired.find_run(run_b)
+        made = paired.compare(a, b)
+        if as_json:
+            sys.stdout.write(json.dumps([asdict(one) for one in made], indent=1) + "\n")
+            return
+        console.print(terminal.comparison_table(a, b, made))
+
+
+@app.command()
 def quantize(
     model: Model,
     method: Method,
@@ -296,6 +322,9 @@ def quantize(
         weights = sum(record.out_features * record.in_features for record in records)
         stored = sum(record.stored_bits * record.out_features * record.in_features for record in records)
         console.print(f"{spec.setting.label}: {weights:,} weights, {stored / weights:.4f} stored bits per weight")
+        if METHODS[spec.setting.method].card.headline:
+            headline = sum(record.headline_bits * record.out_features * record.in_features for record in records)
+            console.print(f"headline bits, codes and signs only: {headline / weights:.4f}")
         console.print(f"{path}", highlight=False, soft_wrap=True)
 
 

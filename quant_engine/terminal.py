@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.live import Live
@@ -17,6 +18,9 @@ from quant_engine.methods import METHODS
 from quant_engine.models import catalog
 from quant_engine.runs import folder
 from quant_engine.spec import Progress, UserError
+
+if TYPE_CHECKING:
+    from leaderboard.paired import Comparison
 
 Rows = tuple[list[str], list[list[str]]]
 
@@ -84,6 +88,33 @@ def results_table(run: folder.RunFolder) -> Table:
         error = "" if one.standard_error is None else f"{one.standard_error:.2g}"
         table.add_row(escape(one.task), one.metric, number(one.value), error, str(one.items), one.status)
     return table
+
+
+def comparison_table(a: folder.RunFolder, b: folder.RunFolder, made: Sequence[Comparison]) -> Table:
+    """Two runs side by side, one number a row."""
+    title = f"{_named(a)} against {_named(b)}"
+    table = Table(
+        "task", "A", "B", "B - A", "95%", "p", "lost", "gained", "changed", "agree", "n", title=title,
+        title_justify="left",
+    )  # fmt: skip
+    for one in made:
+        told = one.flips
+        table.add_row(
+            escape(one.name),
+            number(one.a),
+            number(one.b),
+            f"{one.difference:+.3g}{'*' if one.separable else ''}",
+            f"{one.low:+.3g} to {one.high:+.3g}",
+            "" if one.p is None else f"{one.p:.2g}",
+            *(("", "", "") if told is None else (str(told.lost), str(told.gained), str(told.changed))),
+            "" if one.agreement is None else f"{one.agreement:.1%}",
+            str(one.units),
+        )
+    return table
+
+
+def _named(run: folder.RunFolder) -> str:
+    return f"{run.results[0].model}, {run.spec.setting.label} ({run.path.name[:6]})"
 
 
 @contextmanager

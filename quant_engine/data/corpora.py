@@ -45,7 +45,7 @@ class Corpus:
 
         Raises UserError where the text can't be had, or has no document as long as a window that is to be drawn.
         """
-        documents, revision = self._documents()
+        documents, revision = self.read()
         most = min(limit or WINDOWS, WINDOWS)
         if self.join is None:
             return drawn_windows(documents, tokenizer, window, most), revision
@@ -53,7 +53,8 @@ class Corpus:
         ids = tokenizer(text, verbose=False)["input_ids"]
         return ids if self.windows is None else ids[: self.windows * window], revision
 
-    def _documents(self) -> tuple[list[str], str]:
+    def read(self) -> tuple[list[str], str]:
+        """The documents and what identifies them. Raises UserError where they can't be had."""
         paths = sources.local_files(self.source, folders.data())
         if paths and paths[0].suffix == ".txt":
             text = texts.read(paths[0])

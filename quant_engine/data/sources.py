@@ -11,6 +11,8 @@ from __future__ import annotations
 import functools
 import hashlib
 import io
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +29,8 @@ datasets = deferred("datasets")
 
 CONVERTED = "refs/convert/parquet"
 """The hub's own parquet copy of a set that is otherwise a script."""
+
+PATIENCE_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -119,7 +123,13 @@ def fetch(source: Source, title: str) -> Path:
     disable_progress_bars()  # a run has a progress bar of its own
     try:
         path = Path(
-            snapshot_download(source.repo, repo_type="dataset", revision=source.revision, allow_patterns=[source.files])
+            snapshot_download(
+                source.repo,
+                repo_type="dataset",
+                revision=source.revision,
+                allow_patterns=[source.files],
+                local_files_only=not hub_answers(),
+            )
         )
         if not any(path.glob(source.files)):
             raise LocalEntryNotFoundError(f"{source.files} is not in the cache.")
@@ -129,6 +139,19 @@ def fetch(source: Source, title: str) -> Path:
             f"{type(error).__name__} now), or put {source.short} into a folder and set LOWBIT_DATA to that folder."
         ) from None
     return path
+
+
+def hub_answers() -> bool:
+    """Whether the hub can be reached: asked once and briefly, where the library would try for half a minute."""
+    from huggingface_hub.constants import ENDPOINT
+
+    try:
+        urllib.request.urlopen(urllib.request.Request(ENDPOINT, method="HEAD"), timeout=PATIENCE_S).close()
+    except urllib.error.HTTPError:
+        return True  # it answers, if not this question
+    except OSError:
+        return False
+    return True
 
 
 def _table(paths: list[Path], title: str) -> Any:

@@ -61,6 +61,9 @@ class MultipleChoice(Task):
         other.help = f"{self.help} With a beginning-of-text token first."
         return other
 
+    def prepare(self) -> None:
+        sources.load(self.source, self.title)
+
     def measure(self, loaded: Loaded, spec: RunSpec, watch: Watch) -> Outcome:
         rows = sources.load(self.source, self.title)
         items = [self.item(rows[index], index) for index in range(min(len(rows), spec.limit or len(rows)))]

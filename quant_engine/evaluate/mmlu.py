@@ -90,9 +90,14 @@ class Mmlu(Task):
         "cais/mmlu", "all/dev-*.parquet", "mmlu_dev.jsonl", revision="c30699e8356da336a370243923dbaf21066bb9fe"
     )
 
+    def prepare(self) -> None:
+        self._rows()
+
+    def _rows(self) -> tuple[sources.Rows, sources.Rows]:
+        return sources.load(self.test, self.title), sources.load(self.dev, f"{self.title} (examples)")
+
     def measure(self, loaded: Loaded, spec: RunSpec, watch: Watch) -> Outcome:
-        test = sources.load(self.test, self.title)
-        dev = sources.load(self.dev, f"{self.title} (examples)")
+        test, dev = self._rows()
         revision = f"{test.revision}, {dev.revision}"
         count = min(len(test), spec.limit or len(test))
         places = [number * len(test) // count for number in range(count)]

@@ -102,6 +102,9 @@ class PublishedPerplexity(Perplexity):
         self.name, self.title = corpus.name, corpus.title
         self.help = f"Perplexity on {corpus.title}, from the hub ({corpus.source.repo}) or a local folder."
 
+    def prepare(self) -> None:
+        self._corpus.read()
+
     def token_ids(self, tokenizer: Any, window: int, limit: int | None) -> tuple[list[int], str]:
         return self._corpus.token_ids(tokenizer, window, limit)
 

@@ -101,6 +101,9 @@ class Task(ABC):
     parts: ClassVar[Mapping[str, Part]] = MappingProxyType({})
     help: str
 
+    def prepare(self) -> None:  # noqa: B027 - drawn and built-in items are always there
+        """Makes sure, before any work is done, that the items can be had. Raises UserError where they can't."""
+
     @abstractmethod
     def measure(self, loaded: Loaded, spec: RunSpec, watch: Watch) -> Outcome:
         """Runs the task. Raises UserError where its data is missing, Stopped when asked to stop."""

@@ -127,6 +127,9 @@ class PublishedItems(VisualQuestions):
     def question(self, rows: Rows, index: int) -> Question:
         """Item `index` of the set."""
 
+    def prepare(self) -> None:
+        self.rows()
+
     def rows(self) -> Rows:
         return sources.load(self.source, self.title)
 

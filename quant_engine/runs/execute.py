@@ -65,6 +65,8 @@ def execute(
     # Time and memory are of this run alone, not of what the process did before.
     if spec.device == "cuda":
         torch.cuda.reset_peak_memory_stats()
+    for name in spec.tasks:
+        find_task(name).prepare()
     loaded, share, records = _ready(spec, on_progress, should_stop, say)
     outcomes: dict[str, Outcome] = {}
     seconds: dict[str, float] = {}
