@@ -253,7 +253,9 @@ class _Pipeline:
                 self._check_stop()
         self.checkpoint.save_block(index, block, records)
         ledger = ledger_of(block)
-        self.hooks.log(f"block {index}: {ledger.bits_per_weight:.3f} stored bits per weight")
+        self.hooks.log(
+            f"block {index}: {ledger.bits_per_weight:.3f} stored bits per weight, headline {ledger.headline_bits:.3f}"
+        )
         if calibrated and not self.method.original_inputs and not last:
             calibrated.advance(hidden)
         return following
