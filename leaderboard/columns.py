@@ -92,10 +92,10 @@ def column_of(task: str) -> Column:
     if known:
         ours, suffix = known
         group: Group = "Pictures" if ours.pictures else "CommonSenseQA"
-        if not ours.higher_is_better:
+        if not ours.pictures and not ours.higher_is_better:
             group = "Perplexity"
         title = f"{ours.title}, {ours.parts[suffix].title}" if suffix else ours.title
-        return Column(task, title, group, "higher" if ours.higher_is_better else "lower", ours.help)
+        return Column(task, title, group, "higher" if ours.higher(suffix) else "lower", ours.help)
     return Column(task, task, "CommonSenseQA", "higher", "")
 
 

@@ -103,8 +103,8 @@ def _comparison(
     return Comparison(
         name=task.number_name(suffix),
         title=f"{task.title}, {part.title}" if part else task.title,
-        unit=task.unit,
-        higher_is_better=task.higher_is_better,
+        unit=(part.unit if part else None) or task.unit,
+        higher_is_better=task.higher(suffix),
         a=values[0],
         b=values[1],
         difference=values[1] - values[0],
@@ -224,7 +224,7 @@ def rank_runs(runs: Sequence[RunFolder], name: str) -> dict[str, int]:
         raise UserError(f"There is no number {name!r}.")
     task, suffix = known
     scores = {run.path.name: task.units(folder.read_items(run.path, task.name))[suffix] for run in runs}
-    return shared_ranks(scores, higher_is_better=task.higher_is_better)
+    return shared_ranks(scores, higher_is_better=task.higher(suffix))
 
 
 def unquantized(run: RunFolder) -> RunFolder | None:

@@ -53,7 +53,9 @@ def _models() -> Rows:
 
 def _tasks() -> Rows:
     rows = [[task.name, task.metric, "yes" if task.pictures else "no", task.help] for task in TASKS.values()]
-    rows.append(["perplexity:FILE", "perplexity", "no", "Perplexity on a text file of your own."])
+    rows.append(["perplexity:FILE", "perplexity", "no", "Perplexity on a text file of your own; divergence:FILE too."])
+    rows.append(["divergence:TASK", "KL divergence", "yes", "Divergence along the answers to a picture task."])
+    rows.append(["TASK:bos", "accuracy", "no", "A multiple-choice task with a beginning-of-text token first."])
     return ["task", "metric", "pictures", "what it measures"], rows
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from quant_engine.data.corpora import CORPORA
+from quant_engine.data.texts import PINNED
 from quant_engine.evaluate.ai2d import DemoAi2d, PublishedAi2d
 from quant_engine.evaluate.arc import ArcChallenge, ArcEasy
 from quant_engine.evaluate.chartqa import DemoChartQa, PublishedChartQa
 from quant_engine.evaluate.choices import MultipleChoice
+from quant_engine.evaluate.divergence import AnswerDivergence, Divergence
 from quant_engine.evaluate.docvqa import DemoDocVqa, PublishedDocVqa
 from quant_engine.evaluate.hellaswag import HellaSwag
 from quant_engine.evaluate.mmbench import DemoMmBench, PublishedMmBench
@@ -15,6 +17,7 @@ from quant_engine.evaluate.mmlu import Mmlu
 from quant_engine.evaluate.perplexity import Perplexity, PublishedPerplexity
 from quant_engine.evaluate.piqa import Piqa
 from quant_engine.evaluate.task import HEADLINE, Outcome, Stopped, Task, Watch
+from quant_engine.evaluate.vqa import VisualQuestions
 from quant_engine.evaluate.winogrande import WinoGrande
 from quant_engine.spec import UserError
 
@@ -29,6 +32,7 @@ TASKS: dict[str, Task] = {
         HellaSwag(),
         WinoGrande(),
         Mmlu(),
+        Divergence(),
         DemoDocVqa(),
         DemoChartQa(),
         DemoAi2d(),
@@ -44,13 +48,21 @@ TASKS: dict[str, Task] = {
 
 __all__ = ["TASKS", "Outcome", "Stopped", "Task", "Watch", "find_task", "task_of_number"]
 
+TEXT_TASKS: dict[str, type[Perplexity]] = {"perplexity": Perplexity, "divergence": Divergence}
+
 
 def find_task(name: str) -> Task:
-    """The task of an id; `perplexity:PATH` is perplexity on a text file, `NAME:bos` a multiple-choice task with a
-    beginning-of-text token. Raises UserError for an unknown one."""
+    """The task of an id. Raises UserError for an unknown one.
+
+    Some take an argument: `perplexity:PATH` and `divergence:PATH` are on a text file, `divergence:NAME` is on the
+    questions of a picture task, `NAME:bos` is a multiple-choice task with a beginning-of-text token.
+    """
     kind, colon, argument = name.partition(":")
-    if kind == "perplexity" and colon:
-        return Perplexity.of_file(argument)
+    asked = TASKS.get(argument)
+    if kind == "divergence" and isinstance(asked, VisualQuestions):
+        return AnswerDivergence(asked)
+    if kind in TEXT_TASKS and colon:
+        return TEXT_TASKS[kind].of_file(argument)
     plain = TASKS.get(kind)
     if argument == "bos" and isinstance(plain, MultipleChoice):
         return plain.with_bos()
@@ -65,10 +77,11 @@ def task_of_number(name: str) -> tuple[Task, str] | None:
     Unlike `find_task` it asks for no file: a run's numbers can be read when the text that they are of is gone.
     """
     kind, colon, argument = name.partition(":")
-    if kind == "perplexity" and colon:
-        return Perplexity(argument), HEADLINE
-    spoken = [task.with_bos() for task in TASKS.values() if isinstance(task, MultipleChoice)]
-    for task in (*TASKS.values(), *spoken):
+    others: list[Task] = [task.with_bos() for task in TASKS.values() if isinstance(task, MultipleChoice)]
+    others += [AnswerDivergence(task) for task in TASKS.values() if isinstance(task, VisualQuestions)]
+    if kind in TEXT_TASKS and colon and PINNED.match(argument):
+        others.append(TEXT_TASKS[kind](PINNED.match(argument)[0]))
+    for task in (*TASKS.values(), *others):
         for suffix in (HEADLINE, *task.parts):
             if task.number_name(suffix) == name:
                 return task, suffix

@@ -42,7 +42,7 @@ def answer(loaded: Loaded, image: Image | None, question: str, max_new_tokens: i
     """
     started = time.perf_counter()
     model, tokenizer = loaded.model, loaded.tokenizer
-    inputs = _prompt(loaded, image, question)
+    inputs = prompt_inputs(loaded, image, question)
     prompt_tokens = inputs["input_ids"].shape[1]
     context = model.config.get_text_config().max_position_embeddings
     if prompt_tokens >= context:
@@ -93,7 +93,7 @@ def _next_token(model: Any, cache: DynamicCache, inputs: dict[str, torch.Tensor]
     return int(logits[0, -1].float().argmax())
 
 
-def _prompt(loaded: Loaded, image: Image | None, question: str) -> dict[str, torch.Tensor]:
+def prompt_inputs(loaded: Loaded, image: Image | None, question: str) -> dict[str, torch.Tensor]:
     """The model's own chat format around picture and question; a base model without one continues the question.
 
     Control tokens that a visitor types, such as `<image>`, are read as plain text.
