@@ -261,7 +261,8 @@ def test_a_run_is_on_the_fine_tuning_track_with_all_its_bits(spec_for):
     path = execute.execute(spec, lambda progress: None, lambda: False, lambda line: None)
     result = folder.read(path).results[0]
     assert result.track == "lora_ft"
-    assert result.stored_bits > 8
+    # The base alone takes 4.3.
+    assert result.stored_bits == pytest.approx(4.32 + 16 * 4 * 928 / 18432, abs=0.4)
     log = (path / "log.txt").read_text()
     assert "held-out loss" in log
 
