@@ -68,8 +68,8 @@ def test_the_hub_is_asked_for_the_pinned_files_alone_and_its_cache_serves_again(
     assert resolved == {f"{COMMIT}/data/test-0000{k}-of-00002.parquet" for k in range(2)}
     # The server is gone; what was fetched is still there, and another revision is not.
     away = "http://127.0.0.1:9"
-    assert elsewhere(home, away, pinned) == [expected]
-    (refusal,) = elsewhere(home, away, pinned | {"revision": "0" * 40})
+    again, refusal = elsewhere(home, away, pinned, pinned | {"revision": "0" * 40})
+    assert again == expected
     assert "connect it to the Hugging Face Hub (some/set" in refusal
     assert "put set_test.jsonl into a folder and set LOWBIT_DATA to that folder." in refusal
     assert "\n" not in refusal
