@@ -57,7 +57,7 @@ def plain_round(aim, hessian, highest, *, order, passes):
     return codes[:, np.argsort(order)]
 
 
-def plain_quip(weight, hessian, bits, *, kind="kronecker", rg=False, passes=0):
+def plain_quip(weight, hessian, bits, *, kind="kronecker", rg=False, passes=0, clip_first=True):
     """The reference's steps with dense orthogonal matrices; d and s in the precision in which they are stored."""
     w, h = weight.numpy().copy(), hessian.numpy().copy()
     m, n = w.shape
@@ -73,7 +73,9 @@ def plain_quip(weight, hessian, bits, *, kind="kronecker", rg=False, passes=0):
     )
     w, h = u @ w @ v.T, v @ h @ v.T
     step = float(np.float16(2 * 2.4 * np.sqrt((w**2).mean()) / top))
-    aim = (w / step + top / 2).clip(0, top)
+    aim = w / step + top / 2
+    if clip_first:
+        aim = aim.clip(0, top)
     order = np.argsort(np.diag(h), kind="stable") if rg else np.arange(n)
     codes = plain_round(aim, h, top, order=order, passes=passes)
     return torch.from_numpy(u.T @ (step * (codes - top / 2)) @ v / d)
@@ -96,10 +98,19 @@ def test_order_and_greedy_passes_equal_the_plain_ones(rg, passes):
     assert torch.allclose(found, expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("bits", [2, 4])
+def test_clipping_can_be_fed_back(bits):
+    weight, hessian = problem(12, 60, seed=bits)
+    expected = plain_quip(weight, hessian, bits, clip_first=False)
+    found = run(weight, hessian, bits, clip_first=False)
+    assert torch.allclose(found, expected, atol=1e-5)
+    assert proxy(weight - found, hessian) != proxy(weight - run(weight, hessian, bits), hessian)
+
+
 def test_ldlq_is_the_feedback_of_the_cholesky_factor():
     weight, hessian = problem(16, 200)
     aim = (weight + 4) * 2
-    found = round_columns(aim, hessian, 15, QuipOptions(), print)
+    found = round_columns(aim, hessian, 15, QuipOptions(clip_first=False), print)
     expected = plain_round(aim.numpy(), hessian.numpy(), 15, order=np.arange(200), passes=0)
     assert torch.equal(found, torch.from_numpy(expected).to(torch.uint8))
 
@@ -113,7 +124,7 @@ def test_without_rotations_it_is_gptq_from_the_last_column_to_the_first(bits):
         reverse = GPTQ.quantize(weight.flip(1), statistics, setting, GPTQ.options(setting), print)
         scales, zeros = (v.double() for v in grids(weight, bits, 48))
         # QuIP itself would first clip the up to half a step by which weights may lie outside the grid.
-        codes = round_columns(weight / scales + zeros, hessian, 2**bits - 1, QuipOptions(), print)
+        codes = round_columns(weight / scales + zeros, hessian, 2**bits - 1, QuipOptions(clip_first=False), print)
         assert torch.allclose(scales * (codes - zeros), reverse.dequantize().double().flip(1), atol=1e-6)
 
 
