@@ -68,7 +68,7 @@ def _by_integers(codes: torch.Tensor, weight: IntActivations) -> torch.Tensor:
     parts = []
     for start in range(0, weight.out_features, step):
         end = min(start + step, weight.out_features)
-        rows = cpu.integer_rows(weight, start, end) if fits else weight.integers(start, end)
+        rows = cpu.integer_rows(weight, start, end) if fits and weight.bits < 8 else weight.integers(start, end)
         parts.append(torch._int_mm(narrow, rows.T).float())
     return torch.cat(parts, 1) * weight.scales.float().T
 
