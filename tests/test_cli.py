@@ -65,7 +65,7 @@ def test_results_that_can_not_be_written_fail_the_run_in_one_sentence(lab, tmp_p
 
 
 def test_help_of_every_command_explains_itself():
-    for command in ("list", "get", "run", "quantize", "evaluate", "merge", "ask"):
+    for command in ("list", "get", "run", "quantize", "evaluate", "compare", "merge", "ask"):
         result = call(command, "--help")
         assert result.exit_code == 0
         assert len(result.stdout) > 300
