@@ -2,6 +2,7 @@
 
 `arrange` does the slow part once per snapshot (a Board); `view` answers every filter, sort and mode from it with
 array operations only. A number is compared with FP16 of the same model, source, task and conditions, or with nothing.
+Statistics between runs, item by item, are in leaderboard/paired.py.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ import numpy as np
 import pandas as pd
 from pydantic import BaseModel, ConfigDict
 
-from leaderboard import notation
-from leaderboard.columns import COMMONSENSE, Column, ordered
+from leaderboard import notation, search, sizes
+from leaderboard.columns import COMMONSENSE, GROUPS, Column, ordered
 
 Mode = Literal["absolute", "difference", "retained"]
 TRACKS = {
@@ -26,6 +27,8 @@ TRACKS = {
     "efficiency": "Efficiency",
 }
 ROW_KEY = ["model", "track", "method", "w_bits", "a_bits", "group_size", "source", "run_id"]
+STATUSES = ("ok", "collapsed", "failed")
+Range = tuple[float | None, float | None]
 PER_ROW = 0  # the group filter's name for "one group per row", which results hold as NaN
 LARGEST_RATIO = 10.0  # a perplexity this many times FP16's gets the full shade
 LARGEST_LOSS = 0.5  # so does losing this share of FP16's score
@@ -45,7 +48,9 @@ class Cell(IntEnum):
 class Query(BaseModel):
     """What a visitor asks of the table. Empty filters let everything through; `sort` is a column's task or a row field.
 
-    `groups` holds group sizes, with 0 for one group per row. A sort puts the best first, or the worst if `reverse`.
+    `groups` holds group sizes, with 0 for one group per row. `stored` is a range of stored bits per weight, `size` one
+    of GB of all weights; None is open. `statuses` keeps rows with such a cell, `columns` names the groups of columns to
+    show. A sort puts the best first, or the worst if `reverse`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -56,6 +61,11 @@ class Query(BaseModel):
     bits: tuple[float, ...] = ()
     groups: tuple[int, ...] = ()
     sources: tuple[str, ...] = ()
+    a_bits: tuple[float, ...] = ()
+    statuses: tuple[str, ...] = ()
+    stored: Range = (None, None)
+    size: Range = (None, None)
+    columns: tuple[str, ...] = ()
     search: str = ""
     sort: str | None = None
     reverse: bool = False
@@ -64,7 +74,8 @@ class Query(BaseModel):
 
 @dataclass(frozen=True)
 class Board:
-    """Every result arranged: arrays are [rows, columns]. `origin` is the result's row in `results`, or -1."""
+    """Every result arranged: arrays are [rows, columns]. `origin` is the result's row in `results`, or -1. Beside what
+    names a row, `rows` holds `stored_bits` and `size_gb`: measured where the run says so, else counted (see sizes)."""
 
     results: pd.DataFrame
     rows: pd.DataFrame
@@ -126,6 +137,8 @@ class Choices:
     bits: tuple[float, ...]
     groups: tuple[int, ...]
     sources: tuple[str, ...]
+    a_bits: tuple[float, ...]
+    columns: tuple[str, ...]
 
 
 def arrange(results: pd.DataFrame) -> Board:
@@ -138,7 +151,7 @@ def arrange(results: pd.DataFrame) -> Board:
     column_of = results["task"].map(place).to_numpy()
 
     first = np.unique(row_of, return_index=True)[1]
-    rows = results.loc[first, [*ROW_KEY, "calibration"]].reset_index(drop=True)
+    rows = _with_sizes(results.loc[first, [*ROW_KEY, "calibration", "stored_bits"]].reset_index(drop=True))
     shape = (len(rows), len(columns))
     values = np.full(shape, np.nan)
     cells = np.full(shape, Cell.MISSING, dtype=np.int8)
@@ -157,6 +170,8 @@ def view(board: Board, query: Query) -> View:
     """The rows and columns that a query asks for. Columns without any result in these rows are left out."""
     kept = np.flatnonzero(_mask(board, query))
     shown = np.flatnonzero((board.cells[kept] != Cell.MISSING).any(axis=0))
+    if query.columns:
+        shown = np.array([index for index in shown if board.columns[index].group in query.columns], dtype=int)
     columns = tuple(board.columns[index] for index in shown)
     at = np.ix_(kept, shown)
     values, cells, reference = board.values[at], board.cells[at].copy(), board.reference[at]
@@ -190,6 +205,8 @@ def choices(board: Board, model: str | None, track: str) -> Choices:
     rows = board.rows if model is None else board.rows[board.rows["model"] == model]
     tracks = tuple(track for track in TRACKS if (rows["track"] == track).any())
     rows = rows[rows["track"] == track]
+    filled = (board.cells[rows.index] != Cell.MISSING).any(axis=0)
+    groups = {column.group for column, any_ in zip(board.columns, filled, strict=True) if any_}
     return Choices(
         rows=len(rows),
         tracks=tracks,
@@ -197,6 +214,8 @@ def choices(board: Board, model: str | None, track: str) -> Choices:
         bits=tuple(sorted(rows["w_bits"].unique(), reverse=True)),
         groups=tuple(sorted(int(size) for size in rows["group_size"].fillna(PER_ROW).unique())),
         sources=tuple(rows["source"].unique()),
+        a_bits=tuple(sorted(rows["a_bits"].unique(), reverse=True)),
+        columns=tuple(group for group in GROUPS if group in groups),
     )
 
 
@@ -248,6 +267,21 @@ def _compute_average(columns: tuple[Column, ...], values: np.ndarray, cells: np.
     cells[rows, target] = Cell.COMPUTED
 
 
+def _with_sizes(rows: pd.DataFrame) -> pd.DataFrame:
+    """Fills in stored bits where no run measured them, and adds the size of all weights in GB."""
+    setting = rows[["model", "method", "w_bits", "group_size"]]
+    place = setting.groupby(list(setting), dropna=False, sort=False).ngroup().to_numpy()
+    different = setting.iloc[np.unique(place, return_index=True)[1]]
+    counted = [sizes.counted_bits(*key) for key in different.itertuples(index=False, name=None)]
+    bits = np.where(rows["stored_bits"].isna(), np.array(counted, dtype=float)[place], rows["stored_bits"])
+    rows["stored_bits"] = bits
+    gigabytes = [
+        sizes.weight_bytes(model, stored) for model, stored in zip(rows["model"], rows["stored_bits"], strict=True)
+    ]
+    rows["size_gb"] = np.array(gigabytes, dtype=float) / 1e9
+    return rows
+
+
 def _haystack(rows: pd.DataFrame) -> pd.Series:
     """What the search looks at, per row: model, setting, source, run, calibration, in lower case."""
     group = rows["group_size"].map(lambda size: "per row" if np.isnan(size) else f"g{size:g}")
@@ -264,14 +298,48 @@ def _mask(board: Board, query: Query) -> np.ndarray:
     mask = (rows["track"] == query.track).to_numpy(copy=True)
     if query.model is not None:
         mask &= (rows["model"] == query.model).to_numpy()
-    for column, wanted in (("method", query.methods), ("w_bits", query.bits), ("source", query.sources)):
+    for column, wanted in (
+        ("method", query.methods),
+        ("w_bits", query.bits),
+        ("a_bits", query.a_bits),
+        ("source", query.sources),
+    ):
         if wanted:
             mask &= rows[column].isin(wanted).to_numpy()
     if query.groups:
         mask &= rows["group_size"].fillna(PER_ROW).isin(query.groups).to_numpy()
-    for word in query.search.lower().split():
-        mask &= board.haystack.str.contains(word, regex=False).to_numpy()
+    for column, (least, most) in (("stored_bits", query.stored), ("size_gb", query.size)):
+        values = rows[column].to_numpy()
+        if least is not None:
+            mask &= values >= least
+        if most is not None:
+            mask &= values <= most
+    if query.statuses:
+        mask &= np.logical_or.reduce([_has_status(board, status) for status in query.statuses])
+    if query.search.strip():
+        mask &= search.matches(
+            query.search,
+            rows,
+            board.haystack,
+            lambda name: _numbers(board, name),
+            lambda status: _has_status(board, status) if status in STATUSES else None,
+        )
     return mask
+
+
+def _has_status(board: Board, status: str) -> np.ndarray:
+    """For each row, whether one of its cells has the status; "ok" wants all of those with a result to be."""
+    if status == "ok":
+        return ~np.isin(board.cells, (Cell.COLLAPSED, Cell.FAILED)).any(axis=1)
+    return (board.cells == (Cell.COLLAPSED if status == "collapsed" else Cell.FAILED)).any(axis=1)
+
+
+def _numbers(board: Board, name: str) -> np.ndarray | None:
+    """The values of the task with this id or title, in lower case; None if there is none."""
+    for index, column in enumerate(board.columns):
+        if name in (column.task.lower(), column.title.lower()):
+            return board.values[:, index]
+    return None
 
 
 def _shade(values: np.ndarray, cells: np.ndarray, reference: np.ndarray, lower: np.ndarray) -> np.ndarray:

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from quant_engine.evaluate import TASKS, Task
-from quant_engine.evaluate.task import HEADLINE
+from quant_engine.evaluate import task_of_number
 
 Group = Literal["Perplexity", "CommonSenseQA", "MMLU", "Pictures", "Cost"]
 GROUPS: tuple[Group, ...] = ("Perplexity", "CommonSenseQA", "MMLU", "Pictures", "Cost")
@@ -46,7 +45,11 @@ def _percent(task: str, title: str, group: Group, text: str) -> Column:
 _KNOWN: tuple[Column, ...] = (
     _perplexity("wikitext2", "WikiText2"),
     _perplexity("c4", "C4"),
+    _perplexity("c4-old", "C4 old", "C4, windows drawn from its validation file (GPTQ's first form)"),
+    _perplexity("c4-new", "C4 new", "C4, the start of its validation file (the later form)"),
     _perplexity("ptb", "PTB", "Penn Treebank"),
+    _perplexity("ptb-old", "PTB old", "Penn Treebank, validation split (GPTQ's first form)"),
+    _perplexity("ptb-new", "PTB new", "Penn Treebank, test split (the later form)"),
     _perplexity("perplexity", "Built-in text", "the text that ships with the project"),
     _percent("piqa", "PIQA", "CommonSenseQA", "Accuracy in percent, zero-shot."),
     _percent("arc_easy", "ARC-e", "CommonSenseQA", "Accuracy in percent, zero-shot."),
@@ -85,23 +88,15 @@ def column_of(task: str) -> Column:
     if task.startswith("perplexity:"):
         name = Path(task.removeprefix("perplexity:").rpartition("@")[0] or task).name
         return _perplexity(task, name)
-    ours, suffix = _ours(task)
-    if ours:
+    known = task_of_number(task)
+    if known:
+        ours, suffix = known
         group: Group = "Pictures" if ours.pictures else "CommonSenseQA"
-        if not ours.higher_is_better:
+        if not ours.pictures and not ours.higher_is_better:
             group = "Perplexity"
         title = f"{ours.title}, {ours.parts[suffix].title}" if suffix else ours.title
-        return Column(task, title, group, "higher" if ours.higher_is_better else "lower", ours.help)
+        return Column(task, title, group, "higher" if ours.higher(suffix) else "lower", ours.help)
     return Column(task, task, "CommonSenseQA", "higher", "")
-
-
-def _ours(task: str) -> tuple[Task | None, str]:
-    """The engine's task that a result belongs to, and the suffix of its part ("" for its own number)."""
-    for ours in TASKS.values():
-        for suffix in (HEADLINE, *ours.parts):
-            if ours.number_name(suffix) == task:
-                return ours, suffix
-    return None, HEADLINE
 
 
 def ordered(tasks: list[str]) -> list[Column]:

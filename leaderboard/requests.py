@@ -47,14 +47,26 @@ def reachable(repository: str) -> bool:
 
 
 def setting(
-    method: str, bits: str | float, group: str | float | None, options: Mapping[str, OptionValue] | None = None
+    method: str,
+    bits: str | float,
+    group: str | float | None,
+    options: Mapping[str, OptionValue] | None = None,
+    *,
+    a_bits: str | float | None = None,
 ) -> QuantSetting:
-    """The resolved setting that the controls show. Bits and group are ignored for fp16."""
+    """The resolved setting that the controls show. Those that the method has no use for are hidden, and ignored."""
     if method == "fp16":
         return FP16
+    card = METHODS[method].card if method in METHODS else None
     try:
         return resolve_setting(
-            QuantSetting(method=method, w_bits=_bits(bits), group_size=_group(group), options=dict(options or {}))
+            QuantSetting(
+                method=method,
+                w_bits=_bits(bits),
+                a_bits=_count(a_bits, "Activation bits") or 16 if card and card.a_bits != (16,) else 16,
+                group_size=_group(group) if card is None or card.grouped else None,
+                options=dict(options or {}),
+            )
         )
     except ValidationError as error:
         raise UserError(sentence(error)) from None

@@ -137,6 +137,17 @@ def read_notes(path: Path = NOTES) -> Notes:
     return notes
 
 
+def note_on(row: dict, task: str, notes: Notes) -> str:
+    """The note on a printed (or unreadable) number of the study in a setting's row, or nothing."""
+    if row["source"] != "paper":
+        return ""
+    group = 0.0 if pd.isna(row["group_size"]) else row["group_size"]
+    for note in notes.get((row["model"], row["method"], task), ()):
+        if note.covers(row["w_bits"], row["a_bits"], group):
+            return note.text
+    return ""
+
+
 def read_run(folder: Path) -> pd.DataFrame | Problem:
     """The results of one run folder under the names that the study uses, or the reason why it cannot be read."""
     try:

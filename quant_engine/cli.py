@@ -21,6 +21,7 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 
 from quant_engine import folders, terminal
+from quant_engine.methods import METHODS
 from quant_engine.models import catalog
 from quant_engine.runs import folder
 from quant_engine.runs.command import command
@@ -252,6 +253,31 @@ def evaluate(
 
 
 @app.command()
+def compare(
+    run_a: Annotated[str, typer.Argument(help="A run's id, the start of it, or its folder.")],
+    run_b: Annotated[str, typer.Argument(help="The run that is compared with it.")],
+    as_json: AsJson = False,
+) -> None:
+    """Compare two runs item by item: differences with their 95% interval, flips, and agreement.
+
+    An interval without zero (marked *) is more than chance. McNemar's p is for tasks whose items are right or wrong.
+
+    Example: compare 3f0a 91bc
+    """
+    from dataclasses import asdict
+
+    from leaderboard import paired
+
+    with _plain_errors():
+        a, b = paired.find_run(run_a), paired.find_run(run_b)
+        made = paired.compare(a, b)
+        if as_json:
+            sys.stdout.write(json.dumps([asdict(one) for one in made], indent=1) + "\n")
+            return
+        console.print(terminal.comparison_table(a, b, made))
+
+
+@app.command()
 def quantize(
     model: Model,
     method: Method,
@@ -296,7 +322,29 @@ def quantize(
         weights = sum(record.out_features * record.in_features for record in records)
         stored = sum(record.stored_bits * record.out_features * record.in_features for record in records)
         console.print(f"{spec.setting.label}: {weights:,} weights, {stored / weights:.4f} stored bits per weight")
+        if METHODS[spec.setting.method].card.headline:
+            headline = sum(record.headline_bits * record.out_features * record.in_features for record in records)
+            console.print(f"headline bits, codes and signs only: {headline / weights:.4f}")
         console.print(f"{path}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def merge(
+    checkpoint: Annotated[Path, typer.Argument(help="A folder that quantize printed, or a run's log names.")],
+    target: Annotated[Path, typer.Argument(help="The new folder to write the model to.")],
+    dtype: Dtype = None,
+) -> None:
+    """Write quantized weights as a plain dense model folder, adapters merged, that any program loads.
+
+    It takes 16 or 32 bits per weight again. Its answers are those of the low-bit model, rounded once to dtype.
+    """
+    with _plain_errors():
+        if dtype not in (None, "float32", "bfloat16", "float16"):
+            raise UserError(f"The dtype is float32, bfloat16 or float16, not {dtype!r}.")
+        from quant_engine.finetune.merge import merge as write
+
+        write(checkpoint, target, dtype)
+        console.print(f"{target}", highlight=False, soft_wrap=True)
 
 
 @app.command()

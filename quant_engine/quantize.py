@@ -191,7 +191,7 @@ class _Pipeline:
         training = Training(
             model=model,
             decoder=model.model.language_model if self.card.pictures else model.model,
-            linears=LINEARS,
+            sets=SEQUENTIAL_SETS,
             windows=calibration_windows(self.spec.calibration, loaded.tokenizer).to(self.spec.device),
             setting=self.spec.setting,
             options=self.options,
@@ -253,7 +253,9 @@ class _Pipeline:
                 self._check_stop()
         self.checkpoint.save_block(index, block, records)
         ledger = ledger_of(block)
-        self.hooks.log(f"block {index}: {ledger.bits_per_weight:.3f} stored bits per weight")
+        self.hooks.log(
+            f"block {index}: {ledger.bits_per_weight:.3f} stored bits per weight, headline {ledger.headline_bits:.3f}"
+        )
         if calibrated and not self.method.original_inputs and not last:
             calibrated.advance(hidden)
         return following

@@ -184,7 +184,8 @@ class ItemOutput(BaseModel):
     """What the model did with one question (or one window of text): the ground of every statistic.
 
     `log_probabilities` belong to the `choices`, in their order. `group` joins items that are scored together (the
-    rotations of a circular question, the two questions about a picture); `category` is the part that an item counts in.
+    rotations of a circular question, the two questions about a picture); `category` is the part that an item counts in;
+    `measures` are further numbers, in the order of the task.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -198,6 +199,7 @@ class ItemOutput(BaseModel):
     choices: list[str] | None = None
     group: str | None = None
     category: str | None = None
+    measures: list[float] | None = None
 
 
 class LayerRecord(BaseModel):
@@ -236,5 +238,6 @@ class Progress(BaseModel):
     task: str | None = None
     item: int | None = None
     items: int | None = None
+    items_per_s: float | None = None
     eta_s: float | None = None
     message: str = ""

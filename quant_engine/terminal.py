@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.live import Live
@@ -17,6 +18,9 @@ from quant_engine.methods import METHODS
 from quant_engine.models import catalog
 from quant_engine.runs import folder
 from quant_engine.spec import Progress, UserError
+
+if TYPE_CHECKING:
+    from leaderboard.paired import Comparison
 
 Rows = tuple[list[str], list[list[str]]]
 
@@ -49,7 +53,9 @@ def _models() -> Rows:
 
 def _tasks() -> Rows:
     rows = [[task.name, task.metric, "yes" if task.pictures else "no", task.help] for task in TASKS.values()]
-    rows.append(["perplexity:FILE", "perplexity", "no", "Perplexity on a text file of your own."])
+    rows.append(["perplexity:FILE", "perplexity", "no", "Perplexity on a text file of your own; divergence:FILE too."])
+    rows.append(["divergence:TASK", "KL divergence", "yes", "Divergence along the answers to a picture task."])
+    rows.append(["TASK:bos", "accuracy", "no", "A multiple-choice task with a beginning-of-text token first."])
     return ["task", "metric", "pictures", "what it measures"], rows
 
 
@@ -86,6 +92,33 @@ def results_table(run: folder.RunFolder) -> Table:
     return table
 
 
+def comparison_table(a: folder.RunFolder, b: folder.RunFolder, made: Sequence[Comparison]) -> Table:
+    """Two runs side by side, one number a row."""
+    title = f"{_named(a)} against {_named(b)}"
+    table = Table(
+        "task", "A", "B", "B - A", "95%", "p", "lost", "gained", "changed", "agree", "n", title=title,
+        title_justify="left",
+    )  # fmt: skip
+    for one in made:
+        told = one.flips
+        table.add_row(
+            escape(one.name),
+            number(one.a),
+            number(one.b),
+            f"{one.difference:+.3g}{'*' if one.separable else ''}",
+            f"{one.low:+.3g} to {one.high:+.3g}",
+            "" if one.p is None else f"{one.p:.2g}",
+            *(("", "", "") if told is None else (str(told.lost), str(told.gained), str(told.changed))),
+            "" if one.agreement is None else f"{one.agreement:.1%}",
+            str(one.units),
+        )
+    return table
+
+
+def _named(run: folder.RunFolder) -> str:
+    return f"{run.results[0].model}, {run.spec.setting.label} ({run.path.name[:6]})"
+
+
 @contextmanager
 def progress_bar(console: Console) -> Iterator[Callable[[Progress], None]]:
     """A progress bar with stage, block and linear; the function it yields takes spec.Progress."""
@@ -113,4 +146,6 @@ def _where(progress: Progress) -> str:
         parts.append(f"output error {progress.output_error:.2%}")
     if progress.task:
         parts.append(progress.task + (f" {progress.item}/{progress.items}" if progress.items else ""))
+    if progress.items_per_s:
+        parts.append(f"{number(progress.items_per_s)} items/s")
     return ", ".join([*parts, progress.message] if progress.message else parts)

@@ -38,6 +38,8 @@ def test_lists(lab, what):
         ),
         (["quantize", "-m", "demo-llm", "--method", "fp16", "-b", 16], "fp16 is the unquantized model"),
         (["evaluate", "/no/such/folder", "-t", "perplexity"], "holds no finished quantized weights"),
+        (["merge", "/no/such/folder", "/no/such/target"], "holds no finished quantized weights"),
+        (["merge", "/no/such/folder", "/no/such/target", "--dtype", "int3"], "dtype is float32"),
         (["ask", "  "], "The question is empty"),
         (["ask", "What is this?", "-p", "/no/such.png"], "There is no picture"),
         (["ask", "What is this?", "-p", __file__], "picture"),
@@ -63,7 +65,7 @@ def test_results_that_can_not_be_written_fail_the_run_in_one_sentence(lab, tmp_p
 
 
 def test_help_of_every_command_explains_itself():
-    for command in ("list", "get", "run", "quantize", "evaluate", "ask"):
+    for command in ("list", "get", "run", "quantize", "evaluate", "compare", "merge", "ask"):
         result = call(command, "--help")
         assert result.exit_code == 0
         assert len(result.stdout) > 300

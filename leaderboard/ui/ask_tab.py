@@ -139,10 +139,10 @@ def build(lab: Lab) -> None:
         chosen = shown[index]
         return str(chosen.picture), picture_html(str(chosen.picture), chosen.answer), chosen.question, ""
 
-    def prepare(model_id, image, text, method, bits, group, tokens) -> tuple:
+    def prepare(model_id, image, text, method, bits, a_bits, group, tokens) -> tuple:
         """Checks everything first, so that a refusal is a sentence beside the form."""
         try:
-            compared = requests.setting(method, bits, group)
+            compared = requests.setting(method, bits, group, a_bits=a_bits)
             asked = requests.question(model_id, image, text, compared, tokens)
         except UserError as refusal:
             return None, notice(str(refusal)), gr.skip(), gr.skip(), gr.skip(), gr.skip()

@@ -86,6 +86,8 @@ def _steps(progress: Progress) -> list[str]:
         steps.append(column_of(progress.task).title)
         if progress.item is not None and progress.items:
             steps.append(f"item {progress.item} of {progress.items}")
+        if progress.items_per_s:
+            steps.append(f"{progress.items_per_s:.3g} items a second")
     if len(steps) == 1 and progress.message:
         steps.append(progress.message)
     return steps

@@ -158,9 +158,11 @@ def build(lab: Lab) -> tuple[gr.Button, gr.State]:
     def pick(event: gr.EventData) -> list:
         return look(str(event._data["run"]))
 
-    def submit(model_id, method, bits, group, wanted, most, text, count, tokens, span, secret, *options) -> list:
+    def submit(
+        model_id, method, bits, a_bits, group, wanted, most, text, count, tokens, span, secret, *options
+    ) -> list:
         try:
-            setting = requests.setting(method, bits, group, options_of(method, names, options))
+            setting = requests.setting(method, bits, group, options_of(method, names, options), a_bits=a_bits)
             calibrated = method in METHODS and METHODS[method].card.calibrated
             calibration = requests.calibration(text, count, tokens) if calibrated else None
             spec = requests.run(

@@ -1,4 +1,4 @@
-"""The three controls that name a setting (method, bits, group), used wherever a setting is chosen."""
+"""The controls that name a setting (method, weight and activation bits, group), used wherever one is chosen."""
 
 from __future__ import annotations
 
@@ -16,19 +16,30 @@ GROUPS = [PER_ROW, "32", "64", "128"]
 class SettingPicker(NamedTuple):
     method: gr.Dropdown
     bits: gr.Dropdown
+    a_bits: gr.Dropdown
     group: gr.Dropdown
 
 
 def build(method: str, bits: str, group: str, *, fp16: bool) -> SettingPicker:
-    """Bits and group can be picked or typed. They are hidden where the method has none."""
+    """Bits and group can be picked or typed. They are hidden where the method has none or leaves no choice."""
     with gr.Row(elem_classes="setting"):
         methods = gr.Dropdown(method_choices(fp16), value=method, label="Method", filterable=False)
         widths = gr.Dropdown(BITS, value=bits, label="Weight bits", allow_custom_value=True)
+        activations = gr.Dropdown(["8"], value="8", label="Activation bits", visible=False, filterable=False)
         groups = gr.Dropdown(GROUPS, value=group, label="Group size", allow_custom_value=True)
 
-    def fit(chosen: str) -> tuple[dict, dict]:
-        card = METHODS[chosen].card if chosen in METHODS else None
-        return gr.update(visible=card is not None), gr.update(visible=card is not None and card.grouped)
+    def fit(chosen: str, bits: str) -> tuple[dict, dict, dict]:
+        if chosen not in METHODS:
+            return (gr.update(visible=False),) * 3
+        card = METHODS[chosen].card
+        offered = [f"{width:g}" for width in card.bits]
+        narrow = [str(width) for width in card.a_bits if width < 16]
+        return (
+            gr.update(visible=True, choices=offered, value=bits if bits in offered else offered[-1]),
+            gr.update(visible=bool(narrow), choices=narrow, value=narrow[-1] if narrow else None),
+            gr.update(visible=card.grouped),
+        )
 
-    methods.input(fit, methods, [widths, groups], queue=False, show_progress="hidden", api_visibility="private")
-    return SettingPicker(methods, widths, groups)
+    shown = [widths, activations, groups]
+    methods.input(fit, [methods, widths], shown, queue=False, show_progress="hidden", api_visibility="private")
+    return SettingPicker(methods, widths, activations, groups)

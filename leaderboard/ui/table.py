@@ -10,7 +10,7 @@ import numpy as np
 
 from leaderboard.analysis import Cell, View, descends
 from leaderboard.columns import Column
-from leaderboard.store import Notes
+from leaderboard.store import Notes, note_on
 
 MOST_ROWS = 400
 _WORDS = {
@@ -128,7 +128,7 @@ def _row(sheet: _Sheet, index: int, row: dict) -> str:
         f'<td class="k k4" title="{escape(where)}"><mark class="{row["source"]}">{row["source"]}</mark></td>'
     )
     for place, column in enumerate(sheet.view.columns):
-        cells += _cell(sheet, index, place, _note(row, column.task, sheet.notes))
+        cells += _cell(sheet, index, place, note_on(row, column.task, sheet.notes))
     return f'<tr class="{kinds}">{cells}</tr>'
 
 
@@ -161,17 +161,6 @@ def _origins(view: View) -> dict[int, str]:
         parts += [f"Standard error {error:.2g}."] if not np.isnan(error) else []
         said[number] = " ".join(parts)
     return said
-
-
-def _note(setting: dict, task: str, notes: Notes) -> str:
-    """The note on a printed (or unreadable) number of the study, or nothing."""
-    if setting["source"] != "paper":
-        return ""
-    group = 0.0 if np.isnan(setting["group_size"]) else setting["group_size"]
-    for note in notes.get((setting["model"], setting["method"], task), ()):
-        if note.covers(setting["w_bits"], setting["a_bits"], group):
-            return note.text
-    return ""
 
 
 def _edge(columns: tuple[Column, ...], index: int) -> str:

@@ -11,6 +11,8 @@ from __future__ import annotations
 import functools
 import hashlib
 import io
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,10 +26,11 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 datasets = deferred("datasets")
-hub = deferred("huggingface_hub")
 
 CONVERTED = "refs/convert/parquet"
 """The hub's own parquet copy of a set that is otherwise a script."""
+
+PATIENCE_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -35,8 +38,8 @@ class Source:
     """Where the rows of one split are.
 
     `files` is a glob of the split's files in `repo`. `revision` is the commit that they are taken from; a branch is
-    followed, and the commit it stood at is recorded. `short` is the name of the split's file in a local folder, and may
-    be a glob too.
+    followed, and the commit it stood at is recorded. `short` is the name of the split's file in a local folder, which
+    may be compressed (.gz).
     """
 
     repo: str
@@ -93,10 +96,7 @@ def _load(source: Source, title: str, folder: Path | None) -> Rows:
     if paths:
         return Rows(_table(paths, title), paths[0].parent, f"{paths[0].name} sha256:{_digest(paths)}")
     root = fetch(source, title)
-    paths = sorted(root.glob(source.files))
-    if not paths:
-        raise UserError(f"{title}: the hub's {source.repo} has no file {source.files} at {root.name}.")
-    return Rows(_table(paths, title), root, f"{source.repo}@{root.name}")
+    return Rows(_table(sorted(root.glob(source.files)), title), root, f"{source.repo}@{root.name}")
 
 
 def local_files(source: Source, folder: Path | None) -> list[Path]:
@@ -107,7 +107,8 @@ def local_files(source: Source, folder: Path | None) -> list[Path]:
         raise UserError(
             f"LOWBIT_DATA is {folder}, which is no folder: set it to one with benchmark files, or unset it."
         )
-    return sorted(folder.glob(source.short)) or sorted((folder / source.repo).glob(source.files))
+    own = sorted(folder.glob(f"{source.short}*"))[:1]
+    return own or sorted((folder / source.repo).glob(source.files))
 
 
 def fetch(source: Source, title: str) -> Path:
@@ -115,25 +116,42 @@ def fetch(source: Source, title: str) -> Path:
 
     Its name is the commit. Raises UserError, naming both ways to get the files.
     """
+    from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.utils import disable_progress_bars
 
-    quiet = hub.utils.are_progress_bars_disabled()
+    disable_progress_bars()  # a run has a progress bar of its own
     try:
-        hub.utils.disable_progress_bars()
-        path = hub.snapshot_download(
-            source.repo, repo_type="dataset", revision=source.revision, allow_patterns=[source.files]
+        path = Path(
+            snapshot_download(
+                source.repo,
+                repo_type="dataset",
+                revision=source.revision,
+                allow_patterns=[source.files],
+                local_files_only=not hub_answers(),
+            )
         )
-        if next(Path(path).glob(source.files), None) is None:
-            raise LocalEntryNotFoundError(f"{source.files} is not in the cache")
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError, RuntimeError) as error:
+        if not any(path.glob(source.files)):
+            raise LocalEntryNotFoundError(f"{source.files} is not in the cache.")
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         raise UserError(
             f"The items of {title} are not on this machine: connect it to the Hugging Face Hub ({source.repo}, "
             f"{type(error).__name__} now), or put {source.short} into a folder and set LOWBIT_DATA to that folder."
         ) from None
-    finally:
-        if not quiet:
-            hub.utils.enable_progress_bars()
-    return Path(path)
+    return path
+
+
+def hub_answers() -> bool:
+    """Whether the hub can be reached: asked once and briefly, where the library would try for half a minute."""
+    from huggingface_hub.constants import ENDPOINT
+
+    try:
+        urllib.request.urlopen(urllib.request.Request(ENDPOINT, method="HEAD"), timeout=PATIENCE_S).close()
+    except urllib.error.HTTPError:
+        return True  # it answers, if not this question
+    except OSError:
+        return False
+    return True
 
 
 def _table(paths: list[Path], title: str) -> Any:
@@ -141,7 +159,7 @@ def _table(paths: list[Path], title: str) -> Any:
     datasets.disable_progress_bars()
     try:
         table = datasets.load_dataset(kind, data_files=[str(path) for path in paths], split="train")
-    except (datasets.exceptions.DatasetGenerationError, ValueError, OSError) as error:
+    except (datasets.exceptions.DatasetGenerationError, StopIteration, ValueError, OSError) as error:
         raise UserError(f"{title}: {paths[0]} can't be read ({type(error).__name__}): fetch it again.") from None
     if not len(table):
         raise UserError(f"{title}: {paths[0]} holds no rows: fetch it again.")

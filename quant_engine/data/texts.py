@@ -24,7 +24,7 @@ BUILTIN_CALIBRATION = folders.ASSETS / "text" / "calibration.txt"
 BUILTIN_EVALUATION = folders.ASSETS / "text" / "evaluation.txt"
 MOST_BYTES = 64 * 2**20
 
-_PINNED = re.compile(r"(?P<path>.+)@(?P<digest>[0-9a-f]{12})")
+PINNED = re.compile(r"(?P<path>.+)@(?P<digest>[0-9a-f]{12})")
 
 
 def read(path: Path) -> str:
@@ -51,7 +51,7 @@ def pin(name: str) -> str:
 
     Raises UserError if the file can't be read, or is pinned already and has changed since.
     """
-    pinned = _PINNED.fullmatch(name)
+    pinned = PINNED.fullmatch(name)
     path = Path(pinned["path"] if pinned else name).expanduser().resolve()
     found = digest(read(path))
     if pinned and pinned["digest"] != found:

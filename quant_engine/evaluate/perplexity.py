@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from quant_engine.data import texts
+from quant_engine.data.corpora import Corpus
 from quant_engine.deferred import deferred
 from quant_engine.evaluate.task import HEADLINE, Outcome, Task, Units, Watch, mean_and_error
 from quant_engine.spec import ItemOutput, RunSpec, UserError
@@ -49,30 +50,33 @@ class Perplexity(Task):
         """From PATH, or PATH@HASH as a resolved run has it. Raises UserError if the file can't be read as text."""
         return cls(texts.pin(name))
 
-    def measure(self, loaded: Loaded, spec: RunSpec, watch: Watch) -> Outcome:
+    def token_ids(self, tokenizer: Any, window: int, limit: int | None) -> tuple[list[int], str]:
+        """Token ids of at least the first `limit` windows (all, if None), and what identifies the text."""
         text = texts.read(self._path)
-        ids = torch.tensor(loaded.tokenizer(text, verbose=False)["input_ids"])
-        count = len(ids) // spec.window
-        if count == 0:
-            raise UserError(f"{self._path.name} has {len(ids)} tokens, fewer than one window of {spec.window}.")
-        count = min(count, spec.limit or count)
-        windows = ids[: count * spec.window].view(count, spec.window)
+        return tokenizer(text, verbose=False)["input_ids"], f"sha256:{texts.digest(text)}"
+
+    def measure(self, loaded: Loaded, spec: RunSpec, watch: Watch) -> Outcome:
+        ids, revision = self.token_ids(loaded.tokenizer, spec.window, spec.limit)
+        windows = windows_of(ids, spec, self.title)
+        kept = dict(watch.kept.open(revision))
+        waiting = [index for index in range(len(windows)) if str(index) not in kept]
         batch = max(1, TOKENS_AT_ONCE // spec.window)
-        losses: list[float] = []
-        for start in range(0, count, batch):
-            losses += window_losses(loaded, windows[start : start + batch])
-            watch.step(len(losses), count)
-        outputs = [
-            ItemOutput(
-                item=str(index),
-                prompt=loaded.tokenizer.decode(windows[index]),
-                gold=[],
-                prediction="",
-                score=loss,
-            )
-            for index, loss in enumerate(losses)
-        ]
-        outcome = self.conclude(outputs, f"sha256:{texts.digest(text)}")
+        for start in range(0, len(waiting), batch):
+            some = waiting[start : start + batch]
+            fresh = [
+                ItemOutput(
+                    item=str(index),
+                    prompt=loaded.tokenizer.decode(windows[index]),
+                    gold=[],
+                    prediction="",
+                    score=loss,
+                )
+                for index, loss in zip(some, window_losses(loaded, windows[some]), strict=True)
+            ]
+            watch.kept.add(fresh)
+            kept |= {output.item: output for output in fresh}
+            watch.step(len(kept), len(windows))
+        outcome = self.conclude([kept[str(index)] for index in range(len(windows))], revision)
         # A model no better than guessing among all tokens has collapsed, whatever its number.
         if outcome.value is not None and outcome.value > loaded.vocabulary:
             outcome.status = "collapsed"
@@ -88,6 +92,30 @@ class Perplexity(Task):
     def error(self, units: Units) -> float | None:
         mean, error = mean_and_error(list(units.values()))
         return None if error is None else math.exp(mean) * error
+
+
+class PublishedPerplexity(Perplexity):
+    """Perplexity on one of the published texts."""
+
+    def __init__(self, corpus: Corpus) -> None:
+        self._corpus = corpus
+        self.name, self.title = corpus.name, corpus.title
+        self.help = f"Perplexity on {corpus.title}, from the hub ({corpus.source.repo}) or a local folder."
+
+    def prepare(self) -> None:
+        self._corpus.read()
+
+    def token_ids(self, tokenizer: Any, window: int, limit: int | None) -> tuple[list[int], str]:
+        return self._corpus.token_ids(tokenizer, window, limit)
+
+
+def windows_of(ids: list[int], spec: RunSpec, title: str) -> torch.Tensor:
+    """The windows [count, S] of a text's token ids. Raises UserError if there is none."""
+    count = len(ids) // spec.window
+    if count == 0:
+        raise UserError(f"{title} has {len(ids)} tokens, fewer than one window of {spec.window}.")
+    count = min(count, spec.limit or count)
+    return torch.tensor(ids[: count * spec.window]).view(count, spec.window)
 
 
 def window_losses(loaded: Loaded, windows: torch.Tensor) -> list[float]:

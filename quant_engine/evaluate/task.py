@@ -57,10 +57,13 @@ class Watch:
 
 @dataclass(frozen=True)
 class Part:
-    """A further number of a task, beside its headline: a half, a category, another way to score."""
+    """A further number of a task, beside its headline: a half, a category, another way to score. What it leaves out is
+    as the task's own."""
 
     title: str
-    metric: str | None = None  # as the task's own, if None
+    metric: str | None = None
+    unit: str | None = None
+    higher_is_better: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -101,6 +104,9 @@ class Task(ABC):
     parts: ClassVar[Mapping[str, Part]] = MappingProxyType({})
     help: str
 
+    def prepare(self) -> None:  # noqa: B027 - drawn and built-in items are always there
+        """Makes sure, before any work is done, that the items can be had. Raises UserError where they can't."""
+
     @abstractmethod
     def measure(self, loaded: Loaded, spec: RunSpec, watch: Watch) -> Outcome:
         """Runs the task. Raises UserError where its data is missing, Stopped when asked to stop."""
@@ -116,6 +122,11 @@ class Task(ABC):
     def error(self, units: Units) -> float | None:
         """The standard error of `value` of the mean; None for a single unit."""
         return mean_and_error(list(units.values()))[1]
+
+    def higher(self, suffix: str) -> bool:
+        """Whether more is better for the number of this suffix."""
+        own = self.parts[suffix].higher_is_better if suffix else None
+        return self.higher_is_better if own is None else own
 
     def number_name(self, suffix: str) -> str:
         return f"{self.name}_{suffix}" if suffix else self.name

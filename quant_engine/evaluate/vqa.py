@@ -32,7 +32,8 @@ LETTER_ONLY = "\nAnswer with the option's letter from the given choices directly
 class Question:
     """One item: its picture is made when asked for, so a thousand items cost no memory.
 
-    `options` are those of multiple choice without their letters; `group` and `category` are as in spec.ItemOutput.
+    `options` are those of multiple choice without their letters; `group` and `category` are as in spec.ItemOutput. The
+    questions of a group are about one picture, which is read once if they follow one another.
     """
 
     id: str
@@ -74,11 +75,16 @@ class VisualQuestions(Task):
         revision = self.revision()
         kept = watch.kept.open(revision)
         outputs: list[ItemOutput] = []
+        read, picture = decode.Read(), None
         for question in questions:
             if question.id in kept:
                 outputs.append(kept[question.id])
                 continue
-            answer = decode.answer_text(loaded, question.picture(), question.prompt, max_new_tokens=self.most_tokens)
+            if question.group is None or (question.category, question.group) != picture:
+                read, picture = decode.Read(), (question.category, question.group)
+            answer = decode.answer_text(
+                loaded, question.picture(), question.prompt, max_new_tokens=self.most_tokens, read=read
+            )
             output = ItemOutput(
                 item=question.id,
                 prompt=question.prompt,
@@ -128,6 +134,9 @@ class PublishedItems(VisualQuestions):
     @abstractmethod
     def question(self, rows: Rows, index: int) -> Question:
         """Item `index` of the set."""
+
+    def prepare(self) -> None:
+        self.rows()
 
     def rows(self) -> Rows:
         return sources.load(self.source, self.title)

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from quant_engine.data import instructions
+from quant_engine.demo import suite
 from quant_engine.demo.pictures import FAMILIES, Split, picture, seed
 from quant_engine.demo.questions import training_turn
 from quant_engine.methods.qlora import QloraOptions
@@ -87,6 +88,9 @@ class Drawn(Sequence[Example]):
         return self.count
 
     def __getitem__(self, index: int) -> Example:
+        # Going through a sequence ends with this error.
+        if not 0 <= index < self.count:
+            raise IndexError(index)
         return self.make(index)
 
 
@@ -132,7 +136,7 @@ def _demo(options: QloraOptions, processor: Any, dtype: torch.dtype) -> Examples
     make = partial(_pictured, options=options, processor=processor, dtype=dtype)
     train = Drawn(options.steps * options.batch, partial(make, "train"))
     held_out = Drawn(min(options.held_out, DEMO_HELD_OUT), partial(make, "val"))
-    return Examples(train, held_out, digest([[one.source, one.target] for one in held_out]))
+    return Examples(train, held_out, f"drawn-v{suite.VERSION}")
 
 
 def _pictured(split: Split, number: int, *, options: QloraOptions, processor: Any, dtype: torch.dtype) -> Example:

@@ -34,15 +34,42 @@ class Step:
     finished: bool
 
 
-def answer(loaded: Loaded, image: Image | None, question: str, max_new_tokens: int) -> Iterator[Step]:
+@dataclass
+class Read:
+    """What a model has read for its last answer: the prompt's token ids [1, tokens] and the key-value cache."""
+
+    ids: torch.Tensor | None = None
+    cache: DynamicCache | None = None
+
+    def start(self, model: Any, ids: torch.Tensor) -> tuple[DynamicCache, int]:
+        """A cache for the prompt `ids`, and the number of its tokens that are in it.
+
+        That is what it shares with the last prompt, if it covers the whole picture: else nothing, in a new cache.
+        """
+        config = model.config
+        if self.ids is not None and self.cache is not None:
+            length = min(self.ids.shape[1], ids.shape[1] - 1)  # something must be left to predict from
+            differ = (self.ids[0, :length] != ids[0, :length]).nonzero()
+            shared = int(differ[0]) if len(differ) else length
+            picture = (ids[0] == getattr(config, "image_token_id", -1)).nonzero()
+            if shared and not (len(picture) and shared <= int(picture[-1])):
+                self.cache.crop(shared - self.cache.get_seq_length())  # negative: so many are dropped
+                return self.cache, shared
+        return DynamicCache(config=config.get_text_config()), 0
+
+
+def answer(
+    loaded: Loaded, image: Image | None, question: str, max_new_tokens: int, read: Read | None = None
+) -> Iterator[Step]:
     """Answer a question, token by token, by always taking the most probable one.
 
+    `read` carries over what the model has read from one question to the next about the same picture.
     Ends after `max_new_tokens`, at the model's end-of-answer token, or where its context is full. Raises UserError for
     a picture given to a text model and for a prompt longer than the context.
     """
     started = time.perf_counter()
     model, tokenizer = loaded.model, loaded.tokenizer
-    inputs = _prompt(loaded, image, question)
+    inputs = prompt_inputs(loaded, image, question)
     prompt_tokens = inputs["input_ids"].shape[1]
     context = model.config.get_text_config().max_position_embeddings
     if prompt_tokens >= context:
@@ -52,10 +79,12 @@ def answer(loaded: Loaded, image: Image | None, question: str, max_new_tokens: i
         )
     most = min(max_new_tokens, context - prompt_tokens)
     ends = _end_tokens(loaded)
-    cache = DynamicCache(config=model.config.get_text_config())
+    read = read or Read()
+    cache, known = read.start(model, inputs["input_ids"])
+    read.ids, read.cache = inputs["input_ids"], cache
     weight_bytes = loaded.weight_bytes
 
-    token = _next_token(model, cache, inputs)
+    token = _next_token(model, cache, {"input_ids": inputs["input_ids"][:, known:]} if known else inputs)
     tokens = [token]
     spent = time_to_first = time.perf_counter() - started
     while True:
@@ -78,10 +107,12 @@ def answer(loaded: Loaded, image: Image | None, question: str, max_new_tokens: i
         spent += time.perf_counter() - started
 
 
-def answer_text(loaded: Loaded, image: Image | None, question: str, max_new_tokens: int) -> str:
+def answer_text(
+    loaded: Loaded, image: Image | None, question: str, max_new_tokens: int, read: Read | None = None
+) -> str:
     """The whole answer at once."""
     text = ""
-    for step in answer(loaded, image, question, max_new_tokens):
+    for step in answer(loaded, image, question, max_new_tokens, read):
         text = step.text
     return text.strip()
 
@@ -93,7 +124,7 @@ def _next_token(model: Any, cache: DynamicCache, inputs: dict[str, torch.Tensor]
     return int(logits[0, -1].float().argmax())
 
 
-def _prompt(loaded: Loaded, image: Image | None, question: str) -> dict[str, torch.Tensor]:
+def prompt_inputs(loaded: Loaded, image: Image | None, question: str) -> dict[str, torch.Tensor]:
     """The model's own chat format around picture and question; a base model without one continues the question.
 
     Control tokens that a visitor types, such as `<image>`, are read as plain text.

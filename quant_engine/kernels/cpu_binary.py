@@ -20,8 +20,13 @@ from quant_engine.weights.binary import LOW_BITS, Binary, PartlyBinary, Residual
 
 BYTE = 8
 
-_LOWEST = np.array([0] + [(value & -value).bit_length() - 1 for value in range(1, 256)], np.int64)
-"""The place of the lowest bit that is set in a byte."""
+ROWS_AT_ONCE = 64
+
+_BITS = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little")
+_COUNTS = _BITS.sum(1).astype(np.uint64)
+"""How many bits of a byte are set."""
+_PLACES = np.argsort(_BITS == 0, axis=1, kind="stable").astype(np.uint64)
+"""Which bits of a byte are set [256, 8], then those that are not."""
 _LOW_MASK = np.uint64(2**LOW_BITS - 1)
 _HIGHEST = np.float32(2**LOW_BITS)
 
@@ -33,48 +38,55 @@ def fits(weight: Binary) -> bool:
 
 def multiply_row(x: torch.Tensor, weight: Binary) -> torch.Tensor:
     """`x` [in_features] float32 to [out_features] float32. The weight must be one that `fits`."""
-    inputs = x.detach() * weight.column_bits(weight.live)
-    y = np.empty(weight.out_features, np.float32)
-    signs, scales = _bytes(weight.signs), weight.scales.view(torch.uint16).numpy()
+    signs, scales = bytes_of(weight.signs), weight.scales.view(torch.uint16).numpy()
+    inputs = padded_to(x.detach(), signs) * _column_bits(weight.live)
     per_group = -(-weight.group // BYTE)
+    shared = (scales, per_group, FLOAT16)
+    y = np.empty(weight.out_features, np.float32)
     if isinstance(weight, ResidualBinary):
-        salient = inputs * weight.column_bits(weight.salient)
-        tables = _sums(_padded(inputs - salient, signs)), _sums(_padded(salient, signs))
-        _multiply_residual(*tables, signs, _bytes(weight.marks), scales, per_group, FLOAT16, y)
+        salient = inputs * _column_bits(weight.salient)
+        sums = (*_sums(inputs - salient, per_group), *_sums(salient, per_group))
+        _multiply_residual(*sums, signs, bytes_of(weight.marks), *shared, y)
     elif isinstance(weight, PartlyBinary):
-        padded = _padded(inputs, signs)
-        # Salient weights of inputs that were never seen have codes of their own.
-        salient = _padded(x.detach(), signs)
-        _multiply_partly(
-            _sums(padded), salient, signs, _bytes(weight.marks), scales, per_group, *_salient(weight), FLOAT16, y
-        )
+        sums = _sums(inputs, per_group)
+        _multiply_partly(*sums, inputs, signs, bytes_of(weight.marks), *_salient(weight), *shared, y)
     else:
-        _multiply(_sums(_padded(inputs, signs)), signs, scales, per_group, FLOAT16, y)
+        _multiply(*_sums(inputs, per_group), signs, *shared, y)
     return torch.from_numpy(y)
 
 
 def dequantize_rows(weight: Binary, start: int, end: int) -> torch.Tensor:
     """Rows `start` to `end` as float32 [end - start, in_features]."""
     out = np.empty((end - start, weight.in_features), np.float32)
-    signs, scales = _bytes(weight.signs), weight.scales.view(torch.uint16).numpy()
-    live = weight.column_bits(weight.live).numpy()
+    signs, scales = bytes_of(weight.signs), weight.scales.view(torch.uint16).numpy()
+    live = _column_bits(weight.live)
     if isinstance(weight, ResidualBinary):
-        salient = weight.column_bits(weight.salient).numpy()
-        _dequantize_residual(signs, _bytes(weight.marks), scales, weight.group, live, salient, FLOAT16, start, out)
+        salient = _column_bits(weight.salient)
+        _dequantize_residual(signs, bytes_of(weight.marks), scales, weight.group, live, salient, FLOAT16, start, out)
     else:
         _dequantize(signs, scales, weight.group, live, FLOAT16, start, out)
     if isinstance(weight, PartlyBinary):
-        _dequantize_salient(signs, _bytes(weight.marks), *_salient(weight), FLOAT16, start, out)
+        _dequantize_salient(signs, bytes_of(weight.marks), *_salient(weight), live, FLOAT16, start, out)
     return torch.from_numpy(out)
 
 
-def _bytes(plane: torch.Tensor) -> np.ndarray:
+def bytes_of(plane: torch.Tensor) -> np.ndarray:
     return plane.numpy().view(np.uint8)
 
 
-def _padded(x: torch.Tensor, signs: np.ndarray) -> np.ndarray:
+def padded_to(x: torch.Tensor, signs: np.ndarray) -> np.ndarray:
     """`x` [n] filled up with zeros to the bits of a row of the plane."""
     return torch.nn.functional.pad(x, (0, BYTE * signs.shape[1] - len(x))).numpy()
+
+
+def _column_bits(plane: torch.Tensor) -> np.ndarray:
+    """A row of bits, one per column, and those that fill up its last word: uint8."""
+    return np.unpackbits(bytes_of(plane), bitorder="little")
+
+
+def _sums(x: np.ndarray, per_group: int) -> tuple[np.ndarray, np.ndarray]:
+    """The `subset_sums` of `x`, and the sum of each group."""
+    return subset_sums(x), np.add.reduceat(x, np.arange(0, len(x), per_group * BYTE))
 
 
 def _salient(weight: PartlyBinary) -> tuple[np.ndarray, ...]:
@@ -87,7 +99,7 @@ def _salient(weight: PartlyBinary) -> tuple[np.ndarray, ...]:
 
 
 @njit(nogil=True, cache=True)
-def _sums(x):  # type: ignore[no-untyped-def]
+def subset_sums(x):  # type: ignore[no-untyped-def]
     """For each eight inputs, the sums over all subsets: [n / 8, 256]; subset v holds the inputs whose bit in v is 1."""
     table = np.zeros((x.shape[0] // 8, 256), np.float32)
     for b in range(table.shape[0]):
@@ -97,75 +109,87 @@ def _sums(x):  # type: ignore[no-untyped-def]
     return table
 
 
+# Indices are unsigned below, since a signed one is checked for counting from the end.
+
+
 @njit(parallel=True, nogil=True, error_model="numpy", cache=True)
-def _multiply(table, signs, scales, per_group, float16, y):  # type: ignore[no-untyped-def]
+def _multiply(table, totals, signs, scales, per_group, float16, y):  # type: ignore[no-untyped-def]
     count = table.shape[0]
     for row in prange(y.shape[0]):
         total = np.float32(0)
         for group in range(scales.shape[1]):
-            everything, positive = np.float32(0), np.float32(0)
+            positive = np.float32(0)
             for b in range(group * per_group, min(group * per_group + per_group, count)):
-                everything += table[b, 255]
-                positive += table[b, signs[row, b]]
-            total += float16[scales[row, group, 0]] * everything
-            total += float16[scales[row, group, 1]] * (2 * positive - everything)
+                positive += table[np.uint64(b), signs[row, b]]
+            total += float16[scales[row, group, 0]] * totals[group]
+            total += float16[scales[row, group, 1]] * (2 * positive - totals[group])
         y[row] = total
 
 
 @njit(parallel=True, nogil=True, error_model="numpy", cache=True)
 def _multiply_partly(  # type: ignore[no-untyped-def]
-    table, x, signs, marks, scales, per_group, codes, starts, grid_scales, grid_zeros, float16, y
+    table, totals, x, signs, marks, codes, starts, grid_scales, grid_zeros, scales, per_group, float16, y
 ):
     count = table.shape[0]
-    for row in prange(y.shape[0]):
-        total = np.float32(0)
-        salient, inputs = np.float32(0), np.float32(0)
-        at = np.int64(starts[row]) * LOW_BITS
-        for group in range(scales.shape[1]):
-            everything, positive = np.float32(0), np.float32(0)
-            for b in range(group * per_group, min(group * per_group + per_group, count)):
-                mark = np.int64(marks[row, b])
-                sign = np.int64(signs[row, b])
-                everything += table[b, 255 & ~mark]
-                positive += table[b, sign & ~mark]
-                while mark:
-                    j = _LOWEST[mark]
-                    mark &= mark - 1
-                    code = np.float32(np.int32(code_at(codes, at, LOW_BITS, _LOW_MASK)))
-                    at += LOW_BITS
-                    if sign >> j & 1:
-                        code += _HIGHEST
-                    salient += code * x[b * 8 + j]
-                    inputs += x[b * 8 + j]
-            total += float16[scales[row, group, 0]] * everything
-            total += float16[scales[row, group, 1]] * (2 * positive - everything)
-        y[row] = total + float16[grid_scales[row]] * (salient - np.float32(grid_zeros[row]) * inputs)
+    for chunk in prange((y.shape[0] + ROWS_AT_ONCE - 1) // ROWS_AT_ONCE):
+        columns = np.empty(8 * count + 8, np.uint64)
+        for row in range(chunk * ROWS_AT_ONCE, min(chunk * ROWS_AT_ONCE + ROWS_AT_ONCE, y.shape[0])):
+            total, inputs, found = np.float32(0), np.float32(0), np.uint64(0)
+            for group in range(scales.shape[1]):
+                marked, positive = np.float32(0), np.float32(0)
+                for b in range(group * per_group, min(group * per_group + per_group, count)):
+                    mark, sign = np.uint64(marks[row, b]), np.uint64(signs[row, b])
+                    positive += table[np.uint64(b), sign & ~mark]
+                    marked += table[np.uint64(b), mark]
+                    # All eight are written, and those that are none are written over: no branch to be mispredicted.
+                    for i in range(8):
+                        columns[found + np.uint64(i)] = np.uint64(b * 8) + _PLACES[mark, i]
+                    found += _COUNTS[mark]
+                inputs += marked
+                everything = totals[group] - marked
+                total += float16[scales[row, group, 0]] * everything
+                total += float16[scales[row, group, 1]] * (2 * positive - everything)
+            salient = np.float32(0)
+            at = np.uint64(starts[row]) * np.uint64(LOW_BITS)
+            for i in range(found):
+                column = columns[i]
+                code = code_at(codes, at, LOW_BITS, _LOW_MASK)
+                at += np.uint64(LOW_BITS)
+                sign = np.uint64(signs[row, column >> np.uint64(3)]) >> (column & np.uint64(7)) & np.uint64(1)
+                code |= sign << np.uint64(LOW_BITS)
+                salient += np.float32(np.int32(code)) * x[column]
+            y[row] = total + float16[grid_scales[row]] * (salient - np.float32(grid_zeros[row]) * inputs)
 
 
 @njit(parallel=True, nogil=True, error_model="numpy", cache=True)
-def _multiply_residual(plain, salient, signs, marks, scales, per_group, float16, y):  # type: ignore[no-untyped-def]
+def _multiply_residual(  # type: ignore[no-untyped-def]
+    plain, plain_totals, salient, salient_totals, signs, marks, scales, per_group, float16, y
+):
     count = plain.shape[0]
-    for row in prange(y.shape[0]):
-        total = np.float32(0)
+    for chunk in prange((y.shape[0] + ROWS_AT_ONCE - 1) // ROWS_AT_ONCE):
+        rows = range(chunk * ROWS_AT_ONCE, min(chunk * ROWS_AT_ONCE + ROWS_AT_ONCE, y.shape[0]))
+        for row in rows:
+            y[row] = 0
+        # Groups outside, so that a group's part of the tables stays in the nearest cache for many rows.
         for group in range(scales.shape[1]):
-            unmarked, unmarked_positive = np.float32(0), np.float32(0)
-            marked, marked_positive = np.float32(0), np.float32(0)
-            everything, first, second = np.float32(0), np.float32(0), np.float32(0)
-            for b in range(group * per_group, min(group * per_group + per_group, count)):
-                mark, sign = np.int64(marks[row, b]), np.int64(signs[row, b])
-                unmarked += plain[b, 255 & ~mark]
-                unmarked_positive += plain[b, sign & ~mark]
-                marked += plain[b, mark]
-                marked_positive += plain[b, sign & mark]
-                everything += salient[b, 255]
-                first += salient[b, sign]
-                second += salient[b, mark]
-            scale = scales[row, group]
-            total += float16[scale[0]] * unmarked + float16[scale[1]] * (2 * unmarked_positive - unmarked)
-            total += float16[scale[2]] * marked + float16[scale[3]] * (2 * marked_positive - marked)
-            total += float16[scale[4]] * everything + float16[scale[5]] * (2 * first - everything)
-            total += float16[scale[6]] * everything + float16[scale[7]] * (2 * second - everything)
-        y[row] = total
+            start, end = group * per_group, min(group * per_group + per_group, count)
+            for row in rows:
+                positive, marked, marked_positive = np.float32(0), np.float32(0), np.float32(0)
+                first, second = np.float32(0), np.float32(0)
+                for b in range(start, end):
+                    mark, sign = np.uint64(marks[row, b]), np.uint64(signs[row, b])
+                    positive += plain[np.uint64(b), sign]
+                    marked += plain[np.uint64(b), mark]
+                    marked_positive += plain[np.uint64(b), sign & mark]
+                    first += salient[np.uint64(b), sign]
+                    second += salient[np.uint64(b), mark]
+                scale, everything = scales[row, group], salient_totals[group]
+                unmarked, unmarked_positive = plain_totals[group] - marked, positive - marked_positive
+                total = float16[scale[0]] * unmarked + float16[scale[1]] * (2 * unmarked_positive - unmarked)
+                total += float16[scale[2]] * marked + float16[scale[3]] * (2 * marked_positive - marked)
+                total += float16[scale[4]] * everything + float16[scale[5]] * (2 * first - everything)
+                total += float16[scale[6]] * everything + float16[scale[7]] * (2 * second - everything)
+                y[row] += total
 
 
 @njit(inline="always")
@@ -192,22 +216,22 @@ def _dequantize(signs, scales, group_size, live, float16, start, out):  # type: 
 
 @njit(parallel=True, nogil=True, cache=True)
 def _dequantize_salient(  # type: ignore[no-untyped-def]
-    signs, marks, codes, starts, grid_scales, grid_zeros, float16, start, out
+    signs, marks, codes, starts, grid_scales, grid_zeros, live, float16, start, out
 ):
-    for i in prange(out.shape[0]):
-        row = start + i
+    for i_row in prange(out.shape[0]):
+        row = start + i_row
         at = np.int64(starts[row]) * LOW_BITS
         scale, zero = float16[grid_scales[row]], np.float32(grid_zeros[row])
         for b in range(marks.shape[1]):
-            mark = np.int64(marks[row, b])
-            while mark:
-                j = b * 8 + _LOWEST[mark]
-                mark &= mark - 1
+            mark = marks[row, b]
+            for i in range(_COUNTS[mark]):
+                j = b * 8 + np.int64(_PLACES[mark, i])
                 code = np.float32(np.int32(code_at(codes, at, LOW_BITS, _LOW_MASK)))
                 at += LOW_BITS
                 if _bit(signs, row, j):
                     code += _HIGHEST
-                out[i, j] = scale * (code - zero)
+                if live[j]:
+                    out[i_row, j] = scale * (code - zero)
 
 
 @njit(parallel=True, nogil=True, cache=True)

@@ -13,7 +13,7 @@ from types import ModuleType
 
 import torch
 
-from quant_engine.kernels import cpu, cpu_binary, cpu_codebook
+from quant_engine.kernels import cpu, cpu_binary, cpu_codebook, cpu_dual
 from quant_engine.weights import IntActivations, LowRank, MixedWidth, StoredWeight
 from quant_engine.weights.int_activations import quantize_tokens
 
@@ -24,10 +24,12 @@ FEW_ROWS = 4
 CPU_KERNELS = {
     "grouped_int": cpu,
     "int_activations": cpu,
+    "rotated_int": cpu,
     "codebook": cpu_codebook,
     "binary": cpu_binary,
     "partly_binary": cpu_binary,
     "residual_binary": cpu_binary,
+    "dual_binary": cpu_dual,
 }
 """By storage form, the module with its functions `fits`, `multiply_row` and `dequantize_rows` for the CPU."""
 
@@ -66,7 +68,7 @@ def _by_integers(codes: torch.Tensor, weight: IntActivations) -> torch.Tensor:
     parts = []
     for start in range(0, weight.out_features, step):
         end = min(start + step, weight.out_features)
-        rows = cpu.integer_rows(weight, start, end) if fits else weight.integers(start, end)
+        rows = cpu.integer_rows(weight, start, end) if fits and weight.bits < 8 else weight.integers(start, end)
         parts.append(torch._int_mm(narrow, rows.T).float())
     return torch.cat(parts, 1) * weight.scales.float().T
 
@@ -93,11 +95,15 @@ def matmul_back(gradient: torch.Tensor, weight: StoredWeight) -> torch.Tensor:
 
     As `tiled`, a tile of weight rows at a time.
     """
+    # A kernel gives the stored rows, which are the weight's own where nothing is transformed on the way.
+    plain = type(weight).stored_rows is StoredWeight.stored_rows
+    kernel = _kernel(gradient, weight) if plain else None
     x = gradient.new_zeros((len(gradient), weight.in_features))
     step = max(1, TILE_WEIGHTS // weight.in_features)
     for start in range(0, weight.out_features, step):
         end = min(start + step, weight.out_features)
-        x.addmm_(gradient[:, start:end], weight.dequantize(start, end).to(gradient.dtype))
+        rows = kernel.dequantize_rows(weight, start, end) if kernel else weight.dequantize(start, end)
+        x.addmm_(gradient[:, start:end], rows.to(gradient.dtype))
     return x
 
 

@@ -1,6 +1,19 @@
 """The quantization methods, one file each. To add one: write its file, and name it in METHODS."""
 
-from quant_engine.methods import awq, billm, gptq, ir_qlora, normal_float, pb_llm, qlora, rtn, slim_llm, smoothquant
+from quant_engine.methods import (
+    awq,
+    billm,
+    db_llm,
+    gptq,
+    ir_qlora,
+    normal_float,
+    pb_llm,
+    qlora,
+    quip,
+    rtn,
+    slim_llm,
+    smoothquant,
+)
 from quant_engine.methods.contract import Method, MethodCard, Options, Statistics, Training
 from quant_engine.spec import QuantSetting, UserError
 
@@ -11,6 +24,8 @@ METHODS: dict[str, Method] = {
         gptq.METHOD,
         awq.METHOD,
         smoothquant.METHOD,
+        db_llm.METHOD,
+        quip.METHOD,
         normal_float.METHOD,
         qlora.METHOD,
         ir_qlora.METHOD,

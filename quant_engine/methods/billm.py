@@ -196,7 +196,7 @@ METHOD = Method(
         title="BiLLM",
         idea="Keep little more than the sign of each weight. The columns that matter most get a second sign for what "
         "the first left over; the others are split by size into two levels. "
-        "The lowest width of the study: the model still speaks, and has forgotten much.",
+        "The lowest width of the study, in name; means, spreads and marks take more than the signs.",
         formula=r"\hat W = \underbrace{\mu_1 + \alpha_1 B_1}_{\text{concentrated}} + "
         r"\underbrace{\mu_2 + \alpha_2 B_2}_{\text{sparse}} + "
         r"\underbrace{\mu_3 + \alpha_3 B_3 + \mu_4 + \alpha_4 B_4}_{\text{salient columns}},\quad B_i \in \{\pm 1\}",

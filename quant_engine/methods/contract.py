@@ -74,14 +74,15 @@ class Statistics:
 class Training:
     """What `Method.train` gets: the whole dense model, on its device, and the calibration `windows` [samples, length].
 
-    `linears` names the linears of each of its `decoder.layers` that will be quantized. `folder` is the place for what a
-    killed training needs to go on; it vanishes when quantization is complete. `progress(share, message)` takes the
-    share of training done; `check_stop` raises where the user asked to stop.
+    `sets` names the linears of each of its `decoder.layers` that will be quantized, in order of use; those of a set
+    share their input. `folder` is the place for what a killed training needs to go on; it vanishes when quantization is
+    complete. `progress(share, message)` takes the share of training done; `check_stop` raises where the user asked to
+    stop.
     """
 
     model: nn.Module
     decoder: nn.Module
-    linears: tuple[str, ...]
+    sets: tuple[tuple[str, ...], ...]
     windows: torch.Tensor
     setting: QuantSetting
     options: Any

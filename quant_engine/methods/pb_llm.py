@@ -139,7 +139,7 @@ METHOD = Method(
     card=MethodCard(
         name="pb_llm",
         title="PB-LLM",
-        idea="Keep the tenth of the weights that matters most in 8 bits, and of all others only the sign. "
+        idea="Keep the few weights that matter most in 8 bits, and of all others only the sign. "
         "Which weights those are has to be stored as well, so it is larger than its width says.",
         formula=r"\hat w = \begin{cases} \Delta\,(q - z),\ q \in \{0..255\} & \text{salient: } "
         r"w^2 / U_{jj}^2 \text{ among the largest} \\ \mu + \alpha\,\mathrm{sign}(w - \mu) & \text{else} \end{cases}",

@@ -26,6 +26,7 @@ from quant_engine.models.load import Loaded, load_dense
 from quant_engine.quantize import Hooks, quantize
 from quant_engine.runs import folder
 from quant_engine.runs.command import command
+from quant_engine.runs.kept import KeptItems, forget
 from quant_engine.runs.resolve import resolve
 from quant_engine.spec import Progress, QuantSetting, Result, RunSpec, UserError
 
@@ -43,8 +44,8 @@ def execute(
 ) -> Path:
     """The run's folder: found, if the same run was made before, else made.
 
-    Quantization goes on behind the last finished block of an earlier try. Raises UserError where the user can change
-    something, and Stopped when `should_stop` said so.
+    Quantization goes on behind the last finished block of an earlier try, measuring behind its last finished item.
+    Raises UserError where the user can change something, and Stopped when `should_stop` said so.
     """
     spec = resolve(spec)
     if folder.exists(spec.run_id):
@@ -64,15 +65,18 @@ def execute(
     # Time and memory are of this run alone, not of what the process did before.
     if spec.device == "cuda":
         torch.cuda.reset_peak_memory_stats()
+    for name in spec.tasks:
+        find_task(name).prepare()
     loaded, share, records = _ready(spec, on_progress, should_stop, say)
     outcomes: dict[str, Outcome] = {}
     seconds: dict[str, float] = {}
     for place, name in enumerate(spec.tasks):
         task = find_task(name)
         task_started = time.monotonic()
-        report = partial(_report, on_progress, task.title, share, place, len(spec.tasks), task_started)
+        kept = KeptItems(spec.run_id, name)
+        report = partial(_report, on_progress, task.title, share, place, len(spec.tasks), task_started, kept)
         report(0, 1)
-        outcome = task.measure(loaded, spec, Watch(report, should_stop))
+        outcome = task.measure(loaded, spec, Watch(report, should_stop, kept))
         outcomes[name], seconds[name] = outcome, time.monotonic() - task_started
         shown = "no number" if outcome.value is None else f"{outcome.value:.4g} {task.unit}"
         say(f"{task.title}: {shown}, {outcome.items} items, {outcome.status}, {seconds[name]:.1f} s")
@@ -85,6 +89,7 @@ def execute(
     ]
     items = {name: outcome.outputs for name, outcome in outcomes.items()}
     made = folder.write(spec, about, results, records, items, "\n".join(lines) + "\n")
+    forget(spec.run_id)
     on_progress(Progress(stage="finished", fraction=1))
     return made
 
@@ -122,10 +127,12 @@ def _report(
     place: int,
     tasks: int,
     started: float,
+    kept: KeptItems,
     done: int,
     total: int,
 ) -> None:
-    elapsed = time.monotonic() - started
+    """Rate and time left are of the items that this process did; those kept from an earlier try took it no time."""
+    rate = max(done - kept.found, 0) / max(time.monotonic() - started, 1e-9)
     on_progress(
         Progress(
             stage="evaluating",
@@ -133,7 +140,8 @@ def _report(
             task=title,
             item=done,
             items=total if total > 1 or done else None,
-            eta_s=elapsed / done * (total - done) if done else None,
+            items_per_s=rate or None,
+            eta_s=(total - done) / rate if rate else None,
         )
     )
 

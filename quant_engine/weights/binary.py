@@ -181,7 +181,7 @@ class PartlyBinary(Binary):
         codes = low.float() + 2**LOW_BITS * self._bits(self.signs, start, end)[marks]
         rows = marks.nonzero()[:, 0] + start
         weight[marks] = self.grid_scales[rows].float() * (codes - self.grid_zeros[rows].float())
-        return weight
+        return weight * self.column_bits(self.live)
 
     def ledger(self) -> Ledger:
         weights = self.out_features * self.in_features

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-PAYLOAD = ("codes", "signs")
+PAYLOAD = ("codes", "signs", "planes")
 """The purposes that papers count when they name a width."""
 
 

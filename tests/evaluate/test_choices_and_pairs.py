@@ -3,11 +3,13 @@
 import math
 
 import pytest
+from evaluate import tiny
 
 from quant_engine.evaluate import TASKS, Watch
 from quant_engine.evaluate.ai2d import DemoAi2d, letter_match, letter_prompt
 from quant_engine.evaluate.mmbench import DemoMmBench, answered_letter, inferred_letter, rule_based_letter
 from quant_engine.evaluate.mme import DemoMme, PublishedMme, yes_or_no
+from quant_engine.generate import decode
 from quant_engine.spec import ItemOutput, RunSpec, UserError
 
 
@@ -198,9 +200,7 @@ def test_a_model_that_answers_right_gets_all_points(name, monkeypatch):
     right = {}
     for question in task.questions(6):
         right[question.prompt] = question.gold[0]
-    monkeypatch.setattr(
-        "quant_engine.generate.decode.answer_text", lambda loaded, image, prompt, max_new_tokens: right[prompt]
-    )
+    monkeypatch.setattr("quant_engine.generate.decode.answer_text", lambda loaded, image, prompt, **_: right[prompt])
     outcome = task.measure(None, RunSpec(model="demo", tasks=(name,), limit=6), Watch())
     assert all(output.score == 1 for output in outcome.outputs)
     if name == "demo-mme":
@@ -221,3 +221,24 @@ def test_demo_prompts_are_those_the_model_was_taught():
         assert question.prompt == choice_prompt(text, question.options, header=header)
         assert question.prompt.endswith(LETTER)
     assert all(question.prompt.endswith(WORD_OR_PHRASE) for question in DemoMme().questions(2))
+
+
+def test_a_picture_is_read_once_for_its_questions_and_the_answers_are_the_same(monkeypatch):
+    loaded = tiny.llava_next()
+    loaded.model.config.text_config.max_position_embeddings = 4096
+    fed = []
+    forward = loaded.model.forward
+
+    def counted(*args, **inputs):
+        fed.append((inputs["input_ids"].shape[1], "pixel_values" in inputs))
+        return forward(*args, **inputs)
+
+    monkeypatch.setattr(loaded.model, "forward", counted)
+    task, spec = DemoMme(), RunSpec(model="demo", tasks=("demo-mme",), limit=4)
+    monkeypatch.setattr(DemoMme, "most_tokens", 4)
+    shared = task.measure(loaded, spec, Watch())
+    prompts = [size for size, _ in fed if size > 1]
+    assert [with_picture for size, with_picture in fed if size > 1] == [True, False, True, False]
+    assert prompts[1] < prompts[0]
+    for question, output in zip(task.questions(4), shared.outputs, strict=True):
+        assert decode.answer_text(loaded, question.picture(), question.prompt, 4) == output.prediction

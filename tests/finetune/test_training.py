@@ -102,7 +102,7 @@ quantize(RunSpec.model_validate_json(sys.argv[1]), Hooks(log=lambda line: print(
 @pytest.mark.parametrize("method", ["qlora", "ir_qlora"])
 def test_a_killed_training_goes_on_and_ends_with_the_same_adapters(spec_for, fine_tune, method):
     """Killed in the middle of a step, with dropout, so that the random numbers have to be the same too."""
-    spec = spec_for(method, dropout=0.1, steps=60)
+    spec = spec_for(method, dropout=0.1, steps=24)
     reference = load_quantized(fine_tune(spec), "float32", "cpu").model.state_dict()
     shutil.rmtree(folders.checkpoints())
 
@@ -122,7 +122,7 @@ def test_a_killed_training_goes_on_and_ends_with_the_same_adapters(spec_for, fin
     (resumed,) = [line for line in lines if "were done before" in line]
     done = int(resumed.split()[0])
     assert done >= 4
-    assert f"step {done} of 60" not in " ".join(lines)
+    assert f"step {done} of 24" not in " ".join(lines)
     again = load_quantized(path, "float32", "cpu").model.state_dict()
     assert all(torch.equal(tensor, reference[name]) for name, tensor in again.items())
 
@@ -261,7 +261,8 @@ def test_a_run_is_on_the_fine_tuning_track_with_all_its_bits(spec_for):
     path = execute.execute(spec, lambda progress: None, lambda: False, lambda line: None)
     result = folder.read(path).results[0]
     assert result.track == "lora_ft"
-    assert result.stored_bits > 8
+    # The base alone takes 4.3.
+    assert result.stored_bits == pytest.approx(4.32 + 16 * 4 * 928 / 18432, abs=0.4)
     log = (path / "log.txt").read_text()
     assert "held-out loss" in log
 

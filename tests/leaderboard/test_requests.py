@@ -49,6 +49,9 @@ def test_a_setting_is_resolved_with_every_option_spelled_out():
     )
     assert requests.setting("rtn", "3", "per row").group_size is None
     assert requests.setting("fp16", "9", "0") == requests.FP16
+    # Controls that a method has no use for are hidden; what they still hold is ignored.
+    assert requests.setting("smoothquant", "8", "64", a_bits="6").label == "SMOOTHQUANT W8A6"
+    assert requests.setting("rtn", "4", "64", a_bits="6").a_bits == 16
 
 
 @pytest.mark.parametrize(

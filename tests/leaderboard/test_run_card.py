@@ -3,6 +3,7 @@ import pytest
 from leaderboard.ui import run_card
 from leaderboard.ui.answer_pane import Side, pane
 from leaderboard.ui.run_tab import looked_at, options_of, task_choices
+from quant_engine.evaluate import TASKS
 from quant_engine.generate.messages import AnswerEvent, AnswerStats
 from quant_engine.runs.queue import Queue, QueuedRun
 from quant_engine.spec import Progress, QuantSetting, RunSpec
@@ -76,8 +77,11 @@ def test_options_are_those_of_the_chosen_method():
 
 
 def test_a_text_model_is_offered_no_picture_tasks():
-    assert [name for _, name in task_choices("demo-llm")] == ["perplexity"]
-    assert len(task_choices("demo")) > 1
+    names = [name for _, name in task_choices("demo-llm")]
+    assert names[0] == "perplexity"
+    assert {"wikitext2", "piqa", "mmlu"} <= set(names)
+    assert not any(TASKS[name].pictures for name in names)
+    assert {"demo-mmbench", "chartqa"} <= {name for _, name in task_choices("demo")}
 
 
 def test_a_side_grows_with_its_events_and_keeps_its_text_when_stopped():

@@ -36,10 +36,10 @@ def made(form, rows=5, columns=96, group=32, seed=0):
             scale = scales[i, j // group].float()
             sign = 1 if signs[i, j] else -1
             mark = 1 if marks[i, j] else -1
-            if form == "partly" and marks[i, j]:
-                expected[i, j] = grid_scales[i].float() * (float(codes[i, j]) - float(grid_zeros[i]))
-            elif not live[j]:
+            if not live[j]:
                 expected[i, j] = 0
+            elif form == "partly" and marks[i, j]:
+                expected[i, j] = grid_scales[i].float() * (float(codes[i, j]) - float(grid_zeros[i]))
             elif form == "residual" and salient[j]:
                 expected[i, j] = (scale[4] + sign * scale[5]) + (scale[6] + mark * scale[7])
             elif form == "residual" and marks[i, j]:

@@ -1,0 +1,188 @@
+"""How far a quantized model's next-token distributions are from the unquantized model's: no labels, no guessing.
+
+On a text: for each window, the mean over its positions of KL(P || Q), in nats, P being the unquantized model's
+distribution and Q the quantized one's; and how often both find the same token most probable. On picture questions: the
+same along the unquantized model's greedy answer, and how many of its tokens the quantized model says before they part.
+
+Both models are in memory at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from quant_engine.deferred import deferred
+from quant_engine.evaluate.perplexity import Perplexity, windows_of
+from quant_engine.evaluate.task import HEADLINE, Outcome, Part, Task, Units, Watch
+from quant_engine.evaluate.vqa import VisualQuestions
+from quant_engine.spec import ItemOutput, RunSpec
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from quant_engine.models.load import Loaded
+
+torch = deferred("torch")
+decode = deferred("quant_engine.generate.decode")
+load = deferred("quant_engine.models.load")
+
+POSITIONS_AT_ONCE = 256
+MOST_TOKENS = 32
+TOP1 = Part("same next token", "top-1 agreement", unit="%", higher_is_better=True)
+
+
+@dataclass(frozen=True)
+class Distance:
+    """Two models along the same tokens: mean KL in nats, the share of positions with the same most probable token, and
+    the number of positions before the first one without."""
+
+    divergence: float
+    agreement: float
+    shared: int
+
+
+class Divergence(Perplexity):
+    """Divergence on the built-in text, or on a text file."""
+
+    metric = "KL divergence"
+    unit = "nats"
+    higher_is_better = False
+    parts: ClassVar = {"top1": TOP1}
+
+    def __init__(self, pinned: str | None = None) -> None:
+        super().__init__(pinned)
+        self.name = f"divergence:{pinned}" if pinned else "divergence"
+        self.title = f"Divergence, {self.title}"
+        where = self._path if pinned else "the built-in text"
+        self.help = f"How far next-token distributions on {where} are from the unquantized model's; no labels."
+
+    def measure(self, loaded: Loaded, spec: RunSpec, watch: Watch) -> Outcome:
+        ids, revision = self.token_ids(loaded.tokenizer, spec.window, spec.limit)
+        windows = windows_of(ids, spec, self.title)
+        reference = unquantized(loaded, spec)
+        kept = dict(watch.kept.open(revision))
+        for index, window in enumerate(windows):
+            if str(index) in kept:
+                continue
+            states = [hidden_states(one, window) for one in (reference, loaded)]
+            found = distance(reference, loaded, *states)
+            kept[str(index)] = _output(str(index), loaded.tokenizer.decode(window), [], "", found)
+            watch.kept.add([kept[str(index)]])
+            watch.step(len(kept), len(windows))
+        return self.conclude([kept[str(index)] for index in range(len(windows))], revision)
+
+    def units(self, outputs: Sequence[ItemOutput]) -> dict[str, Units]:
+        return _units(outputs)
+
+    def value(self, mean: float) -> float:
+        return mean
+
+    def error(self, units: Units) -> float | None:
+        return Task.error(self, units)
+
+
+class AnswerDivergence(Task):
+    """Divergence along the answers to the questions of a picture task."""
+
+    metric = "KL divergence"
+    unit = "nats"
+    higher_is_better = False
+    pictures = True
+    parts: ClassVar = {
+        "top1": TOP1,
+        "shared": Part("shared answer", "tokens before answers part", unit="tokens", higher_is_better=True),
+    }
+
+    def __init__(self, asked: VisualQuestions) -> None:
+        self._asked = asked
+        self.name, self.title = f"divergence:{asked.name}", f"Divergence, {asked.title}"
+        self.help = f"How far answers to {asked.title} are from the unquantized model's; no labels."
+
+    def prepare(self) -> None:
+        self._asked.prepare()
+
+    def measure(self, loaded: Loaded, spec: RunSpec, watch: Watch) -> Outcome:
+        questions, revision = self._asked.questions(spec.limit), self._asked.revision()
+        reference = unquantized(loaded, spec)
+        kept = dict(watch.kept.open(revision))
+        for question in questions:
+            if question.id in kept:
+                continue
+            answer, found = compare_answers(reference, loaded, question.picture(), question.prompt)
+            said = loaded.tokenizer.decode(answer[: found.shared], skip_special_tokens=True)
+            whole = loaded.tokenizer.decode(answer, skip_special_tokens=True)
+            kept[question.id] = _output(question.id, question.prompt, [whole], said, found)
+            watch.kept.add([kept[question.id]])
+            watch.step(len(kept), len(questions))
+        return self.conclude([kept[question.id] for question in questions], revision)
+
+    def units(self, outputs: Sequence[ItemOutput]) -> dict[str, Units]:
+        return _units(outputs) | {"shared": {output.item: output.measures[1] for output in outputs}}
+
+
+def compare_answers(
+    reference: Loaded, loaded: Loaded, picture: Image | None, question: str, most_tokens: int = MOST_TOKENS
+) -> tuple[list[int], Distance]:
+    """The reference's greedy answer as token ids, and the distance of both models along it.
+
+    What `shared` counts is where greedy answers part: up to there both have read the same.
+    """
+    answer = [step.token for step in decode.answer(reference, picture, question, most_tokens)]
+    states = []
+    for one in (reference, loaded):
+        inputs = decode.prompt_inputs(one, picture, question)
+        following = torch.tensor([answer[:-1]], dtype=torch.long, device=one.model.device)
+        inputs["input_ids"] = torch.cat([inputs["input_ids"], following], dim=1)
+        with torch.inference_mode():
+            read = one.model.model(**inputs, use_cache=False).last_hidden_state[0]
+        states.append(read[-len(answer) :])
+    return answer, distance(reference, loaded, *states)
+
+
+def unquantized(loaded: Loaded, spec: RunSpec) -> Loaded:
+    """The same model unquantized; itself, if it is."""
+    if spec.setting.method == "fp16":
+        return loaded
+    revision = spec.revision if loaded.card.origin == "hub" else None
+    return load.load_dense(loaded.card, revision, spec.dtype, spec.device)
+
+
+def hidden_states(loaded: Loaded, window: Any) -> Any:
+    """What the head gets at each position of a window: [tokens, hidden]."""
+    with torch.inference_mode():
+        ids = window[None].to(loaded.model.device)
+        return loaded.model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state[0]
+
+
+def distance(reference: Loaded, loaded: Loaded, states: Any, other_states: Any) -> Distance:
+    """Of the distributions that the models' heads make of their hidden states [positions, hidden]."""
+    total, same = 0.0, []
+    with torch.inference_mode():
+        for start in range(0, len(states), POSITIONS_AT_ONCE):
+            part = slice(start, start + POSITIONS_AT_ONCE)
+            p = reference.model.get_output_embeddings()(states[part]).float().log_softmax(-1)
+            q = loaded.model.get_output_embeddings()(other_states[part]).float().log_softmax(-1)
+            total += (p.exp() * (p - q)).sum().item()
+            same += (p.argmax(-1) == q.argmax(-1)).tolist()
+    shared = same.index(False) if False in same else len(same)
+    return Distance(total / len(same), sum(same) / len(same), shared)
+
+
+def _output(item: str, prompt: str, gold: list[str], prediction: str, found: Distance) -> ItemOutput:
+    return ItemOutput(
+        item=item,
+        prompt=prompt,
+        gold=gold,
+        prediction=prediction,
+        score=found.divergence,
+        measures=[found.agreement, float(found.shared)],
+    )
+
+
+def _units(outputs: Sequence[ItemOutput]) -> dict[str, Units]:
+    return {
+        HEADLINE: {output.item: output.score for output in outputs},
+        "top1": {output.item: 100 * output.measures[0] for output in outputs},
+    }

@@ -1,0 +1,34 @@
+"""HellaSwag: how a described scene goes on. Zellers et al., arXiv 1905.07830."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from quant_engine.data.sources import Source
+from quant_engine.evaluate.choices import ChoiceItem, MultipleChoice
+
+
+def cleaned(text: str) -> str:
+    """A text without the marks of the how-to articles that it comes from."""
+    text = text.strip().replace(" [title]", ". ")
+    return re.sub(r"\[.*?\]", "", text).replace("  ", " ")
+
+
+class HellaSwag(MultipleChoice):
+    name = "hellaswag"
+    title = "HellaSwag"
+    help = "How a described scene goes on; zero-shot, validation split; acc."
+    source = Source(
+        "Rowan/hellaswag",
+        "data/validation-*.parquet",
+        "hellaswag_val.jsonl",
+        revision="218ec52e09a7e7462a5400043bb9a69a41d06b76",
+    )
+
+    def item(self, row: dict[str, Any], index: int) -> ChoiceItem:
+        prompt = cleaned(f"{row['activity_label']}: {row['ctx_a']} {row['ctx_b'].capitalize()}")
+        choices = [cleaned(ending) for ending in row["endings"]]
+        return ChoiceItem(
+            str(index), prompt, [prompt] * len(choices), [f" {c}" for c in choices], choices, int(row["label"])
+        )

@@ -1,0 +1,210 @@
+"""MMLU, 5-shot: exam questions in 57 subjects; the answer is the letter with the largest probability.
+
+The prompt names the subject, shows the first five questions of the dev split with their letters, and asks. Examples are
+dropped from the last one on until it fits into 2048 tokens. Scores are means over questions, of all and of the four
+categories. After "Answer:" the natural token is " A", which is compared here; the study's script compares "A" without
+the space, which the part "unspaced" gives (for sentencepiece tokenizers both are one token).
+Hendrycks et al., arXiv 2009.03300; prompts as in IR-QLoRA's evaluate_mmlu.py, which has two spaces before the subject.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from quant_engine.data import sources
+from quant_engine.deferred import deferred
+from quant_engine.evaluate.choices import longest_text
+from quant_engine.evaluate.task import HEADLINE, Outcome, Part, Task, Units, Watch
+from quant_engine.spec import ItemOutput, RunSpec, UserError
+
+if TYPE_CHECKING:
+    from quant_engine.models.load import Loaded
+
+likelihood = deferred("quant_engine.evaluate.likelihood")
+
+SHOTS = 5
+LETTERS = "ABCD"
+PACK_TOKENS = 2048
+"""Questions behind the same examples are packed together up to this length (evaluate.likelihood)."""
+
+_STEM = """abstract_algebra astronomy college_biology college_chemistry college_computer_science college_mathematics
+    college_physics computer_security conceptual_physics electrical_engineering elementary_mathematics
+    high_school_biology high_school_chemistry high_school_computer_science high_school_mathematics high_school_physics
+    high_school_statistics machine_learning"""
+_HUMANITIES = """formal_logic high_school_european_history high_school_us_history high_school_world_history
+    international_law jurisprudence logical_fallacies moral_disputes moral_scenarios philosophy prehistory
+    professional_law world_religions"""
+_SOCIAL_SCIENCES = """econometrics high_school_geography high_school_government_and_politics
+    high_school_macroeconomics high_school_microeconomics high_school_psychology human_sexuality
+    professional_psychology public_relations security_studies sociology us_foreign_policy"""
+_OTHER = """anatomy business_ethics clinical_knowledge college_medicine global_facts human_aging management marketing
+    medical_genetics miscellaneous nutrition professional_accounting professional_medicine virology"""
+CATEGORY: dict[str, str] = {
+    subject: category
+    for category, subjects in (
+        ("stem", _STEM),
+        ("humanities", _HUMANITIES),
+        ("social_sciences", _SOCIAL_SCIENCES),
+        ("other", _OTHER),
+    )
+    for subject in subjects.split()
+}
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A question with its prompt's tokens. `row` is its place in the test split, `shots` how many examples fit."""
+
+    row: int
+    subject: str
+    gold: str
+    prompt: str
+    ids: list[int]
+    shots: int
+
+
+class Mmlu(Task):
+    """With a limit, questions are taken at equal distances, so that all subjects stay in it."""
+
+    name = "mmlu"
+    title = "MMLU"
+    metric = "accuracy"
+    unit = "%"
+    higher_is_better = True
+    help = "Exam questions in 57 subjects, 5-shot; accuracy over all questions, and by category."
+    parts: ClassVar = {
+        "humanities": Part("humanities"),
+        "stem": Part("STEM"),
+        "social_sciences": Part("social sciences"),
+        "other": Part("other"),
+        "unspaced": Part("unspaced letters"),
+    }
+    test = sources.Source(
+        "cais/mmlu", "all/test-*.parquet", "mmlu_test.jsonl", revision="c30699e8356da336a370243923dbaf21066bb9fe"
+    )
+    dev = sources.Source(
+        "cais/mmlu", "all/dev-*.parquet", "mmlu_dev.jsonl", revision="c30699e8356da336a370243923dbaf21066bb9fe"
+    )
+
+    def prepare(self) -> None:
+        self._rows()
+
+    def _rows(self) -> tuple[sources.Rows, sources.Rows]:
+        return sources.load(self.test, self.title), sources.load(self.dev, f"{self.title} (examples)")
+
+    def measure(self, loaded: Loaded, spec: RunSpec, watch: Watch) -> Outcome:
+        test, dev = self._rows()
+        revision = f"{test.revision}, {dev.revision}"
+        count = min(len(test), spec.limit or len(test))
+        places = [number * len(test) // count for number in range(count)]
+        kept = dict(watch.kept.open(revision))
+        waiting = [place for place in places if str(place) not in kept]
+        tokens = letter_tokens(loaded.tokenizer)
+        packs = list(_packs(_ask(waiting, test, examples(dev), loaded)))
+        texts = [
+            [likelihood.Text(one.ids, [(len(one.ids) - 1, token) for token in tokens]) for one in pack]
+            for pack in packs
+        ]
+        for scored in likelihood.log_probabilities(loaded, texts):
+            fresh = [
+                _output(one, values)
+                for number, of_pack in scored.items()
+                for one, values in zip(packs[number], of_pack, strict=True)
+            ]
+            watch.kept.add(fresh)
+            kept |= {output.item: output for output in fresh}
+            watch.step(len(kept), count)
+        return self.conclude([kept[str(place)] for place in places], revision)
+
+    def units(self, outputs: Sequence[ItemOutput]) -> dict[str, Units]:
+        units: dict[str, Units] = {HEADLINE: {}, **{category: {} for category in self.parts}}
+        for output in outputs:
+            units[HEADLINE][output.item] = units[CATEGORY[output.category]][output.item] = 100 * output.score
+            units["unspaced"][output.item] = 100 * _right(output.log_probabilities[len(LETTERS) :], output.gold[0])
+        return units
+
+
+def examples(dev: sources.Rows) -> dict[str, list[str]]:
+    """The solved questions of each subject, in the order of the split."""
+    solved: dict[str, list[str]] = defaultdict(list)
+    for row in dev:
+        solved[row["subject"]].append(f"{question_text(row)} {LETTERS[int(row['answer'])]}\n\n")
+    return solved
+
+
+def question_text(row: dict[str, Any]) -> str:
+    options = "\n".join(f"{letter}. {choice}" for letter, choice in zip(LETTERS, row["choices"], strict=True))
+    return f"{row['question']}\n{options}\nAnswer:"
+
+
+def prompt_text(subject: str, solved: Sequence[str], question: str) -> str:
+    header = f"The following are multiple choice questions (with answers) about  {subject.replace('_', ' ')}.\n\n"
+    return header + "".join(solved) + question
+
+
+def letter_tokens(tokenizer: Any) -> list[int]:
+    """The tokens of the letters with a space before them, then without."""
+    texts = [f" {letter}" for letter in LETTERS] + list(LETTERS)
+    return [tokenizer(text, add_special_tokens=False)["input_ids"][-1] for text in texts]
+
+
+def _ask(places: list[int], test: sources.Rows, solved: dict[str, list[str]], loaded: Loaded) -> Iterator[_Asked]:
+    longest = longest_text(loaded)
+    for place in places:
+        row = test[place]
+        subject, question = row["subject"], question_text(row)
+        if subject not in CATEGORY or len(solved.get(subject, [])) < SHOTS:
+            raise UserError(f"MMLU has no {SHOTS} examples of the subject {subject!r}: fetch its dev split again.")
+        for shots in range(SHOTS, -1, -1):
+            prompt = prompt_text(subject, solved[subject][:shots], question)
+            ids = loaded.tokenizer(prompt, verbose=False)["input_ids"]
+            if len(ids) <= longest:
+                break
+        yield _Asked(place, subject, LETTERS[int(row["answer"])], prompt, ids[-longest:], shots)
+
+
+def _packs(asked: Iterator[_Asked]) -> Iterator[list[_Asked]]:
+    """Questions of one subject behind the same examples, as many as fit into a pack."""
+    pack: list[_Asked] = []
+    length = 0
+    for one in asked:
+        shared = _shared(pack[0].ids, one.ids) if pack else 0
+        fits = pack and (pack[0].subject, pack[0].shots) == (one.subject, one.shots)
+        if fits and length + len(one.ids) - shared <= PACK_TOKENS:
+            pack.append(one)
+            length += len(one.ids) - shared
+        else:
+            if pack:
+                yield pack
+            pack, length = [one], len(one.ids)
+    if pack:
+        yield pack
+
+
+def _shared(a: Sequence[int], b: Sequence[int]) -> int:
+    return next((place for place, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+
+
+def _output(asked: _Asked, values: list[float]) -> ItemOutput:
+    spaced = values[: len(LETTERS)]
+    known = not any(math.isnan(value) for value in values)
+    return ItemOutput(
+        item=str(asked.row),
+        prompt=asked.prompt,
+        gold=[asked.gold],
+        prediction=LETTERS[spaced.index(max(spaced))] if known else "",
+        score=_right(spaced, asked.gold),
+        log_probabilities=values,
+        choices=[*(f" {letter}" for letter in LETTERS), *LETTERS],
+        category=asked.subject,
+    )
+
+
+def _right(values: Sequence[float], gold: str) -> float:
+    if any(math.isnan(value) for value in values):
+        return math.nan
+    return float(LETTERS[values.index(max(values))] == gold)

@@ -1,0 +1,84 @@
+"""Dual binarization: a weight in two planes of bits, each with its own scale per group of consecutive columns of a row.
+
+    w_hat = a1 * b1 + a2 * b2          b1, b2 = 0 or 1          |a1| >= |a2|, of opposite sign
+
+Four levels, 0, a1, a2 and a1 + a2, of which a weight takes the nearest. With a1 = 2s and a2 = -s they are the 2-bit
+grid {-s, 0, s, 2s}; a1 < 0 is its mirror image. Bits that are 0 cost no addition.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from quant_engine.weights.form import StoredWeight
+from quant_engine.weights.grouped import in_groups
+from quant_engine.weights.ledger import Ledger
+from quant_engine.weights.packing import pack, unpack, words_per_row
+
+
+def planes(
+    weight: torch.Tensor, first: torch.Tensor, second: torch.Tensor, group: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The bits b1 and b2 of `weight` [m, n], bool [m, groups, group], for scales a1 and a2 [m, groups].
+
+    b1 = [w >= (a1 + a2) / 2], b2 = [a1 b1 + a2 / 2 >= w], both for w and scales times the sign of a1. A short last
+    group is filled up with zeros.
+    """
+    sign = torch.where(first < 0, -1.0, 1.0)[..., None]
+    first, second = first[..., None] * sign, second[..., None] * sign
+    values = in_groups(weight, group).to(first.dtype) * sign
+    one = values >= (first + second) / 2
+    two = first * one + second / 2 >= values
+    return one, two
+
+
+def compose(one: torch.Tensor, two: torch.Tensor, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    """a1 b1 + a2 b2 as [m, groups * group]; differentiable in the scales, with the bits as they are."""
+    return (first[..., None] * one + second[..., None] * two).flatten(1)
+
+
+class DualBinary(StoredWeight):
+    """planes int32 words [2, m, ceil(n / 32)], scales float16 [2, m, groups]."""
+
+    form = "dual_binary"
+
+    def __init__(self, out_features: int, in_features: int, group: int) -> None:
+        super().__init__()
+        self.out_features, self.in_features = out_features, in_features
+        self.group = min(group, in_features)
+        self.groups = -(-in_features // self.group)
+        words = words_per_row(in_features, 1)
+        self.register_buffer("planes", torch.empty((2, out_features, words), dtype=torch.int32))
+        self.register_buffer("scales", torch.empty((2, out_features, self.groups), dtype=torch.float16))
+
+    def config(self) -> dict[str, Any]:
+        return {"out_features": self.out_features, "in_features": self.in_features, "group": self.group}
+
+    @classmethod
+    def empty(cls, **config: Any) -> DualBinary:
+        return cls(**config)
+
+    @classmethod
+    def pack(cls, weight: torch.Tensor, first: torch.Tensor, second: torch.Tensor, group: int) -> DualBinary:
+        """`weight` [m, n] at its nearest levels, for scales [m, groups], which are rounded to 16 bits before."""
+        with torch.device("meta"):
+            stored = cls(*weight.shape, group)
+        stored.scales = torch.stack([first, second]).to(torch.float16)
+        bits = planes(weight, *stored.scales.float(), stored.group)
+        stored.planes = torch.stack([pack(plane.flatten(1)[:, : weight.shape[1]], 1) for plane in bits])
+        return stored
+
+    def dequantize(self, start: int = 0, end: int | None = None) -> torch.Tensor:
+        one, two = (
+            in_groups(unpack(plane[start:end], 1, self.in_features).float(), self.group) for plane in self.planes
+        )
+        first, second = self.scales[:, start:end].float()
+        return compose(one, two, first, second)[:, : self.in_features]
+
+    def ledger(self) -> Ledger:
+        weights = self.out_features * self.in_features
+        bits = {"planes": 2 * weights, "scales": 16 * self.scales.numel()}
+        padding = 8 * self.stored_bytes() - sum(bits.values())
+        return Ledger(weights, {**bits, "padding": padding} if padding else bits)

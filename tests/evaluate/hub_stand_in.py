@@ -1,0 +1,65 @@
+"""A hub of data sets on this machine: the file API that `huggingface_hub` speaks, over folders of files."""
+
+import hashlib
+import json
+import threading
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import unquote, urlsplit
+
+
+def entry(file, folder):
+    """A file as the hub lists it."""
+    tag = hashlib.sha256(file.read_bytes()).hexdigest()
+    return {"type": "file", "path": str(file.relative_to(folder)), "size": file.stat().st_size, "oid": tag}
+
+
+@contextmanager
+def hub(repos):
+    """Serves {repo: {revision: (commit, folder)}} and yields (address, list of the paths that were asked for)."""
+    asked = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_HEAD(self):
+            self.do_GET()
+
+        def do_GET(self):
+            path = unquote(urlsplit(self.path).path)
+            asked.append(f"{self.command} {path}")
+            for repo, revisions in repos.items():
+                for revision, (commit, folder) in revisions.items():
+                    for name in {revision, commit}:
+                        if path == f"/api/datasets/{repo}/revision/{name}":
+                            return self.json({"id": repo, "sha": commit, "siblings": []})
+                        if path == f"/api/datasets/{repo}/tree/{name}":
+                            return self.json([entry(file, folder) for file in folder.rglob("*") if file.is_file()])
+                        if path.startswith(f"/datasets/{repo}/resolve/{name}/"):
+                            file = folder / path.removeprefix(f"/datasets/{repo}/resolve/{name}/")
+                            return self.file(file, commit)
+            return self.answer(404, b"{}", {"X-Error-Code": "RepoNotFound"})
+
+        def json(self, body):
+            self.answer(200, json.dumps(body).encode(), {"Content-Type": "application/json"})
+
+        def file(self, file, commit):
+            content = file.read_bytes()
+            tag = hashlib.sha256(content).hexdigest()
+            self.answer(200, content, {"ETag": f'"{tag}"', "X-Repo-Commit": commit})
+
+        def answer(self, status, content, headers):
+            self.send_response(status)
+            for name, value in {"Content-Length": str(len(content)), **headers}.items():
+                self.send_header(name, value)
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(content)
+
+        def log_message(self, *args):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}", asked
+    finally:
+        server.shutdown()

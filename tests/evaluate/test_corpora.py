@@ -1,0 +1,112 @@
+"""The published texts of perplexity, in each of their forms."""
+
+import random
+
+import pytest
+import torch
+from evaluate import local_sets, tiny
+
+from quant_engine.data import sources
+from quant_engine.data.corpora import CORPORA, drawn_windows
+from quant_engine.evaluate import TASKS, Watch, find_task
+from quant_engine.evaluate.perplexity import Perplexity
+from quant_engine.spec import RunSpec, UserError
+
+WORDS = tiny.llama().tokenizer
+
+
+def ids(text):
+    return WORDS(text)["input_ids"]
+
+
+@pytest.fixture
+def data(tmp_path, monkeypatch):
+    monkeypatch.setenv("LOWBIT_DATA", str(tmp_path))
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    sources._load.cache_clear()
+    return tmp_path
+
+
+def corpus(name):
+    return next(one for one in CORPORA if one.name == name)
+
+
+def test_wikitext_rows_are_joined_with_two_newlines_empty_ones_included(data):
+    rows = [{"text": text} for text in ("", " = Title = \n", "", " Some text . \n")]
+    local_sets.parquet(data / "Salesforce/wikitext/wikitext-2-raw-v1/test-00000-of-00001.parquet", rows)
+    found, _ = corpus("wikitext2").token_ids(WORDS, 8, None)
+    assert found == ids("\n\n = Title = \n\n\n\n\n Some text . \n")
+    (data / "wikitext2_raw_test.txt").write_text("joined\n\nalready")
+    assert corpus("wikitext2").token_ids(WORDS, 8, None)[0] == ids("joined\n\nalready")
+
+
+def test_the_two_forms_of_ptb_are_other_splits_and_joined_otherwise(data):
+    (data / "ptb.valid.txt").write_text(" the <unk> of N \n next line \n")
+    (data / "ptb.test.txt").write_text(" a b \n c \n")
+    assert corpus("ptb-old").token_ids(WORDS, 4, None)[0] == ids("the <unk> of N\n\nnext line")
+    assert corpus("ptb-new").token_ids(WORDS, 4, None)[0] == ids("a b c")
+
+
+def test_new_c4_is_the_start_of_the_first_documents(data):
+    documents = [f"document {k}" for k in range(1200)]
+    local_sets.jsonl(data / "c4_validation.jsonl", [{"text": text} for text in documents])
+    found, revision = corpus("c4-new").token_ids(WORDS, 16, None)
+    assert found == ids(" ".join(documents[:1100]))[: 256 * 16]
+    assert revision.startswith("c4_validation.jsonl sha256:")
+
+
+def reference_windows(documents, window, count):
+    """As the GPTQ reference draws them."""
+    random.seed(0)
+    made = []
+    for _ in range(count):
+        while True:
+            read = ids(documents[random.randint(0, len(documents) - 1)])
+            if len(read) >= window:
+                break
+        start = random.randint(0, len(read) - window - 1)
+        made += read[start : start + window]
+    return made
+
+
+def test_old_c4_is_drawn_as_the_reference_draws_it():
+    rng = random.Random(5)
+    documents = ["".join(rng.choices("abcdef ", k=rng.choice((5, 20, 40, 90)))) for _ in range(50)]
+    found = drawn_windows(documents, WORDS, 32, 256)
+    assert len(found) == 256 * 32
+    assert found == reference_windows(documents, 32, 256)
+    assert drawn_windows(documents, WORDS, 32, 3) == found[: 3 * 32]
+
+
+def test_old_c4_takes_a_document_of_one_window_and_refuses_when_all_are_shorter():
+    assert drawn_windows(["a" * 8, "b"], WORDS, 8, 2) == ids("a" * 8) * 2
+    with pytest.raises(UserError, match="no document of 9 tokens"):
+        drawn_windows(["a" * 8, "b"], WORDS, 9, 2)
+
+
+def test_a_published_text_goes_the_way_of_any_text(data):
+    text = "The quick brown fox jumps over the lazy dog. " * 20
+    (data / "wikitext2_raw_test.txt").write_text(text)
+    (data / "own.txt").write_text(text)
+    spec = RunSpec(model="tiny", tasks=("wikitext2",), window=64)
+    published = TASKS["wikitext2"].measure(tiny.llama(), spec, Watch())
+    own = Perplexity.of_file(str(data / "own.txt")).measure(tiny.llama(), spec, Watch())
+    assert published.value == pytest.approx(own.value)
+    assert published.items == len(ids(text)) // 64
+    assert published.data_revision.startswith("wikitext2_raw_test.txt sha256:")
+
+
+def test_an_evaluation_goes_on_at_the_next_window(data, monkeypatch):
+    from evaluate.test_multiple_choice import Memory
+
+    from quant_engine.evaluate import Stopped, perplexity
+
+    monkeypatch.setattr(perplexity, "TOKENS_AT_ONCE", 64)
+    (data / "wikitext2_raw_test.txt").write_text("The quick brown fox jumps over the lazy dog. " * 20)
+    spec, loaded, kept, seen = RunSpec(model="tiny", tasks=("wikitext2",), window=64), tiny.llama(), Memory(), []
+    with pytest.raises(Stopped):
+        find_task("wikitext2").measure(loaded, spec, Watch(should_stop=lambda: len(kept.items) == 4, kept=kept))
+    outcome = find_task("wikitext2").measure(loaded, spec, Watch(lambda *at: seen.append(at), kept=kept))
+    assert seen[0][0] == 5
+    assert outcome.value == find_task("wikitext2").measure(loaded, spec, Watch()).value
+    assert torch.isfinite(torch.tensor(outcome.value))

@@ -1,0 +1,109 @@
+"""Divergence from the unquantized model, against a plain computation and against real greedy answers."""
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+from evaluate import tiny
+from PIL import Image
+
+from quant_engine.data import texts
+from quant_engine.evaluate import TASKS, Watch, divergence, find_task, task_of_number
+from quant_engine.evaluate.divergence import compare_answers
+from quant_engine.generate.decode import answer
+from quant_engine.spec import QuantSetting, RunSpec, UserError
+
+RTN = QuantSetting(method="rtn", w_bits=4)
+
+
+def perturbed(loaded, amount=0.05, seed=1):
+    """The same model with noise on its linears, as quantization makes it."""
+    other = replace(loaded, model=copy.deepcopy(loaded.model))
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for layer in other.model.get_decoder().layers:
+            for weight in layer.parameters():
+                weight += amount * torch.randn_like(weight)
+    return other
+
+
+@pytest.fixture
+def pair(monkeypatch):
+    """A tiny model, and what stands for it quantized."""
+    reference = tiny.llama()
+    monkeypatch.setattr(divergence, "unquantized", lambda loaded, spec: reference)
+    return reference, perturbed(reference)
+
+
+def test_divergence_on_a_text_is_the_definition(pair, monkeypatch):
+    reference, low = pair
+    monkeypatch.setattr(divergence, "POSITIONS_AT_ONCE", 7)
+    spec = RunSpec(model="tiny", tasks=("divergence",), window=32, limit=3, setting=RTN)
+    outcome = TASKS["divergence"].measure(low, spec, Watch())
+    ids = torch.tensor(reference.tokenizer(texts.read(texts.BUILTIN_EVALUATION))["input_ids"])
+    divergences, same = [], []
+    for k in range(3):
+        window = ids[None, k * 32 : k * 32 + 32]
+        with torch.no_grad():
+            p, q = (one.model(input_ids=window).logits[0].double().log_softmax(-1) for one in (reference, low))
+        divergences.append((p.exp() * (p - q)).sum(-1).mean().item())
+        same.append((p.argmax(-1) == q.argmax(-1)).double().mean().item())
+    assert outcome.value == pytest.approx(sum(divergences) / 3, rel=1e-4)
+    (top1,) = outcome.parts
+    assert (top1.name, top1.value) == ("divergence_top1", pytest.approx(100 * sum(same) / 3))
+    assert outcome.value > 0.01
+    assert top1.value < 100
+
+
+def test_a_model_does_not_diverge_from_itself(pair):
+    reference, _ = pair
+    spec = RunSpec(model="tiny", tasks=("divergence",), window=32, limit=2)
+    outcome = TASKS["divergence"].measure(reference, spec, Watch())
+    assert outcome.value == pytest.approx(0, abs=1e-9)
+    assert outcome.parts[0].value == 100
+
+
+@pytest.mark.parametrize("make", [tiny.llama, tiny.llava_next])
+def test_answers_part_where_greedy_answers_part(make):
+    reference = make()
+    picture = Image.new("RGB", (40, 30), "red") if reference.processor else None
+    parted = set()
+    for amount in (0.0, 0.02, 0.1):
+        low = perturbed(reference, amount)
+        said, found = compare_answers(reference, low, picture, "What is it?", 12)
+        own = [step.token for step in answer(reference, picture, "What is it?", 12)]
+        other = [step.token for step in answer(low, picture, "What is it?", 12)]
+        assert said == own
+        first = next((k for k, (a, b) in enumerate(zip(own, other, strict=False)) if a != b), min(len(own), len(other)))
+        assert found.shared == first
+        parted.add(found.shared)
+        assert (found.divergence < 1e-6) == (amount == 0)
+    assert len(parted) > 1
+
+
+def test_divergence_on_the_questions_of_a_picture_task(monkeypatch):
+    reference = tiny.llava_next()
+    reference.model.config.text_config.max_position_embeddings = 4096
+    low = perturbed(reference)
+    monkeypatch.setattr(divergence, "unquantized", lambda loaded, spec: reference)
+    task = find_task("divergence:demo-chartqa")
+    spec = RunSpec(model="demo", tasks=(task.name,), limit=2, setting=RTN)
+    outcome = task.measure(low, spec, Watch())
+    assert outcome.items == 2
+    assert {part.name for part in outcome.parts} == {
+        "divergence:demo-chartqa_top1",
+        "divergence:demo-chartqa_shared",
+    }
+    for output in outcome.outputs:
+        assert output.gold[0].startswith(output.prediction.rstrip("\ufffd"))
+
+
+def test_names_lead_to_tasks(tmp_path):
+    (tmp_path / "a.txt").write_text("some text")
+    name = find_task(f"divergence:{tmp_path}/a.txt").name
+    assert task_of_number(f"{name}_top1")[0].name == name
+    task, suffix = task_of_number("divergence:demo-mme_shared")
+    assert (task.name, suffix, task.higher(suffix), task.higher("")) == ("divergence:demo-mme", "shared", True, False)
+    with pytest.raises(UserError, match="There is no text file"):
+        find_task("divergence:nothing")

@@ -1,0 +1,216 @@
+"""Where benchmark items come from: a local folder, a stand-in of the hub, the hub's cache, or nowhere."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from evaluate import local_sets
+from evaluate.hub_stand_in import hub
+
+from quant_engine import folders
+from quant_engine.data import sources
+from quant_engine.data.sources import Source, load
+from quant_engine.evaluate import TASKS
+from quant_engine.spec import UserError
+
+COMMIT = "142f6d7367fd9877f0fb3b5734ea6a545f54cdd1"
+SOURCE = Source("some/set", "data/test-*.parquet", "set_test.jsonl", revision=COMMIT)
+
+SCRIPT = """
+import json, sys
+from quant_engine.data.sources import Source, load
+from quant_engine.spec import UserError
+rows = []
+for arguments in json.loads(sys.argv[1]):
+    try:
+        made = load(Source(**arguments), "The set")
+        rows.append([made.revision, len(made), made[0]["goal"], made.picture(0).size])
+    except UserError as refusal:
+        rows.append(str(refusal))
+print(json.dumps(rows))
+"""
+
+
+def elsewhere(home, address, *asked, **variables):
+    """What `load` gives in a process of its own, for which `address` is the hub."""
+    keep = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, json.dumps(asked)],
+        cwd=folders.PROJECT,
+        env=keep | {"HF_ENDPOINT": address, "HF_HOME": str(home), "HF_HUB_DOWNLOAD_TIMEOUT": "2", **variables},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_the_hub_is_asked_for_the_pinned_files_alone_and_its_cache_serves_again(tmp_path):
+    files = tmp_path / "files"
+    local_sets.parquet(files / "data/test-00000-of-00002.parquet", [{"goal": "a", "image": local_sets.picture()}])
+    local_sets.parquet(files / "data/test-00001-of-00002.parquet", [{"goal": "b", "image": local_sets.picture()}])
+    local_sets.parquet(files / "data/train-00000-of-00001.parquet", [{"goal": "no", "image": local_sets.picture()}])
+    (files / "script.py").write_text("raise SystemExit('code of a data set was run')")
+    pinned = {"repo": "some/set", "files": SOURCE.files, "short": SOURCE.short, "revision": COMMIT}
+    branch = pinned | {"revision": "main"}
+    unknown = pinned | {"repo": "some/other"}
+    home = tmp_path / "hf"
+    with hub({"some/set": {"main": (COMMIT, files)}}) as (address, asked):
+        found = elsewhere(home, address, pinned, branch, unknown)
+    expected = [f"some/set@{COMMIT}", 2, "a", [40, 30]]
+    assert found[:2] == [expected, expected]
+    assert "Hugging Face Hub (some/other" in found[2]
+    resolved = {line.split("/resolve/")[1] for line in asked if "/resolve/" in line}
+    assert resolved == {f"{COMMIT}/data/test-0000{k}-of-00002.parquet" for k in range(2)}
+    # The server is gone; what was fetched is still there, and another revision is not.
+    away = "http://127.0.0.1:9"
+    again, refusal = elsewhere(home, away, pinned, pinned | {"revision": "0" * 40})
+    assert again == expected
+    assert "connect it to the Hugging Face Hub (some/set" in refusal
+    assert "put set_test.jsonl into a folder and set LOWBIT_DATA to that folder." in refusal
+    assert "\n" not in refusal
+
+
+@pytest.fixture
+def data(tmp_path, monkeypatch):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    monkeypatch.setenv("LOWBIT_DATA", str(folder))
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    sources._load.cache_clear()
+    return folder
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_a_short_file_in_the_local_folder_comes_first(data, compressed):
+    local_sets.jsonl(data / "set_test.jsonl", [{"goal": "x"}, {"goal": "y"}], compressed)
+    local_sets.parquet(data / "some/set/data/test-0.parquet", [{"goal": "other"}])
+    rows = load(SOURCE, "The set")
+    assert [row["goal"] for row in rows] == ["x", "y"]
+    assert rows.column("goal") == ["x", "y"]
+    assert rows.revision.startswith("set_test.jsonl")
+    assert "sha256:" in rows.revision
+
+
+def test_the_hubs_own_files_in_the_local_folder_come_next(data):
+    local_sets.parquet(data / "some/set/data/test-0.parquet", [{"goal": "a"}])
+    assert load(SOURCE, "The set")[0] == {"goal": "a"}
+
+
+def test_other_content_is_another_revision(data):
+    revisions = set()
+    for goal in "ab":
+        local_sets.jsonl(data / "set_test.jsonl", [{"goal": goal}])
+        sources._load.cache_clear()
+        revisions.add(load(SOURCE, "The set").revision)
+    assert len(revisions) == 2
+
+
+def test_pictures_lie_in_the_rows_or_beside_them(data):
+    stored = local_sets.picture("blue", (8, 6), mode="RGB")
+    (data / "set").mkdir()
+    (data / "set/one.png").write_bytes(stored["bytes"])
+    local_sets.jsonl(data / "set/val.jsonl", [{"image": "one.png"}, {"image": "two.png"}])
+    rows = load(Source("a/b", "x", "set/val.jsonl"), "The set")
+    assert rows.picture(0).getpixel((0, 0)) == (0, 0, 255)
+    with pytest.raises(UserError, match=r"picture of item 1 \(two.png\) is missing or damaged"):
+        rows.picture(1)
+    local_sets.parquet(data / "some/set/data/test-0.parquet", [{"image": stored}])
+    assert load(SOURCE, "The set").picture(0).size == (8, 6)
+
+
+@pytest.mark.parametrize("content", ["", "{not json\n", '{"goal": 1}\n[]\n'])
+def test_a_damaged_file_is_one_sentence(data, content):
+    (data / "set_test.jsonl").write_text(content)
+    with pytest.raises(UserError, match="fetch it again"):
+        load(SOURCE, "The set")
+
+
+def test_a_folder_that_is_none_is_one_sentence(data, monkeypatch):
+    monkeypatch.setenv("LOWBIT_DATA", str(data / "nowhere"))
+    with pytest.raises(UserError, match=r"LOWBIT_DATA is .*nowhere, which is no folder"):
+        load(SOURCE, "The set")
+
+
+CHARTS = [
+    {"question": "How many?", "answer": "10", "type": "human_test", "image": local_sets.picture()},
+    {"question": "Which?", "answer": "Blue", "type": "augmented_test", "image": local_sets.picture()},
+]
+MMBENCH = [
+    {
+        "index": index, "question": "Which?", "hint": hint, "answer": answer, "A": "x", "B": "y", "C": "nan",
+        "D": "nan", "category": "c", "image": local_sets.picture(),
+    }
+    for index, hint, answer in [(1_000_007, "nan", "B"), (7, "nan", "A"), (8, "Look.", "A"), (1_000_008, "Look.", "B"),
+                                (2_000_009, "nan", "A")]
+]  # fmt: skip
+MME = [
+    {"question_id": f"{c}/1.png", "question": f"Is it {what}? Please answer yes or no.", "answer": answer,
+     "category": c, "image": local_sets.picture(mode="RGB")}
+    for c in ("count", "code_reasoning") for what, answer in (("so", "Yes"), ("not", "No"))
+]  # fmt: skip
+
+
+def questions(data, name, rows, limit=None):
+    task = TASKS[name]
+    local_sets.parquet(data / task.source.repo / task.source.files.replace("*", "00000-of-00001"), rows)
+    return task.questions(limit)
+
+
+def test_ai2d_questions(data):
+    row = {
+        "question": "Which?",
+        "options": ["a", "b", "c"],
+        "answer": "2",
+        "image": local_sets.picture(mode="L", color=9),
+    }
+    (question,) = questions(data, "ai2d", [row])
+    assert question.gold == ["C"]
+    assert question.options == ["a", "b", "c"]
+    assert question.prompt.startswith("Which?\nA. a\nB. b\nC. c\nAnswer with")
+    assert question.picture().mode == "RGB"
+
+
+def test_chartqa_questions_of_both_kinds_and_of_a_local_file(data):
+    made = questions(data, "chartqa", CHARTS)
+    assert [(q.gold, q.category) for q in made] == [(["10"], "human"), (["Blue"], "augmented")]
+    assert made[0].prompt == "How many?\nAnswer the question with a single word."
+    (data / "chartqa/images").mkdir(parents=True)
+    (data / "chartqa/images/1.png").write_bytes(local_sets.picture()["bytes"])
+    local_sets.jsonl(data / "chartqa/val.jsonl", [{"image": "images/1.png", "question": "Who?", "label": "88.85"}])
+    sources._load.cache_clear()
+    (question,) = TASKS["chartqa"].questions(None)
+    assert (question.gold, question.category, question.picture().size) == (["88.85"], None, (40, 30))
+
+
+def test_docvqa_questions(data):
+    row = {"questionId": "49153", "question": "What?", "answers": ["1 a", "1a"], "image": local_sets.picture()}
+    (question,) = questions(data, "docvqa", [row])
+    assert (question.id, question.gold) == ("49153", ["1 a", "1a"])
+    assert question.prompt == "What?\nAnswer the question using a single word or phrase."
+
+
+def test_mmbench_questions_come_with_their_rotations(data):
+    made = questions(data, "mmbench_en", MMBENCH)
+    assert [(q.id, q.group) for q in made] == [("7", "7"), ("1000007", "7"), ("8", "8"), ("1000008", "8")]
+    assert made[0].options == ["x", "y"]
+    ending = "Which? There are several options:\nA. x\nB. y\n\nAnswer with the option's letter from the given choices"
+    ending += " directly."
+    assert made[0].prompt == ending
+    assert made[2].prompt == f"Look. {ending}"
+    assert [q.id for q in TASKS["mmbench_en"].questions(1)] == ["7", "1000007"]
+
+
+def test_mme_questions_come_in_pairs(data):
+    made = questions(data, "mme", MME)
+    assert [(q.group, q.category, q.gold) for q in made[:2]] == [
+        ("count/1.png", "count", ["Yes"]),
+        ("count/1.png", "count", ["No"]),
+    ]
+    assert made[0].prompt == "Is it so?\nAnswer the question using a single word or phrase."
+    assert len(TASKS["mme"].questions(1)) == 2
+    assert len(TASKS["mme"].questions(3)) == 4

@@ -1,0 +1,80 @@
+import io
+import json
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from leaderboard import export
+from leaderboard.analysis import Query, arrange, view
+from leaderboard.store import read_notes, read_paper
+
+
+@pytest.fixture(scope="module", params=["absolute", "difference", "retained"])
+def seen(request):
+    return view(arrange(read_paper()), Query(model="LLaMA3-8B", mode=request.param, sort="wikitext2"))
+
+
+def same(frame, seen):
+    """Whether a frame that was read back holds the view's numbers in the view's order."""
+    assert frame["method"].tolist() == seen.rows["method"].tolist()
+    for place, column in enumerate(seen.columns):
+        np.testing.assert_allclose(frame[column.task].astype(float), seen.values[:, place])
+
+
+def test_csv_parses_back(seen):
+    same(pd.read_csv(io.BytesIO(export.csv(seen))), seen)
+
+
+def test_parquet_parses_back(seen):
+    same(pd.read_parquet(io.BytesIO(export.parquet(seen))), seen)
+
+
+def test_json_parses_back_with_status_and_table(seen):
+    body = json.loads(export.as_json(seen))
+    values = [
+        {"method": row["method"]} | {c.task: row["results"].get(c.task, {}).get("value") for c in seen.columns}
+        for row in body["rows"]
+    ]
+    same(pd.DataFrame(values), seen)
+    assert Query(**body["query"]) == seen.query
+    assert body["rows"][0]["results"]["wikitext2"]["table"] == "1"
+
+
+def test_markdown_holds_what_the_table_writes(seen):
+    head, rule, *lines = export.markdown(seen).decode().splitlines()
+    assert len(lines) == len(seen.rows)
+    assert head.count("|") == rule.count("|") == lines[0].count("|")
+    cells = [cell.strip() for cell in lines[3].strip("|").split("|")]
+    assert cells[3:] == [seen.text(3, place) for place in range(len(seen.columns))]
+
+
+def test_latex_has_as_many_cells_in_every_line_and_no_bare_specials(seen):
+    lines = export.latex(seen).decode().splitlines()
+    body = lines[lines.index(r"\midrule") + 1 : lines.index(r"\bottomrule")]
+    assert len(body) == len(seen.rows)
+    assert {line.count("&") for line in body} == {len(seen.columns)}
+    assert not any(re.search(r"(?<!\\)%|−|×|·|↓", line) for line in body)
+    if seen.query.mode == "absolute":
+        assert r"$2.7\times 10^{6}$" in "".join(body)
+
+
+def test_the_citation_names_the_study():
+    text = export.bibtex().decode()
+    assert "doi = {10.1007/s44267-024-00070-x}" in text
+    assert "Huang, Wei and Zheng, Xingyu" in text
+    assert text.count("@") == 2
+    assert text.count("{") == text.count("}")
+
+
+def test_every_format_is_written_for_an_empty_view_too():
+    empty = view(arrange(read_paper()), Query(model="LLaMA3-8B", search="nothing"))
+    for name, write in export.FORMATS.items():
+        assert isinstance(write(empty), bytes), name
+
+
+def test_notes_go_with_the_numbers_that_are_shown():
+    seen = view(arrange(read_paper()), Query(model="LLaMA3-8B", methods=("QuIP",)))
+    notes = export.with_notes(seen, read_notes())
+    assert any(one.startswith("LLaMA3-8B, QuIP W4A16, PTB: C4 (11.1)") for one in notes)

@@ -1,0 +1,184 @@
+"""Paired statistics against plain computations, and on run folders."""
+
+import json
+import math
+from statistics import mean
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from leaderboard import paired
+from quant_engine.cli import app
+from quant_engine.evaluate import find_task
+from quant_engine.runs import folder
+from quant_engine.spec import ItemOutput, QuantSetting, Result, RunSpec, UserError
+
+
+def outputs(scores, predictions=None, gold=("x",), prompt="q"):
+    return [
+        ItemOutput(
+            item=str(k),
+            prompt=f"{prompt}{k}",
+            gold=list(gold),
+            prediction=predictions[k] if predictions else "xy"[int(not score)],
+            score=score,
+            log_probabilities=[-1.0, -2.0] if gold else None,
+            choices=["x", "y"] if gold else None,
+        )
+        for k, score in enumerate(scores)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("lost", "gained", "p"),
+    [(0, 0, 1.0), (1, 0, 1.0), (5, 5, 1.0), (6, 0, 2 / 64), (8, 2, 2 * (1 + 10 + 45) / 1024), (2, 8, 0.109375)],
+)
+def test_mcnemar_is_the_exact_binomial(lost, gained, p):
+    a = np.array([True] * lost + [False] * gained + [True] * 7)
+    b = np.array([False] * lost + [True] * gained + [True] * 7)
+    assert paired.mcnemar(a, b) == pytest.approx(p)
+
+
+def test_mcnemar_of_many_items_is_a_number():
+    assert 0 < paired.mcnemar(np.arange(20_000) % 2 == 0, np.arange(20_000) % 2 == 1) <= 1
+
+
+def test_the_interval_is_that_of_the_paired_differences():
+    rng = np.random.default_rng(3)
+    a = rng.normal(50, 20, 400)
+    b = a + rng.normal(1, 3, 400)
+    low, high = paired.interval(a, b)
+    d = b - a
+    half = 1.96 * d.std(ddof=1) / 20
+    assert (low, high) == pytest.approx((d.mean() - half, d.mean() + half), abs=0.06)
+    assert paired.interval(a, b) == (low, high)
+
+
+def test_the_interval_covers_the_truth_about_as_often_as_it_says():
+    rng = np.random.default_rng(7)
+    covered = 0
+    for _ in range(200):
+        a = rng.random(60) < 0.6
+        b = np.where(rng.random(60) < 0.2, rng.random(60) < 0.5, a)
+        low, high = paired.interval(a.astype(float), b.astype(float), resamples=400)
+        covered += low <= 0.2 * (0.5 - 0.6) <= high
+    assert 0.88 <= covered / 200 <= 0.99
+
+
+def test_values_that_are_no_numbers_have_no_interval():
+    assert all(map(math.isnan, paired.interval(np.array([1.0, math.nan]), np.array([1.0, 2.0]))))
+
+
+def test_flips_and_agreement():
+    a = outputs([1, 1, 0, 0, 1], ["x", "x", "y", "z", "x"])
+    b = outputs([1, 0, 1, 0, 1], ["x", "y", "x", "w", "x"])
+    assert paired.flips(a, b) == paired.Flips(lost=1, gained=1, changed=1)
+    assert paired.agreement(a, b) == pytest.approx(2 / 5)
+    assert paired.flips(outputs([2.0], gold=()), outputs([2.5], gold=())) is None
+
+
+def test_accuracy_is_compared_with_its_parts():
+    made = paired.compare_items(find_task("piqa"), outputs([1, 1, 1, 0]), outputs([1, 0, 0, 1]))
+    head, norm = made
+    assert (head.name, head.a, head.b, head.difference, head.units) == ("piqa", 75, 50, -25, 4)
+    assert head.p == pytest.approx(1.0)
+    assert head.flips == paired.Flips(2, 1, 0)
+    assert norm.name == "piqa_norm"
+    assert not head.separable
+
+
+def test_perplexity_is_compared_as_perplexity():
+    task = find_task("perplexity")
+    a, b = outputs([2.0, 2.2, 2.4], gold=()), outputs([2.1, 2.3, 2.5], gold=())
+    (one,) = paired.compare_items(task, a, b)
+    assert one.a == pytest.approx(math.exp(2.2))
+    assert one.difference == pytest.approx(math.exp(2.3) - math.exp(2.2))
+    assert one.low > 0
+    assert (one.p, one.flips, one.agreement) == (None, None, None)
+
+
+def test_only_items_that_both_were_asked_count():
+    a, b = outputs([1, 1, 1, 0]), outputs([0, 1])
+    assert paired.compare_items(find_task("ai2d"), a, b)[0].units == 2
+    with pytest.raises(UserError, match="no item in common"):
+        paired.compare_items(find_task("ai2d"), a, outputs([1], prompt="other"))
+
+
+def test_methods_that_can_not_be_told_apart_share_a_rank():
+    rng = np.random.default_rng(0)
+    base = rng.random(500)
+    scores = {
+        "best": base + 0.1 + 0.01 * rng.random(500),
+        "good": base + 0.2 * (rng.random(500) - 0.5),
+        "as good": base + 0.2 * (rng.random(500) - 0.5),
+        "bad": base - 0.3,
+        "broken": np.full(500, math.nan),
+    }
+    ranked = {name: dict(enumerate(values.tolist())) for name, values in scores.items()}
+    assert paired.shared_ranks(ranked, resamples=500) == {"best": 1, "good": 2, "as good": 2, "bad": 4, "broken": 5}
+    lower = paired.shared_ranks(
+        {name: ranked[name] for name in ("best", "good", "bad")}, higher_is_better=False, resamples=500
+    )
+    assert lower == {"bad": 1, "good": 2, "best": 3}
+    with pytest.raises(UserError, match="same items"):
+        paired.shared_ranks({"a": {"1": 1.0}, "b": {"2": 1.0}})
+
+
+@pytest.fixture
+def write(tmp_path, monkeypatch):
+    monkeypatch.setenv("LOWBIT_RESULTS", str(tmp_path / "results"))
+
+    def make(scores, task="arc_easy", data="rows 1", **setting):
+        spec = RunSpec(model="demo-llm", setting=QuantSetting(**setting), tasks=(task,), limit=len(scores))
+        row = Result(
+            run_id=spec.run_id, source="measured", model="SmolLM2-135M", track="llm_ptq", method=spec.setting.method,
+            w_bits=spec.setting.w_bits, task=task, metric="accuracy", value=100 * mean(scores), data_revision=data,
+            stored_bits=4,
+        )  # fmt: skip
+        return folder.read(folder.write(spec, {}, [row], [], {task: outputs(scores)}, ""))
+
+    return make
+
+
+def test_runs_are_compared_from_their_folders(write):
+    full, low = write([1, 1, 0, 1]), write([1, 0, 0, 1], method="rtn", w_bits=2)
+    head, _ = paired.compare(full, low)
+    assert (head.a, head.b, head.flips.lost) == (75, 50, 1)
+    assert paired.unquantized(low).path == full.path
+    assert paired.rank_runs([full, low], "arc_easy") == {full.path.name: 1, low.path.name: 1}
+    assert paired.find_run(low.path.name[:9]).path == low.path
+    assert paired.find_run(str(low.path)).path == low.path
+
+
+def test_runs_that_can_not_be_compared_say_why(write):
+    full = write([1, 1, 0])
+    with pytest.raises(UserError, match="no task in common"):
+        paired.compare(full, write([1, 1], task="piqa"))
+    with pytest.raises(UserError, match="measured on other data: rows 1 and rows 2"):
+        paired.compare(full, write([1, 1, 0], data="rows 2", method="rtn", w_bits=4))
+    with pytest.raises(UserError, match="There is no run 'abc'"):
+        paired.find_run("abc")
+    with pytest.raises(UserError, match="There is no run ''"):
+        paired.find_run("")
+
+
+def test_the_command_prints_the_comparison(write):
+    full, low = write([1, 1, 0, 1] * 20), write([1, 0, 0, 1] * 20, method="rtn", w_bits=2)
+    shown = CliRunner().invoke(app, ["compare", full.path.name, low.path.name], env={"COLUMNS": "160"})
+    assert shown.exit_code == 0, shown.output
+    for text in ("arc_easy", "75", "50", "-25*", "SmolLM2-135M, FP16", "RTN W2A16", "75.0%"):
+        assert text in shown.stdout
+    asked = CliRunner().invoke(app, ["compare", full.path.name, low.path.name, "--json"])
+    assert json.loads(asked.stdout)[0]["flips"] == {"lost": 20, "gained": 0, "changed": 0}
+    refused = CliRunner().invoke(app, ["compare", full.path.name, "ffff"])
+    assert refused.exit_code == 2
+    assert "There is no run 'ffff'" in refused.stderr
+
+
+def test_statistics_load_no_torch():
+    import subprocess
+    import sys
+
+    code = "import sys; from leaderboard import paired; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,90 @@
+"""What is kept of an evaluation that was interrupted."""
+
+import math
+
+import pytest
+from evaluate import local_sets
+from test_execute import do
+from test_quantize import tiny_models  # noqa: F401
+
+from quant_engine import folders
+from quant_engine.evaluate import Stopped, likelihood
+from quant_engine.runs import folder
+from quant_engine.runs.kept import KeptItems, forget
+from quant_engine.runs.resolve import resolve
+from quant_engine.spec import ItemOutput, RunSpec, UserError
+
+
+def output(k, score=1.0):
+    return ItemOutput(item=str(k), prompt="p\n", gold=["g"], prediction="é", score=score, log_probabilities=[-1.5])
+
+
+def test_items_come_back_of_the_same_data_alone(lab):
+    first = KeptItems("0" * 16, "perplexity:/a/b.txt@0f")
+    assert first.open("data 1") == {}
+    first.add([output(1), output(2)])
+    first.add([output(3, math.nan)])
+    again = KeptItems("0" * 16, "perplexity:/a/b.txt@0f")
+    found = again.open("data 1")
+    assert (list(found), again.found) == (["1", "2", "3"], 3)
+    assert found["1"] == output(1)
+    assert math.isnan(found["3"].score)
+    assert KeptItems("0" * 16, "perplexity:/a/b.txt@0f").open("data 2") == {}
+    assert KeptItems("1" * 16, "perplexity:/a/b.txt@0f").open("data 2") == {}
+
+
+def test_a_line_that_was_cut_off_ends_the_file(lab):
+    first = KeptItems("0" * 16, "piqa")
+    first.open("data")
+    first.add([output(1), output(2)])
+    (path,) = (folders.home() / "evaluations").rglob("*.jsonl")
+    path.write_text(path.read_text()[:-20])
+    again = KeptItems("0" * 16, "piqa")
+    assert list(again.open("data")) == ["1"]
+    again.add([output(2)])
+    assert list(KeptItems("0" * 16, "piqa").open("data")) == ["1", "2"]
+    forget("0" * 16)
+    assert KeptItems("0" * 16, "piqa").open("data") == {}
+
+
+@pytest.fixture
+def piqa(lab, tiny_models, tmp_path, monkeypatch):  # noqa: F811
+    """A run of a tiny model on PIQA, one item a batch."""
+    monkeypatch.setenv("LOWBIT_DATA", str(tmp_path))
+    monkeypatch.setitem(likelihood.BATCH_TOKENS, "cpu", 1)
+    local_sets.jsonl(tmp_path / "piqa_val.jsonl", local_sets.PIQA)
+    return resolve(RunSpec(model=str(tiny_models / "llama"), tasks=("piqa",)))
+
+
+def test_a_run_that_was_stopped_goes_on_at_the_next_item(piqa):
+    seen = []
+    with pytest.raises(Stopped):
+        do(piqa, seen.append, lambda: seen[-1].item == 3)
+    assert not folder.exists(piqa.run_id)
+    seen.clear()
+    path = do(piqa, seen.append)
+    items = [one.item for one in seen if one.stage == "evaluating" and one.item]
+    assert items == [4, 5, 6, 7]
+    last = seen[[one.item for one in seen].index(7)]
+    assert last.items_per_s > 0
+    assert last.eta_s == 0
+    head, norm = folder.read(path).results
+    assert (head.task, head.metric, head.items) == ("piqa", "accuracy", 7)
+    assert (norm.task, norm.metric, norm.duration_s) == ("piqa_norm", "acc_norm", None)
+    assert head.data_revision.startswith("piqa_val.jsonl sha256:")
+    kept = folder.read_items(path, "piqa")
+    assert [one.item for one in kept] == [str(k) for k in range(7)]
+    assert all(len(one.log_probabilities) == len(one.choices) == 2 for one in kept)
+    assert not (folders.home() / "evaluations" / piqa.run_id).exists()
+
+
+def test_absent_data_is_said_before_any_work(piqa, monkeypatch, tmp_path):
+    monkeypatch.setenv("LOWBIT_DATA", str(tmp_path / "home"))
+    (tmp_path / "home").mkdir(exist_ok=True)
+    monkeypatch.setattr("quant_engine.data.sources.hub_answers", lambda: False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "none"))
+    seen = []
+    spec = piqa.model_copy(update={"tasks": ("hellaswag",)})
+    with pytest.raises(UserError, match="set LOWBIT_DATA to that folder"):
+        do(spec, seen.append)
+    assert seen == []
