@@ -1,6 +1,7 @@
-"""Stage 4: tower, projector and adapter together, on pictures, through the language model: as it is asked later.
+"""Stage 4: the adapter learns on pictures as the trained tower and projector show them; at the end all learn together.
 
-It starts from what the stages before have learned, and mends what is left between them.
+For most of the stage the vision side stands still: it has learnt from labels of every patch, and the few answers of a
+batch would only shake it. So lessons can be brief, and as many as in stage 2.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from quant_engine.demo.train.lessons import Batch, Lessons, all_tiles, filled, g
 from quant_engine.demo.train.precision import Master
 from quant_engine.demo.train.projector import Projector, load_symbols
 
-BRIEF_LESSONS = 0.8  # share of the stage in which most patches that tell little are left out
+BRIEF_LESSONS = 0.8  # share of the stage in which the vision side stands still and most empty patches are left out
+BRIEF_SHARE = 0.05
 
 
 def shown(batch: Batch, tower: CLIPVisionModel, projector: Projector, newline: Tensor) -> tuple[list[Tensor], Tensor]:
@@ -73,8 +75,7 @@ def train(folder: Path, minutes: float, device: torch.device, seed: int, batch_s
         modules[name].load_state_dict(saved)
     master = Master(
         (adapter.own_parameters(), 1.0),
-        ([*projector.parameters(), newline.newline], 1.0),
-        ([*tower.parameters(), *heads.parameters()], 0.5),
+        ([*projector.parameters(), newline.newline, *tower.parameters(), *heads.parameters()], 0.1),
         weight_decay=0.0,
     )
     stage = Stage(folder, "joint", minutes, {**modules, "master": master})
@@ -91,24 +92,25 @@ def train(folder: Path, minutes: float, device: torch.device, seed: int, batch_s
     share, loader = None, None
     average = Average(20)
     while not stage.over:
-        wanted = 1.0 if stage.fraction > BRIEF_LESSONS else 0.3
-        if wanted != share:
-            share = wanted
+        brief = stage.fraction < BRIEF_LESSONS
+        if share != (BRIEF_SHARE if brief else 1.0):
+            share = BRIEF_SHARE if brief else 1.0
             first = 10_000_000 * seed + 7_000_000 + batch_size * stage.step
             loader = iter(DataLoader(Lessons(tokenizer, "train", first, batch_size, share=share), None, num_workers=1))
         batch = next(loader)
-        pictures, features = shown(batch, tower, projector, newline.newline)
+        with torch.set_grad_enabled(not brief):
+            pictures, features = shown(batch, tower, projector, newline.newline)
+            labels = np.concatenate([one.seen.tile_labels() for one in batch.lessons]).astype(np.int64)
+            naming = tower_stage.loss_of(heads(features), torch.from_numpy(labels).to(device))
         embedded = filled(model.model.embed_tokens(batch.ids.to(device)), batch, pictures)
         loss, right = answer_loss(model, batch, embedded)
-        labels = np.concatenate([one.seen.tile_labels() for one in batch.lessons]).astype(np.int64)
-        naming = tower_stage.loss_of(heads(features), torch.from_numpy(labels).to(device))
-        (loss + 0.3 * naming).backward()
+        (loss if brief else loss + 0.3 * naming).backward()
         values = {"loss": loss.item(), "right": right, "naming": naming.item()}
         if stage.step % 3 == 0:
             kept = held_to_base(model, plain.window().to(device))
             kept.backward()
             values["text"] = kept.item()
-        master.step(stage.learning_rate(4e-4, warm_up=10))
+        master.step(stage.learning_rate(6e-4, warm_up=10))
         means = average.add(**values)
         stage.advance()
         if stage.step % 10 == 0:

@@ -1,7 +1,8 @@
 """Stage 3: the projector learns to turn the tower's features into the code that the language model was taught.
 
-For each patch the target is what the tower believes, in that code: a dense regression, with neither the language model
-nor the tower's own learning in the loop, so it takes a few minutes.
+For each patch the target is the code of its labels: a dense regression, with no language model in the loop, so it takes
+minutes. The tower learns along, and goes on naming: a projector of two layers needs features from which the code is
+easily made.
 """
 
 from __future__ import annotations
@@ -46,9 +47,10 @@ def train(folder: Path, minutes: float, device: torch.device, seed: int, batch: 
     """Run stage 3 for its minutes and leave `projector.pt` (keys projector, tower, heads) in `folder`."""
     torch.manual_seed(seed)
     symbols = load_symbols(folder, device)
-    tower, heads = load_tower(folder, device)
+    tower, heads = (module.train().requires_grad_() for module in load_tower(folder, device))
     projector = Projector(tower.config.hidden_size, symbols.common.shape[0]).to(device, torch.bfloat16)
-    master = Master((projector.parameters(), 1.0), weight_decay=0.0)
+    both = ([*tower.parameters(), *heads.parameters()], 0.3)
+    master = Master((projector.parameters(), 1.0), both, weight_decay=0.0)
     state = {"projector": projector, "tower": tower, "heads": heads, "master": master}
     stage = Stage(folder, "projector", minutes, state)
     if stage.over:
@@ -58,17 +60,19 @@ def train(folder: Path, minutes: float, device: torch.device, seed: int, batch: 
     average = Average()
     while not stage.over:
         tiles, labels, _ = next(loader)
+        labels = labels.to(device)
+        features = tower_stage.features(tower, tower_stage.normalised(tiles.to(device)))
         with torch.no_grad():
-            features = tower_stage.features(tower, tower_stage.normalised(tiles.to(device)))
-            target = symbols.expected(heads(features)).float()
+            target = torch.stack([symbols.exact(one).flatten(0, 1) for one in labels]).float()
         # A patch that holds something counts as much as the many that hold nothing.
-        weight = 0.1 + labels.to(device).any(-1).flatten(1).float()
+        weight = 0.1 + labels.any(-1).flatten(1).float()
         error = (projector(features).float() - target).square().sum(-1)
         spread = (target - target.mean((0, 1))).square().sum(-1)
         regression = (weight * error).sum() / (weight * spread).sum()
-        regression.backward()
-        master.step(stage.learning_rate(2e-3))
-        means = average.add(unexplained=regression.item())
+        naming = tower_stage.loss_of(heads(features), labels)
+        (5 * regression + naming).backward()
+        master.step(stage.learning_rate(1e-3))
+        means = average.add(unexplained=regression.item(), naming=naming.item())
         stage.advance()
         if stage.step % 50 == 0:
             stage.log(**means)
