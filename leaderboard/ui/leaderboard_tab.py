@@ -261,7 +261,7 @@ def view_of(
     return PageView(query=query, pins=tuple(pins), row=row)
 
 
-def build(boards: Boards) -> Wired:
+def build(boards: Boards, page: gr.Blocks) -> Wired:
     """Lays out the tab and wires it."""
     first = show(boards, Query(model=FIRST_MODEL))
     offers = offers_of(first)
@@ -269,8 +269,9 @@ def build(boards: Boards) -> Wired:
     def pills(label: str, choices: list) -> gr.CheckboxGroup:
         return gr.CheckboxGroup(choices, label=label, elem_classes="pills")
 
-    def export_view(search: str, form: str) -> dict[str, str]:
-        return exported(boards, search, form)
+    def export_view(asked: list[str]) -> dict[str, str]:
+        """`asked` is the address and the format: several arguments of the browser come as one list."""
+        return exported(boards, *asked)
 
     with gr.Row(elem_classes="choosers"):
         model = gr.Dropdown(offers[0], value=FIRST_MODEL, label="Model", elem_classes="narrow")
@@ -381,6 +382,6 @@ def build(boards: Boards) -> Wired:
     for part in (board, opened, pinned):
         part.open(opens, controls.all(), [row, opened, where], **quick)
         part.pin(pins_row, controls.all(), [pins_state, *beside, where], **quick)
-    gr.Timer(3).tick(refreshed, [drawn, *controls.all()], refreshing, **quick)
+    gr.on([page.load, gr.Timer(3).tick], refreshed, [drawn, *controls.all()], refreshing, **quick)
     where.change(None, where, None, js="(search) => { lowbit.go('board', search); }", **quick)
     return Wired(controls, outputs, fill, opened)

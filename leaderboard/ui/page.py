@@ -35,7 +35,7 @@ def build(lab: Lab) -> gr.Blocks:
         theme.html(theme.MASTHEAD, js_on_load=theme.MASTHEAD_JS)
         with gr.Tabs(elem_id="rooms") as rooms:
             with gr.Tab("Leaderboard", id="leaderboard") as first:
-                board = leaderboard_tab.build(boards)
+                board = leaderboard_tab.build(boards, page)
             with gr.Tab("Explore", id="explore") as second:
                 explore = explore_tab.build(boards)
             with gr.Tab("Ask a picture", id="ask") as third:
@@ -51,6 +51,10 @@ def build(lab: Lab) -> gr.Blocks:
             """Every tab as an address says."""
             view = read_address(address)
             return [gr.Tabs(selected=view.tab), *board.fill(view), *explore.fill(view)]
+
+        def loaded(address: str) -> list:
+            """An address without a view is left to the page as it is: the visitor may have begun to use it."""
+            return restore(address) if read_address(address) != PageView() else [gr.skip()] * len(everything)
 
         def moved(event: gr.EventData) -> list:
             return restore(str(event._data["search"]))
@@ -81,7 +85,7 @@ def build(lab: Lab) -> gr.Blocks:
             return [gr.Tabs(selected="run"), *run.fill(spec)]
 
         everything = [rooms, *board.outputs, *explore.outputs]
-        page.load(restore, search, everything, js="() => [location.search]", **quick)
+        page.load(loaded, search, everything, js="() => [location.search]", **quick)
         history.moved(moved, None, everything, **quick)
         run.see.click(lead, [run.chosen, *board.controls.all()], [rooms, *board.outputs], **quick)
         board.card.again(again, None, [rooms, *run.form], **quick)

@@ -172,7 +172,7 @@ def test_an_export_holds_the_views_numbers(page, form):
     if form == "BibTeX":
         assert b"10.1007/s44267-024-00070-x" in content
     elif form in ("Markdown", "LaTeX"):
-        assert [line for line in content.decode().splitlines() if "GPTQ W4A16 g128" in line][0].count("6.5") == 1
+        assert next(line for line in content.decode().splitlines() if "GPTQ W4A16 g128" in line).count("6.5") == 1
     else:
         values = {
             "CSV": lambda: pd.read_csv(io.BytesIO(content))["wikitext2"].tolist(),
