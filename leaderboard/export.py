@@ -134,6 +134,11 @@ FORMATS: dict[str, Callable[[View], bytes]] = {
 }
 
 
+def records(table: pd.DataFrame) -> list[dict]:
+    """A small table's lines as JSON values."""
+    return [{name: _plain(value) for name, value in row.items()} for row in table.to_dict("records")]
+
+
 def with_notes(view: View, notes: Notes) -> list[str]:
     """The known oddities of the printed numbers that the view shows, each with the cell that it is about."""
     told = []

@@ -51,21 +51,22 @@ def points(board: Board, model: str, task: str) -> pd.DataFrame:
     column = column_of_task(board, task)
     place = board.columns.index(column)
     mask = (board.rows["model"] == model).to_numpy() & ~np.isnan(board.values[:, place])
-    rows = board.rows[mask].reset_index(drop=True)
-    if rows.empty:
+    once = ["method", "w_bits", "a_bits", "group_size", "source", "run_id"]  # FP16 stands in several tracks
+    places = board.rows[mask].drop_duplicates(once).head(MOST_POINTS).index
+    if places.empty:
         raise UserError(f"{model} has no number for {column.title}.")
-    rows["value"], rows["reference"] = board.values[mask, place], board.reference[mask, place]
-    origin = board.origin[mask, place]
+    rows = board.rows.loc[places].reset_index(drop=True)
+    rows["value"], rows["reference"] = board.values[places, place], board.reference[places, place]
+    origin = board.origin[places, place]
     errors = board.results["standard_error"].to_numpy(dtype=float)
     rows["error"] = np.where(origin >= 0, errors[np.maximum(origin, 0)], np.nan)
     rows["loss"] = losses(column, rows["value"].to_numpy(), rows["reference"].to_numpy())
-    rows["collapsed"] = board.cells[mask, place] == Cell.COLLAPSED
+    rows["collapsed"] = board.cells[places, place] == Cell.COLLAPSED
     rows["label"] = [
         notation.setting(*one) + (" (measured)" if source == "measured" else "")
         for *one, source in rows[["method", "w_bits", "a_bits", "group_size", "source"]].itertuples(index=False)
     ]
-    once = ["method", "w_bits", "a_bits", "group_size", "source", "run_id"]  # FP16 stands in several tracks
-    return rows.drop_duplicates(once, ignore_index=True).head(MOST_POINTS)
+    return rows
 
 
 def losses(column: Column, values: np.ndarray, reference: np.ndarray) -> np.ndarray:

@@ -120,13 +120,16 @@ def need(
 
 
 def best_quality(board: Board, model: str) -> Column:
-    """The column that ranks a model's settings: the mean over tasks if there is one, else the first score it has."""
+    """The column that ranks a model's settings where nobody says: for models that see MMBench, else perplexity.
+
+    Not the mean of tasks: the study's has rows that were scored otherwise.
+    """
     mask = (board.rows["model"] == model).to_numpy() & (board.rows["w_bits"] < 16).to_numpy()
     filled = ~np.isnan(board.values[mask]).all(axis=0) if mask.any() else np.zeros(len(board.columns), dtype=bool)
     has = [column for column, any_ in zip(board.columns, filled, strict=True) if any_ and not column.cost]
     if not has:
         raise UserError(f"There is no result of {model} yet.")
-    for task in ("commonsense_avg", "mmbench_en", "mmlu"):
+    for task in ("mmbench_en", "wikitext2", "perplexity", "mmlu"):
         for column in has:
             if column.task == task:
                 return column

@@ -77,11 +77,20 @@ def _field(term: Term, rows: pd.DataFrame, numbers: Callable, has_status: Callab
         return column.str.startswith(tuple(term.value.split(","))).to_numpy()
     if term.field in NUMBER_FIELDS:
         values = rows[NUMBER_FIELDS[term.field]].to_numpy(dtype=float)
-        if NUMBER_FIELDS[term.field] == "group_size" and term.value in PER_ROW_WORDS:
-            return np.isnan(values)
+        if NUMBER_FIELDS[term.field] == "group_size":
+            return _group(values, term.value)
     else:
         values = numbers(term.field)
     return None if values is None else _compare(values, term.value)
+
+
+def _group(values: np.ndarray, wanted: str) -> np.ndarray | None:
+    """Group sizes, where words such as "row" stand for one group per row, which is NaN in `values`."""
+    parts = wanted.split(",")
+    sizes = [part for part in parts if part not in PER_ROW_WORDS]
+    per_row = np.isnan(values) & (len(sizes) < len(parts))
+    held = _compare(values, ",".join(sizes)) if sizes else per_row
+    return None if held is None else held | per_row
 
 
 def _compare(values: np.ndarray, wanted: str) -> np.ndarray | None:

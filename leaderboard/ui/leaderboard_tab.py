@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
+import base64
+import io
+import re
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from html import escape
 
 import gradio as gr
+import numpy as np
 
-from leaderboard import analysis
-from leaderboard.analysis import PER_ROW, Board, Query
+from leaderboard import analysis, export, figures, notation
+from leaderboard.analysis import PER_ROW, Board, Query, Range
+from leaderboard.provenance import provenance
 from leaderboard.store import Problem, Store, read_notes
 from leaderboard.ui import table
+from leaderboard.ui.card import card, pins
+from leaderboard.ui.chart import chart
 from leaderboard.ui.theme import html
+from leaderboard.view import FIRST_MODEL, MOST_PINS, PageView, address, find_row, read_address
 from quant_engine.folders import PROJECT
-from quant_engine.spec import digest
+from quant_engine.runs import folder as run_folder
+from quant_engine.spec import UserError, digest
 
 EVERY_MODEL = "All models"
-FIRST_MODEL = "LLaMA3-8B"
 MODES = [("Value", "absolute"), ("Δ FP16", "difference"), ("% kept", "retained")]
+STATUS_CHOICES = [("nothing collapsed", "ok"), ("collapsed", "collapsed"), ("failed", "failed")]
 _JS = (PROJECT / "leaderboard" / "ui" / "table.js").read_text(encoding="utf-8")
 
 
@@ -63,6 +73,8 @@ def show(boards: Boards, query: Query) -> Shown:
         "bits": tuple(bits for bits in query.bits if bits in offered.bits),
         "groups": tuple(size for size in query.groups if size in offered.groups),
         "sources": tuple(source for source in query.sources if source in offered.sources),
+        "a_bits": tuple(bits for bits in query.a_bits if bits in offered.a_bits),
+        "columns": tuple(group for group in query.columns if group in offered.columns),
     }
     query = query.model_copy(update=kept)
     seen = analysis.view(board, query)
@@ -72,6 +84,84 @@ def show(boards: Boards, query: Query) -> Shown:
 def signature(boards: Boards, query: Query) -> str:
     """What a table is drawn from: the results as they are now, and the query."""
     return digest([boards.store.version(), query.model_dump(mode="json")])
+
+
+def card_html(boards: Boards, view: PageView) -> str:
+    """The provenance card of the open row; nothing if none is open, or if it is gone."""
+    board = boards.current()
+    place = find_row(board, view.row) if view.row else None
+    if place is None:
+        return ""
+    told = provenance(board, place, boards.notes)
+    return card(told, pinned=view.row in view.pins, w_bits=board.rows["w_bits"].iloc[place])
+
+
+def pins_html(boards: Boards, keys: tuple[str, ...]) -> str:
+    """The pinned rows, and how they compare task by task."""
+    board = boards.current()
+    places = {key: place for key in keys if (place := find_row(board, key)) is not None}
+    if not places:
+        return ""
+    titles = {key: _title(board.rows.iloc[place].to_dict(), len(places)) for key, place in places.items()}
+    scores = [at for at, column in enumerate(board.columns) if not column.cost]
+    at = np.ix_(list(places.values()), scores)
+    columns = tuple(board.columns[place] for place in scores)
+    lower = np.array([column.better == "lower" for column in columns], dtype=bool)
+    kept = figures.kept_percent(board.values[at], board.reference[at], board.cells[at], lower)
+    figure = chart(lambda: figures.dumbbells(list(titles.values()), columns, kept), "Pinned settings")
+    return pins(list(titles.items()), figure)
+
+
+def toggled(keys: tuple[str, ...], key: str) -> tuple[str, ...]:
+    """The pins after a press on one: it goes if it was pinned; a fifth one takes the place of the oldest."""
+    return tuple(one for one in keys if one != key) if key in keys else (*keys, key)[-MOST_PINS:]
+
+
+def exported(boards: Boards, search: str, form: str) -> dict[str, str]:
+    """A file of the view that an address describes, for the browser to save: name, type, and content in base64."""
+    if form not in export.FORMATS:
+        raise UserError(f"There is no format {form!r}; the formats are: {', '.join(export.FORMATS)}.")
+    shown = show(boards, read_address(search).query)
+    content = export.FORMATS[form](analysis.view(boards.current(), shown.query))
+    name = f"low-bit-lab-{re.sub(r'[^A-Za-z0-9]+', '-', shown.query.model or 'all')}.{form}"
+    return {"name": name, "content": base64.b64encode(content).decode()}
+
+
+def zipped(run_id: str) -> dict[str, str]:
+    """A run's folder as a zip file, in the same form."""
+    if not run_folder.RUN_ID.fullmatch(run_id) or not run_folder.exists(run_id):
+        raise UserError(f"There is no run {run_id!r} on this machine.")
+    root, buffer = run_folder.place(run_id), io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as packed:
+        for path in sorted(root.rglob("*")):
+            if path.is_file():
+                packed.write(path, f"{run_id}/{path.relative_to(root)}")
+    return {"name": f"{run_id}.zip", "content": base64.b64encode(buffer.getvalue()).decode()}
+
+
+def range_of(text: str | None) -> Range:
+    """A typed range: "2.5-4", "<4", ">=3", or a single number. Anything else is open on both sides."""
+    found = re.fullmatch(r"\s*(<=?|>=?)?\s*(\d+(?:\.\d+)?)\s*(?:(?:-|–|\.\.)\s*(\d+(?:\.\d+)?))?\s*", text or "")
+    if not found:
+        return None, None
+    sign, first, second = found[1] or "", float(found[2]), found[3]
+    if second is not None:
+        return first, float(second)
+    return (None, first) if sign.startswith("<") else (first, None) if sign else (first, first)
+
+
+def range_text(bounds: Range) -> str:
+    """A range as one would type it."""
+    least, most = bounds
+    if least is None:
+        return "" if most is None else f"<{most:g}"
+    return f">{least:g}" if most is None else f"{least:g}" if least == most else f"{least:g}-{most:g}"
+
+
+def _title(row: dict, several: int) -> str:
+    setting = notation.setting(row["method"], row["w_bits"], row["a_bits"], row["group_size"])
+    mark = " (measured)" if row["source"] == "measured" else ""
+    return f"{setting}{mark} · {row['model']}" if several > 1 else f"{setting}{mark}"
 
 
 def next_sort(sort: str | None, reverse: bool, column: str) -> tuple[str | None, bool]:
@@ -92,7 +182,7 @@ def problems_html(problems: tuple[Problem, ...]) -> str:
 
 @dataclass(frozen=True)
 class Controls:
-    """The tab's components, in the order in which `query_of` reads them."""
+    """The tab's components, in the order in which `view_of` reads them."""
 
     model: gr.Dropdown
     track: gr.Radio
@@ -101,15 +191,33 @@ class Controls:
     bits: gr.CheckboxGroup
     groups: gr.CheckboxGroup
     sources: gr.CheckboxGroup
+    a_bits: gr.CheckboxGroup
+    columns: gr.CheckboxGroup
+    statuses: gr.CheckboxGroup
+    stored: gr.Textbox
+    size: gr.Textbox
     search: gr.Textbox
     sort: gr.State
+    pins: gr.State
+    row: gr.State
 
     def all(self) -> list[gr.components.Component]:
         return list(vars(self).values())
 
 
+@dataclass(frozen=True)
+class Wired:
+    """What the page connects the tab by: its controls; the outputs of `fill`, which shows a view; and the card, whose
+    event `again` asks for a setting to be run."""
+
+    controls: Controls
+    outputs: list[gr.components.Component]
+    fill: Callable[[PageView], list]
+    card: gr.HTML
+
+
 def offers_of(shown: Shown) -> list[list]:
-    """What the model and track choosers and the four filters offer, as (label, value)."""
+    """What the model and track choosers and the filters offer, as (label, value)."""
     offered = shown.choices
     return [
         [(name, name) for name in (*shown.models, EVERY_MODEL)],
@@ -118,18 +226,22 @@ def offers_of(shown: Shown) -> list[list]:
         [(f"{bits:g}", float(bits)) for bits in offered.bits],
         [("per row" if size == PER_ROW else str(size), size) for size in offered.groups],
         [(source, source) for source in offered.sources],
+        [(f"{bits:g}", float(bits)) for bits in offered.a_bits],
+        [(group, group) for group in offered.columns],
     ]
 
 
 def chosen_of(query: Query) -> list:
-    """The values of the same six controls."""
-    filters = (query.methods, query.bits, query.groups, query.sources)
+    """The values of the same controls."""
+    filters = (query.methods, query.bits, query.groups, query.sources, query.a_bits, query.columns)
     return [query.model or EVERY_MODEL, query.track, *map(list, filters)]
 
 
-def query_of(model, track, mode, methods, bits, groups, sources, search, sort) -> Query:
-    """The controls' values as a query."""
-    return Query(
+def view_of(
+    model, track, mode, methods, bits, groups, sources, a_bits, columns, statuses, stored, size, search, sort, pins, row
+) -> PageView:  # fmt: skip
+    """The controls' values as a view."""
+    query = Query(
         model=None if model == EVERY_MODEL else model,
         track=track or "llm_ptq",
         mode=mode or "absolute",
@@ -137,79 +249,139 @@ def query_of(model, track, mode, methods, bits, groups, sources, search, sort) -
         bits=tuple(float(bit) for bit in bits or ()),
         groups=tuple(int(size) for size in groups or ()),
         sources=tuple(sources or ()),
+        a_bits=tuple(float(bit) for bit in a_bits or ()),
+        columns=tuple(columns or ()),
+        statuses=tuple(statuses or ()),
+        stored=range_of(stored),
+        size=range_of(size),
         search=search or "",
         sort=sort[0],
         reverse=sort[1],
     )
+    return PageView(query=query, pins=tuple(pins), row=row)
 
 
-def build(boards: Boards, page: gr.Blocks) -> tuple[Controls, list, Callable[..., list]]:
-    """Lays out the tab and wires it. Returns its controls, its outputs, and the function that fills them."""
+def build(boards: Boards, page: gr.Blocks) -> Wired:
+    """Lays out the tab and wires it."""
     first = show(boards, Query(model=FIRST_MODEL))
-    all_models, tracks, all_methods, all_bits, all_groups, all_sources = offers_of(first)
+    offers = offers_of(first)
+
+    def pills(label: str, choices: list) -> gr.CheckboxGroup:
+        return gr.CheckboxGroup(choices, label=label, elem_classes="pills")
+
+    def export_view(asked: list[str]) -> dict[str, str]:
+        """`asked` is the address and the format: several arguments of the browser come as one list."""
+        return exported(boards, *asked)
+
     with gr.Row(elem_classes="choosers"):
-        model = gr.Dropdown(all_models, value=FIRST_MODEL, label="Model", elem_classes="narrow")
-        track = gr.Radio(tracks, value="llm_ptq", label="Track", elem_classes="segments")
+        model = gr.Dropdown(offers[0], value=FIRST_MODEL, label="Model", elem_classes="narrow")
+        track = gr.Radio(offers[1], value="llm_ptq", label="Track", elem_classes="segments")
         mode = gr.Radio(MODES, value="absolute", label="Show", elem_classes="segments")
-        search = gr.Textbox(label="Search", placeholder="gptq w4 g128", elem_classes="search", max_lines=1)
+        search = gr.Textbox(
+            label="Search", placeholder="gptq g128, bits:<=3, wikitext2:<8", elem_classes="search", max_lines=1
+        )
         clear = gr.Button("Clear filters", size="sm", elem_classes="clear", scale=0, min_width=0)
     with gr.Row(elem_classes="filters"):
-        methods = gr.CheckboxGroup(all_methods, label="Method", elem_classes="pills")
-        bits = gr.CheckboxGroup(all_bits, label="Weight bits", elem_classes="pills")
-        groups = gr.CheckboxGroup(all_groups, label="Group size", elem_classes="pills")
-        sources = gr.CheckboxGroup(all_sources, label="Source", elem_classes="pills")
+        methods, bits = pills("Method", offers[2]), pills("Weight bits", offers[3])
+        groups, sources = pills("Group size", offers[4]), pills("Source", offers[5])
+    with (
+        gr.Accordion("More filters and columns", open=False, elem_classes="more-options"),
+        gr.Row(elem_classes="filters"),
+    ):
+        a_bits, columns = pills("Activation bits", offers[6]), pills("Columns (none chosen: all)", offers[7])
+        statuses = pills("Status", STATUS_CHOICES)
+        stored = gr.Textbox(label="Stored bits per weight", placeholder="2.5-4", elem_classes="range", max_lines=1)
+        size = gr.Textbox(label="Size of weights, GB", placeholder="<6", elem_classes="range", max_lines=1)
     problems = html(problems_html(boards.problems()), elem_id="problems")
-    board = html(first.table, elem_id="board", js_on_load=_JS)
-    sort = gr.State((None, False))
+    pinned = html("", elem_id="pins", js_on_load=_JS)
+    board = html(first.table, elem_id="board", js_on_load=_JS, server_functions=[export_view])
+    opened = html("", elem_id="card", js_on_load=_JS, server_functions=[zipped])
+    sort, pins_state, row = gr.State((None, False)), gr.State(()), gr.State(None)
     # What the table in the browser was drawn from. Answers may arrive in another order than questions were asked: the
     # timer compares this with the controls and draws again what came out wrong, as it does when there are new results.
     drawn = gr.Textbox(signature(boards, first.query), visible="hidden")
-    controls = Controls(model, track, mode, methods, bits, groups, sources, search, sort)
-    offers = [model, track, methods, bits, groups, sources]
-    drawing = [board, drawn]
-    outputs, refreshing = [*offers, *drawing], [*offers, problems, *drawing]
+    where = gr.Textbox("", visible="hidden")
+    controls = Controls(
+        model, track, mode, methods, bits, groups, sources, a_bits, columns, statuses, stored, size, search, sort,
+        pins_state, row,
+    )  # fmt: skip
+    filtering = [model, track, methods, bits, groups, sources, a_bits, columns]
+    drawing = [board, drawn, where]
+    beside = [pinned, opened]
+    rest = [mode, statuses, stored, size, search, sort, pins_state, row]
+    outputs, refreshing = [*filtering, *rest, *drawing, *beside], [*filtering, problems, *drawing, *beside]
 
-    def draw(shown: Shown) -> list[str]:
-        return [shown.table, signature(boards, shown.query)]
+    def draw(view: PageView, shown: Shown) -> list[str]:
+        said = address(PageView(query=shown.query, pins=view.pins, row=view.row))
+        return [shown.table, signature(boards, shown.query), said]
 
-    def fill(*values) -> list:
-        shown = show(boards, query_of(*values))
-        offered = zip(offers_of(shown), chosen_of(shown.query), strict=True)
-        return [*(gr.update(choices=choices, value=value) for choices, value in offered), *draw(shown)]
+    def aside(view: PageView) -> list[str]:
+        return [pins_html(boards, view.pins), card_html(boards, view)]
+
+    def fill(view: PageView) -> list:
+        shown = show(boards, view.query)
+        query = shown.query
+        offered = [
+            gr.update(choices=choices, value=value)
+            for choices, value in zip(offers_of(shown), chosen_of(query), strict=True)
+        ]
+        others = [
+            query.mode, list(query.statuses), range_text(query.stored), range_text(query.size), query.search,
+            (query.sort, query.reverse), view.pins, view.row,
+        ]  # fmt: skip
+        return [*offered, *others, *draw(view, shown), *aside(view)]
+
+    def chosen(*values) -> list:
+        return fill(view_of(*values))
 
     def refine(*values) -> list:
-        return draw(show(boards, query_of(*values)))
+        view = view_of(*values)
+        return draw(view, show(boards, view.query))
 
     def sorted_by(event: gr.EventData, *values) -> list:
-        *others, sort_now = values
+        *others, sort_now, keys, key = values
         sort_now = next_sort(*sort_now, event._data["column"])
-        return [*refine(*others, sort_now), sort_now]
+        return [*refine(*others, sort_now, keys, key), sort_now]
 
     def cleared(*values) -> list:
-        chosen = list(values)
-        chosen[3:8] = [[], [], [], [], ""]
-        return [*fill(*chosen), ""]
+        view = view_of(*values)
+        kept = view.query.model_dump(include={"model", "track", "mode", "sort", "reverse"})
+        return fill(view.model_copy(update={"query": Query(**kept)}))
+
+    def opens(event: gr.EventData, *values) -> list:
+        view = view_of(*values).model_copy(update={"row": event._data["row"]})
+        return [view.row, card_html(boards, view), address(view)]
+
+    def pins_row(event: gr.EventData, *values) -> list:
+        view = view_of(*values)
+        view = view.model_copy(update={"pins": toggled(view.pins, str(event._data["row"]))})
+        return [view.pins, *aside(view), address(view)]
 
     def refreshed(before: str, *values) -> list:
-        """Draws anew if the table is not what it should be. Choices are left alone: they may be changing meanwhile."""
-        query = query_of(*values)
-        if signature(boards, query) == before:
+        """Draws anew if the tab is not what it should be. Choices are left alone: they may be changing meanwhile."""
+        view = view_of(*values)
+        if signature(boards, view.query) == before:
             return [gr.skip()] * len(refreshing)
-        shown = show(boards, query)
+        shown = show(boards, view.query)
         offered = [gr.update(choices=choices) for choices in offers_of(shown)]
-        return [*offered, problems_html(boards.problems()), *draw(shown)]
+        return [*offered, problems_html(boards.problems()), *draw(view, shown), *aside(view)]
 
     quick = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
-    gr.on([model.input, track.input], fill, controls.all(), outputs, **quick)
+    gr.on([model.input, track.input], chosen, controls.all(), outputs, **quick)
     gr.on(
-        [mode.input, methods.input, bits.input, groups.input, sources.input, search.change],
+        [mode.input, methods.input, bits.input, groups.input, sources.input, a_bits.input, columns.input,
+         statuses.input, stored.input, size.input, search.input],
         refine,
         controls.all(),
         drawing,
         trigger_mode="always_last",
         **quick,
-    )
+    )  # fmt: skip
     board.sort(sorted_by, controls.all(), [*drawing, sort], **quick)
-    clear.click(cleared, controls.all(), [*outputs, search], **quick)
+    clear.click(cleared, controls.all(), outputs, **quick)
+    for part in (board, opened, pinned):
+        part.open(opens, controls.all(), [row, opened, where], **quick)
+        part.pin(pins_row, controls.all(), [pins_state, *beside, where], **quick)
     gr.on([page.load, gr.Timer(3).tick], refreshed, [drawn, *controls.all()], refreshing, **quick)
-    return controls, outputs, fill
+    where.change(None, where, None, js="(search) => { lowbit.go('board', search); }", **quick)
+    return Wired(controls, outputs, fill, opened)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from html import escape
 from typing import Any, Literal, get_args, get_origin
 
@@ -87,8 +88,19 @@ def options_of(method: str, names: Mapping[str, list[str]], values: tuple[Any, .
     return {}
 
 
-def build(lab: Lab) -> tuple[gr.Button, gr.State]:
-    """Lays out the tab and wires it. Returns the button that leads to the leaderboard, and the id of the run shown."""
+@dataclass(frozen=True)
+class Wired:
+    """What the page connects the tab by: the button that leads to the leaderboard, the id of the run shown, and the
+    `form` that `fill` sets to a run."""
+
+    see: gr.Button
+    chosen: gr.State
+    form: list
+    fill: Callable[[RunSpec], list]
+
+
+def build(lab: Lab) -> Wired:
+    """Lays out the tab and wires it."""
     first_model = next(iter(MODELS))
     names = {name: list(method.Options.model_fields) for name, method in METHODS.items()}
     with gr.Row(elem_classes="bench"):
@@ -202,4 +214,25 @@ def build(lab: Lab) -> tuple[gr.Button, gr.State]:
     resume.click(act("resume"), [chosen, token], [problem, *shown], **quick)
     recent.pick(pick, None, shown, **quick)
     gr.Timer(1).tick(tick, [chosen, seen], [*shown, seen], **quick)
-    return see, chosen
+
+    def fill(spec: RunSpec) -> list:
+        """The form set to a run."""
+        setting = spec.setting
+        method = METHODS.get(setting.method)
+        narrow = [str(width) for width in method.card.a_bits if width < 16] if method else []
+        group = gr.update(
+            value=str(setting.group_size or requests.PER_ROW), visible=bool(method and method.card.grouped)
+        )
+        activations = str(setting.a_bits) if str(setting.a_bits) in narrow else None
+        return [
+            spec.model,
+            setting.method,
+            gr.update(value=f"{setting.w_bits:g}", visible=method is not None),
+            gr.update(choices=narrow, value=activations, visible=bool(narrow)),
+            group,
+            gr.update(choices=task_choices(spec.model), value=list(spec.tasks)),
+            model_note(spec.model),
+            *fit_method(setting.method),
+        ]
+
+    return Wired(see, chosen, [model, *picker, tasks, remark, calibration_row, *panels.values()], fill)

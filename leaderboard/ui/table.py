@@ -11,6 +11,7 @@ import numpy as np
 from leaderboard.analysis import Cell, View, descends
 from leaderboard.columns import Column
 from leaderboard.store import Notes, note_on
+from leaderboard.view import row_key
 
 MOST_ROWS = 400
 _WORDS = {
@@ -27,6 +28,17 @@ _KINDS = {
     Cell.FAILED: "failed",
     Cell.NO_REFERENCE: "missing",
 }
+_EXPORTS = (
+    '<p class="exports"><span>Export</span>'
+    + "".join(
+        f'<button type="button" data-format="{form}">{name}</button>'
+        for form, name in (
+            ("csv", "CSV"), ("json", "JSON"), ("parquet", "Parquet"), ("md", "Markdown"), ("tex", "LaTeX"),
+            ("bib", "BibTeX"),
+        )
+    )
+    + '<button type="button" data-link>Copy link</button></p>'
+)  # fmt: skip
 _FIELDS = (
     ("method", "Method", "k1"),
     ("w_bits", "Bits", "k2"),
@@ -84,7 +96,7 @@ def _summary(view: View, total: int) -> str:
         "difference": " · difference to FP16; costs as they are",
         "retained": " · percent of FP16 retained (for perplexity, FP16's over the setting's); costs as they are",
     }
-    return f'<p class="summary" role="status">{what}{modes[view.query.mode]}</p>'
+    return f'<div class="above"><p class="summary" role="status">{what}{modes[view.query.mode]}</p>{_EXPORTS}</div>'
 
 
 def _head(view: View, several: bool) -> str:
@@ -121,15 +133,18 @@ def _row(sheet: _Sheet, index: int, row: dict) -> str:
     marks = [f"{short} {'g' + group if group.isdigit() else group}", "measured" if measured else ""]
     small = " · ".join(filter(None, [escape(row["model"]) if sheet.several else "", *marks]))
     cells = f'<td class="k k0">{escape(row["model"])}</td>' if sheet.several else ""
+    key = escape(row_key(row))
     cells += (
-        f'<th class="k k1" scope="row">{escape(row["method"])}<small>{small}</small></th>'
+        f'<th class="k k1" scope="row"><button type="button" class="open">{escape(row["method"])}</button>'
+        f'<button type="button" class="pin" data-pin="{key}" aria-label="Pin {escape(row["method"])} {short} {group}" '
+        f'title="Pin to compare, or unpin">◇</button><small>{small}</small></th>'
         f'<td class="k k2">{bit_bar(row["w_bits"])}<span>{short}</span></td>'
         f'<td class="k k3">{group}</td>'
         f'<td class="k k4" title="{escape(where)}"><mark class="{row["source"]}">{row["source"]}</mark></td>'
     )
     for place, column in enumerate(sheet.view.columns):
         cells += _cell(sheet, index, place, note_on(row, column.task, sheet.notes))
-    return f'<tr class="{kinds}">{cells}</tr>'
+    return f'<tr class="{kinds}" data-row="{key}">{cells}</tr>'
 
 
 def _cell(sheet: _Sheet, row: int, column: int, note: str) -> str:

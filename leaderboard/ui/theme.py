@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 from functools import partial
+from pathlib import Path
 
 import gradio as gr
 from gradio.themes.utils import colors
@@ -119,11 +121,16 @@ THEME = gr.themes.Base(
     link_text_color_dark="var(--ink)",
 )  # fmt: skip
 
+PLOTLY = Path(importlib.util.find_spec("plotly").submodule_search_locations[0]) / "package_data" / "plotly.min.js"
+"""Plotly's own script, which its Python package carries: charts need no other host."""
+_SCRIPT = (folders.PROJECT / "leaderboard" / "ui" / "page.js").read_text(encoding="utf-8")
+
 # In the head, not through css=, so that the page is never drawn without it and selectors mean what they say.
 HEAD = f"""
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
 <style>{(folders.ASSETS / "page.css").read_text(encoding="utf-8")}</style>
+<script>{_SCRIPT.replace("PLOTLY", f"gradio_api/file={PLOTLY}")}</script>
 """
 
 # Gradio follows the system's theme; a choice made with the page's own switch comes after it.

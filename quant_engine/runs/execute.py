@@ -23,7 +23,7 @@ from quant_engine.evaluate import Outcome, Watch, find_task
 from quant_engine.methods import METHODS
 from quant_engine.models.catalog import find
 from quant_engine.models.load import Loaded, load_dense
-from quant_engine.quantize import Hooks, quantize
+from quant_engine.quantize import Hooks, checkpoint_id, quantize
 from quant_engine.runs import folder
 from quant_engine.runs.command import command
 from quant_engine.runs.kept import KeptItems, forget
@@ -82,6 +82,8 @@ def execute(
         say(f"{task.title}: {shown}, {outcome.items} items, {outcome.status}, {seconds[name]:.1f} s")
     on_progress(Progress(stage="writing", fraction=1, message="writing the run folder"))
     about = _about(spec, time.monotonic() - started)
+    if _fine_tuned(spec):
+        about["fine_tuning"] = Checkpoint(folders.checkpoints() / checkpoint_id(spec)).about()["fine_tuning"]
     results = [
         result
         for name, outcome in outcomes.items()
@@ -168,6 +170,10 @@ def load_setting(
     return load_quantized(path, dtype, device)
 
 
+def _fine_tuned(spec: RunSpec) -> bool:
+    return spec.setting.method != "fp16" and METHODS[spec.setting.method].fine_tunes
+
+
 def _hub_revision(spec: RunSpec) -> str | None:
     return spec.revision if find(spec.model).origin == "hub" else None
 
@@ -181,14 +187,13 @@ def check_device(device: str) -> None:
 def _results(spec: RunSpec, loaded: Loaded, name: str, outcome: Outcome, seconds: float, about: dict) -> list[Result]:
     """A task's number as a result, then its parts. The task's time is said once, with its number."""
     setting, calibration = spec.setting, spec.calibration
-    fine_tuned = setting.method in METHODS and METHODS[setting.method].fine_tunes
     head = Result(
         run_id=spec.run_id,
         source="measured",
         model=loaded.card.title,
         # The hub's cache names the folder of a snapshot by its commit, also where a branch was asked for.
         model_revision=loaded.folder.name if loaded.card.origin == "hub" else spec.revision,
-        track="lora_ft" if fine_tuned else loaded.card.track,
+        track="lora_ft" if _fine_tuned(spec) else loaded.card.track,
         method=setting.method,
         w_bits=setting.w_bits,
         a_bits=setting.a_bits,

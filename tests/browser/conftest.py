@@ -41,13 +41,13 @@ def opened(browser) -> Iterator[Callable[..., Page]]:
     """Opens a page in a fresh browser context: opened(lab, width=390, theme="dark"). Fails on script errors."""
     contexts, errors = [], []
 
-    def open_page(lab: Lab, *, width: int = 1440, height: int = 900, theme: str = "light") -> Page:
+    def open_page(lab: Lab, *, width: int = 1440, height: int = 900, theme: str = "light", search: str = "") -> Page:
         context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=theme)
         contexts.append(context)
         page = context.new_page()
         page.set_default_timeout(20_000)
         page.on("pageerror", lambda error: errors.append(str(error)))
-        page.goto(lab.url)
+        page.goto(f"{lab.url}/{search}")
         page.wait_for_selector("table.board")
         return page
 

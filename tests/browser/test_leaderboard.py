@@ -17,8 +17,8 @@ def rows(page: Page) -> list[list[str]]:
     """The table's rows as lists of cell texts; the setting's cells come first: method, bits, group, source."""
     return page.eval_on_selector_all(
         "table.board tbody tr",
-        "rows => rows.map(row => [...row.children].map(cell => (cell.firstChild?.nodeType === 3 ? "
-        "cell.firstChild.textContent : cell.textContent).trim()))",
+        "rows => rows.map(row => [...row.children].map(cell => (cell.querySelector('.open') ?? "
+        "(cell.firstChild?.nodeType === 3 ? cell.firstChild : cell)).textContent.trim()))",
     )
 
 
@@ -118,7 +118,7 @@ def test_the_table_can_be_used_with_the_keyboard(page):
 def test_no_tab_overflows_in_any_theme_or_width(lab, opened, width, theme):
     page = opened(lab, width=width, theme=theme)
     assert page.evaluate("document.body.classList.contains('dark')") == (theme == "dark")
-    for name in ("Leaderboard", "Ask a picture", "Run"):
+    for name in ("Leaderboard", "Explore", "Ask a picture", "Run", "Methods"):
         tab(page, name)
         page.wait_for_timeout(300)
         assert page.evaluate("document.documentElement.scrollWidth") <= width

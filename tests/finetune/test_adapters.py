@@ -76,7 +76,7 @@ def test_only_factors_and_shortcuts_are_trained_and_all_of_them_get_gradients():
 
 
 def test_gradients_equal_those_of_a_dense_model():
-    """As if every packed weight were an ordinary frozen matrix."""
+    """As if every packed weight were an ordinary frozen matrix, but for float32's rounding of sums in another order."""
     block, _ = adapted(LORA)
     shaken(block)
     x = X.clone().requires_grad_()
@@ -90,9 +90,9 @@ def test_gradients_equal_those_of_a_dense_model():
     block.zero_grad()
     x.grad = None
     block(x).square().mean().backward()
-    assert torch.allclose(x.grad, given, atol=1e-6)
-    for name, parameter in adapters.trained(block).items():
-        assert torch.allclose(parameter.grad, found[name], atol=1e-6), name
+    expected = {"x": x.grad, **{name: parameter.grad for name, parameter in adapters.trained(block).items()}}
+    for name, gradient in {"x": given, **found}.items():
+        assert (gradient - expected[name]).abs().max() < 1e-5 * expected[name].abs().max(), name
 
 
 def test_no_dense_weight_is_kept_for_the_backward_pass():

@@ -263,8 +263,9 @@ def test_a_run_is_on_the_fine_tuning_track_with_all_its_bits(spec_for):
     assert result.track == "lora_ft"
     # The base alone takes 4.3.
     assert result.stored_bits == pytest.approx(4.32 + 16 * 4 * 928 / 18432, abs=0.4)
-    log = (path / "log.txt").read_text()
-    assert "held-out loss" in log
+    assert "held-out loss" in (path / "log.txt").read_text()
+    about = json.loads((path / "run.json").read_text())["fine_tuning"]
+    assert about["held_out_loss_after"] < about["held_out_loss_before"]
 
 
 def test_examples_are_each_taken_once_an_epoch_and_answers_alone_are_learned():

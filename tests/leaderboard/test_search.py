@@ -33,6 +33,7 @@ def test_terms_are_words_fields_and_quoted_values():
         ("bits:3-4", lambda rows: set(rows.w_bits) == {3, 4}),
         ("abits:<16", lambda rows: set(rows.a_bits) == {4, 6, 8}),
         ("group:row method:rtn", lambda rows: len(rows) == 4 and rows.group_size.isna().all()),
+        ("g:128,row", lambda rows: len(rows) == 41),
         ("g:128 awq", lambda rows: set(rows.group_size) == {128}),
         ("stored:<3", lambda rows: rows.stored_bits.max() < 3),
         ("size:<5", lambda rows: rows.size_gb.max() < 5),

@@ -1,0 +1,195 @@
+"""Where every number of a row comes from, and the command that makes it again."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from pydantic import ValidationError
+
+from leaderboard import notation
+from leaderboard.analysis import Board, Cell
+from leaderboard.store import Notes, method_name, model_name, note_on
+from leaderboard.view import find_row, row_key
+from quant_engine.evaluate import TASKS
+from quant_engine.methods import METHODS
+from quant_engine.models.catalog import MODELS
+from quant_engine.runs.command import command
+from quant_engine.spec import QuantSetting, RunSpec
+
+
+@dataclass(frozen=True)
+class Number:
+    """One number of a row as it is written, with its standard error, where it comes from, and what is odd about it."""
+
+    title: str
+    group: str
+    text: str
+    error: str
+    source: str
+    note: str
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """A row's setting, what it stores, its numbers, and how it was made. `about` are (name, value) pairs; `command`
+    reproduces it, or is empty where the engine has no such setting; `run_id` is empty for the study's rows."""
+
+    key: str
+    title: str
+    model: str
+    source: str
+    stored: str
+    numbers: list[Number]
+    about: list[tuple[str, str]]
+    command: str
+    run_id: str
+
+
+def provenance(board: Board, place: int, notes: Notes) -> Provenance:
+    """The provenance of the row at `place` of `board.rows`."""
+    row = board.rows.iloc[place].to_dict()
+    measured = row["source"] == "measured"
+    origins = [origin for origin in board.origin[place] if origin >= 0]
+    result = board.results.iloc[origins[0]].to_dict() if origins else {}
+    return Provenance(
+        key=row_key(row),
+        title=notation.setting(row["method"], row["w_bits"], row["a_bits"], row["group_size"]),
+        model=row["model"],
+        source=row["source"],
+        stored=_stored(row, measured),
+        numbers=_numbers(board, place, row, notes),
+        about=_about_run(result, board, origins) if measured else _about_study(row),
+        command=(_text(result.get("command")) if measured else study_command(row, _tasks(board, place))),
+        run_id=_text(row["run_id"]) if measured else "",
+    )
+
+
+def study_command(row: dict, tasks: list[str]) -> str:
+    """The command that measures a setting of the study here; empty if there is no such model or method."""
+    spec = study_run(row, tasks)
+    return command(spec) if spec else ""
+
+
+def study_run(row: dict, tasks: list[str]) -> RunSpec | None:
+    """The run that measures a row's setting on those of `tasks` that the engine has; None if it can't."""
+    model = next((name for name in MODELS if model_name(name) == row["model"]), None)
+    method = "fp16" if row["w_bits"] == 16 else next((n for n in METHODS if method_name(n) == row["method"]), None)
+    known = tuple(task for task in tasks if task in TASKS)
+    if model is None or method is None or not known:
+        return None
+    group = None if pd.isna(row["group_size"]) or method == "fp16" else int(row["group_size"])
+    try:
+        setting = QuantSetting(method=method, w_bits=row["w_bits"], a_bits=int(row["a_bits"]), group_size=group)
+        card = MODELS[model]
+        return RunSpec(
+            model=model,
+            setting=setting,
+            tasks=known,
+            device="cuda" if card.needs_gpu else "cpu",
+            dtype="bfloat16" if card.needs_gpu else "float32",
+            window=card.window,
+        )
+    except ValidationError:
+        return None
+
+
+def row_run(board: Board, key: str) -> RunSpec | None:
+    """The run that measures a row again; None if there is no such row, or the engine can't."""
+    place = find_row(board, key)
+    return None if place is None else study_run(board.rows.iloc[place].to_dict(), _tasks(board, place))
+
+
+def _tasks(board: Board, place: int) -> list[str]:
+    cells = board.cells[place]
+    return [column.task for at, column in enumerate(board.columns) if cells[at] != Cell.MISSING and not column.cost]
+
+
+def _stored(row: dict, measured: bool) -> str:
+    if np.isnan(row["stored_bits"]):
+        return "Stored bits unknown"
+    how = "from the ledger of what was stored" if measured else "counted from what the method stores"
+    size = "" if np.isnan(row["size_gb"]) else f", {notation.size(row['size_gb'] * 1e9)} of weights"
+    return f"{row['stored_bits']:.2f} bits per quantized weight{size} ({how})"
+
+
+def _numbers(board: Board, place: int, row: dict, notes: Notes) -> list[Number]:
+    told = []
+    for at, column in enumerate(board.columns):
+        cell, origin = Cell(board.cells[place, at]), board.origin[place, at]
+        note = note_on(row, column.task, notes)
+        if cell is Cell.MISSING and not note:
+            continue
+        result = board.results.iloc[origin] if origin >= 0 else None
+        value = board.values[place, at]
+        if np.isnan(value):
+            text = {Cell.COLLAPSED: "collapsed", Cell.FAILED: "failed"}.get(cell, "·")
+        elif column.cost:
+            text = notation.cost(value, column.digits)
+        elif column.group == "Perplexity":
+            text = notation.perplexity(value, measured=row["source"] == "measured")
+        else:
+            text = notation.score(value)
+        error = "" if result is None or pd.isna(result["standard_error"]) else f"± {result['standard_error']:.2g}"
+        told.append(Number(f"{column.title} {column.arrow}", column.group, text, error, _source(cell, result), note))
+    return told
+
+
+def _source(cell: Cell, result: pd.Series | None) -> str:
+    if cell is Cell.COMPUTED:
+        return "mean of the five tasks, computed here"
+    if result is None:
+        return "the study"
+    if result["source"] == "paper":
+        return f"Table {result['table']} of the study"
+    items = "" if pd.isna(result["items"]) else f"{result['items']:g} items"
+    revision = "" if pd.isna(result["data_revision"]) else f"data {result['data_revision']}"
+    return ", ".join(filter(None, [items, revision])) or "this run"
+
+
+def _about_study(row: dict) -> list[tuple[str, str]]:
+    told = [
+        ("Source", "An empirical study of LLaMA3 quantization: from LLMs to MLLMs, arXiv 2404.14047 v3"),
+        ("Hardware", "8 A800 80 GB"),
+    ]
+    if row["track"] in ("llm_ptq", "mllm_ptq") and row["w_bits"] < 16:
+        told.append(("Calibration", "WikiText2, 128 samples of 2048 tokens"))
+    if row["track"] == "lora_ft" and row["w_bits"] < 16:
+        told.append(("Fine-tuning", "Alpaca, where the method trains adapters"))
+    if row["track"] == "mllm_ptq":
+        told.append(("Quantized", "the language model only"))
+    return told
+
+
+def _about_run(result: dict, board: Board, origins: list[int]) -> list[tuple[str, str]]:
+    """What run.json says of the run, in the order in which one asks."""
+    seconds = board.results["duration_s"].iloc[origins].dropna()
+    fields = [
+        ("Made", _text(result.get("created"))),
+        ("Engine", " ".join(filter(None, [_text(result.get("engine_version")), _text(result.get("engine_commit"))]))),
+        ("Libraries", _pairs(_text(result.get("libraries")))),
+        ("Hardware", _pairs(_text(result.get("hardware")))),
+        ("Model revision", _text(result.get("model_revision"))),
+        ("Calibration", _pairs(_text(result.get("calibration")))),
+        ("Options", _pairs(_text(result.get("options")).replace("{}", ""))),
+        ("Seed", "" if pd.isna(result.get("seed")) else f"{result['seed']:g}"),
+        ("Conditions", _text(result.get("conditions"))),
+        ("Measuring took", notation.seconds(float(seconds.iloc[0])) if len(seconds) else ""),
+        ("Peak memory", "" if pd.isna(result.get("peak_memory_bytes")) else notation.size(result["peak_memory_bytes"])),
+    ]
+    return [(name, value) for name, value in fields if value]
+
+
+def _pairs(text: str) -> str:
+    """A JSON object as "name value, name value"; other text as it is."""
+    try:
+        body = json.loads(text)
+    except ValueError:
+        return text
+    return ", ".join(f"{name} {value}" for name, value in body.items()) if isinstance(body, dict) else text
+
+
+def _text(value: object) -> str:
+    return "" if value is None or (isinstance(value, float) and np.isnan(value)) or value is pd.NA else str(value)

@@ -1,0 +1,302 @@
+"""The Explore tab: what a model loses and gains, in charts; what fits a GPU; and two runs item by item."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from html import escape
+
+import gradio as gr
+import pandas as pd
+
+from leaderboard import analysis, figures, fit, notation, paired
+from leaderboard.analysis import Board
+from leaderboard.ui.chart import DRAW_JS, chart, table_html
+from leaderboard.ui.leaderboard_tab import Boards
+from leaderboard.ui.theme import html
+from leaderboard.view import Explored, Fitted, PageView, address
+from quant_engine.runs import folder as run_folder
+from quant_engine.spec import ItemOutput, UserError
+
+OTHER_CARD = "Other: type the memory"
+WIDTHS = [2.0, 3.0, 4.0, 8.0]
+MOST_FLIPS = 40
+PROMPT_LETTERS = 600
+
+
+def qualities(board: Board, model: str) -> list[tuple[str, str]]:
+    """The scores that a model's quantized settings have, as (title, task), the one that ranks best first."""
+    first = fit.best_quality(board, model)
+    mask = ((board.rows["model"] == model) & (board.rows["w_bits"] < 16)).to_numpy()
+    filled = (board.cells[mask] != analysis.Cell.MISSING).any(axis=0)
+    others = [c for c, any_ in zip(board.columns, filled, strict=True) if any_ and not c.cost and c is not first]
+    return [(f"{one.title} {one.arrow}", one.task) for one in (first, *others)]
+
+
+def explorable(board: Board) -> list[str]:
+    """The models that have a quantized setting with a score."""
+    quantized = board.rows["w_bits"] < 16
+    return [model for model in analysis.models(board) if (quantized & (board.rows["model"] == model)).any()]
+
+
+def settled(board: Board, explored: Explored) -> Explored:
+    """What is asked for, with a model and a quality that there are."""
+    known = explorable(board)
+    model = explored.model if explored.model in known else known[0]
+    tasks = [task for _, task in qualities(board, model)]
+    return explored.model_copy(
+        update={"model": model, "quality": explored.quality if explored.quality in tasks else tasks[0]}
+    )
+
+
+def runs_of(board: Board) -> list[tuple[str, str]]:
+    """The measured runs, newest setting last, as (what it is, id)."""
+    rows = board.rows[(board.rows["source"] == "measured") & (board.rows["w_bits"] <= 16)]
+    fields = rows[["model", "run_id", "method", "w_bits", "a_bits", "group_size"]].drop_duplicates("run_id")
+    return [
+        (f"{model} · {notation.setting(*setting)} · {run_id[:6]}", run_id)
+        for model, run_id, *setting in fields.head(500).itertuples(index=False)
+    ]
+
+
+def charts(board: Board, explored: Explored) -> str:
+    """The charts about one model. One that fails is a sentence in its place."""
+    model, task, width = explored.model, explored.quality or "", explored.bits
+    drawings: list[tuple[str, Callable[[], figures.Figure]]] = [
+        ("Bits against quality", lambda: figures.bits_and_quality(board, model, task, explored.within)),
+        ("Size against quality", lambda: figures.size_and_quality(board, model, task)),
+        ("Methods × bits", lambda: figures.methods_and_bits(board, model, task)),
+        ("Loss by task", lambda: figures.loss_by_task(board, model, width)),
+        ("Language against pictures", lambda: figures.language_and_pictures(board, model)),
+        ("Nominal and stored bits", lambda: figures.honest_bits(board, model)),
+    ]
+    return f'<div class="figures">{"".join(chart(draw, title) for title, draw in drawings)}</div>'
+
+
+def run_charts(board: Board, explored: Explored) -> str:
+    """The layers of the chosen run, and its comparison with another."""
+    if not explored.run:
+        return '<p class="hint">Choose a measured run to see the error of each of its linears.</p>'
+    label = {run_id: title for title, run_id in runs_of(board)}.get(explored.run, explored.run)
+    layers = chart(partial(_layers, explored.run, label), "Error by layer")
+    compared = _compared(explored.run, explored.against) if explored.against else ""
+    return f'<div class="figures">{layers}{compared}</div>'
+
+
+def fits(board: Board, fitted: Fitted) -> str:
+    """What fits, or one sentence that says why that can't be said; and the estimate beside measured peaks."""
+    measured = fit.checked(board.results)
+    beside = (
+        f"<details><summary>The estimate beside {len(measured)} measured peaks: median error "
+        f"{measured['Error %'].abs().median():.0f}%</summary>{table_html(measured)}</details>"
+        if len(measured)
+        else '<p class="hint">No run has been measured here yet to hold the estimate against.</p>'
+    )
+    return f'<div class="figures one">{chart(lambda: fit.figure(board, fitted), "What fits")}{beside}</div>'
+
+
+def _layers(run_id: str, label: str) -> figures.Figure:
+    if not run_folder.exists(run_id):
+        raise UserError(f"Run {run_id} is not on this machine (any more).")
+    return figures.layer_errors(run_folder.read_layers(run_folder.place(run_id)), label)
+
+
+def _compared(first: str, second: str) -> str:
+    """Run `second` against run `first`: every number with its interval, and the items whose score changed."""
+    title = "Two runs, item by item"
+    try:
+        a, b = (run_folder.read(run_folder.place(run_id)) for run_id in (first, second))
+        found = paired.compare(a, b)
+        table = pd.DataFrame(
+            [
+                {
+                    "Task": one.title,
+                    "First": round(one.a, 3),
+                    "Second": round(one.b, 3),
+                    "Difference": round(one.difference, 3),
+                    "95% interval": f"{one.low:.3g} … {one.high:.3g}",
+                    "McNemar p": "" if one.p is None else f"{one.p:.3g}",
+                    "Items": one.units,
+                    "Right → wrong": "" if one.flips is None else one.flips.lost,
+                    "Wrong → right": "" if one.flips is None else one.flips.gained,
+                    "Same answer": "" if one.agreement is None else f"{100 * one.agreement:.0f}%",
+                }
+                for one in found
+            ]
+        )
+        told = sum(one.separable for one in found)
+        finding = f"{told} of {len(found)} differences are more than chance (their 95% interval leaves out zero)."
+        items = "".join(_flipped(task, a, b) for task in a.spec.tasks if task in b.spec.tasks)
+    except (UserError, OSError, ValueError) as refusal:
+        text = str(refusal) if isinstance(refusal, UserError) else "The items of these runs can't be read."
+        return (
+            f'<section class="figure"><header><h3>{title}</h3></header><p class="absent">{escape(text)}</p></section>'
+        )
+    return (
+        f'<section class="figure"><header><h3>{title}</h3></header><p>{escape(finding)}</p>{table_html(table)}'
+        f"{items}</section>"
+    )
+
+
+def _flipped(task: str, a: run_folder.RunFolder, b: run_folder.RunFolder) -> str:
+    """A task's items whose score differs, each with the question, the right answer, and both answers."""
+    before = {(one.item, one.prompt): one for one in run_folder.read_items(a.path, task)}
+    pairs = [
+        (before[(one.item, one.prompt)], one)
+        for one in run_folder.read_items(b.path, task)
+        if (one.item, one.prompt) in before and before[(one.item, one.prompt)].score != one.score and one.gold
+    ]
+    if not pairs:
+        return ""
+    items = "".join(_item(first, second) for first, second in pairs[:MOST_FLIPS])
+    more = f" The first {MOST_FLIPS} are shown." if len(pairs) > MOST_FLIPS else ""
+    count = f"{len(pairs)} item{'s' if len(pairs) > 1 else ''} of {escape(task)} scored otherwise."
+    return f"<details><summary>{count}{more}</summary><ul class='flips'>{items}</ul></details>"
+
+
+def _item(first: ItemOutput, second: ItemOutput) -> str:
+    prompt = first.prompt if len(first.prompt) <= PROMPT_LETTERS else f"… {first.prompt[-PROMPT_LETTERS:]}"
+    return (
+        f"<li><p>{escape(prompt)}</p><dl><div><dt>Right</dt><dd>{escape(' / '.join(first.gold))}</dd></div>"
+        f"<div><dt>First, {first.score:g}</dt><dd>{escape(first.prediction)}</dd></div>"
+        f"<div><dt>Second, {second.score:g}</dt><dd>{escape(second.prediction)}</dd></div></dl></li>"
+    )
+
+
+@dataclass(frozen=True)
+class Wired:
+    """The tab's `outputs`, what `fill` gives them for a view, and what `show` needs to draw it when it is opened."""
+
+    outputs: list[gr.components.Component]
+    fill: Callable[[PageView], list]
+    refresh: Callable[..., list]
+    inputs: list[gr.components.Component]
+    drawing: list[gr.components.Component]
+
+
+def build(boards: Boards) -> Wired:
+    """Lays out the tab and wires it. Nothing is drawn before the tab is opened."""
+    plain = settled(boards.current(), Explored())
+    with gr.Row(elem_classes="choosers"):
+        model = gr.Dropdown(
+            explorable(boards.current()), value=plain.model, label="Explore model", elem_classes="narrow"
+        )
+        quality = gr.Dropdown(
+            qualities(boards.current(), plain.model), value=plain.quality, label="Quality", elem_classes="narrow"
+        )
+        within = gr.Number(plain.within, label="Within (points or %)", minimum=0, maximum=100, elem_classes="range")
+        bits = gr.Radio(
+            [(f"{width:g} bit", width) for width in WIDTHS], value=plain.bits, label="Loss by task at",
+            elem_classes="segments",
+        )  # fmt: skip
+    drawn = html("", elem_id="explore", js_on_load=DRAW_JS)
+    html("<h2>What fits my GPU</h2>")
+    with gr.Row(elem_classes="choosers"):
+        asked = Fitted()
+        known = list(fit.shapes())
+        fit_model = gr.Dropdown(known, value=asked.model, label="Model to fit", elem_classes="narrow")
+        cards = [(f"{one.name} · {one.memory:g} GB", one.name) for one in fit.CARDS.values()]
+        card = gr.Dropdown([*cards, (OTHER_CARD, "")], value=asked.card, label="GPU", elem_classes="wide")
+        memory = gr.Number(16, label="Memory, GiB", minimum=0.1, visible=False, elem_classes="range")
+        context = gr.Number(asked.context, label="Context, tokens", minimum=1, precision=0, elem_classes="range")
+        batch = gr.Number(asked.batch, label="Batch", minimum=1, precision=0, elem_classes="range")
+        pictures = gr.Number(asked.pictures, label="Pictures", minimum=0, precision=0, elem_classes="range")
+    fitting = html("", elem_id="fit", js_on_load=DRAW_JS)
+    html("<h2>Inside measured runs</h2>")
+    with gr.Row(elem_classes="choosers"):
+        run = gr.Dropdown([], value=None, label="Run", elem_classes="wide")
+        against = gr.Dropdown([], value=None, label="Compared with", elem_classes="wide")
+    inside = html("", elem_id="inside", js_on_load=DRAW_JS)
+    where, fit_where = gr.Textbox("", visible="hidden"), gr.Textbox("", visible="hidden")
+
+    exploring, asking = (
+        [model, quality, within, bits, run, against],
+        [fit_model, card, memory, context, batch, pictures],
+    )
+
+    def explored_of(model, quality, within, bits, run, against) -> Explored:
+        within = min(max(within or 0.0, 0.0), 100.0)
+        return Explored(
+            model=model, quality=quality, within=within, bits=bits or 4.0, run=run or None, against=against or None
+        )
+
+    def fitted_of(model, card, memory, context, batch, pictures) -> Fitted:
+        return Fitted(
+            model=model,
+            card=card or None,
+            memory=None if card else min(max(memory or 1.0, 0.1), 100_000),
+            context=min(max(int(context or 1), 1), 1_000_000),
+            batch=min(max(int(batch or 1), 1), 4096),
+            pictures=min(max(int(pictures or 0), 0), 64),
+        )
+
+    def explore_address(explored: Explored) -> str:
+        first = qualities(boards.current(), explored.model)[0][1]
+        kept = explored.model_copy(update={"quality": None}) if explored.quality == first else explored
+        return address(PageView(explored=kept))
+
+    def draw(explored: Explored) -> list[str]:
+        return [charts(boards.current(), explored), explore_address(explored)]
+
+    def explore(*values) -> list:
+        explored = settled(boards.current(), explored_of(*values))
+        offered = qualities(boards.current(), explored.model)
+        return [gr.update(choices=offered, value=explored.quality), *draw(explored)]
+
+    def look_inside(*values) -> list:
+        explored = settled(boards.current(), explored_of(*values))
+        return [run_charts(boards.current(), explored), explore_address(explored)]
+
+    def ask(*values) -> list:
+        fitted = fitted_of(*values)
+        return [
+            gr.update(visible=fitted.card is None),
+            fits(boards.current(), fitted),
+            address(PageView(fitted=fitted)),
+        ]
+
+    def fill(view: PageView) -> list:
+        board = boards.current()
+        explored, fitted, runs = settled(board, view.explored), view.fitted, runs_of(board)
+        known_runs = {run_id for _, run_id in runs}
+        drawings = [gr.skip()] * 3
+        if view.tab == "explore":
+            drawings = [charts(board, explored), fits(board, fitted), run_charts(board, explored)]
+        return [
+            gr.update(choices=explorable(board), value=explored.model),
+            gr.update(choices=qualities(board, explored.model), value=explored.quality),
+            explored.within,
+            explored.bits,
+            gr.update(choices=runs, value=explored.run if explored.run in known_runs else None),
+            gr.update(choices=runs, value=explored.against if explored.against in known_runs else None),
+            fitted.model,
+            fitted.card or "",
+            gr.update(value=fitted.memory or 16, visible=fitted.card is None),
+            fitted.context,
+            fitted.batch,
+            fitted.pictures,
+            *drawings,
+            explore_address(explored),
+            address(PageView(fitted=fitted)),
+        ]
+
+    def refresh(*values) -> list:
+        """Everything that the tab shows, and the choices, which may have grown by new runs."""
+        explored = explored_of(*values[: len(exploring)])
+        return fill(PageView(tab="explore", explored=explored, fitted=fitted_of(*values[len(exploring) :])))
+
+    quick = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+    gr.on(
+        [model.input, quality.input, within.input, bits.input], explore, exploring, [quality, drawn, where],
+        trigger_mode="always_last", **quick,
+    )  # fmt: skip
+    gr.on([run.input, against.input], look_inside, exploring, [inside, where], **quick)
+    gr.on(
+        [fit_model.input, card.input, memory.input, context.input, batch.input, pictures.input],
+        ask, asking, [memory, fitting, fit_where], trigger_mode="always_last", **quick,
+    )  # fmt: skip
+    where.change(None, where, None, js="(search) => { lowbit.go('explore', search); }", **quick)
+    fit_where.change(None, fit_where, None, js="(search) => { lowbit.go('fit', search); }", **quick)
+    outputs = [*exploring, *asking, drawn, fitting, inside, where, fit_where]
+    return Wired(outputs, fill, refresh, [*exploring, *asking], outputs)

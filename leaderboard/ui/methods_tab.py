@@ -1,0 +1,102 @@
+"""The Methods tab: a card for each method from what it says of itself, with its honest bits and its rows."""
+
+from __future__ import annotations
+
+from html import escape
+
+import gradio as gr
+
+from leaderboard import figures, sizes
+from leaderboard.analysis import Board
+from leaderboard.store import method_name
+from leaderboard.ui.leaderboard_tab import Boards
+from leaderboard.ui.theme import html
+from leaderboard.view import FIRST_MODEL
+from quant_engine.methods import METHODS, MethodCard
+from quant_engine.spec import UserError
+
+QUALITY = "wikitext2"
+GROUP = 128
+"""The group size at which honest bits are given, as in the study."""
+
+
+def honest_bits(card: MethodCard) -> str:
+    """Stored bits on LLaMA3-8B at each of the method's widths, as "4 → 4.16"."""
+    told = []
+    for bits in card.bits:
+        stored = sizes.counted_bits(FIRST_MODEL, method_name(card.name), bits, GROUP if card.grouped else None)
+        if stored is not None:
+            told.append(f"{bits:g} → {stored:.2f}")
+    where = f", groups of {GROUP}" if card.grouped else ""
+    return f"{', '.join(told)} (nominal → stored, {FIRST_MODEL}{where})" if told else "not counted"
+
+
+def best_and_worst(board: Board, card: MethodCard) -> str:
+    """Where the method stands first and last among those of the same width, by the study's perplexity."""
+    try:
+        column = figures.column_of_task(board, QUALITY)
+        found = figures.points(board, FIRST_MODEL, column.task)
+    except UserError:
+        return ""
+    best = figures.best_of_width(found[(found["w_bits"] < 16) & (found["a_bits"] == 16)])
+    best = best[best["source"] == "paper"].sort_values("loss").drop_duplicates(["method", "w_bits"])
+    places = best.groupby("w_bits")["loss"].rank(method="min")
+    counts = best.groupby("w_bits")["loss"].transform("size")
+    mine = best["method"] == method_name(card.name)
+    told = [
+        f"{bits:g} bit: {place:.0f} of {count:.0f} ({figures.written(value, column)})"
+        for bits, place, count, value in zip(
+            best.loc[mine, "w_bits"], places[mine], counts[mine], best.loc[mine, "value"], strict=True
+        )
+    ]
+    return f"{', '.join(told)} by {column.title} of {FIRST_MODEL} in the study" if told else ""
+
+
+def numbers(board: Board, card: MethodCard) -> str:
+    """How many rows of the leaderboard are the method's, by model."""
+    rows = board.rows[(board.rows["method"] == method_name(card.name)) & (board.rows["track"] != "efficiency")]
+    counts = rows.groupby(["model", "source"], sort=False).size()
+    return ", ".join(f"{model} {count} {source}" for (model, source), count in counts.items()) or "none yet"
+
+
+def facts(board: Board, card: MethodCard) -> str:
+    """A card below its formula."""
+    group = "any group size, or per row" if card.grouped else "no groups to choose"
+    told = [
+        ("Stored", card.stored),
+        ("Honest bits", honest_bits(card)),
+        ("Its width counts", card.headline),
+        ("Needs", f"{'calibration texts' if card.calibrated else 'no data'}; {group}"),
+        ("Place", best_and_worst(board, card)),
+        ("Rows", numbers(board, card)),
+    ]
+    lines = "".join(f"<div><dt>{name}</dt><dd>{escape(value)}</dd></div>" for name, value in told if value)
+    link = f'<a href="{escape(card.url)}" rel="noreferrer">{escape(card.reference)}</a>'
+    title = escape(method_name(card.name))
+    see = f'<button type="button" data-method="{title}">See {title} on the leaderboard</button>'
+    return f"<dl>{lines}<div><dt>Paper</dt><dd>{link}</dd></div></dl>{see}"
+
+
+_JS = """
+element.addEventListener('click', (event) => {
+  const pressed = event.target.closest('[data-method]');
+  if (pressed) trigger('see', { method: pressed.dataset.method });
+});
+"""
+
+
+def build(boards: Boards) -> list[gr.HTML]:
+    """Lays out the cards. Returns those parts whose event `see` asks for a method's rows."""
+    board, parts = boards.current(), []
+    with gr.Row(elem_classes="methods"):
+        for method in METHODS.values():
+            card = method.card
+            with gr.Column(elem_classes="method", min_width=320):
+                html(f"<h2>{escape(card.title)}</h2><p>{escape(card.idea)}</p>")
+                gr.Markdown(
+                    f"$${card.formula}$$",
+                    latex_delimiters=[{"left": "$$", "right": "$$", "display": True}],
+                    elem_classes="formula",
+                )
+                parts.append(html(facts(board, card), js_on_load=_JS))
+    return parts

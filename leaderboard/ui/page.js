@@ -1,0 +1,121 @@
+// What the page does in the browser: the view in the address, charts in the theme's colours, copying and downloads.
+window.lowbit = (() => {
+  // --- the view in the address. Each part of the page owns its parameters; the rest is left as it is. ---
+  const owns = {
+    board: (name) => !/^(x\.|fit\.|tab$|__)/.test(name),
+    explore: (name) => name.startsWith('x.'),
+    fit: (name) => name.startsWith('fit.'),
+    tab: (name) => name === 'tab',
+  };
+  let restoring = true; // what the page puts in the address by itself, until a visitor does something, is no new step
+  for (const kind of ['pointerdown', 'keydown', 'input']) {
+    document.addEventListener(kind, () => { restoring = false; }, true);
+  }
+  window.addEventListener('popstate', () => { restoring = true; });
+  const settled = (parameters, without) =>
+    [...parameters].filter(([name]) => name !== without).map((pair) => pair.join('=')).sort().join('&');
+
+  const go = (part, search) => {
+    if (part === 'tab' && restoring) return; // tabs also tell that they are chosen while the page is being made
+    const now = new URLSearchParams(location.search), next = new URLSearchParams();
+    for (const [name, value] of now) if (!owns[part](name)) next.append(name, value);
+    for (const [name, value] of new URLSearchParams(search)) next.append(name, value);
+    if (settled(now) === settled(next)) return;
+    const place = location.pathname + (next.size ? '?' + next : '');
+    const typing = settled(now, 'q') === settled(next, 'q') && now.has('q');
+    history[restoring || typing ? 'replaceState' : 'pushState'](null, '', place);
+  };
+
+  // --- charts ---
+  let loading;
+  const plotly = () => loading ??= new Promise((done, failed) => {
+    const script = document.createElement('script');
+    script.src = 'PLOTLY';
+    script.onload = () => done(window.Plotly);
+    script.onerror = () => { loading = undefined; failed(); };
+    document.head.append(script);
+  });
+  const color = (name) => getComputedStyle(document.body).getPropertyValue(name).trim();
+  const themed = (value) => {
+    if (typeof value === 'string') return value.startsWith('var(') ? color(value.slice(4, -1)) : value;
+    if (Array.isArray(value)) return value.map(themed);
+    if (value && typeof value === 'object') {
+      return Object.fromEntries(Object.entries(value).map(([name, one]) => [name, themed(one)]));
+    }
+    return value;
+  };
+  const axis = () => ({ gridcolor: color('--rule'), linecolor: color('--edge'), tickcolor: color('--edge'),
+    zerolinecolor: color('--rule') });
+  const drawn = new Set();
+  const draw = async (chart) => {
+    try {
+      const library = await plotly();
+      if (!chart.isConnected) return drawn.delete(chart);
+      const figure = themed(JSON.parse(chart.dataset.figure));
+      const layout = {
+        height: 400, margin: { l: 52, r: 14, t: 26, b: 44 }, autosize: true, dragmode: false,
+        paper_bgcolor: color('--sheet'), plot_bgcolor: color('--sheet'),
+        font: { family: '"IBM Plex Sans", sans-serif', size: 12, color: color('--ink') },
+        legend: { orientation: 'h', y: -0.22, font: { size: 11 } },
+        hoverlabel: { bgcolor: color('--ink'), bordercolor: color('--ink'), align: 'left',
+          font: { color: color('--sheet'), family: '"IBM Plex Sans", sans-serif', size: 12 } },
+        ...figure.layout,
+        xaxis: { ...axis(), ...figure.layout.xaxis }, yaxis: { ...axis(), ...figure.layout.yaxis },
+      };
+      await library.react(chart, figure.data, layout, { displayModeBar: false, responsive: true });
+      drawn.add(chart);
+    } catch {
+      chart.innerHTML = '<p class="sorry">This chart could not be drawn; its numbers are in the table below.</p>';
+    }
+  };
+  const seen = new IntersectionObserver((entries) => {
+    for (const entry of entries) {
+      if (entry.isIntersecting) { seen.unobserve(entry.target); draw(entry.target); }
+    }
+  }, { rootMargin: '200px' });
+  const figures = (element) => {
+    for (const chart of element.querySelectorAll('[data-figure]')) seen.observe(chart);
+  };
+  new MutationObserver(() => { for (const chart of drawn) draw(chart); })
+    .observe(document.body ?? document.documentElement, { attributes: true, attributeFilter: ['class'] });
+
+  // --- buttons in our own HTML ---
+  const save = (name, type, base64) => {
+    const bytes = Uint8Array.from(atob(base64), (letter) => letter.charCodeAt(0));
+    const link = document.createElement('a');
+    link.href = URL.createObjectURL(new Blob([bytes], { type }));
+    link.download = name;
+    link.click();
+    setTimeout(() => URL.revokeObjectURL(link.href), 10000);
+  };
+  const say = (button, text) => {
+    const before = button.dataset.said ?? button.textContent;
+    button.dataset.said = before;
+    button.textContent = text;
+    setTimeout(() => { button.textContent = before; }, 1600);
+  };
+  const copy = async (button, text) => {
+    try {
+      await navigator.clipboard.writeText(text);
+    } catch {
+      const box = Object.assign(document.createElement('textarea'), { value: text });
+      document.body.append(box);
+      box.select();
+      document.execCommand('copy');
+      box.remove();
+    }
+    say(button, 'Copied');
+  };
+  document.addEventListener('click', async (event) => {
+    const button = event.target.closest?.('button[data-copy], button[data-image], button[data-link]');
+    if (!button) return;
+    if ('link' in button.dataset) return copy(button, location.href);
+    if ('copy' in button.dataset) return copy(button, button.dataset.copy);
+    const chart = button.closest('.figure').querySelector('[data-figure]');
+    const library = await plotly();
+    if (!drawn.has(chart)) await draw(chart);
+    library.downloadImage(chart, { format: button.dataset.image, filename: `low-bit-lab-${chart.id}`, scale: 2,
+      width: chart.clientWidth, height: chart.clientHeight });
+  });
+  return { go, figures, save, say };
+})();

@@ -1,0 +1,66 @@
+import pytest
+
+from leaderboard.analysis import arrange
+from leaderboard.figures import Figure
+from leaderboard.store import Store, read_paper
+from leaderboard.ui import explore_tab, methods_tab
+from leaderboard.ui.chart import chart
+from leaderboard.ui.leaderboard_tab import Boards
+from leaderboard.view import Explored, Fitted
+from quant_engine.methods import METHODS
+
+
+@pytest.fixture(scope="module")
+def board():
+    return arrange(read_paper())
+
+
+def test_every_model_of_the_study_has_its_charts(board):
+    for model in explore_tab.explorable(board):
+        explored = explore_tab.settled(board, Explored(model=model))
+        assert explored.model == model
+        html = explore_tab.charts(board, explored)
+        assert html.count('class="figure"') == 6
+        assert html.count("data-figure") >= 4, model
+        assert "could not be made" not in html
+
+
+def test_a_model_or_quality_that_is_not_there_is_settled(board):
+    assert explore_tab.settled(board, Explored(model="No model", quality="ai2d")).model == "LLaMA3-8B"
+    assert explore_tab.settled(board, Explored(model="LLaVA-Next-8B", quality="mmlu")).quality == "mmbench_en"
+
+
+def test_a_figure_that_fails_is_a_sentence_and_a_log_line(caplog):
+    def broken() -> Figure:
+        raise ZeroDivisionError
+
+    html = chart(broken, "Bits <b>")
+    assert "could not be made" in html
+    assert "Bits &lt;b&gt;" in html
+    assert "ZeroDivisionError" in caplog.text
+
+
+def test_what_fits_is_shown_or_refused_in_one_sentence(board):
+    assert "settings of LLaMA3-8B fit RTX 4090" in explore_tab.fits(board, Fitted())
+    assert "There is no result of No model yet." in explore_tab.fits(board, Fitted(model="No model"))
+
+
+def test_runs_that_cannot_be_read_or_compared_are_sentences(make_run):
+    first, second = make_run(perplexity=20.0), make_run(bits=3, perplexity=30.0)
+    board = arrange(Store().snapshot().frame)
+    assert len(explore_tab.runs_of(board)) == 2
+    html = explore_tab.run_charts(board, Explored(run=first.name, against=second.name))
+    assert "This run quantized no layer." in html
+    assert "can&#x27;t be read" in html or "no item in common" in html
+    gone = explore_tab.run_charts(board, Explored(run="f" * 16))
+    assert "is not on this machine" in gone
+
+
+def test_every_method_has_a_card_with_its_honest_bits_and_rows(results):
+    board = Boards(Store()).current()
+    for method in METHODS.values():
+        html = methods_tab.facts(board, method.card)
+        assert "→" in html, method.card.name
+        assert method.card.url in html
+    assert "4 → 4.16" in methods_tab.honest_bits(METHODS["gptq"].card)
+    assert "1.1 → 3.00" in methods_tab.honest_bits(METHODS["billm"].card)

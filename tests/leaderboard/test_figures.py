@@ -1,0 +1,163 @@
+import json
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+import pytest
+
+from leaderboard import figures
+from leaderboard.analysis import arrange
+from leaderboard.columns import column_of
+from leaderboard.figures import Figure
+from leaderboard.store import Store, read_paper
+from quant_engine.spec import LayerRecord, UserError
+
+
+@pytest.fixture(scope="module")
+def board():
+    return arrange(read_paper())
+
+
+def records() -> list[LayerRecord]:
+    return [
+        LayerRecord(
+            block=block, linear=linear, out_features=8, in_features=8, stored_bits=4.3, weight_error=0.01,
+            output_error=0.001 * (block + 1), seconds=0.1,
+        )
+        for block in range(3)
+        for linear in ("self_attn.q_proj", "mlp.down_proj")
+    ]  # fmt: skip
+
+
+def drawn(board) -> list[Figure]:
+    return [
+        figures.bits_and_quality(board, "LLaMA3-8B", "wikitext2", 10),
+        figures.bits_and_quality(board, "LLaVA-Next-8B", "ai2d", 2),
+        figures.size_and_quality(board, "LLaMA3-8B", "commonsense_avg"),
+        figures.methods_and_bits(board, "LLaMA3-8B", "commonsense_avg"),
+        figures.methods_and_bits(board, "LLaVA-Next-8B", "mme_perception"),
+        figures.loss_by_task(board, "LLaMA3-8B", 3),
+        figures.loss_by_task(board, "LLaVA-Next-8B", 2),
+        figures.language_and_pictures(board, "LLaMA3-8B"),
+        figures.honest_bits(board, "LLaMA3-8B"),
+        figures.layer_errors(records(), "GPTQ W4A16 g64"),
+        figures.dumbbells(["a", "b"], (column_of("piqa"), column_of("c4")), np.array([[90, 80.0], [70, np.nan]])),
+    ]
+
+
+def test_plotly_accepts_every_figure_and_each_has_a_finding_and_a_table(board):
+    for figure in drawn(board):
+        body = json.dumps({"data": figure.data, "layout": figure.layout}, allow_nan=False)
+        for name in ("ink", "quiet", "edge", "sheet", "loss", "gain"):
+            body = body.replace(f"var(--{name})", "#123456")
+        go.Figure(json.loads(body))
+        assert figure.title
+        assert figure.finding.endswith(".")
+        assert len(figure.table)
+
+
+def test_every_figure_of_axes_names_its_units(board):
+    for figure in (figures.bits_and_quality(board, "LLaMA3-8B", "wikitext2", 10),
+                   figures.size_and_quality(board, "LLaMA3-8B", "wikitext2")):  # fmt: skip
+        titles = [figure.layout[axis]["title"]["text"] for axis in ("xaxis", "yaxis")]
+        assert "perplexity" in titles[1]
+        assert "bits" in titles[0] or "GB" in titles[0]
+
+
+def test_losses_are_points_of_percentages_and_shares_of_perplexity():
+    values, reference = np.array([70.0, 80.0]), np.array([80.0, 80.0])
+    assert figures.losses(column_of("piqa"), values, reference).tolist() == [10, 0]
+    assert figures.losses(column_of("c4"), np.array([12.0]), np.array([10.0])).tolist() == pytest.approx([20])
+    assert figures.losses(column_of("mme_perception"), np.array([900.0]), np.array([1000.0])) == pytest.approx([10])
+    assert [figures.loss_unit(column_of(task)) for task in ("piqa", "c4", "mme_cognition")] == ["points", "%", "%"]
+
+
+def test_the_cheapest_setting_is_within_the_points_and_none_smaller_is(board):
+    found = figures.points(board, "LLaMA3-8B", "commonsense_avg")
+    one = figures.cheapest(found, 3)
+    assert one["loss"] <= 3
+    smaller = found[(found.stored_bits < one["stored_bits"]) & (found.w_bits < 16)]
+    assert (smaller["loss"] > 3).all()
+    assert figures.cheapest(found, -50) is None
+
+
+def test_a_cliff_is_the_step_that_loses_most():
+    found = pd.DataFrame(
+        {"method": ["A"] * 4 + ["B"] * 2, "w_bits": [8, 4, 3, 2, 4, 3], "a_bits": 16, "loss": [0, 1, 3, 40, 1, 2]}
+    )
+    assert figures.cliffs(found, 10).to_dict("records") == [{"method": "A", "above": 3, "below": 2, "lost": 37}]
+
+
+@pytest.mark.parametrize("higher", [True, False])
+def test_the_front_is_what_a_plain_search_finds(higher):
+    generator = np.random.default_rng(3)
+    sizes, values = generator.integers(1, 20, 60).astype(float), generator.integers(1, 20, 60).astype(float)
+    sign = 1 if higher else -1
+    front = figures.pareto(sizes, values, higher_is_better=higher)
+    better = [
+        any((s <= size and sign * v > sign * value) or (s < size and sign * v >= sign * value)
+            for s, v in zip(sizes, values, strict=True))
+        for size, value in zip(sizes, values, strict=True)
+    ]  # fmt: skip
+    assert set(zip(sizes[front], values[front], strict=True)) == {
+        (s, v) for s, v, beaten in zip(sizes, values, better, strict=True) if not beaten
+    }
+
+
+def test_the_chance_to_be_on_the_front_follows_the_standard_errors():
+    found = pd.DataFrame({"size_gb": [1.0, 2.0, 3.0], "value": [50.0, 60.0, 60.0], "error": [0.1, 2.0, 2.0]})
+    first, second, third = figures.pareto_chance(found, higher_is_better=True)
+    assert first == 1
+    assert second > 0.99
+    assert 0.45 < third < 0.55
+    assert np.isnan(figures.pareto_chance(found.assign(error=np.nan), higher_is_better=True)).all()
+
+
+def test_the_heat_map_shows_the_studys_numbers_and_which_way_is_better(board):
+    figure = figures.methods_and_bits(board, "LLaMA3-8B", "wikitext2")
+    (heat,) = figure.data
+    row = heat["y"].index("GPTQ")
+    assert heat["text"][row][heat["x"].index("4 bit")] == "6.5"
+    assert heat["z"][heat["y"].index("RTN")][heat["x"].index("2 bit")] == -1
+    assert heat["z"][row][heat["x"].index("1.1 bit")] is None
+
+
+def test_pictures_are_compared_at_the_same_setting_only(board):
+    figure = figures.language_and_pictures(board, "LLaVA-Next-8B")
+    assert set(figure.table["Setting"]) <= {
+        f"{method} W{bits}A16{group}"
+        for method in ("RTN", "GPTQ", "AWQ", "SliM-LLM") for bits in (2, 3, 4) for group in ("", " g128")
+    }  # fmt: skip
+    assert "RTN W2A16 g128" in set(figure.table["Setting"])
+
+
+def test_measured_runs_are_drawn_too_and_say_so(make_run):
+    make_run(method="fp16", perplexity=20.0)
+    make_run(perplexity=25.0)
+    board = arrange(Store().snapshot().frame)
+    figure = figures.bits_and_quality(board, "SmolLM2-135M", "perplexity", 30)
+    assert "RTN W4A16 g64 (measured), 4.30 bits stored" in figure.finding
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda board: figures.bits_and_quality(board, "LLaMA3-8B", "nothing", 2),
+        lambda board: figures.size_and_quality(board, "No model", "wikitext2"),
+        lambda board: figures.loss_by_task(board, "LLaMA3-8B", 5),
+        lambda board: figures.language_and_pictures(board, "LLaMA-7B"),
+        lambda board: figures.layer_errors([], "RTN"),
+    ],
+)
+def test_what_cannot_be_drawn_is_a_sentence(board, draw):
+    with pytest.raises(UserError, match=r"\.$"):
+        draw(board)
+
+
+def test_a_hundred_thousand_rows_stay_drawable(board):
+    rows = pd.concat([board.rows] * 50, ignore_index=True)
+    assert len(rows) > figures.MOST_POINTS
+    paper = read_paper()
+    many = pd.concat([paper.assign(source="measured", run_id=f"{n:016x}") for n in range(60)], ignore_index=True)
+    found = figures.points(arrange(many), "LLaMA3-8B", "wikitext2")
+    assert len(found) == figures.MOST_POINTS
