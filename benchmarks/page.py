@@ -1,7 +1,7 @@
 """How fast the page is: `python benchmarks/page.py`.
 
 Start to the first answered request, time to import, time of a filter and a sort in our own functions (the table's HTML
-included) for the study's results and for 100,000 generated ones, and the page process's peak memory. Medians.
+included), of figures and of a card, for the study's results and for 100,000 generated ones, and the page process's peak memory. Medians.
 """
 
 from __future__ import annotations
@@ -28,12 +28,15 @@ from rich.table import Table
 PROJECT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PROJECT))
 
-from leaderboard import analysis  # noqa: E402
+from leaderboard import analysis, figures, fit  # noqa: E402
 from leaderboard.analysis import Query  # noqa: E402
+from leaderboard.provenance import provenance  # noqa: E402
 from leaderboard.store import read_notes, read_paper  # noqa: E402
 from leaderboard.ui import table  # noqa: E402
+from leaderboard.view import Fitted  # noqa: E402
 
 GENERATED_ROWS = 100_000
+MODEL = "LLaMA3-8B"
 NOTES = read_notes()
 
 
@@ -53,9 +56,20 @@ def main() -> None:
     ):
         board = analysis.arrange(results)
         rows.append((f"{title}: arrange once", milliseconds(lambda r=results: analysis.arrange(r), repeat), ""))
+        for name, draw in (
+            ("bits and size figures", lambda b=board: [figures.bits_and_quality(b, MODEL, "wikitext2", 5),
+                                                       figures.size_and_quality(b, MODEL, "wikitext2")]),
+            ("methods and tasks figures", lambda b=board: [figures.methods_and_bits(b, MODEL, "wikitext2"),
+                                                           figures.loss_by_task(b, MODEL, 4)]),
+            ("what fits", lambda b=board: fit.figure(b, Fitted())),
+            ("provenance card", lambda b=board: provenance(b, len(b.rows) // 2, NOTES)),
+        ):  # fmt: skip
+            rows.append((f"{title}: {name}", milliseconds(draw, repeat), ""))
         for name, query in (
             ("filter", Query(model="LLaMA3-8B", methods=("GPTQ",), bits=(4.0,))),
             ("search", Query(model="LLaMA3-8B", search="gptq w4")),
+            ("search by field", Query(model="LLaMA3-8B", search="method:gptq bits:<=4 wikitext2:<9")),
+            ("range of stored bits", Query(model="LLaMA3-8B", stored=(2.5, 4.2), size=(None, 8.0))),
             ("sort", Query(model="LLaMA3-8B", sort="wikitext2")),
             ("percent of FP16", Query(model="LLaMA3-8B", mode="retained", sort="piqa")),
         ):

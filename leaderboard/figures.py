@@ -20,6 +20,7 @@ from leaderboard.store import PAPER_METHODS
 from quant_engine.spec import LayerRecord, UserError
 
 MOST_POINTS = 1_500
+MOST_SETTINGS = 18
 CLIFF = {"points": 10.0, "%": 100.0}
 """A step to fewer bits that loses this much more, in the units of `losses`, is a cliff."""
 DRAWS = 2_000
@@ -161,7 +162,9 @@ def bits_and_quality(board: Board, model: str, task: str, within: float) -> Figu
     shapes = [_level(float(reference.iloc[0]))] if len(reference) else []
     chosen = cheapest(found, within)
     unit = loss_unit(column)
-    if chosen is None:
+    if found["loss"].isna().all():
+        finding = f"There is no FP16 of {model} under the same conditions to compare with."
+    elif chosen is None:
         finding = f"No setting is within {within:g} {unit} of FP16."
     else:
         data.append(_star(chosen["w_bits"], chosen["value"], f"Cheapest within {within:g} {unit}: {chosen['label']}"))
@@ -208,9 +211,8 @@ def size_and_quality(board: Board, model: str, task: str) -> Figure:
         data.append(marks)
     smallest = on_front[on_front["w_bits"] < 16]
     names = ", ".join(smallest["label"].iloc[::-1].head(4))
-    finding = (
-        f"{int(front.sum())} of {len(found)} settings are on the front: {names}{' …' if len(smallest) > 4 else ''}."
-    )
+    more = " and more" if len(smallest) > 4 else ""
+    finding = f"{int(front.sum())} of {len(found)} settings are on the front: {names}{more}."
     table = _told(found, column)
     table.insert(2, "On the front", np.where(front, "yes", ""))
     if not np.isnan(chance).all():
@@ -348,11 +350,15 @@ def honest_bits(board: Board, model: str) -> Figure:
     rows = rows.drop_duplicates(["method", "w_bits", "a_bits", "group", "source"])
     if rows.empty:
         raise UserError(f"What the settings of {model} store is not known.")
-    rows = rows.assign(extra=rows["stored_bits"] - rows["w_bits"]).sort_values("extra", ascending=False).head(40)
+    rows = rows.assign(extra=rows["stored_bits"] - rows["w_bits"]).sort_values("extra", ascending=False)
     labels = [
         notation.setting(*one) + (" (measured)" if source == "measured" else "")
         for *one, source in rows[["method", "w_bits", "a_bits", "group_size", "source"]].itertuples(index=False)
     ]
+    table = pd.DataFrame(
+        {"Setting": labels, "Nominal bits": rows["w_bits"], "Stored bits": rows["stored_bits"].round(3)}
+    )
+    rows, labels = rows.head(MOST_SETTINGS), labels[:MOST_SETTINGS]
     gaps_x, gaps_y = [], []
     for label, nominal, stored in zip(labels, rows["w_bits"], rows["stored_bits"], strict=True):
         gaps_x += [float(nominal), float(stored), None]
@@ -377,9 +383,6 @@ def honest_bits(board: Board, model: str) -> Figure:
         "yaxis": {"autorange": "reversed", "fixedrange": True, "type": "category", "automargin": True},
         "height": 120 + 22 * len(labels),
     }
-    table = pd.DataFrame(
-        {"Setting": labels, "Nominal bits": rows["w_bits"], "Stored bits": rows["stored_bits"].round(3)}
-    )
     return Figure("honest", "Nominal and stored bits", finding, data, layout, table)
 
 

@@ -12,6 +12,7 @@ import pandas as pd
 
 from leaderboard import analysis, figures, fit, notation, paired
 from leaderboard.analysis import Board
+from leaderboard.store import Notes, note_on
 from leaderboard.ui.chart import DRAW_JS, chart, table_html
 from leaderboard.ui.leaderboard_tab import Boards
 from leaderboard.ui.theme import html
@@ -72,6 +73,21 @@ def charts(board: Board, explored: Explored) -> str:
         ("Nominal and stored bits", lambda: figures.honest_bits(board, model)),
     ]
     return f'<div class="figures">{"".join(chart(draw, title) for title, draw in drawings)}</div>'
+
+
+def oddities(board: Board, notes: Notes, explored: Explored) -> str:
+    """The known oddities of the printed numbers that the charts are about; nothing if there are none."""
+    rows = board.rows[board.rows["model"] == explored.model].to_dict("records")
+    told: dict[str, list[str]] = {}
+    for row in rows:
+        text = note_on(row, explored.quality or "", notes)
+        if text:
+            setting = notation.setting(row["method"], row["w_bits"], row["a_bits"], row["group_size"])
+            told.setdefault(text, []).append(setting)
+    if not told:
+        return ""
+    lines = "".join(f"<li>{escape(', '.join(settings))}: {escape(text)}</li>" for text, settings in told.items())
+    return f'<div class="oddities"><b>Odd numbers in the study</b><ul>{lines}</ul></div>'
 
 
 def run_charts(board: Board, explored: Explored) -> str:
@@ -191,7 +207,7 @@ def build(boards: Boards) -> Wired:
             elem_classes="segments",
         )  # fmt: skip
     drawn = html("", elem_id="explore", js_on_load=DRAW_JS)
-    html("<h2>What fits my GPU</h2>")
+    html('<h2 class="part">What fits my GPU</h2>')
     with gr.Row(elem_classes="choosers"):
         asked = Fitted()
         known = list(fit.shapes())
@@ -203,7 +219,7 @@ def build(boards: Boards) -> Wired:
         batch = gr.Number(asked.batch, label="Batch", minimum=1, precision=0, elem_classes="range")
         pictures = gr.Number(asked.pictures, label="Pictures", minimum=0, precision=0, elem_classes="range")
     fitting = html("", elem_id="fit", js_on_load=DRAW_JS)
-    html("<h2>Inside measured runs</h2>")
+    html('<h2 class="part">Inside measured runs</h2>')
     with gr.Row(elem_classes="choosers"):
         run = gr.Dropdown([], value=None, label="Run", elem_classes="wide")
         against = gr.Dropdown([], value=None, label="Compared with", elem_classes="wide")
@@ -214,6 +230,9 @@ def build(boards: Boards) -> Wired:
         [model, quality, within, bits, run, against],
         [fit_model, card, memory, context, batch, pictures],
     )
+
+    def drawing_of(board: Board, explored: Explored) -> str:
+        return oddities(board, boards.notes, explored) + charts(board, explored)
 
     def explored_of(model, quality, within, bits, run, against) -> Explored:
         within = min(max(within or 0.0, 0.0), 100.0)
@@ -237,7 +256,7 @@ def build(boards: Boards) -> Wired:
         return address(PageView(explored=kept))
 
     def draw(explored: Explored) -> list[str]:
-        return [charts(boards.current(), explored), explore_address(explored)]
+        return [drawing_of(boards.current(), explored), explore_address(explored)]
 
     def explore(*values) -> list:
         explored = settled(boards.current(), explored_of(*values))
@@ -262,7 +281,7 @@ def build(boards: Boards) -> Wired:
         known_runs = {run_id for _, run_id in runs}
         drawings = [gr.skip()] * 3
         if view.tab == "explore":
-            drawings = [charts(board, explored), fits(board, fitted), run_charts(board, explored)]
+            drawings = [drawing_of(board, explored), fits(board, fitted), run_charts(board, explored)]
         return [
             gr.update(choices=explorable(board), value=explored.model),
             gr.update(choices=qualities(board, explored.model), value=explored.quality),

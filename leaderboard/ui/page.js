@@ -56,7 +56,7 @@ window.lowbit = (() => {
         height: 400, margin: { l: 52, r: 14, t: 26, b: 44 }, autosize: true, dragmode: false,
         paper_bgcolor: color('--sheet'), plot_bgcolor: color('--sheet'),
         font: { family: '"IBM Plex Sans", sans-serif', size: 12, color: color('--ink') },
-        legend: { orientation: 'h', y: -0.22, font: { size: 11 } },
+        legend: { orientation: 'h', y: -62 / ((figure.layout.height ?? 400) - 130), font: { size: 11 } },
         hoverlabel: { bgcolor: color('--ink'), bordercolor: color('--ink'), align: 'left',
           font: { color: color('--sheet'), family: '"IBM Plex Sans", sans-serif', size: 12 } },
         ...figure.layout,

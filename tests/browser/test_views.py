@@ -153,6 +153,7 @@ def test_a_measured_row_has_its_provenance_layers_and_flips(tmp_path, opened, mo
             card.get_by_role("button", name="Download run").click()
         assert saved.value.suggested_filename == f"{first.run_id}.zip"
         page.goto(f"{lab.url}/?tab=explore&x.model=SmolLM2-135M&x.run={first.run_id}&x.against={second.run_id}")
+        page.locator("#chart-layers").scroll_into_view_if_needed()  # charts are drawn when they come into view
         expect(page.locator("#chart-layers .main-svg").first).to_be_visible()
         inside = page.locator("#inside")
         expect(inside).to_contain_text("Right → wrong")

@@ -2,7 +2,7 @@ import pytest
 
 from leaderboard.analysis import arrange
 from leaderboard.figures import Figure
-from leaderboard.store import Store, read_paper
+from leaderboard.store import Store, read_notes, read_paper
 from leaderboard.ui import explore_tab, methods_tab
 from leaderboard.ui.chart import chart
 from leaderboard.ui.leaderboard_tab import Boards
@@ -64,3 +64,10 @@ def test_every_method_has_a_card_with_its_honest_bits_and_rows(results):
         assert method.card.url in html
     assert "4 → 4.16" in methods_tab.honest_bits(METHODS["gptq"].card)
     assert "1.1 → 3.00" in methods_tab.honest_bits(METHODS["billm"].card)
+
+
+def test_odd_numbers_of_the_study_are_said_where_they_are_drawn(board):
+    told = explore_tab.oddities(board, read_notes(), Explored(quality="ptb"))
+    assert "QuIP W4A16" in told
+    assert "look swapped" in told
+    assert explore_tab.oddities(board, read_notes(), Explored(quality="piqa")) == ""

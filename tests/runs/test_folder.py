@@ -54,7 +54,7 @@ def test_a_write_that_fails_leaves_no_folder(lab, monkeypatch):
 
 
 def test_a_results_folder_that_can_not_be_written_is_one_sentence(lab, monkeypatch):
-    lab.mkdir(parents=True)
+    lab.mkdir(parents=True, exist_ok=True)
     (lab / "file").write_text("not a folder")
     monkeypatch.setenv("LOWBIT_RESULTS", str(lab / "file"))
     with pytest.raises(UserError, match="LOWBIT_RESULTS"):
