@@ -165,11 +165,13 @@ def bits_and_quality(board: Board, model: str, task: str, within: float) -> Figu
     if found["loss"].isna().all():
         finding = f"There is no FP16 of {model} under the same conditions to compare with."
     elif chosen is None:
-        finding = f"No setting is within {within:g} {unit} of FP16."
+        finding = f"No setting is within {_amount(within, unit)} of FP16."
     else:
-        data.append(_star(chosen["w_bits"], chosen["value"], f"Cheapest within {within:g} {unit}: {chosen['label']}"))
+        data.append(
+            _star(chosen["w_bits"], chosen["value"], f"Cheapest within {_amount(within, unit)}: {chosen['label']}")
+        )
         finding = (
-            f"Cheapest within {within:g} {unit} of FP16: {chosen['label']}, {chosen['stored_bits']:.2f} bits stored, "
+            f"Cheapest within {_amount(within, unit)} of FP16: {chosen['label']}, {chosen['stored_bits']:.2f} bits stored, "
             f"{_lost(chosen['loss'], unit)}."
         )
     if said:
@@ -253,7 +255,7 @@ def methods_and_bits(board: Board, model: str, task: str) -> Figure:
     finding = f"{column.title} {column.arrow}, the best group size of each. Orange is lost against FP16, blue gained."
     if len(lowest):
         one = lowest.iloc[0]
-        finding += f" Fewest bits that lose less than {most:g} {loss_unit(column)}: {one['label']}."
+        finding += f" Fewest bits that lose less than {_amount(most, loss_unit(column))}: {one['label']}."
     layout = {
         "xaxis": _axis("weight bits (nominal)") | {"fixedrange": True, "type": "category", "tickangle": 0},
         "yaxis": {"autorange": "reversed", "fixedrange": True, "type": "category", "automargin": True},
@@ -563,6 +565,10 @@ def _value_hover(column: Column, axis: str) -> str:
 
 def _hover(column: Column) -> str:
     return "%{text}<br>" + _value_hover(column, "y") + "<extra></extra>"
+
+
+def _amount(value: float, unit: str) -> str:
+    return f"{value:g}%" if unit == "%" else f"{value:g} {unit}"
 
 
 def _lost(loss: float, unit: str) -> str:
