@@ -171,8 +171,8 @@ def bits_and_quality(board: Board, model: str, task: str, within: float) -> Figu
             _star(chosen["w_bits"], chosen["value"], f"Cheapest within {_amount(within, unit)}: {chosen['label']}")
         )
         finding = (
-            f"Cheapest within {_amount(within, unit)} of FP16: {chosen['label']}, {chosen['stored_bits']:.2f} bits stored, "
-            f"{_lost(chosen['loss'], unit)}."
+            f"Cheapest within {_amount(within, unit)} of FP16: {chosen['label']}, "
+            f"{chosen['stored_bits']:.2f} bits stored, {_lost(chosen['loss'], unit)}."
         )
     if said:
         finding += f" Cliffs (dashed): {', '.join(said)}."
