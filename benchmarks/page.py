@@ -1,7 +1,8 @@
 """How fast the page is: `python benchmarks/page.py`.
 
 Start to the first answered request, time to import, time of a filter and a sort in our own functions (the table's HTML
-included), of figures and of a card, for the study's results and for 100,000 generated ones, and the page process's peak memory. Medians.
+included), of figures and of a provenance card, for the study's results and for 100,000 generated ones, and the page
+process's peak memory. Medians.
 """
 
 from __future__ import annotations

@@ -88,8 +88,7 @@ def endpoints(board: Callable[[], Board], notes: Notes) -> list[Callable]:
         """Where every number of one row comes from, and the command that makes it again.
 
         Args:
-            row: A row's key as links carry it: "run~RUN_ID", or "LLaMA3-8B~llm_ptq~GPTQ~4~16~128" for
-                model, track, method, weight bits, activation bits and group size (0: one group per row).
+            row: A row's key in links: "run~RUN_ID" or MODEL~TRACK~METHOD~BITS~ACTIVATION_BITS~GROUP (0: per row).
 
         Returns:
             Setting, stored bits, numbers with standard errors, sources and notes, versions, and the command.

@@ -165,18 +165,20 @@ def bits_and_quality(board: Board, model: str, task: str, within: float) -> Figu
     if found["loss"].isna().all():
         finding = f"There is no FP16 of {model} under the same conditions to compare with."
     elif chosen is None:
-        finding = f"No setting is within {within:g} {unit} of FP16."
+        finding = f"No setting is within {_amount(within, unit)} of FP16."
     else:
-        data.append(_star(chosen["w_bits"], chosen["value"], f"Cheapest within {within:g} {unit}: {chosen['label']}"))
+        data.append(
+            _star(chosen["w_bits"], chosen["value"], f"Cheapest within {_amount(within, unit)}: {chosen['label']}")
+        )
         finding = (
-            f"Cheapest within {within:g} {unit} of FP16: {chosen['label']}, {chosen['stored_bits']:.2f} bits stored, "
-            f"{_lost(chosen['loss'], unit)}."
+            f"Cheapest within {_amount(within, unit)} of FP16: {chosen['label']}, "
+            f"{chosen['stored_bits']:.2f} bits stored, {_lost(chosen['loss'], unit)}."
         )
     if said:
         finding += f" Cliffs (dashed): {', '.join(said)}."
     layout = {
         "xaxis": _axis("weight bits (nominal)") | {"autorange": "reversed", "dtick": 1},
-        "yaxis": _quality_axis(column),
+        "yaxis": _quality_axis(column, found["value"]),
         "shapes": shapes,
     }
     return Figure("bits", "Bits against quality", finding, data, layout, _told(found, column))
@@ -217,7 +219,7 @@ def size_and_quality(board: Board, model: str, task: str) -> Figure:
     table.insert(2, "On the front", np.where(front, "yes", ""))
     if not np.isnan(chance).all():
         table.insert(3, "Chance to be on it", np.round(chance, 3))
-    layout = {"xaxis": _axis("size of all weights, GB"), "yaxis": _quality_axis(column)}
+    layout = {"xaxis": _axis("size of all weights, GB"), "yaxis": _quality_axis(column, found["value"])}
     return Figure("size", "Size against quality", finding, data, layout, table)
 
 
@@ -243,7 +245,7 @@ def methods_and_bits(board: Board, model: str, task: str) -> Figure:
             ]
         )
     data = [
-        {"type": "heatmap", "z": color, "x": [f"{width:g} bit" for width in widths], "y": methods, "text": text,
+        {"type": "heatmap", "z": color, "x": [f"{width:g}" for width in widths], "y": methods, "text": text,
          "texttemplate": "%{text}", "customdata": hover, "hovertemplate": "%{customdata}<br>%{text}<extra></extra>",
          "zmin": -1, "zmax": 1, "colorscale": _SHADE, "showscale": False, "xgap": 2, "ygap": 2}
     ]  # fmt: skip
@@ -253,9 +255,9 @@ def methods_and_bits(board: Board, model: str, task: str) -> Figure:
     finding = f"{column.title} {column.arrow}, the best group size of each. Orange is lost against FP16, blue gained."
     if len(lowest):
         one = lowest.iloc[0]
-        finding += f" Fewest bits that lose less than {most:g} {loss_unit(column)}: {one['label']}."
+        finding += f" Fewest bits that lose less than {_amount(most, loss_unit(column))}: {one['label']}."
     layout = {
-        "xaxis": {"side": "top", "fixedrange": True, "type": "category"},
+        "xaxis": _axis("weight bits (nominal)") | {"fixedrange": True, "type": "category", "tickangle": 0},
         "yaxis": {"autorange": "reversed", "fixedrange": True, "type": "category", "automargin": True},
         "height": 110 + 30 * len(methods),
     }
@@ -548,10 +550,13 @@ def _axis(title: str) -> dict[str, Any]:
     return {"title": {"text": title}, "automargin": True, "zeroline": False}
 
 
-def _quality_axis(column: Column) -> dict[str, Any]:
+def _quality_axis(column: Column, values: pd.Series) -> dict[str, Any]:
     unit = "perplexity, log scale" if column.better == "lower" else "%" if _in_points(column) else "score"
     axis = _axis(f"{column.title} {column.arrow} ({unit})")
-    return axis | {"type": "log", "dtick": "D2"} if column.better == "lower" else axis
+    if column.better == "higher":
+        return axis
+    decades = values.max() > 30 * values.min()
+    return axis | {"type": "log", "dtick": 1 if decades else "D2", "exponentformat": "power" if decades else "none"}
 
 
 def _value_hover(column: Column, axis: str) -> str:
@@ -560,6 +565,10 @@ def _value_hover(column: Column, axis: str) -> str:
 
 def _hover(column: Column) -> str:
     return "%{text}<br>" + _value_hover(column, "y") + "<extra></extra>"
+
+
+def _amount(value: float, unit: str) -> str:
+    return f"{value:g}%" if unit == "%" else f"{value:g} {unit}"
 
 
 def _lost(loss: float, unit: str) -> str:

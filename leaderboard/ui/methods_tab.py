@@ -5,6 +5,7 @@ from __future__ import annotations
 from html import escape
 
 import gradio as gr
+import pandas as pd
 
 from leaderboard import figures, sizes
 from leaderboard.analysis import Board
@@ -16,6 +17,7 @@ from quant_engine.methods import METHODS, MethodCard
 from quant_engine.spec import UserError
 
 QUALITY = "wikitext2"
+"""What methods are ranked by on their cards."""
 GROUP = 128
 """The group size at which honest bits are given, as in the study."""
 
@@ -31,25 +33,30 @@ def honest_bits(card: MethodCard) -> str:
     return f"{', '.join(told)} (nominal → stored, {FIRST_MODEL}{where})" if told else "not counted"
 
 
-def best_and_worst(board: Board, card: MethodCard) -> str:
-    """Where the method stands first and last among those of the same width, by the study's perplexity."""
+def standings(board: Board) -> pd.DataFrame:
+    """For each method and width of the study, its best row: `value`, `place` among the methods of that width, `of` how
+    many, and how it is `written`. Empty if there are no results."""
     try:
         column = figures.column_of_task(board, QUALITY)
         found = figures.points(board, FIRST_MODEL, column.task)
     except UserError:
-        return ""
+        return pd.DataFrame(columns=["method", "w_bits", "place", "of", "written"])
     best = figures.best_of_width(found[(found["w_bits"] < 16) & (found["a_bits"] == 16)])
     best = best[best["source"] == "paper"].sort_values("loss").drop_duplicates(["method", "w_bits"])
-    places = best.groupby("w_bits")["loss"].rank(method="min")
-    counts = best.groupby("w_bits")["loss"].transform("size")
-    mine = best["method"] == method_name(card.name)
+    best["place"] = best.groupby("w_bits")["loss"].rank(method="min")
+    best["of"] = best.groupby("w_bits")["loss"].transform("size")
+    best["written"] = [figures.written(value, column) for value in best["value"]]
+    return best.sort_values("w_bits", ascending=False)
+
+
+def place_of(standing: pd.DataFrame, card: MethodCard) -> str:
+    """Where the method stands among those of the same width."""
+    mine = standing[standing["method"] == method_name(card.name)]
     told = [
-        f"{bits:g} bit: {place:.0f} of {count:.0f} ({figures.written(value, column)})"
-        for bits, place, count, value in zip(
-            best.loc[mine, "w_bits"], places[mine], counts[mine], best.loc[mine, "value"], strict=True
-        )
+        f"{bits:g} bit: {place:.0f} of {count:.0f} ({written})"
+        for bits, place, count, written in mine[["w_bits", "place", "of", "written"]].itertuples(index=False)
     ]
-    return f"{', '.join(told)} by {column.title} of {FIRST_MODEL} in the study" if told else ""
+    return f"{', '.join(told)} by perplexity on WikiText2 of {FIRST_MODEL} in the study" if told else ""
 
 
 def numbers(board: Board, card: MethodCard) -> str:
@@ -59,7 +66,7 @@ def numbers(board: Board, card: MethodCard) -> str:
     return ", ".join(f"{model} {count} {source}" for (model, source), count in counts.items()) or "none yet"
 
 
-def facts(board: Board, card: MethodCard) -> str:
+def facts(board: Board, standing: pd.DataFrame, card: MethodCard) -> str:
     """A card below its formula."""
     group = "any group size, or per row" if card.grouped else "no groups to choose"
     told = [
@@ -67,7 +74,7 @@ def facts(board: Board, card: MethodCard) -> str:
         ("Honest bits", honest_bits(card)),
         ("Its width counts", card.headline),
         ("Needs", f"{'calibration texts' if card.calibrated else 'no data'}; {group}"),
-        ("Place", best_and_worst(board, card)),
+        ("Place", place_of(standing, card)),
         ("Rows", numbers(board, card)),
     ]
     lines = "".join(f"<div><dt>{name}</dt><dd>{escape(value)}</dd></div>" for name, value in told if value)
@@ -88,6 +95,7 @@ element.addEventListener('click', (event) => {
 def build(boards: Boards) -> list[gr.HTML]:
     """Lays out the cards. Returns those parts whose event `see` asks for a method's rows."""
     board, parts = boards.current(), []
+    standing = standings(board)
     with gr.Row(elem_classes="methods"):
         for method in METHODS.values():
             card = method.card
@@ -98,5 +106,5 @@ def build(boards: Boards) -> list[gr.HTML]:
                     latex_delimiters=[{"left": "$$", "right": "$$", "display": True}],
                     elem_classes="formula",
                 )
-                parts.append(html(facts(board, card), js_on_load=_JS))
+                parts.append(html(facts(board, standing, card), js_on_load=_JS))
     return parts

@@ -59,7 +59,7 @@ def test_bad_settings_are_refused_in_one_sentence(running, label, value, sentenc
 
 
 def test_a_run_without_a_task_is_refused(running):
-    running.locator("#tasks").get_by_text("Built-in text").click()
+    running.locator("#tasks").get_by_text("Built-in text (perplexity)").click()
     start(running)
     refused(running, "at least one task")
 

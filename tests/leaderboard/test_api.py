@@ -41,7 +41,7 @@ def test_an_export_is_the_links_view(api):
 
 
 def test_the_cheapest_and_what_fits_are_answers_in_a_sentence(api):
-    assert api["cheapest_setting"](quality="wikitext2", within=10)["finding"].startswith("Cheapest within 10 %")
+    assert api["cheapest_setting"](quality="wikitext2", within=10)["finding"].startswith("Cheapest within 10%")
     assert "fit 12 GiB" in api["what_fits"](memory_gib=12)["finding"]
 
 

@@ -58,10 +58,12 @@ def test_runs_that_cannot_be_read_or_compared_are_sentences(make_run):
 
 def test_every_method_has_a_card_with_its_honest_bits_and_rows(results):
     board = Boards(Store()).current()
+    standing = methods_tab.standings(board)
     for method in METHODS.values():
-        html = methods_tab.facts(board, method.card)
+        html = methods_tab.facts(board, standing, method.card)
         assert "→" in html, method.card.name
         assert method.card.url in html
+    assert methods_tab.place_of(standing, METHODS["rtn"].card).startswith("8 bit: 3 of 3 (6.2), 4 bit: ")
     assert "4 → 4.16" in methods_tab.honest_bits(METHODS["gptq"].card)
     assert "1.1 → 3.00" in methods_tab.honest_bits(METHODS["billm"].card)
 
