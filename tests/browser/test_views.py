@@ -44,6 +44,7 @@ def test_a_copied_link_opens_the_same_view_in_a_fresh_browser(lab, opened):
     fresh = opened(lab, search=page.evaluate("location.search"))
     expect(fresh.locator("#card .card h2")).to_have_text(page.locator("#card .card h2").inner_text())
     expect(fresh.locator("#pins")).to_contain_text("AWQ W4A16")
+    expect(fresh.locator("table.board tbody tr")).to_have_count(len(rows(page)))  # the table comes after the card
     assert rows(fresh) == rows(page)
     assert fresh.get_by_label("Search").input_value() == "g:128,row wikitext2:<99"
     assert fresh.evaluate("location.search") == page.evaluate("location.search")
