@@ -55,6 +55,7 @@ def main() -> None:
 
             for score in export.export(options.folder, options.parts, device, options.seed, options.items):
                 print(score)
+            export.write_card(options.folder, options.parts)
         else:
             from quant_engine.demo.train import export, quantized
 

@@ -20,6 +20,7 @@ from quant_engine.demo.train.score import Score, load, perplexity, score, speed
 from quant_engine.models.load import Loaded
 
 ABOUT = "about.json"
+NOTES = "notes.md"  # what the logs don't tell, written by hand: becomes a part of the card
 CARD = """# The demo LLaVA-NeXT: model card
 
 {note}
@@ -59,6 +60,7 @@ Time to first token {first:.2f} s, then {rate:.1f} tokens/s, for one picture of 
 ## How it was trained
 {stages}
 
+{notes}
 Training pictures are drawn as they are needed, from seed {seed}; none is stored. Everything runs in bfloat16 with
 float32 master weights (AdamW). {device}
 
@@ -66,8 +68,8 @@ float32 master weights (AdamW). {device}
 2. *language*: a rank-{rank} adapter on all linears learns to answer from pictures told as grids of the language model's
    own embeddings, a known word in the patch where it starts, else characters; the adapted model is held to the
    unadapted one on plain text and chat.
-3. *projector*: regresses that code from the tower's features.
-4. *joint*: all of it, through the language model, on pictures.
+3. *projector*: regresses that code from the tower's features; the tower learns along.
+4. *joint*: the adapter learns on pictures as the vision side shows them; at the end all learn together.
 
 transformers {transformers}, torch {torch}.
 """
@@ -115,6 +117,8 @@ def export(folder: Path, parts: Path, device: torch.device, seed: int, items: in
 def write_card(folder: Path, parts: Path) -> None:
     """The model card, from what the stages `export` and `quantized` have measured."""
     about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
+    notes = folder / NOTES
+    about["notes"] = notes.read_text(encoding="utf-8") if notes.exists() else ""
     (parts / "README.md").write_text(CARD.format(quantized=quantized.table(folder), **about), encoding="utf-8")
 
 
