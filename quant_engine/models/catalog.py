@@ -52,8 +52,8 @@ MODELS: dict[str, ModelCard] = {
             origin="demo",
             place="demo",
             note="A small LLaVA-NeXT around SmolLM2-135M, trained by this project on pictures that it draws: "
-            "shapes, charts, forms and diagrams. It reads such pictures, with mistakes; about any other picture its answers "
-            "are of no use. Its model card has the scores. " + _SMOLLM2,
+            "shapes, charts, forms and diagrams. It reads such pictures, with mistakes; about any other picture its "
+            "answers are of no use. Its model card has the scores. " + _SMOLLM2,
             window=1024,
         ),
         ModelCard(
