@@ -57,6 +57,7 @@ Time to first token {first:.2f} s, then {rate:.1f} tokens/s, for one picture of 
 
 ## What quantization costs it
 {quantized}
+
 ## How it was trained
 {stages}
 
@@ -141,7 +142,7 @@ def measure(loaded: Loaded, items: int) -> list[Score]:
 
 def _row(s: Score) -> str:
     right = f"{s.right:.1f} ± {s.right_error:.1f}"
-    number = f"{s.value:.1f} ± {s.error:.1f}"
+    number = f"{s.value:.1f}" + ("" if s.error is None else f" ± {s.error:.1f}")
     return f"| {s.task} | {s.metric} | {s.split} | {s.pictures} | {number} | {s.items} | {right} | {s.questions} |"
 
 

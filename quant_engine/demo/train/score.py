@@ -27,7 +27,7 @@ from quant_engine.spec import ItemOutput
 
 @dataclass(frozen=True)
 class Score:
-    """One task on one split. `value` and `error` (its standard error) are the task's number, over `items` units.
+    """One task on one split. `value` and `error` (its standard error, None if not known) are its number, over `items`.
 
     `right` is the percentage of single questions scored right (partly right ones count in part), over `questions`.
     """
@@ -38,7 +38,7 @@ class Score:
     pictures: str  # "drawn" or "blank"
     items: int
     value: float
-    error: float
+    error: float | None
     questions: int
     right: float
     right_error: float
@@ -90,7 +90,7 @@ def score(loaded: Loaded, name: str, count: int, split: Split = "test", *, blank
                 "blank" if blank else "drawn",
                 number.items,
                 number.value if number.value is not None else math.nan,
-                number.standard_error or 0.0,
+                number.standard_error,
                 len(asked),
                 mean,
                 error or 0.0,
