@@ -70,6 +70,19 @@ class VisualQuestions(Task):
         """From 0 to 1; for scorers that look at more than the answer and the gold."""
         return self.score(prediction, question.gold)
 
+    def output(self, question: Question, answer: str) -> ItemOutput:
+        """An answered question, scored."""
+        return ItemOutput(
+            item=question.id,
+            prompt=question.prompt,
+            gold=question.gold,
+            prediction=answer,
+            score=self.score_question(answer, question),
+            choices=question.options,
+            group=question.group,
+            category=question.category,
+        )
+
     def measure(self, loaded: Loaded, spec: RunSpec, watch: Watch) -> Outcome:
         questions = self.questions(spec.limit)
         revision = self.revision()
@@ -85,16 +98,7 @@ class VisualQuestions(Task):
             answer = decode.answer_text(
                 loaded, question.picture(), question.prompt, max_new_tokens=self.most_tokens, read=read
             )
-            output = ItemOutput(
-                item=question.id,
-                prompt=question.prompt,
-                gold=question.gold,
-                prediction=answer,
-                score=self.score_question(answer, question),
-                choices=question.options,
-                group=question.group,
-                category=question.category,
-            )
+            output = self.output(question, answer)
             watch.kept.add([output])
             outputs.append(output)
             watch.step(len(outputs), len(questions))

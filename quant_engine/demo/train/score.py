@@ -22,7 +22,6 @@ from quant_engine.evaluate.task import mean_and_error
 from quant_engine.generate import decode
 from quant_engine.models import catalog
 from quant_engine.models.load import Loaded, load_dense
-from quant_engine.spec import ItemOutput
 
 
 @dataclass(frozen=True)
@@ -61,18 +60,7 @@ def score(loaded: Loaded, name: str, count: int, split: Split = "test", *, blank
         if blank:
             image = Image.new("RGB", image.size, "white")
         said = decode.answer_text(loaded, image, question.prompt, task.most_tokens)
-        outputs.append(
-            ItemOutput(
-                item=question.id,
-                prompt=question.prompt,
-                gold=question.gold,
-                prediction=said,
-                score=task.score_question(said, question),
-                choices=question.options,
-                group=question.group,
-                category=question.category,
-            )
-        )
+        outputs.append(task.output(question, said))
     outcome = task.conclude(outputs, suite.revision(name))
     scores = []
     for number in (outcome, *outcome.parts):
