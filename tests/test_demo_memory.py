@@ -1,6 +1,7 @@
 """Really low-bit: the memory of a process that holds a quantized model, and its files, agree with the ledger."""
 
 import json
+import statistics
 import subprocess
 import sys
 
@@ -49,8 +50,10 @@ print(json.dumps({"grown": after - before, "ledger": ledger_of(skeleton.blocks[1
 def test_process_memory_and_files_agree_with_the_ledger_within_3_percent(lab, bits):
     setting = QuantSetting(method="rtn", w_bits=bits, group_size=64)
     path = quantize(resolve(RunSpec(model="demo-llm", setting=setting, tasks=("perplexity",))), Hooks())
-    measured = json.loads(subprocess.check_output([sys.executable, "-c", MEASURE, str(path)], text=True))
-    assert measured["grown"] == pytest.approx(measured["ledger"], rel=0.03)
+    # The median of three processes: on a busy machine one may catch an allocation that is not the model's.
+    measured = [json.loads(subprocess.check_output([sys.executable, "-c", MEASURE, str(path)])) for _ in range(3)]
+    grown = statistics.median(one["grown"] for one in measured)
+    assert grown == pytest.approx(measured[0]["ledger"], rel=0.03)
 
     files = sum(file.stat().st_size for file in path.glob("*.safetensors"))
     stored = sum(one.stored_bits * one.out_features * one.in_features for one in Checkpoint(path).records()) / 8
