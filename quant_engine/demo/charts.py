@@ -40,8 +40,8 @@ class Groups:
 def draw(rng: random.Random, shifted: bool = False) -> tuple[Drawing, list[Question]]:
     """A bar chart (upright, lying or grouped), a line chart or a pie chart with two to six labels."""
     kind = rng.choices(("bars", "lying bars", "grouped bars", "line", "pie"), (35, 20, 10, 15, 20))[0]
-    wide = (rng.random() < 0.25 and kind != "pie") or kind == "grouped bars"
-    canvas = Canvas(rng, 432 if wide else 288, 288, shifted)
+    wide = (rng.random() < 0.1 and kind != "pie") or kind == "grouped bars"
+    canvas = Canvas(rng, 576 if wide else 288, 288, shifted)
     if kind == "grouped bars":
         groups = _groups(rng)
         _grouped_bars(canvas, groups)
@@ -118,8 +118,8 @@ def _bars(canvas: Canvas, series: Series) -> None:
         x = left + (i + 0.5) * slot
         y = base - (base - top) * value / max(series.values)
         canvas.rectangle((x - bar / 2, y, x + bar / 2, base - 1), colour)
-        canvas.text(x, y - 10, str(value), value_size, anchor="m")
-        canvas.text(x, base + 15, label, size, anchor="m")
+        number = canvas.text(x, y - 10, str(value), value_size, anchor="m")
+        canvas.link(canvas.text(x, base + 15, label, size, anchor="m"), number)
 
 
 def _lying_bars(canvas: Canvas, series: Series) -> None:
@@ -134,8 +134,8 @@ def _lying_bars(canvas: Canvas, series: Series) -> None:
         y = top + (i + 0.5) * slot
         x = left + (right - left) * value / max(series.values)
         canvas.rectangle((left + 1, y - bar / 2, x, y + bar / 2), colour)
-        canvas.text(x + 5, y, str(value), size)
-        canvas.text(left - 6, y, label, size, anchor="r")
+        number = canvas.text(x + 5, y, str(value), size)
+        canvas.link(canvas.text(left - 6, y, label, size, anchor="r"), number)
 
 
 def _line(canvas: Canvas, series: Series) -> None:
@@ -151,8 +151,8 @@ def _line(canvas: Canvas, series: Series) -> None:
     canvas.stroke(points, series.colours[0], 3)
     for (x, y), label, value in zip(points, series.labels, series.values, strict=True):
         canvas.ellipse((x - 5, y - 5, x + 5, y + 5), series.colours[0])
-        canvas.text(x, y - 16, str(value), size, anchor="m")
-        canvas.text(x, base + 15, label, size, anchor="m")
+        number = canvas.text(x, y - 16, str(value), size, anchor="m")
+        canvas.link(canvas.text(x, base + 15, label, size, anchor="m"), number)
 
 
 def _pie(canvas: Canvas, series: Series) -> None:
@@ -161,7 +161,7 @@ def _pie(canvas: Canvas, series: Series) -> None:
     size = _fitting(canvas, series.labels, 72)
     radius = min(82.0, (canvas.height - top) / 2 - 8)
     x, y = 10 + radius, top + (canvas.height - top) / 2
-    angle = float(canvas.rng.randint(0, 359))
+    angle, numbers = float(canvas.rng.randint(0, 359)), []
     for share, colour in zip(series.values, series.colours, strict=True):
         end = angle + 3.6 * share
         canvas.slice((x - radius, y - radius, x + radius, y + radius), angle, end, colour)
@@ -169,14 +169,14 @@ def _pie(canvas: Canvas, series: Series) -> None:
         red, green, blue = canvas.palette[colour]
         ink = (0, 0, 0) if red + green + blue > 380 else (255, 255, 255)
         cx, cy = x + 0.66 * radius * math.cos(middle), y + 0.66 * radius * math.sin(middle)
-        canvas.text(cx, cy, f"{share}%", min(size, 17), anchor="m", ink=ink)
+        numbers.append(canvas.text(cx, cy, f"{share}%", min(size, 17), anchor="m", ink=ink))
         angle = end
     step = min(30.0, (canvas.height - top - 20) / len(series.labels))
     first = y - step * (len(series.labels) - 1) / 2
     for i, (label, colour) in enumerate(zip(series.labels, series.colours, strict=True)):
         row = first + i * step
         canvas.rectangle((188, row - 7, 202, row + 7), colour)
-        canvas.text(208, row, label, size)
+        canvas.link(canvas.text(208, row, label, size), numbers[i])
 
 
 def _groups(rng: random.Random) -> Groups:

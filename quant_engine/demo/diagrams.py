@@ -42,7 +42,9 @@ def draw(rng: random.Random, shifted: bool = False) -> tuple[Drawing, list[Quest
     edges = _edges(rng, shape, count)
     for start, end in edges:
         _arrow(canvas, nodes[start], nodes[end])
-    _boxes(canvas, nodes, size)
+    runs = _boxes(canvas, nodes, size)
+    for start, end in edges:
+        canvas.link(runs[start], runs[end])
     return canvas.finish(), ask(rng, words, edges, shape)
 
 
@@ -75,8 +77,9 @@ def _edges(rng: random.Random, shape: str, count: int) -> list[tuple[int, int]]:
 # ------------------------------------------------------------------------------------------------------- drawing
 
 
-def _boxes(canvas: Canvas, nodes: list[Node], size: int) -> None:
-    rng = canvas.rng
+def _boxes(canvas: Canvas, nodes: list[Node], size: int) -> list[int]:
+    """Draw the boxes; returns the run of each label."""
+    rng, runs = canvas.rng, []
     filled, rounded = rng.random() < 0.4, rng.random() < 0.5
     colour = rng.choice(list(COLOURS))
     for node in nodes:
@@ -91,7 +94,8 @@ def _boxes(canvas: Canvas, nodes: list[Node], size: int) -> None:
                 canvas.draw.rounded_rectangle(box, radius=10, outline=canvas.ink, width=2)
             else:
                 canvas.draw.rectangle(box, outline=canvas.ink, width=2)
-        canvas.text(node.x, node.y, node.label, size, anchor="m", ink=ink)
+        runs.append(canvas.text(node.x, node.y, node.label, size, anchor="m", ink=ink))
+    return runs
 
 
 def _arrow(canvas: Canvas, start: Node, end: Node) -> None:

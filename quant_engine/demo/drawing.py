@@ -62,7 +62,7 @@ LIGHT_GROUNDS: tuple[RGB, ...] = (
 DARK_INKS: tuple[RGB, ...] = ((0, 0, 0), (25, 25, 30), (25, 35, 75), (60, 60, 60))
 LIGHT_INKS: tuple[RGB, ...] = ((235, 235, 235), (250, 250, 250))
 DARK_GROUNDS: tuple[RGB, ...] = ((28, 30, 38), (20, 38, 52), (45, 40, 38))
-SIZES = ((288, 288), (288, 288), (288, 288), (288, 288), (432, 288), (288, 432))  # width, height
+SIZES = (*((288, 288),) * 8, (576, 288), (288, 576))  # width, height
 
 
 @dataclass(frozen=True)
@@ -91,12 +91,16 @@ class Mark:
 
 @dataclass(frozen=True)
 class Drawing:
-    """A finished picture and what lies where. `colours` [height, width] holds 0, or 1 + the index in COLOURS."""
+    """A finished picture and what lies where. `colours` [height, width] holds 0, or 1 + the index in COLOURS.
+
+    `links` are pairs of runs: the first leads to the second (a label to its value, a box to where its arrow leads).
+    """
 
     image: Image.Image
     glyphs: tuple[Glyph, ...]
     marks: tuple[Mark, ...]
     colours: np.ndarray
+    links: tuple[tuple[int, int], ...] = ()
 
 
 @functools.cache
@@ -123,6 +127,7 @@ class Canvas:
     shifted: bool = False
     glyphs: list[Glyph] = field(default_factory=list)
     marks: list[Mark] = field(default_factory=list)
+    links: list[tuple[int, int]] = field(default_factory=list)
     _runs: int = 0
 
     def __post_init__(self) -> None:
@@ -156,8 +161,12 @@ class Canvas:
         anchor: str = "l",
         ink: RGB | None = None,
         name: str | None = None,
-    ) -> None:
-        """One line of text whose middle height is `y`; `x` is its left end ("l"), middle ("m") or right end ("r")."""
+    ) -> int:
+        """One line of text whose middle height is `y`; `x` is its left end ("l"), middle ("m") or right end ("r").
+
+        Returns the run of its first word.
+        """
+        first = self._runs + 1
         name = name or self.font
         width = self.text_width(text, size, name)
         x -= {"l": 0.0, "m": width / 2, "r": width}[anchor]
@@ -169,6 +178,11 @@ class Canvas:
                 self.glyphs.append(Glyph(character, x + advance / 2, y, size, word, self._runs))
                 x += advance
             x += _advance(name, size, " ")
+        return first
+
+    def link(self, start: int, end: int) -> None:
+        """The run `start` leads to the run `end`."""
+        self.links.append((start, end))
 
     # ---------------------------------------------------------------------------------------------------- shapes
 
@@ -224,7 +238,7 @@ class Canvas:
             image = Image.fromarray(np.clip(np.asarray(image) + noise, 0, 255).astype(np.uint8))
         inside = [g for g in glyphs if 0 <= g.x < self.width and 0 <= g.y < self.height]
         seen = [m for m in marks if 0 <= m.x < self.width and 0 <= m.y < self.height]
-        return Drawing(image, tuple(inside), tuple(seen), np.asarray(labels))
+        return Drawing(image, tuple(inside), tuple(seen), np.asarray(labels), tuple(self.links))
 
 
 def star(x: float, y: float, radius: float) -> list[Point]:

@@ -92,13 +92,13 @@ def _form(canvas: Canvas) -> tuple[Drawing, list[Question]]:
     boxed, value_font = rng.random() < 0.25, canvas.second_font
     for entry in entries:
         y += step / 2
-        canvas.text(left, y, entry.key + colon, size)
+        key = canvas.text(left, y, entry.key + colon, size)
         x = column if in_columns else left + canvas.text_width(entry.key + colon + "  ", size)
         if x + canvas.text_width(entry.value, size, value_font) > canvas.width - 4:
             value_font = canvas.font
         if boxed:
             canvas.draw.rectangle((x - 4, y - step * 0.4, canvas.width - 6, y + step * 0.4), outline=canvas.faint)
-        canvas.text(x, y, entry.value, size, name=value_font)
+        canvas.link(key, canvas.text(x, y, entry.value, size, name=value_font))
         y += step / 2
     return canvas.finish(), _ask_form(rng, title, entries)
 
@@ -145,8 +145,8 @@ def _receipt(canvas: Canvas) -> tuple[Drawing, list[Question]]:
         if entry is total:
             canvas.draw.line([(12, y - step / 2), (right, y - step / 2)], fill=canvas.ink, width=2)
             y += 3
-        canvas.text(14, y, entry.key, size)
-        canvas.text(right, y, sign + entry.value, size, anchor="r")
+        item = canvas.text(14, y, entry.key, size)
+        canvas.link(item, canvas.text(right, y, sign + entry.value, size, anchor="r"))
         y += step / 2
     return canvas.finish(), _ask_receipt(rng, title, entries, total)
 

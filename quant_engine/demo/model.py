@@ -1,7 +1,7 @@
 """The demo LLaVA-NeXT: its architecture, and how it is composed from SmolLM2 and our own trained parts.
 
-A picture is squeezed whole into one tile of 144 x 144 pixels and cut into four to six such tiles at full size; a
-tile has 64 patches of 18 pixels. A square picture becomes 64 + 16 x 17 = 336 tokens, one of 432 x 288 becomes 464.
+A picture is squeezed whole into one tile of 288 x 288 pixels and cut into one or two such tiles at full size; a tile
+has 256 patches of 18 pixels. A square picture becomes 256 + 16 x 17 = 528 tokens, one of 576 x 288 becomes 784.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from transformers import (
 
 from quant_engine.demo.base import quiet
 
-TILE, PATCH = 144, 18
-PINPOINTS = [[288, 288], [288, 432], [432, 288]]  # height, width
+TILE, PATCH = 288, 18
+PINPOINTS = [[288, 288], [288, 576], [576, 288]]  # height, width
 FEATURE_LAYER = -1
 RANK = 32
 ADAPTED = (

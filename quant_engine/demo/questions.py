@@ -69,9 +69,9 @@ def training_turn(rng: random.Random, question: Question) -> tuple[str, str]:
     if question.kind == "caption":
         return question.text, question.answer
     form = rng.random()
-    if len(question.wrong) >= 2 and form < 0.3:
+    if len(question.wrong) >= 2 and form < 0.4:
         options, letter = with_options(rng, question, rng.choice((3, 4, 4, 4)))
         return choice_prompt(question.text, options, header=rng.random() < 0.3), letter
-    if form < 0.8:
+    if form < 0.85:
         return short_turn(rng, question)
     return question.text, question.sentence or question.answer

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 TASKS = ("demo-docvqa", "demo-chartqa", "demo-ai2d", "demo-mmbench", "demo-mme")
 DEFAULT_COUNT = 400
-VERSION = 2  # raise it when drawings or questions change: numbers before and after are not of the same items
+VERSION = 3  # raise it when drawings or questions change: numbers before and after are not of the same items
 COGNITION = ("calculation", "comparison")  # yes/no categories of the cognition half; all others are perception
 
 

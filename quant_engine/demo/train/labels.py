@@ -1,7 +1,10 @@
-"""What each patch of a picture holds: up to three characters in reading order, a mark, a colour, and a word.
+"""What each patch of a picture holds: up to three characters in reading order, a mark, a colour, a word, and places.
 
 A word that training shows often (`words.known`) is named as a whole in the patch where it starts, so that the language
 model can be given it in one piece, as in text; the patches behind it are labelled as its continuation.
+
+Each patch of a word or number also tells the column of its centre (what stands under what is centred alike), the place
+of what it leads to (a label's value, the box that an arrow leads to), and the place of what leads to it.
 
 A picture is seen as LLaVA-NeXT sees it: once whole, squeezed into one tile, and once cut into tiles at full size. Both
 views have labels; text that is too small to read in a view is labelled as "text" and not by its characters.
@@ -9,6 +12,7 @@ views have labels; text that is too small to read in a view is labelled as "text
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,8 +31,10 @@ MARK, COLOUR, WORD = SLOTS, SLOTS + 1, SLOTS + 2  # the fields behind the charac
 MARKS = (*SHAPES, *(f"arrow {d}" for d in DIRECTIONS), "arrow tail", "text")
 WORDS = known()
 CONTINUED = 1 + len(WORDS)
+CENTRE = WORD + 1  # the column of the centre
+TO, FROM = slice(CENTRE + 1, CENTRE + 3), slice(CENTRE + 3, CENTRE + 5)  # row and column within the tile
 # Classes of each field; 0 means none.
-FIELDS = (*(1 + len(CHARACTERS),) * SLOTS, 1 + len(MARKS), 1 + len(COLOURS), 2 + len(WORDS))
+FIELDS = (*(1 + len(CHARACTERS),) * SLOTS, 1 + len(MARKS), 1 + len(COLOURS), 2 + len(WORDS), *(1 + SIDE,) * 5)
 PUNCTUATION = ":,.;!?"
 READABLE = 11.0  # font size in pixels of the view, from which characters are labelled
 
@@ -91,7 +97,8 @@ def _labels(drawing: Drawing, rows: int, columns: int, scale_x: float, scale_y: 
     runs: dict[int, list[Glyph]] = {}
     for glyph in drawing.glyphs:
         runs.setdefault(glyph.run, []).append(glyph)
-    for run in sorted(runs.values(), key=lambda glyphs: glyphs[0].x):
+    readable: dict[int, list[tuple[int, int]]] = {}
+    for number, run in sorted(runs.items(), key=lambda one: one[1][0].x):
         cells = [(int(g.y * step_y), int(g.x * step_x)) for g in run]
         if run[0].size * min(scale_x, scale_y) < READABLE:
             for cell in cells:
@@ -102,6 +109,13 @@ def _labels(drawing: Drawing, rows: int, columns: int, scale_x: float, scale_y: 
             if len(free):
                 labels[*cell, free[0]] = _CHARACTER[glyph.character]
         _name_word(labels, run, cells)
+        readable[number] = cells
+        middle = int(sum(g.x for g in run) / len(run) * step_x)
+        for cell in cells:
+            if cell[1] // SIDE == middle // SIDE:
+                labels[*cell, CENTRE] = 1 + middle % SIDE
+    for field, ends in ((TO, drawing.links), (FROM, [(b, a) for a, b in drawing.links])):
+        _point(labels, field, ends, readable)
     for mark in drawing.marks:
         labels[int(mark.y * step_y), int(mark.x * step_x), MARK] = _MARK[mark.kind]
     labels[..., COLOUR] = _colours(drawing.colours, rows, columns)
@@ -125,6 +139,23 @@ def _name_word(labels: np.ndarray, run: list[Glyph], cells: list[tuple[int, int]
         if not labels[*cell, WORD]:
             labels[*cell, WORD] = CONTINUED
     labels[*inside[0], WORD] = code
+
+
+def _point(
+    labels: np.ndarray, field: slice, ends: Iterable[tuple[int, int]], readable: dict[int, list[tuple[int, int]]]
+) -> None:
+    """Label each run that leads to exactly one other, in the same tile, with where that one's centre is."""
+    targets: dict[int, list[int]] = {}
+    for start, end in ends:
+        targets.setdefault(start, []).append(end)
+    for start, found in targets.items():
+        if len(found) > 1 or start not in readable or found[0] not in readable:
+            continue
+        row, column = readable[found[0]][0]
+        centre = labels[row, column, CENTRE]
+        for cell in readable[start]:
+            if centre and cell[0] // SIDE == row // SIDE and cell[1] // SIDE == column // SIDE:
+                labels[*cell, field] = (1 + row % SIDE, centre)
 
 
 def _colours(drawn: np.ndarray, rows: int, columns: int) -> np.ndarray:

@@ -24,11 +24,14 @@ from quant_engine.demo import fetch
 from quant_engine.demo.train import tower as tower_stage
 from quant_engine.demo.train.adapter import Adapter, switched_off
 from quant_engine.demo.train.budget import Average, Stage
+from quant_engine.demo.train.labels import FROM, TO
 from quant_engine.demo.train.lessons import IGNORED, Batch, Lessons, all_tiles, filled, grid, packed
 from quant_engine.demo.train.precision import Master
 from quant_engine.demo.train.symbols import Symbols
 
-FIRST_LESSONS = 0.3  # share of the stage in which only what can be read off is asked, in short
+FIRST_LESSONS = 0.2  # share of the stage in which only what can be read off is asked, in short
+EARLIER = "earlier_language.pt"
+PLAIN_PLACES = 0.25  # share of exact grids that do not tell what leads where
 TEXT_LENGTH = 128  # tokens of plain text held to the unadapted model in each step that has some
 CHAT = (
     "What is the capital of France?", "Write one sentence about the sea.", "How do I boil an egg?", "Tell me a joke.",
@@ -100,9 +103,20 @@ def logits_of_answers(model: LlamaForCausalLM, batch: Batch, embedded: Tensor) -
 
 
 def answer_loss(model: LlamaForCausalLM, batch: Batch, embedded: Tensor) -> tuple[Tensor, float]:
-    """Cross-entropy of the answers' tokens, and the share of them that is predicted rightly."""
-    logits, targets, _ = logits_of_answers(model, batch, embedded)
-    return cross_entropy(logits, targets), (logits.argmax(-1) == targets).float().mean().item()
+    """Cross-entropy of the answers' tokens, and the share of questions whose first token is predicted rightly.
+
+    A token weighs one over the root of its answer's length: a letter would be lost among captions else.
+    """
+    logits, targets, wanted = logits_of_answers(model, batch, embedded)
+    turns = torch.full(wanted.shape, 0)
+    for row, one in enumerate(batch.lessons):
+        turns[row, : len(one.segments) - 1] = torch.tensor(one.segments[1:]) + 1000 * row
+    turns = turns.to(wanted.device)[wanted]
+    first = torch.cat([turns.new_ones(1), turns[1:] != turns[:-1]]).bool()
+    lengths = torch.unique_consecutive(turns, return_counts=True)[1]
+    weights = lengths.repeat_interleave(lengths).float().rsqrt()
+    loss = (weights * cross_entropy(logits, targets, reduction="none")).sum() / weights.sum()
+    return loss, (logits.argmax(-1) == targets)[first].float().mean().item()
 
 
 @torch.no_grad()
@@ -139,8 +153,12 @@ def told(
         rows, columns, _ = one.seen.parts.shape
         count = len(one.seen.tiles)
         if rng.random() >= believed:
-            whole = symbols.exact(torch.from_numpy(one.seen.whole.astype(np.int64)).to(device)).flatten(0, 1)
-            parts = symbols.exact(torch.from_numpy(one.seen.parts.astype(np.int64)).to(device))
+            labels = [torch.from_numpy(view.astype(np.int64)).to(device) for view in (one.seen.whole, one.seen.parts)]
+            if rng.random() < PLAIN_PLACES:
+                for view in labels:
+                    view[..., TO] = view[..., FROM] = 0
+            whole, parts = (symbols.exact(view) for view in labels)
+            whole = whole.flatten(0, 1)
         else:
             codes = symbols.expected([o[start : start + count] for o in outputs])
             whole, parts = codes[0], grid(codes[1:], rows, columns)
@@ -178,7 +196,10 @@ def load_tower(folder: Path, device: torch.device) -> tuple[CLIPVisionModel, tow
 def train(
     folder: Path, minutes: float, device: torch.device, seed: int, batch_size: int = 6, believed: float = 0.5
 ) -> None:
-    """Run stage 2 for its minutes and leave `language.pt` (keys adapter, symbols) in `folder`."""
+    """Run stage 2 for its minutes and leave `language.pt` (keys adapter, symbols) in `folder`.
+
+    It starts from `earlier_language.pt` if there is one: adapter and tables of an earlier training, as far as they fit.
+    """
     torch.manual_seed(seed)
     model, tokenizer = load_language_model(device)
     rng = random.Random(seed)
@@ -186,6 +207,11 @@ def train(
     tower, heads = load_tower(folder, device) if believed else (None, None)
     symbols = Symbols(tokenizer, model.model.embed_tokens.weight).to(device, torch.bfloat16)
     adapter = Adapter(model.model)
+    if (folder / EARLIER).exists():
+        earlier = torch.load(folder / EARLIER, map_location="cpu", weights_only=True)
+        adapter.load_state_dict(earlier["adapter"])
+        own = symbols.state_dict()
+        symbols.load_state_dict({k: v for k, v in earlier["symbols"].items() if v.shape == own[k].shape}, strict=False)
     master = Master((adapter.own_parameters(), 1.0), (symbols.parameters(), 2.0), weight_decay=0.0)
     stage = Stage(folder, "language", minutes, {"adapter": adapter, "symbols": symbols, "master": master})
     if stage.over:

@@ -26,7 +26,7 @@ from quant_engine.demo.train.labels import COLOUR, SIDE, Seen, see
 
 FAMILY_ORDER = ("form", "chart", "diagram", "scene", "chart", "form", "diagram", "chart", "form", "diagram", "scene")
 IGNORED = -100
-READ_OFF = ("field", "value", "price", "total", "title", "cell", "color", "shape", "value by color", "label by color")
+READ_OFF = ("field", "value", "price", "total", "title", "cell", "after", "before", "color", "shape", "value by color", "label by color")  # fmt: skip # noqa: E501
 
 
 @dataclass
@@ -62,15 +62,15 @@ def picture_length(seen: Seen) -> int:
 def worth_keeping(seen: Seen, rng: random.Random, share: float) -> Tensor:
     """Indices of the picture's tokens that a lesson shows: all text, marks and ends of rows, and `share` of the rest.
 
-    The rest is what holds nothing, what holds only colour, and the squeezed view, which says little that the full view
-    doesn't say better; of the latter two it keeps at least a third.
+    The rest is what holds nothing, what holds only colour, and the squeezed view, which says nothing that the full view
+    doesn't say better; of the latter two it keeps at least some.
     """
     whole = torch.from_numpy(seen.whole.any(-1)).flatten()
     parts = torch.from_numpy(seen.parts.astype(np.int64))
     telling = parts.clone()
     telling[..., COLOUR] = 0
     chances = torch.full((len(whole),), share)
-    chances[whole] = max(share, 1 / 3)
+    chances[whole] = max(share, 0.15)
     at = torch.full(parts.shape[:2], share)
     at[parts[..., COLOUR] > 0] = max(share, 1 / 3)
     at[telling.any(-1)] = 1.0

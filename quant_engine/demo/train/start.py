@@ -31,6 +31,34 @@ def prepare(tower: CLIPVisionModel, pixels: Tensor) -> None:
     _whitened_patches(tower, pixels, used)
 
 
+@torch.no_grad()
+def grow(saved: dict[str, dict[str, Tensor]], tower: CLIPVisionModel, heads: torch.nn.Module) -> None:
+    """Set tower and heads from those of an earlier tower, perhaps for smaller tiles and with fewer fields.
+
+    Positions go on as the sines and cosines do that they started from; what training added to them is repeated.
+    """
+    heads.load_state_dict({**heads.state_dict(), **saved["heads"]})
+    name = next(key for key in tower.state_dict() if key.endswith("position_embedding.weight"))
+    small = saved["tower"][name].float()
+    side, old = tower.config.image_size // tower.config.patch_size, math.isqrt(len(small) - 1)
+    places = torch.arange(side)
+    tile = (old * (places % old)[:, None] + (places % old)).flatten()
+    waves = _waves(old, side)
+    learnt = small[1:].clone()
+    learnt[:, : waves.shape[1]] -= _waves(old, old)
+    grown = learnt[tile]
+    grown[:, : waves.shape[1]] += waves
+    tower.load_state_dict({**saved["tower"], name: torch.cat([small[:1], grown])}, strict=False)
+
+
+def _waves(period: int, side: int) -> Tensor:
+    """Sines and cosines of column and row [side * side, 4 * period], of 2 * period patches and its overtones."""
+    phases = torch.arange(side)[:, None] * torch.arange(1, period + 1) * (2 * math.pi / (2 * period))
+    along = torch.stack([phases.cos(), phases.sin()], -1).flatten(1)
+    across, down = torch.broadcast_tensors(along[None], along[:, None])
+    return torch.cat([across, down], -1).flatten(0, 1)
+
+
 def _vision(tower: CLIPVisionModel) -> torch.nn.Module:
     return getattr(tower, "vision_model", tower)
 
@@ -60,10 +88,7 @@ def _positions(tower: CLIPVisionModel) -> int:
     width = 2 * len(frequencies)  # dimensions for the column; as many for the row
     positions = vision.embeddings.position_embedding.weight
     positions.zero_()
-    for row in range(side):
-        for column in range(side):
-            values = [f(w * place) for place in (column, row) for w in frequencies for f in (math.cos, math.sin)]
-            positions[1 + row * side + column, : 2 * width] = torch.tensor(values, dtype=positions.dtype)
+    positions[1:, : 2 * width] = _waves(side, side).to(positions)
     head_size = tower.config.hidden_size // tower.config.num_attention_heads
     for layer in vision.encoder.layers[:LAYERS]:
         attention = layer.self_attn

@@ -2,9 +2,10 @@
 
 A patch where a known word starts becomes that word's own embedding, so that SmolLM2 reads it as it reads text. Else its
 characters' embeddings are added up, the second and third turned by a fixed rotation each, so that their order can be
-told; and a mark and a colour are added where nothing is written. Row and column within the tile are added too: what
-stands below what can't be told easily from places in a sequence. The tables start from SmolLM2's embeddings and are
-trained with the adapter; the projector then learns to emit them. They are scaffolding: they don't ship.
+told; and a mark and a colour are added where nothing is written. Row and column within the tile are added too, for
+text the column of its centre, and turned versions of both for the place that it leads to and the place that leads to
+it: what belongs to what can't be told easily from places in a sequence. The tables start from SmolLM2's embeddings and
+are trained with the adapter; the projector then learns to emit them. They are scaffolding: they don't ship.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from quant_engine.demo.drawing import COLOURS
-from quant_engine.demo.train.labels import CHARACTERS, COLOUR, FIELDS, MARK, MARKS, SIDE, SLOTS, WORD, WORDS
+from quant_engine.demo.train.labels import CENTRE, CHARACTERS, COLOUR, FIELDS, MARK, MARKS, SIDE, SLOTS, WORD, WORDS
 
 PLACE_NORM = 0.25  # length of a row's or column's vector at the start, in mean lengths of embeddings
 
@@ -42,27 +43,33 @@ class Symbols(nn.Module):
         draw = torch.Generator().manual_seed(0)
         places = nn.functional.normalize(torch.randn(2, SIDE, embeddings.shape[1], generator=draw), dim=-1)
         self.rows, self.columns = (nn.Parameter(length * vectors) for vectors in places)
-        if tuple(len(t) for t in self.tables) != FIELDS:
+        turned = [vectors.roll(29 * k, -1) for k in (1, 2) for vectors in (self.rows.detach(), self.columns.detach())]
+        self.to_rows, self.to_columns, self.from_rows, self.from_columns = map(nn.Parameter, turned)
+        if tuple(len(t) for t in self.tables) != FIELDS[:CENTRE]:
             raise ValueError("The symbol tables do not fit the fields of the labels.")
 
     def exact(self, labels: Tensor) -> Tensor:
         """Codes [rows, columns, hidden] of labels [rows, columns, fields] of whole tiles. "None" adds nothing."""
-        code = self._code([nn.functional.one_hot(labels[..., f].long(), n) for f, n in enumerate(FIELDS)])
+        chances = [nn.functional.one_hot(labels[..., f].long(), n) for f, n in enumerate(FIELDS)]
         down, across = (torch.arange(n, device=labels.device) % SIDE for n in labels.shape[:2])
-        return code + self.rows[down][:, None] + self.columns[across]
+        return self._code(chances, self.columns[across]) + self.rows[down][:, None]
 
     def expected(self, outputs: list[Tensor]) -> Tensor:
         """Codes of what a tower believes: logits [tiles, SIDE * SIDE, classes] of each field, weighted by softmax."""
-        places = (self.rows[:, None] + self.columns).flatten(0, 1)
-        return self._code([output.float().softmax(-1) for output in outputs]) + places
+        rows, columns = (v.flatten(0, 1) for v in torch.broadcast_tensors(self.rows[:, None], self.columns[None]))
+        return self._code([output.float().softmax(-1) for output in outputs], columns) + rows
 
-    def _code(self, chances: list[Tensor]) -> Tensor:
-        """Codes from the chance of each class of each field: what a word says replaces its characters, and text colour.
+    def _code(self, chances: list[Tensor], columns: Tensor) -> Tensor:
+        """Codes from the chance of each class of each field, without rows; `columns` are those of the patches.
 
+        What a word says replaces its characters, text a colour, and the column of a text's centre that of its patch.
         "None" (class 0) and "continued" (the last word) add nothing.
         """
         chances = [chance.to(self.common.dtype) for chance in chances]
-        parts = [chance[..., 1:] @ table[1:] for chance, table in zip(chances, self.tables, strict=True)]
+        places = (self.columns, self.to_rows, self.to_columns, self.from_rows, self.from_columns)
+        tables = [*(table[1:] for table in self.tables), *places]
+        parts = [chance[..., 1:] @ table for chance, table in zip(chances, tables, strict=True)]
         no_word, no_character = chances[WORD][..., :1], chances[0][..., :1]
         total = self.common + parts[MARK] + parts[WORD] + no_word * sum(parts[:SLOTS])
-        return total + no_word * no_character * parts[COLOUR]
+        total = total + no_word * no_character * parts[COLOUR] + sum(parts[CENTRE:])
+        return total + chances[CENTRE][..., :1] * columns

@@ -1,7 +1,7 @@
 """Stage 1: the vision tower learns to name what each patch of a drawn picture holds.
 
-Every patch has labels (characters in reading order, mark, colour), so the tower learns from each patch of each tile and
-no language model is in the loop. Cross-entropy for each field, with the empty class weighted down.
+Every patch has labels (characters, mark, colour, word, places: see `labels`), so the tower learns from each patch of
+each tile and no language model is in the loop. Cross-entropy for each field, with the empty class weighted down.
 """
 
 from __future__ import annotations
@@ -25,11 +25,12 @@ from quant_engine.demo.drawing import COLOURS, FONTS, Canvas, Drawing
 from quant_engine.demo.pictures import Split, picture, seed
 from quant_engine.demo.train import start
 from quant_engine.demo.train.budget import Average, Stage
-from quant_engine.demo.train.labels import COLOUR, FIELDS, MARK, SLOTS, TILE, WORD, see, tile_of
+from quant_engine.demo.train.labels import CENTRE, COLOUR, FIELDS, FROM, MARK, SLOTS, TILE, TO, WORD, see, tile_of
 from quant_engine.demo.train.precision import Master
 
 EMPTY_WEIGHT = 0.2
-FAMILY_ORDER = ("form", "chart", "diagram", "form", "chart", "scene")  # more of what has more text
+EARLIER = "earlier_tower.pt"
+FAMILY_ORDER = ("form", "chart", "diagram", "chart", "form", "diagram", "chart", "scene")  # more of what has text
 
 
 class Heads(nn.Module):
@@ -48,7 +49,7 @@ class Heads(nn.Module):
 def blank(device: torch.device) -> tuple[CLIPVisionModel, Heads]:
     """An untrained tower and its classifiers, in bfloat16."""
     tower = CLIPVisionModel(architecture.vision_config()).to(device, torch.bfloat16)
-    tower.set_attn_implementation("eager")  # on 65 positions plain products train faster than the fused kernel
+    tower.set_attn_implementation("eager")  # on so few positions plain products train faster than the fused kernel
     return tower, Heads(tower.config.hidden_size).to(device, torch.bfloat16)
 
 
@@ -82,14 +83,14 @@ def with_margins(drawing: Drawing, number: int) -> Drawing:
         tuple(g for g in drawing.glyphs if inside(g.x, g.y)),
         tuple(m for m in drawing.marks if inside(m.x, m.y)),
         colours,
+        drawing.links,
     )
 
 
 def full_of_text(rng: random.Random) -> Drawing:
     """One tile full of numbers, words and codes at any place.
 
-    A tile of an ordinary picture has about ten characters, one of these has about fifty, at the same price: the tower
-    learns to read several times faster from them.
+    It has several times as many characters as an ordinary picture, at the same price: the tower learns to read faster.
     """
     canvas = Canvas(rng, TILE, TILE)
     y = rng.uniform(2, 14)
@@ -125,7 +126,7 @@ class Tiles(IterableDataset):
     The share `dense` of the tiles is full of text; the others come from pictures, mostly those that hold something.
     """
 
-    def __init__(self, split: Split, start: int, batch: int, dense: float = 0.6) -> None:
+    def __init__(self, split: Split, start: int, batch: int, dense: float = 0.35) -> None:
         self.split, self.start, self.batch, self.dense = split, start, batch, dense
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor, int]]:
@@ -164,12 +165,13 @@ def loss_of(outputs: list[Tensor], labels: Tensor) -> Tensor:
 
 
 def accuracies(outputs: list[Tensor], labels: Tensor) -> dict[str, float]:
-    """Of what is there, how much is named rightly: characters (all slots), marks, colours."""
+    """Of what is there, how much is named rightly: characters (all slots), marks, colours, words, places."""
     flat = labels.flatten(0, 2)
     right = torch.stack([o.flatten(0, 1).argmax(-1) for o in outputs], -1) == flat
     there = flat > 0
     shares = {}
-    for name, fields in (("characters", slice(0, SLOTS)), ("marks", MARK), ("colours", COLOUR), ("words", WORD)):
+    named = {"characters": slice(0, SLOTS), "marks": MARK, "colours": COLOUR, "words": WORD}
+    for name, fields in (named | {"centres": CENTRE, "to": TO, "from": FROM}).items():
         shares[name] = (right[:, fields] & there[:, fields]).sum().item() / max(1, there[:, fields].sum().item())
     return shares
 
@@ -179,7 +181,7 @@ def validate(tower: CLIPVisionModel, heads: Heads, device: torch.device, batches
     """Accuracies on held-out pictures."""
     tower.eval()
     sums: dict[str, float] = {}
-    for tiles, labels, _ in itertools.islice(Tiles("val", 0, 256, dense=0.0), batches):
+    for tiles, labels, _ in itertools.islice(Tiles("val", 0, 64, dense=0.0), batches):
         outputs = heads(features(tower, normalised(tiles.to(device))))
         for key, value in accuracies(outputs, labels.to(device)).items():
             sums[key] = sums.get(key, 0.0) + value / batches
@@ -187,11 +189,18 @@ def validate(tower: CLIPVisionModel, heads: Heads, device: torch.device, batches
     return sums
 
 
-def train(folder: Path, minutes: float, device: torch.device, run_seed: int, batch: int = 64) -> None:
-    """Run stage 1 for its minutes and leave `tower.pt` (keys tower, heads) in `folder`."""
+def train(folder: Path, minutes: float, device: torch.device, run_seed: int, batch: int = 16) -> None:
+    """Run stage 1 for its minutes and leave `tower.pt` (keys tower, heads) in `folder`.
+
+    It starts from `earlier_tower.pt` if there is one: a tower of an earlier training, perhaps for smaller tiles.
+    """
     torch.manual_seed(run_seed)
     tower, heads = blank(device)
-    if not (folder / "tower.pt").exists():
+    if (folder / "tower.pt").exists():
+        pass
+    elif (folder / EARLIER).exists():
+        start.grow(torch.load(folder / EARLIER, map_location="cpu", weights_only=True), tower, heads)
+    else:
         rng = random.Random(run_seed)
         examples = [see(picture("form", "train", number).drawing).tiles for number in range(60)]
         examples += [tile_of(full_of_text(rng)).tiles for _ in range(200)]
