@@ -74,5 +74,6 @@ def test_chart_answers_come_from_the_chart():
 
 def test_pictures_are_drawn_on_whole_tiles():
     from quant_engine.demo.drawing import SIZES
+    from quant_engine.demo.model import TILE
 
-    assert all(width % 144 == 0 and height % 144 == 0 for width, height in SIZES)
+    assert all(width % TILE == 0 and height % TILE == 0 for width, height in SIZES)

@@ -25,10 +25,10 @@ def test_labels_name_the_characters_where_they_were_drawn():
 
 
 def one_word(text, x):
-    canvas = Canvas(random.Random(3), 288, 144)
+    canvas = Canvas(random.Random(3), 2 * labels.TILE, labels.TILE)
     canvas.text(x, 72, text, 20)
     glyphs = tuple(canvas.glyphs)
-    return Drawing(canvas.image, glyphs, (), np.zeros((144, 288), np.uint8))
+    return Drawing(canvas.image, glyphs, (), np.zeros((labels.TILE, 2 * labels.TILE), np.uint8))
 
 
 def words_of(drawing):
@@ -52,9 +52,47 @@ def test_numbers_and_unknown_words_are_not_named():
 
 
 def test_a_word_that_a_tile_cuts_is_named_only_where_most_of_it_lies():
-    assert "Coffee" in words_of(one_word("Coffee", 144 - 60)).values()
-    assert max(words_of(one_word("Coffee", 144 - 60))) < labels.SIDE
-    assert words_of(one_word("Coffee", 144 - 24)) == {}
+    assert "Coffee" in words_of(one_word("Coffee", labels.TILE - 60)).values()
+    assert max(words_of(one_word("Coffee", labels.TILE - 60))) < labels.SIDE
+    assert words_of(one_word("Coffee", labels.TILE - 24)) == {}
+
+
+def test_a_label_tells_where_its_value_stands_and_the_value_where_its_label_stands():
+    canvas = Canvas(random.Random(3), labels.TILE, labels.TILE)
+    label, value = canvas.text(100, 260, "Coffee", 18, anchor="m"), canvas.text(100, 40, "483", 18, anchor="m")
+    canvas.link(label, value)
+    blank = np.zeros((labels.TILE, labels.TILE), np.uint8)
+    _, parts = labels.grids(Drawing(canvas.image, tuple(canvas.glyphs), (), blank, tuple(canvas.links)))
+    column, upper, lower = 100 // labels.PATCH, 40 // labels.PATCH, 260 // labels.PATCH
+    for row, to, back in ((lower, (1 + upper, 1 + column), (0, 0)), (upper, (0, 0), (1 + lower, 1 + column))):
+        written = parts[row][parts[row, :, 0] > 0]
+        assert set(written[:, labels.CENTRE]) == {1 + column}
+        assert {tuple(one) for one in written[:, labels.TO]} == {to}
+        assert {tuple(one) for one in written[:, labels.FROM]} == {back}
+
+
+def test_what_leads_to_two_places_tells_none():
+    canvas = Canvas(random.Random(3), labels.TILE, labels.TILE)
+    runs = [canvas.text(40, y, word, 18) for y, word in ((40, "Start"), (140, "Plan"), (240, "Draw"))]
+    links = ((runs[0], runs[1]), (runs[0], runs[2]))
+    blank = np.zeros((labels.TILE, labels.TILE), np.uint8)
+    _, parts = labels.grids(Drawing(canvas.image, tuple(canvas.glyphs), (), blank, links))
+    assert not parts[..., labels.TO].any()
+    assert (parts[..., labels.FROM] > 0).any()
+
+
+def test_a_larger_tower_knows_the_places_of_the_smaller_one_that_it_grew_from():
+    torch.manual_seed(0)
+    small = tower.CLIPVisionModel(tower.architecture.vision_config())
+    small.config.image_size = tower.architecture.TILE // 2
+    small = tower.CLIPVisionModel(small.config)
+    tower.start.prepare(small, torch.rand(8, 3, small.config.image_size, small.config.image_size))
+    large, heads = tower.CLIPVisionModel(tower.architecture.vision_config()), tower.Heads(256)
+    tower.start.grow({"tower": small.state_dict(), "heads": heads.state_dict()}, large, heads)
+    name = next(key for key in small.state_dict() if key.endswith("position_embedding.weight"))
+    old, new = small.state_dict()[name][1:].view(8, 8, -1), large.state_dict()[name][1:].view(16, 16, -1)
+    torch.testing.assert_close(new[:8, :8], old)
+    assert len({tuple(v) for v in new.flatten(0, 1).round(decimals=4).tolist()}) == 256, "each place is its own"
 
 
 class Whole:
@@ -70,14 +108,26 @@ def test_a_patch_where_a_word_starts_is_coded_as_that_word_and_nothing_else():
     seen = np.zeros((labels.SIDE, labels.SIDE, len(labels.FIELDS)), np.int64)
     plain = coded.exact(torch.from_numpy(seen))
     word = labels.WORDS.index("Coffee")
-    seen[2, 3] = (5, 6, 7, 0, 4, 1 + word)
-    seen[2, 4] = (8, 0, 0, 0, 0, labels.CONTINUED)
+    seen[2, 3, : labels.CENTRE] = (5, 6, 7, 0, 4, 1 + word)
+    seen[2, 4, : labels.CENTRE] = (8, 0, 0, 0, 0, labels.CONTINUED)
     seen[5, 5, 0] = 9
     code = coded.exact(torch.from_numpy(seen)) - plain
     torch.testing.assert_close(code[2, 3], coded.tables[labels.WORD][1 + word])
     torch.testing.assert_close(code[5, 5], coded.tables[0][9])
     code[2, 3] = code[5, 5] = 0
     torch.testing.assert_close(code, torch.zeros_like(code))
+
+
+def test_a_text_is_coded_at_the_column_of_its_centre_with_the_place_that_it_leads_to():
+    torch.manual_seed(0)
+    coded = Symbols(Whole(), torch.randn(40, 24))
+    seen = np.zeros((labels.SIDE, labels.SIDE, len(labels.FIELDS)), np.int64)
+    plain = coded.exact(torch.from_numpy(seen))
+    seen[2, 3, labels.CENTRE] = 1 + 5
+    seen[2, 3, labels.TO] = (1 + 9, 1 + 7)
+    code = (coded.exact(torch.from_numpy(seen)) - plain)[2, 3]
+    wanted = coded.columns[5] - coded.columns[3] + coded.to_rows[9] + coded.to_columns[7]
+    torch.testing.assert_close(code, wanted)
 
 
 def test_what_a_sure_tower_believes_is_coded_like_the_labels():
@@ -129,6 +179,22 @@ def test_each_question_sees_the_picture_and_itself_and_no_other_question():
     shared = one.segments.count(0)
     for turn in (1, 2, 3):
         assert one.positions[one.segments.index(turn)] == shared, "positions start again after the picture"
+
+
+def test_lessons_in_letters_name_the_option_or_say_the_fact_and_are_answered_by_its_letter():
+    for number in (0, 1):
+        one = lessons.lesson_in_letters(Letters(), number)
+        batch = lessons.collate([one])
+        assert one.segments.count(0) > 40 if number else one.segments.count(0) < 20
+        for turn in range(1, 1 + len(one.kinds)):
+            own = [i for i, segment in enumerate(one.segments) if segment == turn]
+            text = "".join(chr(one.ids[i]) for i in own)
+            answer = "".join(chr(one.targets[i]) for i in own if one.targets[i] != lessons.IGNORED)
+            letter = answer.removesuffix("<|im_end|>")
+            option = text.split(f"\n{letter}. ")[1].split("\n")[0]
+            told = "".join(map(chr, one.ids[: one.segments.count(0)])) if number else text.split("\nA. ")[0]
+            assert option in told
+        assert batch.ids.shape[1] == len(one.ids)
 
 
 def test_a_brief_lesson_keeps_the_positions_of_what_it_keeps():

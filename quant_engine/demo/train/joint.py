@@ -19,8 +19,17 @@ from transformers import CLIPVisionModel
 from quant_engine.demo.train import tower as tower_stage
 from quant_engine.demo.train.adapter import Adapter
 from quant_engine.demo.train.budget import Average, Stage
-from quant_engine.demo.train.language import PlainText, answer_loss, held_to_base, load_language_model, validate
-from quant_engine.demo.train.lessons import Batch, Lessons, all_tiles, filled, grid, packed
+from quant_engine.demo.train.language import (
+    LETTERS_EVERY,
+    PlainText,
+    answer_loss,
+    held_to_base,
+    learn_letters,
+    letters_start,
+    load_language_model,
+    validate,
+)
+from quant_engine.demo.train.lessons import Batch, Lessons, LettersLessons, all_tiles, filled, grid, packed
 from quant_engine.demo.train.precision import Master
 from quant_engine.demo.train.projector import Projector, load_symbols
 
@@ -89,6 +98,7 @@ def train(folder: Path, minutes: float, device: torch.device, seed: int, batch_s
 
         return {f"val_{kind}": share for kind, share in validate(model, tokenizer, picture_of).items()}
 
+    letters = iter(DataLoader(LettersLessons(tokenizer, letters_start(seed + 1, stage.step)), None, num_workers=1))
     share, loader = None, None
     average = Average(20)
     while not stage.over:
@@ -106,10 +116,12 @@ def train(folder: Path, minutes: float, device: torch.device, seed: int, batch_s
         loss, right = answer_loss(model, batch, embedded)
         (loss if brief else loss + 0.3 * naming).backward()
         values = {"loss": loss.item(), "right": right, "naming": naming.item()}
-        if stage.step % 3 == 0:
+        if stage.step % 4 == 0:
             kept = held_to_base(model, plain.window().to(device))
             kept.backward()
             values["text"] = kept.item()
+        if stage.step % LETTERS_EVERY == 1:
+            values["letters"] = learn_letters(model, next(letters))
         master.step(stage.learning_rate(6e-4, warm_up=10))
         means = average.add(**values)
         stage.advance()

@@ -10,6 +10,7 @@ a third of the tokens, so three times the lessons in the same time.
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,11 +22,13 @@ from torch.utils.data import IterableDataset
 from transformers import PreTrainedTokenizerBase
 
 from quant_engine.demo.pictures import Picture, Split, picture, seed
-from quant_engine.demo.questions import short_turn, training_turn
+from quant_engine.demo.questions import choice_prompt, short_turn, training_turn, with_options
 from quant_engine.demo.train.labels import COLOUR, SIDE, Seen, see
 
 FAMILY_ORDER = ("form", "chart", "diagram", "scene", "chart", "form", "diagram", "chart", "form", "diagram", "scene")
 IGNORED = -100
+NAMED = ("Which option says {}?", "Which one is {}?", "The answer is {}.")
+POOL = 4  # batches that are drawn together and sorted by length
 READ_OFF = ("field", "value", "price", "total", "title", "cell", "after", "before", "color", "shape", "value by color", "label by color")  # fmt: skip # noqa: E501
 
 
@@ -33,7 +36,7 @@ READ_OFF = ("field", "value", "price", "total", "title", "cell", "after", "befor
 class Lesson:
     """One picture with its questions: token ids (0 where the picture goes), segment, position and target of each."""
 
-    seen: Seen
+    seen: Seen | None  # None for a lesson without a picture
     first: int  # where the picture starts
     kept: Tensor  # which of the picture's tokens are there
     ids: list[int]
@@ -104,15 +107,52 @@ def lesson(
     else:
         asked = [q for q in shown.questions if q.kind != "caption" or rng.random() < 0.5]
     asked = rng.sample(asked, min(questions, len(asked)))
-    for turn, question in enumerate(asked, 1):
-        prompt, answer = short_turn(rng, question) if first_lessons else training_turn(rng, question)
+    made = Lesson(seen, first, kept, ids, segments, positions, targets, [question.kind for question in asked])
+    turns = [short_turn(rng, q) if first_lessons else training_turn(rng, q) for q in asked]
+    _ask(made, tokenizer, turns, shared)
+    return made
+
+
+def lesson_in_letters(tokenizer: PreTrainedTokenizerBase, number: int, split: Split = "train") -> Lesson:
+    """Multiple choice without a picture: even numbers name the right option, odd ones say facts and ask about them.
+
+    To find the option that fits and say its letter is a skill of its own. From pictures alone it isn't learnt, as long
+    as what they hold is still half guessed; from options that the question names it is there after a thousand.
+    """
+    rng = random.Random(seed(split, "letters", number))
+    shown = picture(FAMILY_ORDER[number // 2 % len(FAMILY_ORDER)], split, number)
+    asked = [q for q in shown.questions if len(q.wrong) >= 2 and q.sentence]
+    asked = rng.sample(asked, min(10, len(asked)))
+    facts, turns = [], []
+    for question in asked:
+        options, letter = with_options(rng, question, rng.choice((3, 4, 4, 4)))
+        text = question.text
+        if number % 2:
+            facts.append(question.sentence)
+        else:
+            text = rng.choice(("Which option says {}?", "Which one is {}?", "The answer is {}.")).format(
+                question.answer
+            )
+        turns.append((choice_prompt(text, options, header=rng.random() < 0.3), letter))
+    rng.shuffle(facts)
+    ids = tokenizer(f"<|im_start|>user\n{' '.join(facts)}")["input_ids"]
+    count = len(ids)
+    empty = torch.zeros(0, dtype=torch.long)
+    kinds = [q.kind for q in asked]
+    made = Lesson(None, count, empty, ids, [0] * count, list(range(count)), [IGNORED] * count, kinds)
+    _ask(made, tokenizer, turns, count)
+    return made
+
+
+def _ask(made: Lesson, tokenizer: PreTrainedTokenizerBase, turns: list[tuple[str, str]], shared: int) -> None:
+    """Append questions and answers side by side, each from the position `shared` on."""
+    for turn, (prompt, answer) in enumerate(turns, 1):
         asks = tokenizer(f"\n{prompt}<|im_end|>\n<|im_start|>assistant\n")["input_ids"]
         says = tokenizer(f"{answer}<|im_end|>")["input_ids"]
-        ids += asks + says
-        segments += [turn] * (len(asks) + len(says))
-        positions += list(range(shared, shared + len(asks) + len(says)))
-        targets += [IGNORED] * len(asks) + says
-    return Lesson(seen, first, kept, ids, segments, positions, targets, [question.kind for question in asked])
+        made.ids += asks + says
+        made.segments += [turn] * (len(asks) + len(says))
+        made.positions += range(shared, shared + len(asks) + len(says))
+        made.targets += [IGNORED] * len(asks) + says
 
 
 def collate(lessons: list[Lesson]) -> Batch:
@@ -131,7 +171,7 @@ def collate(lessons: list[Lesson]) -> Batch:
 
 
 class Lessons(IterableDataset):
-    """Batches of lessons from picture `start` of a split on."""
+    """Batches of lessons from picture `start` of a split on; lessons of similar length lie in a batch."""
 
     def __init__(
         self,
@@ -150,13 +190,30 @@ class Lessons(IterableDataset):
         number = self.start
         while True:
             lessons = []
-            for _ in range(self.batch):
+            for _ in range(POOL * self.batch):
                 family = FAMILY_ORDER[number % len(FAMILY_ORDER)]
                 rng = random.Random(seed(self.split, "turns", number))
                 shown = picture(family, self.split, number)
                 lessons.append(lesson(self.tokenizer, shown, rng, self.questions, self.share, self.first_lessons))
                 number += 1
-            yield collate(lessons)
+            lessons.sort(key=lambda one: len(one.ids))
+            starts = list(range(0, len(lessons), self.batch))
+            random.Random(number).shuffle(starts)
+            for at in starts:
+                yield collate(lessons[at : at + self.batch])
+
+
+class LettersLessons(IterableDataset):
+    """Batches of lessons without pictures, by turns with named options and with facts, from `start` on."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, start: int, batch: int = 4) -> None:
+        self.tokenizer, self.start, self.batch = tokenizer, start, batch
+
+    def __iter__(self) -> Iterator[Batch]:
+        for first in itertools.count(2 * self.start, 2 * self.batch):
+            for kind in (0, 1):
+                numbers = range(first + kind, first + kind + 2 * self.batch, 2)
+                yield collate([lesson_in_letters(self.tokenizer, number) for number in numbers])
 
 
 def grid(tiles: Tensor, rows: int, columns: int) -> Tensor:

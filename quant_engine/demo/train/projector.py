@@ -21,6 +21,8 @@ from quant_engine.demo.train.language import load_tower
 from quant_engine.demo.train.precision import Master
 from quant_engine.demo.train.symbols import Symbols
 
+EARLIER = "earlier_projector.pt"
+
 
 class Projector(nn.Module):
     """LLaVA-NeXT's projector, with its names: linear, GELU, linear."""
@@ -43,12 +45,17 @@ def load_symbols(folder: Path, device: torch.device) -> Symbols:
     return symbols.to(device).requires_grad_(False)
 
 
-def train(folder: Path, minutes: float, device: torch.device, seed: int, batch: int = 64) -> None:
-    """Run stage 3 for its minutes and leave `projector.pt` (keys projector, tower, heads) in `folder`."""
+def train(folder: Path, minutes: float, device: torch.device, seed: int, batch: int = 16) -> None:
+    """Run stage 3 for its minutes and leave `projector.pt` (keys projector, tower, heads) in `folder`.
+
+    It starts from `earlier_projector.pt` if there is one: the projector of an earlier training.
+    """
     torch.manual_seed(seed)
     symbols = load_symbols(folder, device)
     tower, heads = (module.train().requires_grad_() for module in load_tower(folder, device))
     projector = Projector(tower.config.hidden_size, symbols.common.shape[0]).to(device, torch.bfloat16)
+    if (folder / EARLIER).exists():
+        projector.load_state_dict(torch.load(folder / EARLIER, map_location="cpu", weights_only=True)["projector"])
     both = ([*tower.parameters(), *heads.parameters()], 0.3)
     master = Master((projector.parameters(), 1.0), both, weight_decay=0.0)
     state = {"projector": projector, "tower": tower, "heads": heads, "master": master}
