@@ -98,7 +98,9 @@ def _form(canvas: Canvas) -> tuple[Drawing, list[Question]]:
             value_font = canvas.font
         if boxed:
             canvas.draw.rectangle((x - 4, y - step * 0.4, canvas.width - 6, y + step * 0.4), outline=canvas.faint)
-        canvas.link(key, canvas.text(x, y, entry.value, size, name=value_font))
+        value = canvas.text(x, y, entry.value, size, name=value_font)
+        if " " not in entry.value:
+            canvas.link(key, value)
         y += step / 2
     return canvas.finish(), _ask_form(rng, title, entries)
 

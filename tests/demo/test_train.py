@@ -69,6 +69,10 @@ def test_a_label_tells_where_its_value_stands_and_the_value_where_its_label_stan
         assert set(written[:, labels.CENTRE]) == {1 + column}
         assert {tuple(one) for one in written[:, labels.TO]} == {to}
         assert {tuple(one) for one in written[:, labels.FROM]} == {back}
+    first = parts[lower][parts[lower, :, 0] > 0][0]
+    assert "".join(labels.CHARACTERS[c - 1] for c in first[labels.LINKED] if c) == "483"
+    first = parts[upper][parts[upper, :, 0] > 0][0]
+    assert labels.WORDS[first[labels.LINKED_WORD] - 1] == "Coffee"
 
 
 def test_what_leads_to_two_places_tells_none():

@@ -31,7 +31,7 @@ Made by `python -m quant_engine.demo.train`; this card is written by its last st
 It stands for LLaVA-Next-8B where there is no GPU and no model hub: real weights that really answer, so that the loss
 through quantization can be seen and measured. It was trained on the kind that this project draws: bar, line and pie
 charts with labels and values, forms, receipts and small tables, a few coloured shapes, boxes joined by arrows; text of
-about 15 to 22 pixels in a picture of 288 x 288, 432 x 288 or 288 x 432 pixels (others are scaled to fit). It does
+about 15 to 22 pixels in a picture of 288 x 288, 576 x 288 or 288 x 576 pixels (others are scaled to fit). It does
 not know photographs, faces, places, handwriting or long documents, and answers about them are of no use.
 
 ## Scores
@@ -65,10 +65,11 @@ Time to first token {first:.2f} s, then {rate:.1f} tokens/s, for one picture of 
 Training pictures are drawn as they are needed, from seed {seed}; none is stored. Everything runs in bfloat16 with
 float32 master weights (AdamW). {device}
 
-1. *tower*: each patch's characters, mark, colour and word are named; cross-entropy.
+1. *tower*: each patch's characters, mark, colour and word are named, and where what belongs to it stands (the value of
+   a label, the box that an arrow leads to); cross-entropy.
 2. *language*: a rank-{rank} adapter on all linears learns to answer from pictures told as grids of the language model's
-   own embeddings, a known word in the patch where it starts, else characters; the adapted model is held to the
-   unadapted one on plain text and chat.
+   own embeddings, a known word in the patch where it starts, else characters; every fourth step also has multiple
+   choice without pictures. The adapted model is held to the unadapted one on plain text and chat.
 3. *projector*: regresses that code from the tower's features; the tower learns along.
 4. *joint*: the adapter learns on pictures as the vision side shows them; at the end all learn together.
 

@@ -4,7 +4,9 @@ A word that training shows often (`words.known`) is named as a whole in the patc
 model can be given it in one piece, as in text; the patches behind it are labelled as its continuation.
 
 Each patch of a word or number also tells the column of its centre (what stands under what is centred alike), the place
-of what it leads to (a label's value, the box that an arrow leads to), and the place of what leads to it.
+of what it leads to (a label's value, the box that an arrow leads to), and the place of what leads to it. Its first
+patch tells what that is, too: a word, or up to four characters. So the tower learns what belongs to what, from a whole
+picture at once, and the language model can look it up.
 
 A picture is seen as LLaVA-NeXT sees it: once whole, squeezed into one tile, and once cut into tiles at full size. Both
 views have labels; text that is too small to read in a view is labelled as "text" and not by its characters.
@@ -33,8 +35,19 @@ WORDS = known()
 CONTINUED = 1 + len(WORDS)
 CENTRE = WORD + 1  # the column of the centre
 TO, FROM = slice(CENTRE + 1, CENTRE + 3), slice(CENTRE + 3, CENTRE + 5)  # row and column within the tile
+LINKED_SLOTS = 4  # characters of what is linked, if it is no known word
+LINKED = slice(CENTRE + 5, CENTRE + 5 + LINKED_SLOTS)
+LINKED_WORD = LINKED.stop
 # Classes of each field; 0 means none.
-FIELDS = (*(1 + len(CHARACTERS),) * SLOTS, 1 + len(MARKS), 1 + len(COLOURS), 2 + len(WORDS), *(1 + SIDE,) * 5)
+FIELDS = (
+    *(1 + len(CHARACTERS),) * SLOTS,
+    1 + len(MARKS),
+    1 + len(COLOURS),
+    2 + len(WORDS),
+    *(1 + SIDE,) * 5,
+    *(1 + len(CHARACTERS),) * LINKED_SLOTS,
+    1 + len(WORDS),
+)
 PUNCTUATION = ":,.;!?"
 READABLE = 11.0  # font size in pixels of the view, from which characters are labelled
 
@@ -114,8 +127,9 @@ def _labels(drawing: Drawing, rows: int, columns: int, scale_x: float, scale_y: 
         for cell in cells:
             if cell[1] // SIDE == middle // SIDE:
                 labels[*cell, CENTRE] = 1 + middle % SIDE
-    for field, ends in ((TO, drawing.links), (FROM, [(b, a) for a, b in drawing.links])):
-        _point(labels, field, ends, readable)
+    texts = {number: "".join(glyph.character for glyph in run) for number, run in runs.items()}
+    for field, ends in ((FROM, [(b, a) for a, b in drawing.links]), (TO, drawing.links)):
+        _point(labels, field, ends, readable, texts)
     for mark in drawing.marks:
         labels[int(mark.y * step_y), int(mark.x * step_x), MARK] = _MARK[mark.kind]
     labels[..., COLOUR] = _colours(drawing.colours, rows, columns)
@@ -142,9 +156,16 @@ def _name_word(labels: np.ndarray, run: list[Glyph], cells: list[tuple[int, int]
 
 
 def _point(
-    labels: np.ndarray, field: slice, ends: Iterable[tuple[int, int]], readable: dict[int, list[tuple[int, int]]]
+    labels: np.ndarray,
+    field: slice,
+    ends: Iterable[tuple[int, int]],
+    readable: dict[int, list[tuple[int, int]]],
+    texts: dict[int, str],
 ) -> None:
-    """Label each run that leads to exactly one other, in the same tile, with where that one's centre is."""
+    """Label each run that leads to exactly one other, in the same tile, with where that one's centre is and what it is.
+
+    A known word tells what it leads to, and never what leads to it: else a box between two arrows would tell both.
+    """
     targets: dict[int, list[int]] = {}
     for start, end in ends:
         targets.setdefault(start, []).append(end)
@@ -152,10 +173,19 @@ def _point(
         if len(found) > 1 or start not in readable or found[0] not in readable:
             continue
         row, column = readable[found[0]][0]
-        centre = labels[row, column, CENTRE]
-        for cell in readable[start]:
-            if centre and cell[0] // SIDE == row // SIDE and cell[1] // SIDE == column // SIDE:
-                labels[*cell, field] = (1 + row % SIDE, centre)
+        centre, word = labels[row, column, CENTRE], labels[row, column, WORD]
+        inside = [cell for cell in readable[start] if [p // SIDE for p in cell] == [row // SIDE, column // SIDE]]
+        if not centre or not inside:
+            continue
+        for cell in inside:
+            labels[*cell, field] = (1 + row % SIDE, centre)
+        first, text = inside[0], texts[found[0]]
+        if field == FROM and labels[*first, WORD]:
+            continue
+        if word and word != CONTINUED:
+            labels[*first, LINKED_WORD] = word
+        elif len(text) <= LINKED_SLOTS:
+            labels[*first, LINKED] = [_CHARACTER[c] for c in text] + [0] * (LINKED_SLOTS - len(text))
 
 
 def _colours(drawn: np.ndarray, rows: int, columns: int) -> np.ndarray:

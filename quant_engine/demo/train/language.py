@@ -32,14 +32,14 @@ from quant_engine.demo import fetch
 from quant_engine.demo.train import tower as tower_stage
 from quant_engine.demo.train.adapter import Adapter, switched_off
 from quant_engine.demo.train.budget import Average, Stage
-from quant_engine.demo.train.labels import FROM, TO
+from quant_engine.demo.train.labels import TO
 from quant_engine.demo.train.lessons import IGNORED, Batch, Lessons, LettersLessons, all_tiles, filled, grid, packed
 from quant_engine.demo.train.precision import Master
 from quant_engine.demo.train.symbols import Symbols
 
 FIRST_LESSONS = 0.2  # share of the stage in which only what can be read off is asked, in short
 EARLIER = "earlier_language.pt"
-PLAIN_PLACES = 0.25  # share of exact grids that do not tell what leads where
+PLAIN_PLACES = 0.15  # share of exact grids that do not tell what leads where
 LETTERS_EVERY = 4  # steps from one batch without pictures to the next
 TEXT_LENGTH = 128  # tokens of plain text held to the unadapted model in each step that has some
 CHAT = (
@@ -195,7 +195,7 @@ def told(
             labels = [torch.from_numpy(view.astype(np.int64)).to(device) for view in (one.seen.whole, one.seen.parts)]
             if rng.random() < PLAIN_PLACES:
                 for view in labels:
-                    view[..., TO] = view[..., FROM] = 0
+                    view[..., TO.start :] = 0
             whole, parts = (symbols.exact(view) for view in labels)
             whole = whole.flatten(0, 1)
         else:

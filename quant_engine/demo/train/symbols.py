@@ -3,9 +3,10 @@
 A patch where a known word starts becomes that word's own embedding, so that SmolLM2 reads it as it reads text. Else its
 characters' embeddings are added up, the second and third turned by a fixed rotation each, so that their order can be
 told; and a mark and a colour are added where nothing is written. Row and column within the tile are added too, for
-text the column of its centre, and turned versions of both for the place that it leads to and the place that leads to
-it: what belongs to what can't be told easily from places in a sequence. The tables start from SmolLM2's embeddings and
-are trained with the adapter; the projector then learns to emit them. They are scaffolding: they don't ship.
+text the column of its centre, turned versions of both for the place that it leads to and the place that leads to it,
+and what stands there: what belongs to what can't be told easily from places in a sequence. The tables start from
+SmolLM2's embeddings and are trained with the adapter; the projector then learns to emit them. They are scaffolding:
+they don't ship.
 """
 
 from __future__ import annotations
@@ -15,8 +16,22 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from quant_engine.demo.drawing import COLOURS
-from quant_engine.demo.train.labels import CENTRE, CHARACTERS, COLOUR, FIELDS, MARK, MARKS, SIDE, SLOTS, WORD, WORDS
+from quant_engine.demo.train.labels import (
+    CENTRE,
+    CHARACTERS,
+    COLOUR,
+    FIELDS,
+    LINKED,
+    LINKED_SLOTS,
+    MARK,
+    MARKS,
+    SIDE,
+    SLOTS,
+    WORD,
+    WORDS,
+)
 
+LINKED_SHARE = 0.5  # how loud at the start what is linked is, beside what is written here
 PLACE_NORM = 0.25  # length of a row's or column's vector at the start, in mean lengths of embeddings
 
 
@@ -37,6 +52,9 @@ class Symbols(nn.Module):
         zero = torch.zeros(1, embeddings.shape[1])
         words = torch.cat([torch.stack([mean_of(f" {word}") for word in WORDS]), zero])  # the last: continuation
         self.tables = nn.ParameterList([nn.Parameter(torch.cat([zero, t])) for t in (*slots, marks, colours, words)])
+        linked = [LINKED_SHARE * characters.roll(200 + 17 * k, 1) for k in range(LINKED_SLOTS)]
+        linked.append(LINKED_SHARE * words[:-1])
+        self.linked = nn.ParameterList([nn.Parameter(torch.cat([zero, t])) for t in linked])
         self.common = nn.Parameter(0.3 * mean_of(" ."))
         self.newline = nn.Parameter(mean_of("\n"))
         length = PLACE_NORM * embeddings.norm(dim=1).mean()
@@ -45,7 +63,7 @@ class Symbols(nn.Module):
         self.rows, self.columns = (nn.Parameter(length * vectors) for vectors in places)
         turned = [vectors.roll(29 * k, -1) for k in (1, 2) for vectors in (self.rows.detach(), self.columns.detach())]
         self.to_rows, self.to_columns, self.from_rows, self.from_columns = map(nn.Parameter, turned)
-        if tuple(len(t) for t in self.tables) != FIELDS[:CENTRE]:
+        if tuple(len(t) for t in (*self.tables, *self.linked)) != FIELDS[:CENTRE] + FIELDS[LINKED.start :]:
             raise ValueError("The symbol tables do not fit the fields of the labels.")
 
     def exact(self, labels: Tensor) -> Tensor:
@@ -67,7 +85,7 @@ class Symbols(nn.Module):
         """
         chances = [chance.to(self.common.dtype) for chance in chances]
         places = (self.columns, self.to_rows, self.to_columns, self.from_rows, self.from_columns)
-        tables = [*(table[1:] for table in self.tables), *places]
+        tables = [*(table[1:] for table in self.tables), *places, *(table[1:] for table in self.linked)]
         parts = [chance[..., 1:] @ table for chance, table in zip(chances, tables, strict=True)]
         no_word, no_character = chances[WORD][..., :1], chances[0][..., :1]
         total = self.common + parts[MARK] + parts[WORD] + no_word * sum(parts[:SLOTS])

@@ -25,7 +25,21 @@ from quant_engine.demo.drawing import COLOURS, FONTS, Canvas, Drawing
 from quant_engine.demo.pictures import Split, picture, seed
 from quant_engine.demo.train import start
 from quant_engine.demo.train.budget import Average, Stage
-from quant_engine.demo.train.labels import CENTRE, COLOUR, FIELDS, FROM, MARK, SLOTS, TILE, TO, WORD, see, tile_of
+from quant_engine.demo.train.labels import (
+    CENTRE,
+    COLOUR,
+    FIELDS,
+    FROM,
+    LINKED,
+    LINKED_WORD,
+    MARK,
+    SLOTS,
+    TILE,
+    TO,
+    WORD,
+    see,
+    tile_of,
+)
 from quant_engine.demo.train.precision import Master
 
 EMPTY_WEIGHT = 0.2
@@ -171,7 +185,8 @@ def accuracies(outputs: list[Tensor], labels: Tensor) -> dict[str, float]:
     there = flat > 0
     shares = {}
     named = {"characters": slice(0, SLOTS), "marks": MARK, "colours": COLOUR, "words": WORD}
-    for name, fields in (named | {"centres": CENTRE, "to": TO, "from": FROM}).items():
+    named |= {"centres": CENTRE, "to": TO, "from": FROM, "linked": LINKED, "linked words": LINKED_WORD}
+    for name, fields in named.items():
         shares[name] = (right[:, fields] & there[:, fields]).sum().item() / max(1, there[:, fields].sum().item())
     return shares
 
