@@ -58,11 +58,11 @@ NOTE = (
 
 
 def vision_config() -> CLIPVisionConfig:
-    """A small CLIP-type tower: 4.2 million weights."""
+    """A small CLIP-type tower: 6.6 million weights."""
     return CLIPVisionConfig(
         hidden_size=256,
         intermediate_size=1024,
-        num_hidden_layers=5,
+        num_hidden_layers=8,
         num_attention_heads=4,
         hidden_act="gelu",
         image_size=TILE,

@@ -96,6 +96,7 @@ def test_a_larger_tower_knows_the_places_of_the_smaller_one_that_it_grew_from():
     name = next(key for key in small.state_dict() if key.endswith("position_embedding.weight"))
     old, new = small.state_dict()[name][1:].view(8, 8, -1), large.state_dict()[name][1:].view(16, 16, -1)
     torch.testing.assert_close(new[:8, :8], old)
+    assert torch.equal(large.state_dict()[name][0], small.state_dict()[name][0])
     assert len({tuple(v) for v in new.flatten(0, 1).round(decimals=4).tolist()}) == 256, "each place is its own"
 
 

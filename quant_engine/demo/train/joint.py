@@ -23,6 +23,7 @@ from quant_engine.demo.train.language import (
     LETTERS_EVERY,
     PlainText,
     answer_loss,
+    compiled,
     held_to_base,
     learn_letters,
     letters_start,
@@ -79,6 +80,7 @@ def train(folder: Path, minutes: float, device: torch.device, seed: int, batch_s
     projector = Projector(tower.config.hidden_size, model.config.hidden_size).to(device, torch.bfloat16)
     newline = Newline(load_symbols(folder, device).newline.detach().clone())
     adapter = Adapter(model.model)
+    compiled(model)
     modules = {"tower": tower, "heads": heads, "projector": projector, "newline": newline, "adapter": adapter}
     for name, saved in load_parts(folder).items():
         modules[name].load_state_dict(saved)

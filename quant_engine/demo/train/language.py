@@ -8,7 +8,9 @@ one on plain text and chat (divergence of next-token distributions), so that Eng
 from __future__ import annotations
 
 import itertools
+import os
 import random
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -73,6 +75,17 @@ def load_language_model(device: torch.device) -> tuple[LlamaForCausalLM, PreTrai
     AttentionMaskInterface.register("products", eager_mask)
     model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, attn_implementation="products")
     return model.to(device).eval(), AutoTokenizer.from_pretrained(folder)
+
+
+def compiled(model: LlamaForCausalLM) -> LlamaForCausalLM:
+    """The model with each block's many small operations fused, if there is a C++ compiler: 1.6 times faster on a CPU.
+
+    The first steps take a minute or two. On a GPU nothing changes.
+    """
+    if model.device.type == "cpu" and shutil.which(os.environ.get("CXX", "g++")):
+        for block in model.model.layers:
+            block.compile(dynamic=True)
+    return model
 
 
 class PlainText:
@@ -251,6 +264,7 @@ def train(
         adapter.load_state_dict(earlier["adapter"])
         own = symbols.state_dict()
         symbols.load_state_dict({k: v for k, v in earlier["symbols"].items() if v.shape == own[k].shape}, strict=False)
+    compiled(model)
     master = Master((adapter.own_parameters(), 1.0), (symbols.parameters(), 2.0), weight_decay=0.0)
     stage = Stage(folder, "language", minutes, {"adapter": adapter, "symbols": symbols, "master": master})
     if stage.over:

@@ -33,9 +33,10 @@ def prepare(tower: CLIPVisionModel, pixels: Tensor) -> None:
 
 @torch.no_grad()
 def grow(saved: dict[str, dict[str, Tensor]], tower: CLIPVisionModel, heads: torch.nn.Module) -> None:
-    """Set tower and heads from those of an earlier tower, perhaps for smaller tiles and with fewer fields.
+    """Set tower and heads from those of an earlier tower, perhaps for smaller tiles, with fewer layers or fewer fields.
 
-    Positions go on as the sines and cosines do that they started from; what training added to them is repeated.
+    Positions go on as the sines and cosines do that they started from; what training added to them is repeated. Layers
+    that the earlier tower did not have start by passing on what they get.
     """
     heads.load_state_dict({**heads.state_dict(), **saved["heads"]})
     name = next(key for key in tower.state_dict() if key.endswith("position_embedding.weight"))
@@ -48,6 +49,9 @@ def grow(saved: dict[str, dict[str, Tensor]], tower: CLIPVisionModel, heads: tor
     learnt[:, : waves.shape[1]] -= _waves(old, old)
     grown = learnt[tile]
     grown[:, : waves.shape[1]] += waves
+    for layer, weight in tower.state_dict().items():
+        if layer not in saved["tower"] and ("out_proj" in layer or "fc2" in layer):
+            weight.zero_()
     tower.load_state_dict({**saved["tower"], name: torch.cat([small[:1], grown])}, strict=False)
 
 
