@@ -19,7 +19,7 @@ import pandas as pd
 
 from leaderboard import figures, notation
 from leaderboard.analysis import Board
-from leaderboard.columns import Column
+from leaderboard.columns import Column, headline
 from leaderboard.figures import Figure
 from leaderboard.sizes import Shape, shapes
 from leaderboard.view import Fitted
@@ -120,20 +120,13 @@ def need(
 
 
 def best_quality(board: Board, model: str) -> Column:
-    """The column that ranks a model's settings where nobody says: for models that see MMBench, else perplexity.
-
-    Not the mean of tasks: the study's has rows that were scored otherwise.
-    """
+    """The column that ranks a model's settings where nobody says. Raises UserError if the model has no score."""
     mask = (board.rows["model"] == model).to_numpy() & (board.rows["w_bits"] < 16).to_numpy()
     filled = ~np.isnan(board.values[mask]).all(axis=0) if mask.any() else np.zeros(len(board.columns), dtype=bool)
-    has = [column for column, any_ in zip(board.columns, filled, strict=True) if any_ and not column.cost]
-    if not has:
+    found = headline([column for column, any_ in zip(board.columns, filled, strict=True) if any_])
+    if found is None:
         raise UserError(f"There is no result of {model} yet.")
-    for task in ("mmbench_en", "wikitext2", "perplexity", "mmlu"):
-        for column in has:
-            if column.task == task:
-                return column
-    return has[0]
+    return found
 
 
 def settings(board: Board, fitted: Fitted, task: str | None = None) -> pd.DataFrame:

@@ -139,17 +139,21 @@ def interval(
     return float(low), float(high)
 
 
-def resampled_means(scores: np.ndarray, resamples: int) -> np.ndarray:
-    """Means [resamples, methods] of scores [units, methods]; each resample draws the same units for all methods."""
+def resampled_means(scores: np.ndarray, resamples: int = RESAMPLES, seed: int = SEED) -> np.ndarray:
+    """Means [resamples, methods] of scores [units, methods]; each resample draws the same units for all methods.
+
+    A method with a score that is no number has no means that are.
+    """
     units = len(scores)
-    generator = np.random.default_rng(SEED)
+    generator = np.random.default_rng(seed)
     means = np.empty((resamples, scores.shape[1]))
     step = max(1, _AT_ONCE // units)
     for start in range(0, resamples, step):
         count = min(step, resamples - start)
-        drawn = generator.integers(0, units, size=(count, units))
-        for method in range(scores.shape[1]):
-            means[start : start + count, method] = scores[:, method][drawn].mean(axis=1)
+        drawn = generator.integers(0, units, size=(count, units)) + units * np.arange(count)[:, None]
+        times = np.bincount(drawn.ravel(), minlength=count * units).reshape(count, units)
+        with np.errstate(invalid="ignore"):
+            means[start : start + count] = times @ scores / units
     return means
 
 
@@ -190,41 +194,23 @@ def _answered(a: Sequence[ItemOutput], b: Sequence[ItemOutput]) -> list[tuple[It
     return [(one, others[one.item]) for one in a if one.gold and one.item in others]
 
 
-def shared_ranks(
-    scores: Mapping[str, Mapping[str, float]], *, higher_is_better: bool = True, resamples: int = RESAMPLES
-) -> dict[str, int]:
-    """The rank of each method: 1, and 1 more for every method that is better by more than chance.
+def better(scores: np.ndarray, *, higher_is_better: bool = True, resamples: int = RESAMPLES) -> np.ndarray:
+    """Which methods are better than which by more than chance: [methods, methods], true at [i, j] if j beats i.
 
-    `scores` are unit scores of the same units by method. A method is better than another if the paired bootstrap
-    interval of their difference leaves out zero, so methods that can't be told apart share a rank. Raises UserError if
-    the units differ.
+    `scores` [units, methods] are of the same units. A method is better than another if the paired bootstrap interval of
+    their difference leaves out zero, or if it is better than a third one that is; any is better than one without
+    numbers. So of methods that as many are better than, none is better than another.
     """
-    units = list(next(iter(scores.values())))
-    if any(set(of_method) != set(units) for of_method in scores.values()):
-        raise UserError("Methods can be ranked on the same items only.")
-    table = np.array([[of_method[unit] for of_method in scores.values()] for unit in units])
-    if not higher_is_better:
-        table = -table
-    known = np.isfinite(table).all(axis=0)
+    known = np.isfinite(scores).all(axis=0)
+    table = scores[:, known] if higher_is_better else -scores[:, known]
     means = resampled_means(table, resamples)
-    ranks = {}
-    for place, method in enumerate(scores):
-        better = 0
-        for other in range(table.shape[1]):
-            low = np.quantile(means[:, other] - means[:, place], (1 - LEVEL) / 2) if known[place] else np.inf
-            better += bool(known[other] and other != place and low > 0)
-        ranks[method] = 1 + better
-    return ranks
-
-
-def rank_runs(runs: Sequence[RunFolder], name: str) -> dict[str, int]:
-    """Ranks of runs by one of their numbers ("mme_perception"), by run id. Raises UserError if it is not known."""
-    known = task_of_number(name)
-    if known is None:
-        raise UserError(f"There is no number {name!r}.")
-    task, suffix = known
-    scores = {run.path.name: task.units(folder.read_items(run.path, task.name))[suffix] for run in runs}
-    return shared_ranks(scores, higher_is_better=task.higher(suffix))
+    least = 1e-12 * np.abs(table).max(initial=0.0)  # sums of the same scores in another order may differ by this much
+    among = np.array([(means - means[:, [one]] <= least).mean(axis=0) < (1 - LEVEL) / 2 for one in range(len(means.T))])
+    for through in range(len(among)):
+        among |= among[:, [through]] & among[through]
+    found = np.broadcast_to(known & ~known[:, None], (len(known),) * 2).copy()
+    found[np.ix_(known, known)] = among
+    return found
 
 
 def unquantized(run: RunFolder) -> RunFolder | None:

@@ -17,6 +17,7 @@ import numpy as np
 from leaderboard import analysis, export, figures, notation
 from leaderboard.analysis import PER_ROW, Board, Query, Range
 from leaderboard.provenance import provenance
+from leaderboard.ranks import Comparisons, ranking
 from leaderboard.store import Problem, Store, read_notes
 from leaderboard.ui import table
 from leaderboard.ui.card import card, pins
@@ -39,10 +40,15 @@ class Boards:
     def __init__(self, store: Store) -> None:
         self.store = store
         self.notes = read_notes()
+        self.comparisons = Comparisons()
         self._arranged = lru_cache(maxsize=1)(lambda version: analysis.arrange(store.snapshot().frame))
 
     def current(self) -> Board:
         return self._arranged(self.store.snapshot().version)
+
+    def state(self) -> str:
+        """Changes whenever what tables are drawn from does: the results, or what is known of their ranks."""
+        return digest([self.store.version(), self.comparisons.finished()])
 
     def problems(self) -> tuple[Problem, ...]:
         return self.store.snapshot().problems
@@ -50,17 +56,19 @@ class Boards:
 
 @dataclass(frozen=True)
 class Shown:
-    """What the tab shows for a choice: the table, what the filters offer, and what of the query is kept."""
+    """What the tab shows for a choice: the table, what of the query is kept, what the filters offer, and `drawn`, which
+    identifies what the table was drawn from."""
 
     table: str
     query: Query
+    drawn: str
     choices: analysis.Choices
     models: list[str]
 
 
 def show(boards: Boards, query: Query) -> Shown:
     """The tab's content. Filters that the model and track can't have are dropped, so no choice empties the table."""
-    board = boards.current()
+    state, board = boards.state(), boards.current()
     known = analysis.models(board)
     if query.model is not None and query.model not in known:
         query = query.model_copy(update={"model": FIRST_MODEL})
@@ -78,12 +86,14 @@ def show(boards: Boards, query: Query) -> Shown:
     }
     query = query.model_copy(update=kept)
     seen = analysis.view(board, query)
-    return Shown(table.table(seen, boards.notes, offered.rows), query, offered, known)
+    ranked = ranking(board, seen, boards.comparisons)
+    html = table.table(seen, boards.notes, offered.rows, ranked)
+    return Shown(html, query, signature(state, query), offered, known)
 
 
-def signature(boards: Boards, query: Query) -> str:
-    """What a table is drawn from: the results as they are now, and the query."""
-    return digest([boards.store.version(), query.model_dump(mode="json")])
+def signature(state: str, query: Query) -> str:
+    """Identifies a table: what it is drawn from (see `Boards.state`), and the query."""
+    return digest([state, query.model_dump(mode="json")])
 
 
 def card_html(boards: Boards, view: PageView) -> str:
@@ -299,7 +309,7 @@ def build(boards: Boards, page: gr.Blocks) -> Wired:
     sort, pins_state, row = gr.State((None, False)), gr.State(()), gr.State(None)
     # What the table in the browser was drawn from. Answers may arrive in another order than questions were asked: the
     # timer compares this with the controls and draws again what came out wrong, as it does when there are new results.
-    drawn = gr.Textbox(signature(boards, first.query), visible="hidden")
+    drawn = gr.Textbox(first.drawn, visible="hidden")
     where = gr.Textbox("", visible="hidden")
     controls = Controls(
         model, track, mode, methods, bits, groups, sources, a_bits, columns, statuses, stored, size, search, sort,
@@ -313,7 +323,7 @@ def build(boards: Boards, page: gr.Blocks) -> Wired:
 
     def draw(view: PageView, shown: Shown) -> list[str]:
         said = address(PageView(query=shown.query, pins=view.pins, row=view.row))
-        return [shown.table, signature(boards, shown.query), said]
+        return [shown.table, shown.drawn, said]
 
     def aside(view: PageView) -> list[str]:
         return [pins_html(boards, view.pins), card_html(boards, view)]
@@ -360,7 +370,7 @@ def build(boards: Boards, page: gr.Blocks) -> Wired:
     def refreshed(before: str, *values) -> list:
         """Draws anew if the tab is not what it should be. Choices are left alone: they may be changing meanwhile."""
         view = view_of(*values)
-        if signature(boards, view.query) == before:
+        if signature(boards.state(), view.query) == before:
             return [gr.skip()] * len(refreshing)
         shown = show(boards, view.query)
         offered = [gr.update(choices=choices) for choices in offers_of(shown)]
