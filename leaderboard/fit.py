@@ -17,10 +17,10 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from leaderboard import figures, notation
+from leaderboard import notation, quality
 from leaderboard.analysis import Board
 from leaderboard.columns import Column, headline
-from leaderboard.figures import Figure
+from leaderboard.plot import Figure
 from leaderboard.sizes import Shape, shapes
 from leaderboard.view import Fitted
 from quant_engine.spec import UserError
@@ -138,8 +138,8 @@ def settings(board: Board, fitted: Fitted, task: str | None = None) -> pd.DataFr
     if fitted.model not in shapes():
         raise UserError(f"The shape of {fitted.model} is not known, so its memory can't be estimated.")
     memory, shape = memory_of(fitted), shapes()[fitted.model]
-    column = best_quality(board, fitted.model) if task is None else figures.column_of_task(board, task)
-    found = figures.points(board, fitted.model, column.task).dropna(subset="stored_bits").reset_index(drop=True)
+    column = best_quality(board, fitted.model) if task is None else quality.column_of_task(board, task)
+    found = quality.points(board, fitted.model, column.task).dropna(subset="stored_bits").reset_index(drop=True)
     needs = [
         need(shape, bits, context=fitted.context, batch=fitted.batch, pictures=fitted.pictures)
         for bits in found["stored_bits"]
@@ -157,7 +157,7 @@ def settings(board: Board, fitted: Fitted, task: str | None = None) -> pd.DataFr
 
 def figure(board: Board, fitted: Fitted, task: str | None = None) -> Figure:
     """The need of the best settings as stacked bars against the card, and all settings in the table behind it."""
-    column = best_quality(board, fitted.model) if task is None else figures.column_of_task(board, task)
+    column = best_quality(board, fitted.model) if task is None else quality.column_of_task(board, task)
     found, memory = settings(board, fitted, column.task), memory_of(fitted)
     where = fitted.card or f"{memory:g} GiB"
     fitting = found[found["fits"]]
@@ -176,7 +176,7 @@ def figure(board: Board, fitted: Fitted, task: str | None = None) -> Figure:
     else:
         best = fitting.iloc[0]
         speed = f", at most {best['tokens_per_s']:.0f} tokens/s" if np.isfinite(best["tokens_per_s"]) else ""
-        value = figures.written(best["value"], column)
+        value = quality.written(best["value"], column)
         finding = (
             f"{len(fitting)} of {len(found)} settings of {fitted.model} fit {where} with {asked}. "
             f"Best: {best['label']} ({column.title} {value}), {best['total']:.1f} GiB{speed}."
@@ -198,7 +198,7 @@ def figure(board: Board, fitted: Fitted, task: str | None = None) -> Figure:
         {
             "Setting": found["label"],
             "Fits": np.where(found["fits"], "yes", "no"),
-            f"{column.title} {column.arrow}": [figures.written(value, column) for value in found["value"]],
+            f"{column.title} {column.arrow}": [quality.written(value, column) for value in found["value"]],
             "Stored bits": found["stored_bits"].round(2),
             **{f"{part}, GiB": found[part].round(2) for part in PARTS},
             "Total, GiB": found["total"].round(2),

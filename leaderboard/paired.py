@@ -97,8 +97,8 @@ def _comparison(
     task: Task, suffix: str, a: Mapping[str, float], b: Mapping[str, float], flipped: Flips | None, agree: float | None
 ) -> Comparison:
     scores = np.array([[a[unit], b[unit]] for unit in a])
-    values = [_value(task, mean) for mean in scores.mean(axis=0)]
-    low, high = interval(scores[:, 0], scores[:, 1], lambda mean: _value(task, mean))
+    values = [value_of(task, mean) for mean in scores.mean(axis=0)]
+    low, high = interval(scores[:, 0], scores[:, 1], lambda mean: value_of(task, mean))
     part = task.parts.get(suffix)
     return Comparison(
         name=task.number_name(suffix),
@@ -117,7 +117,8 @@ def _comparison(
     )
 
 
-def _value(task: Task, mean: float) -> float:
+def value_of(task: Task, mean: float) -> float:
+    """The number that a mean of unit scores stands for; infinite where it is too large."""
     try:
         return task.value(float(mean))
     except OverflowError:

@@ -10,7 +10,7 @@ from html import escape
 import numpy as np
 import pandas as pd
 
-from leaderboard.figures import Figure
+from leaderboard.plot import Figure
 from quant_engine.spec import UserError
 
 logger = logging.getLogger(__name__)

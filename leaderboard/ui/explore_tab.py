@@ -10,8 +10,9 @@ from html import escape
 import gradio as gr
 import pandas as pd
 
-from leaderboard import analysis, figures, fit, notation, paired
+from leaderboard import analysis, figures, fit, notation, paired, run_figures
 from leaderboard.analysis import Board
+from leaderboard.plot import Figure
 from leaderboard.store import Notes, note_on
 from leaderboard.ui.chart import DRAW_JS, chart, table_html
 from leaderboard.ui.leaderboard_tab import Boards
@@ -64,7 +65,7 @@ def runs_of(board: Board) -> list[tuple[str, str]]:
 def charts(board: Board, explored: Explored) -> str:
     """The charts about one model. One that fails is a sentence in its place."""
     model, task, width = explored.model, explored.quality or "", explored.bits
-    drawings: list[tuple[str, Callable[[], figures.Figure]]] = [
+    drawings: list[tuple[str, Callable[[], Figure]]] = [
         ("Bits against quality", lambda: figures.bits_and_quality(board, model, task, explored.within)),
         ("Size against quality", lambda: figures.size_and_quality(board, model, task)),
         ("Methods × bits", lambda: figures.methods_and_bits(board, model, task)),
@@ -112,10 +113,10 @@ def fits(board: Board, fitted: Fitted) -> str:
     return f'<div class="figures one">{chart(lambda: fit.figure(board, fitted), "What fits")}{beside}</div>'
 
 
-def _layers(run_id: str, label: str) -> figures.Figure:
+def _layers(run_id: str, label: str) -> Figure:
     if not run_folder.exists(run_id):
         raise UserError(f"Run {run_id} is not on this machine (any more).")
-    return figures.layer_errors(run_folder.read_layers(run_folder.place(run_id)), label)
+    return run_figures.layer_errors(run_folder.read_layers(run_folder.place(run_id)), label)
 
 
 def _compared(first: str, second: str) -> str:

@@ -14,7 +14,7 @@ from html import escape
 import gradio as gr
 import numpy as np
 
-from leaderboard import analysis, export, figures, notation
+from leaderboard import analysis, export, figures, notation, quality
 from leaderboard.analysis import PER_ROW, Board, Query, Range
 from leaderboard.provenance import provenance
 from leaderboard.ranks import Comparisons, ranking
@@ -117,7 +117,7 @@ def pins_html(boards: Boards, keys: tuple[str, ...]) -> str:
     at = np.ix_(list(places.values()), scores)
     columns = tuple(board.columns[place] for place in scores)
     lower = np.array([column.better == "lower" for column in columns], dtype=bool)
-    kept = figures.kept_percent(board.values[at], board.reference[at], board.cells[at], lower)
+    kept = quality.kept_percent(board.values[at], board.reference[at], board.cells[at], lower)
     figure = chart(lambda: figures.dumbbells(list(titles.values()), columns, kept), "Pinned settings")
     return pins(list(titles.items()), figure)
 

@@ -7,7 +7,7 @@ from html import escape
 import gradio as gr
 import pandas as pd
 
-from leaderboard import figures, sizes
+from leaderboard import quality, sizes
 from leaderboard.analysis import Board
 from leaderboard.store import method_name
 from leaderboard.ui.leaderboard_tab import Boards
@@ -37,15 +37,15 @@ def standings(board: Board) -> pd.DataFrame:
     """For each method and width of the study, its best row: `value`, `place` among the methods of that width, `of` how
     many, and how it is `written`. Empty if there are no results."""
     try:
-        column = figures.column_of_task(board, QUALITY)
-        found = figures.points(board, FIRST_MODEL, column.task)
+        column = quality.column_of_task(board, QUALITY)
+        found = quality.points(board, FIRST_MODEL, column.task)
     except UserError:
         return pd.DataFrame(columns=["method", "w_bits", "place", "of", "written"])
-    best = figures.best_of_width(found[(found["w_bits"] < 16) & (found["a_bits"] == 16)])
+    best = quality.best_of_width(found[(found["w_bits"] < 16) & (found["a_bits"] == 16)])
     best = best[best["source"] == "paper"].sort_values("loss").drop_duplicates(["method", "w_bits"])
     best["place"] = best.groupby("w_bits")["loss"].rank(method="min")
     best["of"] = best.groupby("w_bits")["loss"].transform("size")
-    best["written"] = [figures.written(value, column) for value in best["value"]]
+    best["written"] = [quality.written(value, column) for value in best["value"]]
     return best.sort_values("w_bits", ascending=False)
 
 

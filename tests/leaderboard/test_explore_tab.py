@@ -1,7 +1,7 @@
 import pytest
 
 from leaderboard.analysis import arrange
-from leaderboard.figures import Figure
+from leaderboard.plot import Figure
 from leaderboard.store import Store, read_notes, read_paper
 from leaderboard.ui import explore_tab, methods_tab
 from leaderboard.ui.chart import chart

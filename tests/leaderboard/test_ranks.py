@@ -1,7 +1,5 @@
 """Ranks of the table's rows: ties of measured runs by their items, rows of the study by what is printed."""
 
-from statistics import mean
-
 import numpy as np
 import pytest
 
@@ -11,37 +9,19 @@ from leaderboard.ranks import Comparisons
 from leaderboard.store import Store, read_paper
 from leaderboard.ui.leaderboard_tab import Boards, show
 from quant_engine.runs import folder
-from quant_engine.spec import ItemOutput, QuantSetting, Result, RunSpec
 
 MEASURED = Query(model="SmolLM2-135M", sources=("measured",))
 
 
-def write(scores, method="rtn", bits=4, task="arc_easy", data="rows 1", limit=None):
-    """A run that scored so on each item."""
-    setting = QuantSetting() if method == "fp16" else QuantSetting(method=method, w_bits=bits, group_size=64)
-    spec = RunSpec(model="demo-llm", setting=setting, tasks=(task,), limit=limit or len(scores))
-    row = Result(
-        run_id=spec.run_id, source="measured", model="demo-llm", track="llm_ptq", method=setting.method,
-        w_bits=setting.w_bits, group_size=setting.group_size, task=task, metric="accuracy", value=100 * mean(scores),
-        data_revision=data, stored_bits=4, items=len(scores),
-    )  # fmt: skip
-    items = [
-        ItemOutput(item=str(n), prompt=f"q{n}", gold=["x"], prediction="x", score=score, choices=["x", "y"],
-                   log_probabilities=[-1.0, -2.0])
-        for n, score in enumerate(scores)
-    ]  # fmt: skip
-    return folder.write(spec, {}, [row], [], {task: items}, "").name
-
-
 @pytest.fixture
-def runs(results) -> dict[str, str]:
+def runs(write_run) -> dict[str, str]:
     """Four runs on 200 items: two that differ in two items, one far below, and one that was asked half of them."""
     right = np.arange(200) < 160
     return {
-        "full": write(right.astype(float).tolist(), "fp16"),
-        "as good": write((np.arange(200) < 158).astype(float).tolist(), bits=4),
-        "bad": write((np.arange(200) < 80).astype(float).tolist(), bits=2),
-        "half": write([1.0] * 100, bits=3),
+        "full": write_run(right.astype(float).tolist(), "fp16"),
+        "as good": write_run((np.arange(200) < 158).astype(float).tolist(), bits=4),
+        "bad": write_run((np.arange(200) < 80).astype(float).tolist(), bits=2),
+        "half": write_run([1.0] * 100, bits=3),
     }
 
 
@@ -65,14 +45,14 @@ def test_a_rank_is_among_the_rows_that_are_shown(runs):
     assert [found.text(place) for place in range(len(seen.rows))] == ["1"]
 
 
-def test_items_are_read_once_however_the_table_is_filtered(runs, monkeypatch):
+def test_items_are_read_once_however_the_table_is_filtered(runs, write_run, monkeypatch):
     read = []
     monkeypatch.setattr(folder, "read_items", lambda *given, real=folder.read_items: read.append(given) or real(*given))
     board, comparisons = arrange(Store().snapshot().frame), Comparisons(20)
     for change in ({}, {"bits": (4.0,)}, {"sort": "arc_easy", "reverse": True}, {"mode": "retained"}):
         ranks.ranking(board, analysis.view(board, MEASURED.model_copy(update=change)), comparisons)
     assert len(read) == len(runs)
-    write([1.0] * 200, "gptq")
+    write_run([1.0] * 200, "gptq")
     board = arrange(Store().snapshot().frame)
     ranks.ranking(board, analysis.view(board, MEASURED), comparisons)
     assert len(read) == len(runs) + 1
