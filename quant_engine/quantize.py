@@ -41,6 +41,10 @@ if TYPE_CHECKING:
 TRAINING_SHARE = 0.9
 """The part of quantization's progress that training fills, where a method trains."""
 
+HISTOGRAM_PARTS = 81
+HISTOGRAM_REACH = 4.5
+"""How far histograms of weights reach, in root mean squares of the weights."""
+
 
 @dataclass(frozen=True)
 class Hooks:
@@ -310,7 +314,9 @@ class _Pipeline:
             lambda line: self.hooks.log(f"block {index} {name}: {line}"),
         )
         seconds = time.monotonic() - started
-        change = weight - stored.dequantize()
+        after = stored.dequantize().float()
+        change = weight - after
+        reach = HISTOGRAM_REACH * weight.square().mean().sqrt().item() or 1.0
         ledger = stored.ledger()
         bias = None if layer.bias is None else layer.bias.data
         quantized = QuantLinear(stored, bias)
@@ -330,6 +336,9 @@ class _Pipeline:
             weight_error=(change.square().sum() / weight.square().sum()).item(),
             output_error=output_error,
             seconds=seconds,
+            weights_reach=reach,
+            weights_before=histogram(weight, reach),
+            weights_after=histogram(after, reach),
         )
         parent, _, leaf = name.rpartition(".")
         setattr(block.get_submodule(parent), leaf, quantized)
@@ -366,6 +375,14 @@ class _Pipeline:
                 message=message,
             )
         )
+
+
+def histogram(weight: torch.Tensor, reach: float) -> list[int]:
+    """How many weights lie in each of HISTOGRAM_PARTS equal parts of [-reach, reach]; those beyond in the outermost."""
+    counts = torch.zeros(HISTOGRAM_PARTS, dtype=torch.int64, device=weight.device)
+    for part in weight.flatten().split(1 << 24):  # counts in float32, which holds no more exactly
+        counts += torch.histc(part.clamp(-reach, reach), HISTOGRAM_PARTS, -reach, reach).long()
+    return counts.tolist()
 
 
 def _sampled_output_error(layer: nn.Module, quantized: QuantLinear, inputs: torch.Tensor) -> float:

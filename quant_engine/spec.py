@@ -206,7 +206,9 @@ class LayerRecord(BaseModel):
     """What quantizing one linear cost. Errors are relative: squared norm of the change over that of the original.
 
     `output_error` is over the calibration inputs; None where the method looked at no data. `stored_bits` counts all
-    that is stored; `headline_bits` counts as the papers do, codes and signs only.
+    that is stored; `headline_bits` counts as the papers do, codes and signs only. `weights_before` and `weights_after`
+    count the weights in equal parts of [-weights_reach, weights_reach], before and after quantization; what lies beyond
+    counts in the outermost parts. Runs of earlier versions have none.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -220,6 +222,9 @@ class LayerRecord(BaseModel):
     weight_error: float
     output_error: float | None = None
     seconds: float
+    weights_reach: float | None = None
+    weights_before: list[int] | None = None
+    weights_after: list[int] | None = None
 
 
 class Progress(BaseModel):
