@@ -19,7 +19,7 @@ COLORS = (
     "#2f78c4", "#d9730d", "#2a9160", "#c8453b", "#8a5cc9", "#96703a", "#c4588f", "#1f8fa3", "#7d8a1f", "#7d7a74",
 )  # fmt: skip
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "triangle-down", "pentagon", "hexagon", "star", "x", "cross")
-SHADE = [[0, "var(--loss)"], [0.5, "var(--sheet)"], [1, "var(--gain)"]]
+SHADE = [[0, "var(--heat-lost)"], [0.5, "var(--sheet)"], [1, "var(--heat-gained)"]]
 
 
 @dataclass(frozen=True)

@@ -105,7 +105,7 @@ def fits(board: Board, fitted: Fitted) -> str:
     """What fits, or one sentence that says why that can't be said; and the estimate beside measured peaks."""
     measured = fit.checked(board.results)
     beside = (
-        f"<details><summary>The estimate beside {len(measured)} measured peaks: median error "
+        f"<details><summary>The estimate beside measured peaks ({len(measured)}): median error "
         f"{measured['Error %'].abs().median():.0f}%</summary>{table_html(measured)}</details>"
         if len(measured)
         else '<p class="hint">No run has been measured here yet to hold the estimate against.</p>'

@@ -207,9 +207,9 @@ class Controls:
     stored: gr.Textbox
     size: gr.Textbox
     search: gr.Textbox
-    sort: gr.State
-    pins: gr.State
-    row: gr.State
+    sort: gr.JSON
+    pins: gr.JSON
+    row: gr.Textbox
 
     def all(self) -> list[gr.components.Component]:
         return list(vars(self).values())
@@ -217,13 +217,15 @@ class Controls:
 
 @dataclass(frozen=True)
 class Wired:
-    """What the page connects the tab by: its controls; the outputs of `fill`, which shows a view; and the card, whose
-    event `again` asks for a setting to be run."""
+    """What the page connects the tab by: its controls; the outputs of `fill`, which shows a view; the card, whose event
+    `again` asks for a setting to be run; and `refreshing`, the function that draws anew where that is due, with its
+    inputs and outputs."""
 
     controls: Controls
     outputs: list[gr.components.Component]
     fill: Callable[[PageView], list]
     card: gr.HTML
+    refreshing: tuple[Callable[..., list], list, list]
 
 
 def offers_of(shown: Shown) -> list[list]:
@@ -268,10 +270,10 @@ def view_of(
         sort=sort[0],
         reverse=sort[1],
     )
-    return PageView(query=query, pins=tuple(pins), row=row)
+    return PageView(query=query, pins=tuple(pins), row=row or None)
 
 
-def build(boards: Boards, page: gr.Blocks) -> Wired:
+def build(boards: Boards) -> Wired:
     """Lays out the tab and wires it."""
     first = show(boards, Query(model=FIRST_MODEL))
     offers = offers_of(first)
@@ -306,7 +308,9 @@ def build(boards: Boards, page: gr.Blocks) -> Wired:
     pinned = html("", elem_id="pins", js_on_load=_JS)
     board = html(first.table, elem_id="board", js_on_load=_JS, server_functions=[export_view])
     opened = html("", elem_id="card", js_on_load=_JS, server_functions=[zipped])
-    sort, pins_state, row = gr.State((None, False)), gr.State(()), gr.State(None)
+    # In the browser like all other controls, so that a question never mixes what is old there with what is new here.
+    sort, pins_state = gr.JSON([None, False], visible="hidden"), gr.JSON([], visible="hidden")
+    row = gr.Textbox("", visible="hidden")
     # What the table in the browser was drawn from. Answers may arrive in another order than questions were asked: the
     # timer compares this with the controls and draws again what came out wrong, as it does when there are new results.
     drawn = gr.Textbox(first.drawn, visible="hidden")
@@ -337,7 +341,7 @@ def build(boards: Boards, page: gr.Blocks) -> Wired:
         ]
         others = [
             query.mode, list(query.statuses), range_text(query.stored), range_text(query.size), query.search,
-            (query.sort, query.reverse), view.pins, view.row,
+            [query.sort, query.reverse], list(view.pins), view.row,
         ]  # fmt: skip
         return [*offered, *others, *draw(view, shown), *aside(view)]
 
@@ -350,7 +354,7 @@ def build(boards: Boards, page: gr.Blocks) -> Wired:
 
     def sorted_by(event: gr.EventData, *values) -> list:
         *others, sort_now, keys, key = values
-        sort_now = next_sort(*sort_now, event._data["column"])
+        sort_now = list(next_sort(*sort_now, event._data["column"]))
         return [*refine(*others, sort_now, keys, key), sort_now]
 
     def cleared(*values) -> list:
@@ -365,7 +369,7 @@ def build(boards: Boards, page: gr.Blocks) -> Wired:
     def pins_row(event: gr.EventData, *values) -> list:
         view = view_of(*values)
         view = view.model_copy(update={"pins": toggled(view.pins, str(event._data["row"]))})
-        return [view.pins, *aside(view), address(view)]
+        return [list(view.pins), *aside(view), address(view)]
 
     def refreshed(before: str, *values) -> list:
         """Draws anew if the tab is not what it should be. Choices are left alone: they may be changing meanwhile."""
@@ -392,6 +396,7 @@ def build(boards: Boards, page: gr.Blocks) -> Wired:
     for part in (board, opened, pinned):
         part.open(opens, controls.all(), [row, opened, where], **quick)
         part.pin(pins_row, controls.all(), [pins_state, *beside, where], **quick)
-    gr.on([page.load, gr.Timer(3).tick], refreshed, [drawn, *controls.all()], refreshing, **quick)
+    refreshing_of = (refreshed, [drawn, *controls.all()], refreshing)
+    gr.Timer(3).tick(*refreshing_of, **quick)
     where.change(None, where, None, js="(search) => { lowbit.go('board', search); }", **quick)
-    return Wired(controls, outputs, fill, opened)
+    return Wired(controls, outputs, fill, opened, refreshing_of)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from html import escape
 
 import gradio as gr
@@ -66,6 +67,19 @@ def numbers(board: Board, card: MethodCard) -> str:
     return ", ".join(f"{model} {count} {source}" for (model, source), count in counts.items()) or "none yet"
 
 
+def formula_lines(formula: str) -> list[str]:
+    """A formula's parts, one a line, so that they fit a card: parted at the spaces that stand between equations, not at
+    those within cases."""
+    lines, depth = [""], 0
+    for part in re.split(r"(\\begin|\\end|,?\\quad)", formula):
+        depth += {r"\begin": 1, r"\end": -1}.get(part, 0)
+        if part.endswith(r"\quad") and depth == 0:
+            lines.append("")
+        else:
+            lines[-1] += part
+    return [line.strip() for line in lines]
+
+
 def facts(board: Board, standing: pd.DataFrame, card: MethodCard) -> str:
     """A card below its formula."""
     group = "any group size, or per row" if card.grouped else "no groups to choose"
@@ -102,7 +116,7 @@ def build(boards: Boards) -> list[gr.HTML]:
             with gr.Column(elem_classes="method", min_width=320):
                 html(f"<h2>{escape(card.title)}</h2><p>{escape(card.idea)}</p>")
                 gr.Markdown(
-                    f"$${card.formula}$$",
+                    "\n\n".join(f"$${line}$$" for line in formula_lines(card.formula)),
                     latex_delimiters=[{"left": "$$", "right": "$$", "display": True}],
                     elem_classes="formula",
                 )
