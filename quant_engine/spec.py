@@ -94,9 +94,10 @@ class QuantSetting(_Frozen):
 
 
 class Calibration(_Frozen):
-    """Texts that a method looks at: `samples` windows of `length` tokens drawn from `source` with `seed`.
+    """What a method looks at: `samples` windows of `length` tokens drawn from `source` with `seed`.
 
-    `source` is "builtin" (public-domain prose that ships with the project) or the path of a text file.
+    `source` is "builtin" (public-domain prose that ships with the project) or the path of a text file; for a model that
+    takes pictures also "pictures" (drawn ones with questions) or "pictures:FOLDER" (quant_engine/data/pictures.py).
     """
 
     source: Identifier = "builtin"
