@@ -18,7 +18,8 @@ def rows(page: Page) -> list[list[str]]:
     return page.eval_on_selector_all(
         "table.board tbody tr",
         "rows => rows.map(row => [...row.querySelectorAll(':scope > :not(.kr)')].map(cell => "
-        "(cell.querySelector('.open') ?? (cell.firstChild?.nodeType === 3 ? cell.firstChild : cell)).textContent.trim()))",
+        "(cell.querySelector('.open') ?? (cell.firstChild?.nodeType === 3 ? cell.firstChild : cell))"
+        ".textContent.trim()))",
     )
 
 
