@@ -61,7 +61,9 @@ def bits_and_quality(board: Board, model: str, task: str, within: float) -> Figu
     gone = quality.collapsed(board, model, task)
     if len(gone):
         data.append(_collapsed(gone, column))
-        finding += f" Crosses: {len(gone)} setting{'s' * (len(gone) > 1)} collapsed, without a number."
+        widths = gone.groupby("w_bits", sort=False)["method"].unique()
+        told = [f"{', '.join(methods)} at {width:g} bits" for width, methods in widths.items()]
+        finding += f" Collapsed (crosses): {'; '.join(told)}."
     layout = {
         "xaxis": plot.axis("weight bits (nominal)") | {"autorange": "reversed", "dtick": 1},
         "yaxis": plot.quality_axis(column, found["value"]),

@@ -199,18 +199,19 @@ def better(scores: np.ndarray, *, higher_is_better: bool = True, resamples: int 
     """Which methods are better than which by more than chance: [methods, methods], true at [i, j] if j beats i.
 
     `scores` [units, methods] are of the same units. A method is better than another if the paired bootstrap interval of
-    their difference leaves out zero, or if it is better than a third one that is; any is better than one without
-    numbers. So of methods that as many are better than, none is better than another.
+    their difference leaves out zero, or if it is so much better than a third whose mean is no lower; any is better than
+    one without numbers. So the fewer are better the higher the mean, and of methods that equally many are better than,
+    none is better than another.
     """
     known = np.isfinite(scores).all(axis=0)
     table = scores[:, known] if higher_is_better else -scores[:, known]
-    means = resampled_means(table, resamples)
+    mean, means = table.mean(axis=0), resampled_means(table, resamples)
     least = 1e-12 * np.abs(table).max(initial=0.0)  # sums of the same scores in another order may differ by this much
-    among = np.array([(means - means[:, [one]] <= least).mean(axis=0) < (1 - LEVEL) / 2 for one in range(len(means.T))])
-    for through in range(len(among)):
-        among |= among[:, [through]] & among[through]
+    among = np.array([(means - means[:, [one]] <= least).mean(axis=0) < (1 - LEVEL) / 2 for one in range(len(mean))])
     found = np.broadcast_to(known & ~known[:, None], (len(known),) * 2).copy()
-    found[np.ix_(known, known)] = among
+    if known.any():
+        among &= mean > mean[:, None]
+        found[np.ix_(known, known)] = [among[mean >= one].any(axis=0) for one in mean]
     return found
 
 

@@ -79,9 +79,9 @@ class Comparisons:
 def ranking(board: Board, seen: View, comparisons: Comparisons) -> Ranking | None:
     """The ranks of a view's rows among those shown, by the column that it is sorted by, else by the one that says most.
 
-    A measured row's rank is 1, and 1 more for each shown run of the model that is better by more than chance; runs that
-    were asked other items than most have none. A row of the study is ranked by its printed number alone. None if the
-    view has no score.
+    A measured row's rank is 1, and 1 more for each shown run of the model that is better (see `paired.better`); runs
+    that were asked other items than most have none. A row of the study is ranked by its printed number alone. None if
+    the view has no score.
     """
     column = headline(seen.columns, seen.query.sort)
     if column is None:

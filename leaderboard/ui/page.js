@@ -85,6 +85,11 @@ window.lowbit = (() => {
         xaxis: { ...axis(), ...figure.layout.xaxis }, yaxis: { ...axis(), ...figure.layout.yaxis },
       };
       await library.react(chart, figure.data, layout, { displayModeBar: false, responsive: true });
+      if (!drawn.has(chart)) {
+        chart.on('plotly_click', ({ points: [{ text }] }) => {
+          chart.dispatchEvent(new CustomEvent('pressed', { bubbles: true, detail: { text } }));
+        });
+      }
       drawn.add(chart);
     } catch {
       chart.innerHTML = '<p class="sorry">This chart could not be drawn; its numbers are in the table below.</p>';

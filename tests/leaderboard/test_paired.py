@@ -122,11 +122,20 @@ def test_better_is_as_the_interval_says_and_passes_on():
     found = paired.better(scores, resamples=500)
     for i in range(6):
         for j in range(6):
-            alone = paired.interval(scores[:, i], scores[:, j], resamples=500)[0] > 0
-            assert found[i, j] >= alone
+            assert found[i, j] >= (paired.interval(scores[:, i], scores[:, j], resamples=500)[0] > 0)
             assert (found[j] & found[i, j] <= found[i]).all()
+    assert (np.diff(found.sum(axis=1)[np.argsort(-scores.mean(axis=0))]) >= 0).all()
     assert not found.diagonal().any()
     assert not (found & found.T).any()
+
+
+def test_who_has_the_lower_mean_has_not_the_better_rank():
+    """The first beats the second on the very same items. The third is lower, but right where the first is wrong."""
+    first, second, third = np.ones(60), np.ones(60), np.ones(60)
+    first[:12], second[:20], third[:] = 0, 0, np.arange(60) < 39
+    found = paired.better(np.stack([first, second, third], axis=1))
+    assert paired.interval(third, first)[0] < 0
+    assert found.sum(axis=1).tolist() == [0, 1, 1]
 
 
 def test_the_same_scores_are_never_better_than_themselves():
