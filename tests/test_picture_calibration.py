@@ -20,15 +20,6 @@ from quant_engine.spec import Calibration, QuantSetting, RunSpec, UserError
 GPTQ = QuantSetting(method="gptq", w_bits=3, group_size=16)
 
 
-@pytest.fixture(scope="module")
-def tiny_models(tmp_path_factory):
-    root = tmp_path_factory.mktemp("models")
-    for name, made in (("llama", tiny_chat.llama()), ("llava", tiny_chat.llava_next())):
-        made.model.save_pretrained(root / name)
-        (made.processor or made.tokenizer).save_pretrained(root / name)
-    return root
-
-
 @pytest.fixture
 def folder(tmp_path):
     """Three pictures of different shapes, four questions about them."""
