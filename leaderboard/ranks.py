@@ -19,7 +19,7 @@ from leaderboard.analysis import Board, View
 from leaderboard.columns import Column, headline
 from leaderboard.items import Run, runs_with, scored
 
-PATIENCE_S = 0.1
+PATIENCE_S = 0.05
 MOST_KEPT = 64
 
 

@@ -92,7 +92,10 @@ def comparison(explored: Explored) -> str:
             f'<section class="figure"><header><h3>{title}</h3></header><p class="absent">{escape(text)}</p></section>'
         )
     told = sum(one.separable for one in found)
-    finding = f"{told} of {len(found)} differences are more than chance (their 95% interval leaves out zero)."
+    finding = (
+        f"{told} of {len(found)} differences {'is' if told == 1 else 'are'} more than chance: the 95% interval leaves "
+        "out zero and, for items that are right or wrong, McNemar's p is below 0.05."
+    )
     return (
         f'<section class="figure"><header><h3>{title}</h3></header><p>{escape(finding)}</p>'
         f"{table_html(_compared(found))}{items}</section>"

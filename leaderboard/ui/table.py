@@ -106,10 +106,11 @@ def rank_help(ranking: Ranking) -> str:
     """What a rank says, and what a tie."""
     return (
         f"Rank by {ranking.column.title} among the rows shown. A measured row's is 1, and 1 more for each shown run of "
-        "the model that is better by more than chance (the same items, resampled in pairs, 95%) than it or than one "
-        "above it. So 2= says that rows share rank 2 because their difference may be chance. Rows of the study come "
-        "without items: they are ranked by the printed number alone, where small differences may be chance too. A run "
-        "without a rank has no items to compare, or was asked others than most."
+        "the model that is better by more than chance (the same items in pairs: 95% bootstrap interval and, if items "
+        "are right or wrong, McNemar's test) than it or than one above it. So 2= says that rows share rank 2 because "
+        "their difference may be chance. Rows of the study come without items: they are ranked by the printed number "
+        "alone, where small differences may be chance too. A run without a rank has no items to compare, or was asked "
+        "others than most."
     )
 
 
@@ -152,7 +153,7 @@ def _row(sheet: _Sheet, index: int, row: dict) -> str:
     rank = sheet.ranking.text(index) if sheet.ranking else ""
     marks.append(f"rank {rank}" if rank else "")
     small = " · ".join(filter(None, [escape(row["model"]) if sheet.several else "", *marks]))
-    cells = f'<td class="k kr">{rank}</td>' if sheet.ranking else ""
+    cells = f'<td class="k kr">{rank.replace("=", "<i>=</i>")}</td>' if sheet.ranking else ""
     cells += f'<td class="k k0">{escape(row["model"])}</td>' if sheet.several else ""
     key = escape(row_key(row))
     cells += (

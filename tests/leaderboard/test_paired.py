@@ -129,6 +129,18 @@ def test_better_is_as_the_interval_says_and_passes_on():
     assert not (found & found.T).any()
 
 
+def test_four_flips_to_one_side_are_no_difference_yet():
+    """The percentile interval leaves out zero; the exact probability is one in eight."""
+    a, b = outputs([1] * 20 + [0] * 4), outputs([1] * 16 + [0] * 8)
+    head = paired.compare_items(find_task("ai2d"), a, b)[0]
+    assert head.high < 0
+    assert head.p == pytest.approx(1 / 8)
+    assert not head.separable
+    scores = np.array([[one.score, other.score] for one, other in zip(a, b, strict=True)])
+    assert not paired.better(100 * scores).any()
+    assert paired.better(100 * scores[:, ::-1].repeat(2, axis=0)).tolist() == [[False, True], [False, False]]
+
+
 def test_who_has_the_lower_mean_has_not_the_better_rank():
     """The first beats the second on the very same items. The third is lower, but right where the first is wrong."""
     first, second, third = np.ones(60), np.ones(60), np.ones(60)

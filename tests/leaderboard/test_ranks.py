@@ -72,7 +72,7 @@ def test_a_table_does_not_wait_and_comes_again_with_ranks(runs):
     assert "Rank" not in first.table
     boards.comparisons._pool.shutdown(wait=True)
     assert show(boards, MEASURED).drawn != first.drawn
-    assert '<td class="k kr">1=</td>' in show(boards, MEASURED).table
+    assert '<td class="k kr">1<i>=</i></td>' in show(boards, MEASURED).table
 
 
 def test_rows_of_the_study_are_ranked_by_the_printed_number():
