@@ -62,12 +62,17 @@ class VisualQuestions(Task):
     def revision(self) -> str:
         """What identifies the items, to be kept beside every number."""
 
-    @abstractmethod
     def picture_of(self, item: str, revision: str) -> Image:
         """The picture of an item by its id, in items of this revision. Raises UserError if it is not on this machine.
 
         Loads no torch.
         """
+        if revision != self.revision():
+            raise UserError(f"The items of {self.title} on this machine are not those of this run ({revision}).")
+        found = next((question for question in self.questions(None) if question.id == item), None)
+        if found is None:
+            raise UserError(f"{self.title} has no item {item}.")
+        return found.picture()
 
     @abstractmethod
     def score(self, prediction: str, gold: list[str]) -> float:
