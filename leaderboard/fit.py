@@ -53,8 +53,8 @@ class Card:
         return self.memory * 15 / 16 if self.ecc else self.memory
 
 
-# From the data sheets and product pages of NVIDIA and AMD. Cards that come in several forms are the SXM (or OAM) ones;
-# the PCIe cards are slower: A100 80 GB 1935 GB/s, H100 80 GB 2000 GB/s.
+# Memory and bandwidth as published for each card; where only bus and data rate are, bandwidth is their product. Cards
+# that come in several forms are the SXM (or OAM) ones; the PCIe cards are slower.
 CARDS: dict[str, Card] = {
     card.name: card
     for card in (
@@ -64,10 +64,10 @@ CARDS: dict[str, Card] = {
         Card("RTX 4080", 16, 716.8),  # 256 bit at 22.4 Gbit/s
         Card("RTX 4090", 24, 1008),  # 384 bit at 21 Gbit/s
         Card("RTX 5090", 32, 1792),  # 512 bit at 28 Gbit/s
-        Card("T4", 16, 320, ecc=True),  # 256 bit at 10 Gbit/s; the data sheet rounds to 300, the product page to "320+"
+        Card("T4", 16, 320, ecc=True),  # 256 bit at 10 Gbit/s
         Card("L4", 24, 300, ecc=True),
         Card("A10", 24, 600, ecc=True),
-        Card("RTX A6000", 48, 768),  # 384 bit at 16 Gbit/s; error correction is off as delivered
+        Card("RTX A6000", 48, 768),  # 384 bit at 16 Gbit/s
         Card("L40S", 48, 864, ecc=True),
         Card("A100 40 GB", 40, 1555),
         Card("A100 80 GB", 80, 2039),
