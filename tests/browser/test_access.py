@@ -25,13 +25,11 @@ def look(page: Page, what: str):
 
 
 def look_around(page: Page) -> None:
-    """Scrolls through the page, so that every chart is drawn."""
-    for place in range(0, page.evaluate("document.documentElement.scrollHeight"), 700):
-        page.evaluate(f"scrollTo(0, {place})")
-        page.wait_for_timeout(150)
-    page.evaluate("scrollTo(0, 0)")
+    """Brings every chart into view, so that it is drawn."""
     for chart in page.locator("[data-figure]:visible").all():
+        chart.scroll_into_view_if_needed()
         expect(chart.locator(".main-svg").first).to_be_attached()
+    page.evaluate("scrollTo(0, 0)")
 
 
 def contrast(page: Page, theme: str) -> list[str]:
