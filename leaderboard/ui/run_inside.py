@@ -68,7 +68,7 @@ def linears(run_id: str | None) -> list[tuple[str, str]]:
 
 
 def _records(run_id: str) -> list[LayerRecord]:
-    if not run_folder.exists(run_id):
+    if not run_folder.place(run_id).is_dir():
         raise UserError(f"Run {run_id} is not on this machine (any more).")
     return run_folder.read_layers(run_folder.place(run_id))
 
@@ -162,7 +162,7 @@ def item_picture(asked: list[str]) -> dict[str, str]:
     """
     run_id, task, item = asked
     try:
-        if not run_folder.RUN_ID.fullmatch(run_id) or not run_folder.exists(run_id):
+        if not run_folder.RUN_ID.fullmatch(run_id) or not run_folder.place(run_id).is_dir():
             raise UserError("The run is not on this machine (any more).")
         return {"address": of_item(run_folder.read(run_folder.place(run_id)), task, item), "said": f"Picture of {item}"}
     except UserError as refusal:

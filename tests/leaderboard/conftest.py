@@ -22,6 +22,22 @@ def results(tmp_path, monkeypatch) -> Path:
     return folder
 
 
+def measured(spec: RunSpec, **fields: object) -> Result:
+    """A number of a run of `spec`, with 0.3 bits of side data for each weight."""
+    setting = spec.setting
+    return Result(
+        run_id=spec.run_id,
+        source="measured",
+        model=spec.model,
+        track="llm_ptq",
+        method=setting.method,
+        w_bits=setting.w_bits,
+        group_size=setting.group_size,
+        stored_bits=16 if setting.method == "fp16" else setting.w_bits + 0.3,
+        **fields,
+    )
+
+
 @pytest.fixture
 def make_run(results) -> MakeRun:
     """Writes a run folder: make_run(method="rtn", bits=4, group=64, limit=8, perplexity=12.3)."""
@@ -39,15 +55,8 @@ def make_run(results) -> MakeRun:
         setting = QuantSetting() if method == "fp16" else QuantSetting(method=method, w_bits=bits, group_size=group)
         spec = RunSpec(model=model, setting=setting, tasks=tuple(values), limit=limit)
         rows = [
-            Result(
-                run_id=spec.run_id,
-                source="measured",
-                model=model,
-                track="llm_ptq",
-                method=setting.method,
-                w_bits=setting.w_bits,
-                group_size=setting.group_size,
-                stored_bits=16 if method == "fp16" else bits + 0.3,
+            measured(
+                spec,
                 task=task,
                 metric="perplexity",
                 value=value,
@@ -76,15 +85,8 @@ def write_run(results) -> Callable[..., str]:
     ) -> str:
         setting = QuantSetting() if method == "fp16" else QuantSetting(method=method, w_bits=bits, group_size=64)
         spec = RunSpec(model="demo-llm", setting=setting, tasks=(task,), limit=len(scores))
-        row = Result(
-            run_id=spec.run_id,
-            source="measured",
-            model="demo-llm",
-            track="llm_ptq",
-            method=setting.method,
-            w_bits=setting.w_bits,
-            group_size=setting.group_size,
-            stored_bits=16 if method == "fp16" else bits + 0.3,
+        row = measured(
+            spec,
             task=task,
             metric="accuracy",
             value=100 * mean(scores),

@@ -136,3 +136,11 @@ def test_a_published_items_picture_comes_from_the_files_on_this_machine(monkeypa
     with pytest.raises(UserError, match="no item 8"):
         task.picture_of("8", task.revision())
     assert pictures.address(task.picture_of("7", task.revision()), 2).startswith("data:image/jpeg")
+
+
+def test_a_run_that_came_with_the_project_can_be_looked_into(write_run, results, monkeypatch, tmp_path):
+    run_id = write_run([1.0, 0.0])
+    monkeypatch.setenv("LOWBIT_SHIPPED", str(results))
+    monkeypatch.setenv("LOWBIT_RESULTS", str(tmp_path / "own"))
+    assert "not on this machine" not in run_inside.layers(Explored(model="demo-llm", run=run_id), "RTN")
+    assert "not on this machine" in run_inside.layers(Explored(model="demo-llm", run="0" * 16), "RTN")
