@@ -5,8 +5,8 @@
 Each row is a run that `python -m quant_engine run` makes, in a process of its own, with 32 x 512 tokens of the built-in
 calibration text; runs that were made before are found. The table shows each task's number with its standard error, all
 stored bits of a weight, the output error of the linears (mean over linears, where a method measures it), and minutes
-(quantization and tasks). wikitext2 takes its text from the Hub or from LOWBIT_DATA. A run that is cut off goes on when the
-command is given again.
+(quantization and tasks). wikitext2 takes its text from the Hub or from LOWBIT_DATA. A run that is cut off goes on
+when the command is given again.
 """
 
 from __future__ import annotations
