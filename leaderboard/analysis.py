@@ -90,7 +90,8 @@ class Board:
 @dataclass(frozen=True)
 class View:
     """The part of a board that was asked for, in order. Arrays are [rows, columns]; `shade` runs from -1 (lost) over 0
-    (as FP16) to 1 (above FP16), NaN where nothing can be compared. `values` are in the query's mode."""
+    (as FP16) to 1 (above FP16), NaN where nothing can be compared. `values` are in the query's mode. `places` [rows]
+    are the rows in the board."""
 
     query: Query
     rows: pd.DataFrame
@@ -99,6 +100,7 @@ class View:
     cells: np.ndarray
     shade: np.ndarray
     origin: np.ndarray
+    places: np.ndarray
     results: pd.DataFrame
 
     @cached_property
@@ -196,6 +198,7 @@ def view(board: Board, query: Query) -> View:
         cells[order],
         shade[order],
         board.origin[at][order],
+        kept[order],
         board.results,
     )
 

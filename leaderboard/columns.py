@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -78,6 +79,7 @@ _KNOWN: tuple[Column, ...] = (
     Column("duration", "Measure min", "Cost", "lower", "Time to measure all the run's tasks, in minutes.", 1),
 )
 KNOWN: dict[str, Column] = {column.task: column for column in _KNOWN}
+HEADLINES = ("mmbench_en", "wikitext2", "perplexity", "mmlu")
 _ORDER = {column.task: place for place, column in enumerate(_KNOWN)}
 
 
@@ -97,6 +99,18 @@ def column_of(task: str) -> Column:
         title = f"{ours.title}, {ours.parts[suffix].title}" if suffix else ours.title
         return Column(task, title, group, "higher" if ours.higher(suffix) else "lower", ours.help)
     return Column(task, task, "CommonSenseQA", "higher", "")
+
+
+def headline(columns: Sequence[Column], asked: str | None = None) -> Column | None:
+    """The score that ranks settings: the one that is asked for, else the one that says most; None if there is no score.
+
+    Not the mean of tasks: the study's has rows that were scored otherwise.
+    """
+    scores = {column.task: column for column in columns if not column.cost}
+    for task in (asked, *HEADLINES):
+        if task in scores:
+            return scores[task]
+    return next(iter(scores.values()), None)
 
 
 def ordered(tasks: list[str]) -> list[Column]:

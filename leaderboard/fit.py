@@ -17,10 +17,10 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from leaderboard import figures, notation
+from leaderboard import notation, quality
 from leaderboard.analysis import Board
-from leaderboard.columns import Column
-from leaderboard.figures import Figure
+from leaderboard.columns import Column, headline
+from leaderboard.plot import Figure
 from leaderboard.sizes import Shape, shapes
 from leaderboard.view import Fitted
 from quant_engine.spec import UserError
@@ -35,27 +35,40 @@ _COLORS = ("#2f78c4", "#1f8fa3", "#d9730d", "#8a5cc9", "#7d7a74")
 
 @dataclass(frozen=True)
 class Card:
-    """A GPU: memory in GiB, memory bandwidth in GB/s, as its maker states them."""
+    """A GPU: `memory` and memory `bandwidth` in GB/s as its maker states them, where "GB" of memory are GiB.
+
+    `ecc` says that error correction is on as delivered and lives in the same memory (GDDR6 cards for servers). It takes
+    a sixteenth: nvidia-smi shows 15360 MiB of a T4, 23034 of an L4, 23028 of an A10, 46068 of an L40S; and 81920 of an
+    A100 80 GB, whose HBM has room of its own for it.
+    """
 
     name: str
     memory: float
     bandwidth: float
+    ecc: bool = False
+
+    @property
+    def usable(self) -> float:
+        """GiB that programs can have."""
+        return self.memory * 15 / 16 if self.ecc else self.memory
 
 
+# Memory and bandwidth as published for each card; where only bus and data rate are, bandwidth is their product. Cards
+# that come in several forms are the SXM (or OAM) ones; the PCIe cards are slower.
 CARDS: dict[str, Card] = {
     card.name: card
     for card in (
-        Card("RTX 3060", 12, 360),
-        Card("RTX 4060 Ti 16 GB", 16, 288),
-        Card("RTX 3090", 24, 936),
-        Card("RTX 4080", 16, 717),
-        Card("RTX 4090", 24, 1008),
-        Card("RTX 5090", 32, 1792),
-        Card("T4", 16, 320),
-        Card("L4", 24, 300),
-        Card("A10", 24, 600),
-        Card("RTX A6000", 48, 768),
-        Card("L40S", 48, 864),
+        Card("RTX 3060", 12, 360),  # the 12 GB card: 192 bit at 15 Gbit/s
+        Card("RTX 4060 Ti 16 GB", 16, 288),  # 128 bit at 18 Gbit/s
+        Card("RTX 3090", 24, 936),  # 384 bit at 19.5 Gbit/s
+        Card("RTX 4080", 16, 716.8),  # 256 bit at 22.4 Gbit/s
+        Card("RTX 4090", 24, 1008),  # 384 bit at 21 Gbit/s
+        Card("RTX 5090", 32, 1792),  # 512 bit at 28 Gbit/s
+        Card("T4", 16, 320, ecc=True),  # 256 bit at 10 Gbit/s
+        Card("L4", 24, 300, ecc=True),
+        Card("A10", 24, 600, ecc=True),
+        Card("RTX A6000", 48, 768),  # 384 bit at 16 Gbit/s
+        Card("L40S", 48, 864, ecc=True),
         Card("A100 40 GB", 40, 1555),
         Card("A100 80 GB", 80, 2039),
         Card("H100 80 GB", 80, 3350),
@@ -97,7 +110,7 @@ def memory_of(fitted: Fitted) -> float:
         return fitted.memory
     if fitted.card not in CARDS:
         raise UserError(f"There is no card {fitted.card!r} in the list; type its memory in GiB instead.")
-    return CARDS[fitted.card].memory
+    return CARDS[fitted.card].usable
 
 
 def need(
@@ -120,20 +133,13 @@ def need(
 
 
 def best_quality(board: Board, model: str) -> Column:
-    """The column that ranks a model's settings where nobody says: for models that see MMBench, else perplexity.
-
-    Not the mean of tasks: the study's has rows that were scored otherwise.
-    """
+    """The column that ranks a model's settings where nobody says. Raises UserError if the model has no score."""
     mask = (board.rows["model"] == model).to_numpy() & (board.rows["w_bits"] < 16).to_numpy()
     filled = ~np.isnan(board.values[mask]).all(axis=0) if mask.any() else np.zeros(len(board.columns), dtype=bool)
-    has = [column for column, any_ in zip(board.columns, filled, strict=True) if any_ and not column.cost]
-    if not has:
+    found = headline([column for column, any_ in zip(board.columns, filled, strict=True) if any_])
+    if found is None:
         raise UserError(f"There is no result of {model} yet.")
-    for task in ("mmbench_en", "wikitext2", "perplexity", "mmlu"):
-        for column in has:
-            if column.task == task:
-                return column
-    return has[0]
+    return found
 
 
 def settings(board: Board, fitted: Fitted, task: str | None = None) -> pd.DataFrame:
@@ -145,8 +151,8 @@ def settings(board: Board, fitted: Fitted, task: str | None = None) -> pd.DataFr
     if fitted.model not in shapes():
         raise UserError(f"The shape of {fitted.model} is not known, so its memory can't be estimated.")
     memory, shape = memory_of(fitted), shapes()[fitted.model]
-    column = best_quality(board, fitted.model) if task is None else figures.column_of_task(board, task)
-    found = figures.points(board, fitted.model, column.task).dropna(subset="stored_bits").reset_index(drop=True)
+    column = best_quality(board, fitted.model) if task is None else quality.column_of_task(board, task)
+    found = quality.points(board, fitted.model, column.task).dropna(subset="stored_bits").reset_index(drop=True)
     needs = [
         need(shape, bits, context=fitted.context, batch=fitted.batch, pictures=fitted.pictures)
         for bits in found["stored_bits"]
@@ -164,7 +170,7 @@ def settings(board: Board, fitted: Fitted, task: str | None = None) -> pd.DataFr
 
 def figure(board: Board, fitted: Fitted, task: str | None = None) -> Figure:
     """The need of the best settings as stacked bars against the card, and all settings in the table behind it."""
-    column = best_quality(board, fitted.model) if task is None else figures.column_of_task(board, task)
+    column = best_quality(board, fitted.model) if task is None else quality.column_of_task(board, task)
     found, memory = settings(board, fitted, column.task), memory_of(fitted)
     where = fitted.card or f"{memory:g} GiB"
     fitting = found[found["fits"]]
@@ -183,7 +189,7 @@ def figure(board: Board, fitted: Fitted, task: str | None = None) -> Figure:
     else:
         best = fitting.iloc[0]
         speed = f", at most {best['tokens_per_s']:.0f} tokens/s" if np.isfinite(best["tokens_per_s"]) else ""
-        value = figures.written(best["value"], column)
+        value = quality.written(best["value"], column)
         finding = (
             f"{len(fitting)} of {len(found)} settings of {fitted.model} fit {where} with {asked}. "
             f"Best: {best['label']} ({column.title} {value}), {best['total']:.1f} GiB{speed}."
@@ -205,7 +211,7 @@ def figure(board: Board, fitted: Fitted, task: str | None = None) -> Figure:
         {
             "Setting": found["label"],
             "Fits": np.where(found["fits"], "yes", "no"),
-            f"{column.title} {column.arrow}": [figures.written(value, column) for value in found["value"]],
+            f"{column.title} {column.arrow}": [quality.written(value, column) for value in found["value"]],
             "Stored bits": found["stored_bits"].round(2),
             **{f"{part}, GiB": found[part].round(2) for part in PARTS},
             "Total, GiB": found["total"].round(2),

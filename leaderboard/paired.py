@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -59,8 +60,9 @@ class Comparison:
 
     @property
     def separable(self) -> bool:
-        """Whether the interval leaves out zero."""
-        return self.low > 0 or self.high < 0
+        """Whether the interval leaves out zero, and McNemar's test, where there is one, says the same. On few items a
+        bootstrap alone finds too much: four flips to one side and none to the other are one chance in eight."""
+        return (self.low > 0 or self.high < 0) and (self.p is None or self.p < 1 - LEVEL)
 
 
 def compare(a: RunFolder, b: RunFolder) -> list[Comparison]:
@@ -97,8 +99,8 @@ def _comparison(
     task: Task, suffix: str, a: Mapping[str, float], b: Mapping[str, float], flipped: Flips | None, agree: float | None
 ) -> Comparison:
     scores = np.array([[a[unit], b[unit]] for unit in a])
-    values = [_value(task, mean) for mean in scores.mean(axis=0)]
-    low, high = interval(scores[:, 0], scores[:, 1], lambda mean: _value(task, mean))
+    values = [value_of(task, mean) for mean in scores.mean(axis=0)]
+    low, high = interval(scores[:, 0], scores[:, 1], lambda mean: value_of(task, mean))
     part = task.parts.get(suffix)
     return Comparison(
         name=task.number_name(suffix),
@@ -117,7 +119,8 @@ def _comparison(
     )
 
 
-def _value(task: Task, mean: float) -> float:
+def value_of(task: Task, mean: float) -> float:
+    """The number that a mean of unit scores stands for; infinite where it is too large."""
     try:
         return task.value(float(mean))
     except OverflowError:
@@ -139,17 +142,21 @@ def interval(
     return float(low), float(high)
 
 
-def resampled_means(scores: np.ndarray, resamples: int) -> np.ndarray:
-    """Means [resamples, methods] of scores [units, methods]; each resample draws the same units for all methods."""
+def resampled_means(scores: np.ndarray, resamples: int = RESAMPLES, seed: int = SEED) -> np.ndarray:
+    """Means [resamples, methods] of scores [units, methods]; each resample draws the same units for all methods.
+
+    A method with a score that is no number has no means that are.
+    """
     units = len(scores)
-    generator = np.random.default_rng(SEED)
+    generator = np.random.default_rng(seed)
     means = np.empty((resamples, scores.shape[1]))
     step = max(1, _AT_ONCE // units)
     for start in range(0, resamples, step):
         count = min(step, resamples - start)
-        drawn = generator.integers(0, units, size=(count, units))
-        for method in range(scores.shape[1]):
-            means[start : start + count, method] = scores[:, method][drawn].mean(axis=1)
+        drawn = generator.integers(0, units, size=(count, units)) + units * np.arange(count)[:, None]
+        times = np.bincount(drawn.ravel(), minlength=count * units).reshape(count, units)
+        with np.errstate(invalid="ignore"):
+            means[start : start + count] = times @ scores / units
     return means
 
 
@@ -158,7 +165,11 @@ def mcnemar(a: np.ndarray, b: np.ndarray) -> float:
 
     `a` and `b` [units] say which units are right. McNemar 1947.
     """
-    lost, gained = int((a & ~b).sum()), int((~a & b).sum())
+    return _mcnemar(int((a & ~b).sum()), int((~a & b).sum()))
+
+
+@lru_cache(maxsize=100_000)
+def _mcnemar(lost: int, gained: int) -> float:
     flipped, fewer = lost + gained, min(lost, gained)
     logs = [
         math.lgamma(flipped + 1) - math.lgamma(k + 1) - math.lgamma(flipped - k + 1) - flipped * math.log(2)
@@ -190,41 +201,29 @@ def _answered(a: Sequence[ItemOutput], b: Sequence[ItemOutput]) -> list[tuple[It
     return [(one, others[one.item]) for one in a if one.gold and one.item in others]
 
 
-def shared_ranks(
-    scores: Mapping[str, Mapping[str, float]], *, higher_is_better: bool = True, resamples: int = RESAMPLES
-) -> dict[str, int]:
-    """The rank of each method: 1, and 1 more for every method that is better by more than chance.
+def better(scores: np.ndarray, *, higher_is_better: bool = True, resamples: int = RESAMPLES) -> np.ndarray:
+    """Which methods are better than which by more than chance: [methods, methods], true at [i, j] if j beats i.
 
-    `scores` are unit scores of the same units by method. A method is better than another if the paired bootstrap
-    interval of their difference leaves out zero, so methods that can't be told apart share a rank. Raises UserError if
-    the units differ.
+    `scores` [units, methods] are of the same units. A method is better than another if the paired bootstrap interval of
+    their difference leaves out zero and McNemar's test agrees, where units are right or wrong; and if it is so much
+    better than a third whose mean is no lower. Any is better than one without numbers. So the fewer are better the
+    higher the mean, and of methods that equally many are better than, none is better than another.
     """
-    units = list(next(iter(scores.values())))
-    if any(set(of_method) != set(units) for of_method in scores.values()):
-        raise UserError("Methods can be ranked on the same items only.")
-    table = np.array([[of_method[unit] for of_method in scores.values()] for unit in units])
-    if not higher_is_better:
-        table = -table
-    known = np.isfinite(table).all(axis=0)
-    means = resampled_means(table, resamples)
-    ranks = {}
-    for place, method in enumerate(scores):
-        better = 0
-        for other in range(table.shape[1]):
-            low = np.quantile(means[:, other] - means[:, place], (1 - LEVEL) / 2) if known[place] else np.inf
-            better += bool(known[other] and other != place and low > 0)
-        ranks[method] = 1 + better
-    return ranks
-
-
-def rank_runs(runs: Sequence[RunFolder], name: str) -> dict[str, int]:
-    """Ranks of runs by one of their numbers ("mme_perception"), by run id. Raises UserError if it is not known."""
-    known = task_of_number(name)
-    if known is None:
-        raise UserError(f"There is no number {name!r}.")
-    task, suffix = known
-    scores = {run.path.name: task.units(folder.read_items(run.path, task.name))[suffix] for run in runs}
-    return shared_ranks(scores, higher_is_better=task.higher(suffix))
+    known = np.isfinite(scores).all(axis=0)
+    table = scores[:, known] if higher_is_better else -scores[:, known]
+    mean, means = table.mean(axis=0), resampled_means(table, resamples)
+    least = 1e-12 * np.abs(table).max(initial=0.0)  # sums of the same scores in another order may differ by this much
+    among = np.array([(means - means[:, [one]] <= least).mean(axis=0) < (1 - LEVEL) / 2 for one in range(len(mean))])
+    found = np.broadcast_to(known & ~known[:, None], (len(known),) * 2).copy()
+    if known.any():
+        among &= mean > mean[:, None]
+        if np.isin(table, (0, 100)).all():
+            right = (table > 0).astype(float)
+            lost, gained = right.T @ (1 - right), (1 - right).T @ right
+            for i, j in np.argwhere(among):
+                among[i, j] = _mcnemar(int(lost[i, j]), int(gained[i, j])) < 1 - LEVEL
+        found[np.ix_(known, known)] = [among[mean >= one].any(axis=0) for one in mean]
+    return found
 
 
 def unquantized(run: RunFolder) -> RunFolder | None:

@@ -1,4 +1,4 @@
-"""A visitor's picture: checked and decoded defensively, made small, and kept as a clean file of our own."""
+"""Pictures: a visitor's, checked and decoded defensively, made small and kept as a clean file of our own; an item's."""
 
 from __future__ import annotations
 
@@ -9,10 +9,14 @@ from pathlib import Path
 
 from PIL import Image
 
+from quant_engine.evaluate import VisualQuestions, task_of_number
 from quant_engine.generate.picture import open_picture
+from quant_engine.runs.folder import RunFolder
+from quant_engine.spec import UserError
 
 LONGEST_SIDE = 1600  # LLaVA-NeXT looks at 1344 pixels at most
 PREVIEW_SIDE = 960
+ITEM_SIDE = 480
 
 
 def accept(upload: Path) -> Path:
@@ -37,7 +41,21 @@ def forget(picture: str | None) -> None:
 def preview(picture: Path, side: int = PREVIEW_SIDE) -> str:
     """The picture as a data: address, small enough to send."""
     with Image.open(picture) as image:
-        small = image.convert("RGB")
+        return address(image, side)
+
+
+def of_item(run: RunFolder, task: str, item: str) -> str:
+    """The picture of an item that a run was asked about, as a data: address. Raises UserError if it can't be had."""
+    known = task_of_number(task)
+    revision = next((one.data_revision for one in run.results if one.task == task), None)
+    if known is None or revision is None or not isinstance(known[0], VisualQuestions):
+        raise UserError(f"{task} is no picture task of run {run.path.name}.")
+    return address(known[0].picture_of(item, revision), ITEM_SIDE)
+
+
+def address(picture: Image.Image, side: int) -> str:
+    """A picture as a data: address, no side longer than `side`."""
+    small = picture.convert("RGB")
     small.thumbnail((side, side), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
     small.save(buffer, "JPEG", quality=86)

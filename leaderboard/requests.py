@@ -36,12 +36,14 @@ def picture_models() -> list[ModelCard]:
 
 @functools.cache
 def reachable(repository: str) -> bool:
-    """Whether the hub answers and has the repository; asked once."""
+    """Whether the hub answers and has the repository; asked once. Without network, without access, or switched off
+    (HF_HUB_OFFLINE), it has not."""
     from huggingface_hub import model_info
+    from huggingface_hub.errors import HTTPError
 
     try:
         model_info(repository, timeout=HUB_PATIENCE)
-    except Exception:  # no network, no token, switched off, or whatever else: then it is not offered
+    except (HTTPError, OSError, ValueError):  # ValueError: something else answered than the hub
         return False
     return True
 

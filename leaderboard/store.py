@@ -70,23 +70,30 @@ class Store:
                 self._snapshot = self._merge(stamps, version)
             return self._snapshot
 
-    def _folder(self) -> Path:
-        return self._results or folders.results()
+    def _roots(self) -> tuple[Path, ...]:
+        """Folders of run folders; what a later one holds goes before the same run in an earlier one."""
+        return (self._results,) if self._results else (folders.shipped(), folders.results())
 
     def _stamps(self) -> dict[str, str]:
-        """Every run folder's name with what changes when it is written again, in order of name. A results folder that
-        can't be read stands for itself, under the name ".", with the reason."""
-        try:
-            with os.scandir(self._folder()) as entries:
-                names = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
-        except FileNotFoundError:
-            return {}
-        except OSError as error:
-            return {".": f"The results folder {self._folder()} can't be read: {error.strerror}."}
-        return {name: _stamp(self._folder() / name) for name in names}
+        """Every run folder's path with what changes when it is written again, in order of the run's id.
 
-    def _read(self, name: str, stamp: str) -> pd.DataFrame | Problem:
-        return Problem(self._folder().name, stamp) if name == "." else read_run(self._folder() / name)
+        A folder of runs that can't be read stands for itself, with the reason.
+        """
+        found: dict[str, tuple[str, str]] = {}
+        for root in self._roots():
+            try:
+                with os.scandir(root) as entries:
+                    names = [entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                found[f".{root}"] = (str(root), f"The results folder {root} can't be read: {error.strerror}.")
+                continue
+            found |= {name: (str(root / name), _stamp(root / name)) for name in names}
+        return dict(found[name] for name in sorted(found))
+
+    def _read(self, path: str, stamp: str) -> pd.DataFrame | Problem:
+        return Problem(Path(path).name, stamp) if Path(path) in self._roots() else read_run(Path(path))
 
     def _merge(self, stamps: dict[str, str], version: str) -> Snapshot:
         if self._paper_frame is None:

@@ -23,8 +23,8 @@ Tab = Literal["leaderboard", "explore", "ask", "run", "methods"]
 
 class Explored(BaseModel):
     """What the Explore tab is set to. `quality` is a task; None lets the model decide. `within` is in points of FP16
-    (percent of it where the measure is no percentage). `run` is the measured run whose layers are shown, `against`
-    the one that it is compared with item by item."""
+    (percent of it where the measure is no percentage). `run` is the measured run whose layers are shown, `linear` the
+    one of them whose weights are, `against` the run that it is compared with item by item."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -33,6 +33,7 @@ class Explored(BaseModel):
     within: float = Field(5.0, ge=0, le=100)
     bits: float = Field(4.0, ge=1, le=8)
     run: str | None = None
+    linear: str | None = None
     against: str | None = None
 
 

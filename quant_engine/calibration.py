@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -11,12 +11,17 @@ import torch
 from torch import nn
 from transformers.masking_utils import create_causal_mask
 
+from quant_engine.data.pictures import Turn
+from quant_engine.generate.decode import prompt_inputs
+from quant_engine.models.load import Loaded
+from quant_engine.spec import UserError
+
 TOKENS_AT_ONCE = 4096
 """Calibration tokens that go through a block together."""
 
 
 class _SeenEnough(Exception):
-    """Leaves a block's forward pass in the middle."""
+    """Leaves a forward pass in the middle."""
 
 
 def first_inputs(decoder: nn.Module, windows: torch.Tensor) -> tuple[torch.Tensor, dict[str, Any]]:
@@ -26,8 +31,13 @@ def first_inputs(decoder: nn.Module, windows: torch.Tensor) -> tuple[torch.Tenso
     The latter is the same for all samples and blocks: every window has positions 0 to length - 1 and a causal mask.
     """
     hidden = decoder.embed_tokens(windows)
-    positions = torch.arange(windows.shape[1], device=windows.device)[None]
-    beside = {
+    return hidden, beside(decoder, hidden)
+
+
+def beside(decoder: nn.Module, hidden: torch.Tensor) -> dict[str, Any]:
+    """What every block gets beside its inputs, for windows like `hidden` [samples, length, width]."""
+    positions = torch.arange(hidden.shape[1], device=hidden.device)[None]
+    return {
         "position_ids": positions,
         "position_embeddings": decoder.rotary_emb(hidden[:1], positions),
         "attention_mask": create_causal_mask(
@@ -38,7 +48,49 @@ def first_inputs(decoder: nn.Module, windows: torch.Tensor) -> tuple[torch.Tenso
             position_ids=positions,
         ),
     }
-    return hidden, beside
+
+
+def picture_inputs(loaded: Loaded, turns: Iterator[Turn], samples: int, length: int) -> torch.Tensor:
+    """The inputs of the first block for windows of questions about pictures: [samples, length, width].
+
+    A window begins with a whole turn, picture, question and answer in the model's own chat format; others follow until
+    it is full, and the last one is cut. Its positions and mask are therefore those of a text window. The model's blocks
+    may be empty. Raises UserError if a turn alone is longer than a window.
+    """
+    windows = []
+    for _ in range(samples):
+        parts = [_embedded(loaded, next(turns))]
+        if len(parts[0]) > length:
+            raise UserError(
+                f"A picture with its question takes {len(parts[0])} tokens of {loaded.card.title}, more than the "
+                f"{length} of a calibration window; give a longer length."
+            )
+        while sum(map(len, parts)) < length:
+            parts.append(_embedded(loaded, next(turns)))
+        windows.append(torch.cat(parts)[:length])
+    return torch.stack(windows)
+
+
+def _embedded(loaded: Loaded, turn: Turn) -> torch.Tensor:
+    """A turn as the decoder gets it from the model itself, picture features in their places: [tokens, width]."""
+    inputs = prompt_inputs(loaded, turn.image, turn.question)
+    if turn.answer:
+        said = loaded.tokenizer(turn.answer + loaded.tokenizer.eos_token, add_special_tokens=False, return_tensors="pt")
+        answer = said["input_ids"].to(inputs["input_ids"].device)
+        inputs["input_ids"] = torch.cat([inputs["input_ids"], answer], 1)
+    reached: list[torch.Tensor] = []
+
+    def catch(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        reached.append(kwargs["inputs_embeds"][0])
+        raise _SeenEnough
+
+    handle = loaded.model.model.language_model.register_forward_pre_hook(catch, with_kwargs=True)
+    try:
+        with suppress(_SeenEnough):
+            loaded.model.model(**inputs)
+    finally:
+        handle.remove()
+    return reached[0]
 
 
 @dataclass(frozen=True)

@@ -60,7 +60,14 @@ Option = Annotated[
     list[str] | None,
     typer.Option("--option", "-o", help="A method's own option as NAME=VALUE, as often as needed."),
 ]
-Text = Annotated[str, typer.Option("--calibration", help="builtin, or the path of a text file.")]
+Text = Annotated[
+    str,
+    typer.Option(
+        "--calibration",
+        help="builtin, or the path of a text file; for a model that takes pictures also pictures (drawn, with "
+        "questions) or pictures:FOLDER (with a questions.jsonl).",
+    ),
+]
 Samples = Annotated[int, typer.Option(help="Calibration windows.")]
 Length = Annotated[int, typer.Option(help="Tokens of a calibration window.")]
 CalibrationSeed = Annotated[int, typer.Option(help="Which calibration windows are drawn.")]

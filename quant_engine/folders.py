@@ -3,6 +3,7 @@
 LOWBIT_HOME      everything that the engine writes         default: ~/.cache/low-bit-lab
 LOWBIT_MODELS    models fetched and composed               default: $LOWBIT_HOME/models
 LOWBIT_RESULTS   run folders, one per run                  default: $LOWBIT_HOME/results
+LOWBIT_SHIPPED   run folders that came with the project    default: assets/runs
 LOWBIT_DATA      benchmark files of one's own, optional    default: none
 """
 
@@ -30,6 +31,11 @@ def models() -> Path:
 
 def results() -> Path:
     return _place("LOWBIT_RESULTS", home() / "results")
+
+
+def shipped() -> Path:
+    """Runs that were measured elsewhere and came with the project; never written to."""
+    return _place("LOWBIT_SHIPPED", ASSETS / "runs")
 
 
 def data() -> Path | None:

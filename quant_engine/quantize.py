@@ -24,15 +24,24 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from quant_engine import __version__, folders
-from quant_engine.calibration import CalibratedBlock, first_inputs
+from quant_engine.calibration import CalibratedBlock, beside, first_inputs, picture_inputs
 from quant_engine.checkpoints.folder import FORMAT, Checkpoint, ledger_of
+from quant_engine.data import pictures
 from quant_engine.data.texts import calibration_windows
 from quant_engine.evaluate.task import Stopped
 from quant_engine.kernels.linear import QuantLinear
 from quant_engine.methods import METHODS, Method, Options, Statistics, Training
 from quant_engine.models.catalog import find
 from quant_engine.models.files import folder_of
-from quant_engine.models.load import LINEARS, SEQUENTIAL_SETS, Skeleton, load_dense, load_tokenizer
+from quant_engine.models.load import (
+    LINEARS,
+    SEQUENTIAL_SETS,
+    Loaded,
+    Skeleton,
+    load_dense,
+    load_processor,
+    load_tokenizer,
+)
 from quant_engine.spec import LayerRecord, Progress, RunSpec, UserError, digest
 
 if TYPE_CHECKING:
@@ -40,6 +49,10 @@ if TYPE_CHECKING:
 
 TRAINING_SHARE = 0.9
 """The part of quantization's progress that training fills, where a method trains."""
+
+HISTOGRAM_PARTS = 81
+HISTOGRAM_REACH = 4.5
+"""How far histograms of weights reach, in root mean squares of the weights."""
 
 
 @dataclass(frozen=True)
@@ -217,10 +230,20 @@ class _Pipeline:
 
     def _calibration_hidden(self) -> torch.Tensor:
         """The inputs of the first block for all calibration windows: [samples, length, hidden]."""
-        self.hooks.progress(Progress(stage="calibrating", message="reading the calibration text"))
-        windows = calibration_windows(self.spec.calibration, load_tokenizer(self.skeleton.folder))
-        self.skeleton.fill_outside_blocks()
-        hidden, self.beside = first_inputs(self.skeleton.decoder, windows.to(self.spec.device))
+        skeleton, calibration = self.skeleton, self.spec.calibration
+        self.hooks.progress(Progress(stage="calibrating", message="reading the calibration data"))
+        tokenizer = load_tokenizer(skeleton.folder)
+        if not pictures.named(calibration.source):
+            windows = calibration_windows(calibration, tokenizer)
+            skeleton.fill_outside_blocks()
+            hidden, self.beside = first_inputs(skeleton.decoder, windows.to(self.spec.device))
+            return hidden
+        skeleton.fill_outside_blocks()
+        processor = load_processor(skeleton.folder, tokenizer)
+        loaded = Loaded(self.card, skeleton.model, tokenizer, processor, 16.0, skeleton.folder)
+        turns = pictures.turns(calibration.source, calibration.seed)
+        hidden = picture_inputs(loaded, turns, calibration.samples, calibration.length)
+        self.beside = beside(skeleton.decoder, hidden)
         return hidden
 
     def _calibrated(self, index: int, hidden: torch.Tensor) -> CalibratedBlock:
@@ -310,7 +333,9 @@ class _Pipeline:
             lambda line: self.hooks.log(f"block {index} {name}: {line}"),
         )
         seconds = time.monotonic() - started
-        change = weight - stored.dequantize()
+        after = stored.dequantize().float()
+        change = weight - after
+        reach = HISTOGRAM_REACH * weight.square().mean().sqrt().item() or 1.0
         ledger = stored.ledger()
         bias = None if layer.bias is None else layer.bias.data
         quantized = QuantLinear(stored, bias)
@@ -330,6 +355,9 @@ class _Pipeline:
             weight_error=(change.square().sum() / weight.square().sum()).item(),
             output_error=output_error,
             seconds=seconds,
+            weights_reach=reach,
+            weights_before=histogram(weight, reach),
+            weights_after=histogram(after, reach),
         )
         parent, _, leaf = name.rpartition(".")
         setattr(block.get_submodule(parent), leaf, quantized)
@@ -366,6 +394,14 @@ class _Pipeline:
                 message=message,
             )
         )
+
+
+def histogram(weight: torch.Tensor, reach: float) -> list[int]:
+    """How many weights lie in each of HISTOGRAM_PARTS equal parts of [-reach, reach]; those beyond in the outermost."""
+    counts = torch.zeros(HISTOGRAM_PARTS, dtype=torch.int64, device=weight.device)
+    for part in weight.flatten().split(1 << 24):  # counts in float32, which holds no more exactly
+        counts += torch.histc(part.clamp(-reach, reach), HISTOGRAM_PARTS, -reach, reach).long()
+    return counts.tolist()
 
 
 def _sampled_output_error(layer: nn.Module, quantized: QuantLinear, inputs: torch.Tensor) -> float:

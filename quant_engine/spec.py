@@ -94,9 +94,10 @@ class QuantSetting(_Frozen):
 
 
 class Calibration(_Frozen):
-    """Texts that a method looks at: `samples` windows of `length` tokens drawn from `source` with `seed`.
+    """What a method looks at: `samples` windows of `length` tokens drawn from `source` with `seed`.
 
-    `source` is "builtin" (public-domain prose that ships with the project) or the path of a text file.
+    `source` is "builtin" (public-domain prose that ships with the project) or the path of a text file; for a model that
+    takes pictures also "pictures" (drawn ones with questions) or "pictures:FOLDER" (quant_engine/data/pictures.py).
     """
 
     source: Identifier = "builtin"
@@ -206,7 +207,9 @@ class LayerRecord(BaseModel):
     """What quantizing one linear cost. Errors are relative: squared norm of the change over that of the original.
 
     `output_error` is over the calibration inputs; None where the method looked at no data. `stored_bits` counts all
-    that is stored; `headline_bits` counts as the papers do, codes and signs only.
+    that is stored; `headline_bits` counts as the papers do, codes and signs only. `weights_before` and `weights_after`
+    count the weights in equal parts of [-weights_reach, weights_reach], before and after quantization; what lies beyond
+    counts in the outermost parts. Runs of earlier versions have none.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -220,6 +223,9 @@ class LayerRecord(BaseModel):
     weight_error: float
     output_error: float | None = None
     seconds: float
+    weights_reach: float | None = None
+    weights_before: list[int] | None = None
+    weights_after: list[int] | None = None
 
 
 class Progress(BaseModel):

@@ -1,9 +1,13 @@
 """Every test writes into a folder of its own; models fetched before are shared."""
 
+import os
+
 import pytest
 
 from quant_engine import folders
 from quant_engine.models import catalog
+
+os.environ["LOWBIT_SHIPPED"] = "/nowhere"  # a test sees the runs that it makes, in its own process and in the page's
 
 
 @pytest.fixture
@@ -18,6 +22,18 @@ def lab(tmp_path, tmp_path_factory, monkeypatch):
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "kernels").symlink_to(kernels)
     return tmp_path / "home"
+
+
+@pytest.fixture(scope="session")
+def tiny_models(tmp_path_factory):
+    """A tiny Llama and a tiny LLaVA-NeXT as the folders "llama" and "llava"."""
+    from generate import tiny_chat
+
+    root = tmp_path_factory.mktemp("models")
+    for name, made in (("llama", tiny_chat.llama()), ("llava", tiny_chat.llava_next())):
+        made.model.save_pretrained(root / name)
+        (made.processor or made.tokenizer).save_pretrained(root / name)
+    return root
 
 
 def pytest_runtest_setup(item):

@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from generate import tiny_chat
@@ -16,7 +17,7 @@ from quant_engine.kernels.linear import QuantLinear
 from quant_engine.methods import METHODS, Statistics
 from quant_engine.models.catalog import find
 from quant_engine.models.load import LINEARS, load_dense
-from quant_engine.quantize import Hooks, quantize
+from quant_engine.quantize import Hooks, histogram, quantize
 from quant_engine.runs.resolve import resolve
 from quant_engine.spec import Calibration, QuantSetting, RunSpec, UserError
 
@@ -173,6 +174,27 @@ def test_records_say_what_each_linear_cost(lab, tiny_models):
     assert all(0 < one.output_error < one.weight_error * 3 for one in records)
     records = Checkpoint(quantize(spec_for(tiny_models / "llama", "rtn"), Hooks())).records()
     assert all(one.output_error is None and 0 < one.weight_error < 0.1 for one in records)
+
+
+def test_records_count_the_weights_before_and_after(lab, tiny_models):
+    path = quantize(spec_for(tiny_models / "llama", "rtn"), Hooks())
+    card = find(str(tiny_models / "llama"))
+    dense = load_dense(card, None, "float32", "cpu").model.model.layers[1].self_attn.q_proj.weight
+    stored = load_quantized(path, "float32", "cpu").model.model.layers[1].self_attn.q_proj.weight.dequantize()
+    record = next(one for one in Checkpoint(path).records() if (one.block, one.linear) == (1, "self_attn.q_proj"))
+    reach = record.weights_reach
+    assert reach == pytest.approx(4.5 * dense.square().mean().sqrt().item())
+    for counts, weight in ((record.weights_before, dense), (record.weights_after, stored)):
+        edges = np.linspace(-reach, reach, len(counts) + 1)
+        plain = np.histogram(weight.detach().numpy().clip(-reach, reach), edges)[0]
+        assert sum(counts) == weight.numel()
+        assert np.abs(np.array(counts) - plain).sum() <= 4  # of weights at the edge between two parts
+    assert max(record.weights_after) > max(record.weights_before)
+
+
+def test_weights_that_are_all_zero_or_no_number_have_a_histogram():
+    assert sum(histogram(torch.zeros(3, 5), 1.0)) == 15
+    assert sum(histogram(torch.tensor([0.1, float("nan"), float("inf"), -float("inf")]), 1.0)) == 3
 
 
 def test_damaged_weights_are_one_sentence(lab, tiny_models, tmp_path):

@@ -10,7 +10,7 @@ from html import escape
 import numpy as np
 import pandas as pd
 
-from leaderboard.figures import Figure
+from leaderboard.plot import Figure
 from quant_engine.spec import UserError
 
 logger = logging.getLogger(__name__)
@@ -33,12 +33,13 @@ def chart(draw: Callable[[], Figure], title: str) -> str:
 def figure_html(figure: Figure) -> str:
     body = json.dumps({"data": figure.data, "layout": figure.layout}, allow_nan=False, separators=(",", ":"))
     height = figure.layout.get("height", 400)
+    kind = "plot written" if any("texttemplate" in trace for trace in figure.data) else "plot"
     return (
         f'<section class="figure" aria-label="{escape(figure.title)}"><header><h3>{escape(figure.title)}</h3>'
         '<span><button type="button" data-image="png">PNG</button><button type="button" data-image="svg">SVG</button>'
         f"</span></header><p>{escape(figure.finding)}</p>"
-        f'<div class="chart" id="chart-{figure.key}" role="img" aria-label="{escape(figure.finding)}" '
-        f'style="height:{height}px" data-figure="{escape(body)}"></div>'
+        f'<div class="{kind}"><div class="chart" id="chart-{figure.key}" role="img" '
+        f'aria-label="{escape(figure.finding)}" style="height:{height}px" data-figure="{escape(body)}"></div></div>'
         f"<details><summary>Table</summary>{table_html(figure.table)}</details></section>"
     )
 

@@ -4,26 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from html import escape
 
 import gradio as gr
-import pandas as pd
 
-from leaderboard import analysis, figures, fit, notation, paired
+from leaderboard import analysis, figures, fit, notation
 from leaderboard.analysis import Board
+from leaderboard.plot import Figure
 from leaderboard.store import Notes, note_on
+from leaderboard.ui import run_inside
 from leaderboard.ui.chart import DRAW_JS, chart, table_html
 from leaderboard.ui.leaderboard_tab import Boards
 from leaderboard.ui.theme import html
 from leaderboard.view import Explored, Fitted, PageView, address
-from quant_engine.runs import folder as run_folder
-from quant_engine.spec import ItemOutput, UserError
 
+LARGEST = ("the largest error", "")
 OTHER_CARD = "Other: type the memory"
 WIDTHS = [2.0, 3.0, 4.0, 8.0]
-MOST_FLIPS = 40
-PROMPT_LETTERS = 600
 
 
 def qualities(board: Board, model: str) -> list[tuple[str, str]]:
@@ -64,7 +61,7 @@ def runs_of(board: Board) -> list[tuple[str, str]]:
 def charts(board: Board, explored: Explored) -> str:
     """The charts about one model. One that fails is a sentence in its place."""
     model, task, width = explored.model, explored.quality or "", explored.bits
-    drawings: list[tuple[str, Callable[[], figures.Figure]]] = [
+    drawings: list[tuple[str, Callable[[], Figure]]] = [
         ("Bits against quality", lambda: figures.bits_and_quality(board, model, task, explored.within)),
         ("Size against quality", lambda: figures.size_and_quality(board, model, task)),
         ("Methods × bits", lambda: figures.methods_and_bits(board, model, task)),
@@ -90,94 +87,22 @@ def oddities(board: Board, notes: Notes, explored: Explored) -> str:
     return f'<div class="oddities"><b>Odd numbers in the study</b><ul>{lines}</ul></div>'
 
 
-def run_charts(board: Board, explored: Explored) -> str:
-    """The layers of the chosen run, and its comparison with another."""
-    if not explored.run:
-        return '<p class="hint">Choose a measured run to see the error of each of its linears.</p>'
-    label = {run_id: title for title, run_id in runs_of(board)}.get(explored.run, explored.run)
-    layers = chart(partial(_layers, explored.run, label), "Error by layer")
-    compared = _compared(explored.run, explored.against) if explored.against else ""
-    return f'<div class="figures">{layers}{compared}</div>'
+def run_charts(board: Board, explored: Explored) -> list[str]:
+    """The layers of the chosen run, the weights of one of its linears, and its comparison with another run."""
+    label = {run_id: title for title, run_id in runs_of(board)}.get(explored.run, explored.run or "")
+    return [run_inside.layers(explored, label), run_inside.weights(explored), run_inside.comparison(explored)]
 
 
 def fits(board: Board, fitted: Fitted) -> str:
     """What fits, or one sentence that says why that can't be said; and the estimate beside measured peaks."""
     measured = fit.checked(board.results)
     beside = (
-        f"<details><summary>The estimate beside {len(measured)} measured peaks: median error "
+        f"<details><summary>The estimate beside measured peaks ({len(measured)}): median error "
         f"{measured['Error %'].abs().median():.0f}%</summary>{table_html(measured)}</details>"
         if len(measured)
         else '<p class="hint">No run has been measured here yet to hold the estimate against.</p>'
     )
     return f'<div class="figures one">{chart(lambda: fit.figure(board, fitted), "What fits")}{beside}</div>'
-
-
-def _layers(run_id: str, label: str) -> figures.Figure:
-    if not run_folder.exists(run_id):
-        raise UserError(f"Run {run_id} is not on this machine (any more).")
-    return figures.layer_errors(run_folder.read_layers(run_folder.place(run_id)), label)
-
-
-def _compared(first: str, second: str) -> str:
-    """Run `second` against run `first`: every number with its interval, and the items whose score changed."""
-    title = "Two runs, item by item"
-    try:
-        a, b = (run_folder.read(run_folder.place(run_id)) for run_id in (first, second))
-        found = paired.compare(a, b)
-        table = pd.DataFrame(
-            [
-                {
-                    "Task": one.title,
-                    "First": round(one.a, 3),
-                    "Second": round(one.b, 3),
-                    "Difference": round(one.difference, 3),
-                    "95% interval": f"{one.low:.3g} … {one.high:.3g}",
-                    "McNemar p": "" if one.p is None else f"{one.p:.3g}",
-                    "Items": one.units,
-                    "Right → wrong": "" if one.flips is None else one.flips.lost,
-                    "Wrong → right": "" if one.flips is None else one.flips.gained,
-                    "Same answer": "" if one.agreement is None else f"{100 * one.agreement:.0f}%",
-                }
-                for one in found
-            ]
-        )
-        told = sum(one.separable for one in found)
-        finding = f"{told} of {len(found)} differences are more than chance (their 95% interval leaves out zero)."
-        items = "".join(_flipped(task, a, b) for task in a.spec.tasks if task in b.spec.tasks)
-    except (UserError, OSError, ValueError) as refusal:
-        text = str(refusal) if isinstance(refusal, UserError) else "The items of these runs can't be read."
-        return (
-            f'<section class="figure"><header><h3>{title}</h3></header><p class="absent">{escape(text)}</p></section>'
-        )
-    return (
-        f'<section class="figure"><header><h3>{title}</h3></header><p>{escape(finding)}</p>{table_html(table)}'
-        f"{items}</section>"
-    )
-
-
-def _flipped(task: str, a: run_folder.RunFolder, b: run_folder.RunFolder) -> str:
-    """A task's items whose score differs, each with the question, the right answer, and both answers."""
-    before = {(one.item, one.prompt): one for one in run_folder.read_items(a.path, task)}
-    pairs = [
-        (before[(one.item, one.prompt)], one)
-        for one in run_folder.read_items(b.path, task)
-        if (one.item, one.prompt) in before and before[(one.item, one.prompt)].score != one.score and one.gold
-    ]
-    if not pairs:
-        return ""
-    items = "".join(_item(first, second) for first, second in pairs[:MOST_FLIPS])
-    more = f" The first {MOST_FLIPS} are shown." if len(pairs) > MOST_FLIPS else ""
-    count = f"{len(pairs)} item{'s' if len(pairs) > 1 else ''} of {escape(task)} scored otherwise."
-    return f"<details><summary>{count}{more}</summary><ul class='flips'>{items}</ul></details>"
-
-
-def _item(first: ItemOutput, second: ItemOutput) -> str:
-    prompt = first.prompt if len(first.prompt) <= PROMPT_LETTERS else f"… {first.prompt[-PROMPT_LETTERS:]}"
-    return (
-        f"<li><p>{escape(prompt)}</p><dl><div><dt>Right</dt><dd>{escape(' / '.join(first.gold))}</dd></div>"
-        f"<div><dt>First, {first.score:g}</dt><dd>{escape(first.prediction)}</dd></div>"
-        f"<div><dt>Second, {second.score:g}</dt><dd>{escape(second.prediction)}</dd></div></dl></li>"
-    )
 
 
 @dataclass(frozen=True)
@@ -222,22 +147,32 @@ def build(boards: Boards) -> Wired:
     html('<h2 class="part">Inside measured runs</h2>')
     with gr.Row(elem_classes="choosers"):
         run = gr.Dropdown([], value=None, label="Run", elem_classes="wide")
+        linear = gr.Dropdown([LARGEST], value="", label="Weights of", elem_classes="wide")
         against = gr.Dropdown([], value=None, label="Compared with", elem_classes="wide")
-    inside = html("", elem_id="inside", js_on_load=DRAW_JS)
+    with gr.Row(elem_classes="figures"):
+        inside = html("", elem_id="inside", js_on_load=run_inside.CELL_JS)
+        weighed = html("", elem_id="weighed", js_on_load=DRAW_JS)
+    compared = html("", elem_id="compared", js_on_load=run_inside.JS, server_functions=[run_inside.item_picture])
     where, fit_where = gr.Textbox("", visible="hidden"), gr.Textbox("", visible="hidden")
 
     exploring, asking = (
-        [model, quality, within, bits, run, against],
+        [model, quality, within, bits, run, linear, against],
         [fit_model, card, memory, context, batch, pictures],
     )
 
     def drawing_of(board: Board, explored: Explored) -> str:
         return oddities(board, boards.notes, explored) + charts(board, explored)
 
-    def explored_of(model, quality, within, bits, run, against) -> Explored:
+    def explored_of(model, quality, within, bits, run, linear, against) -> Explored:
         within = min(max(within or 0.0, 0.0), 100.0)
         return Explored(
-            model=model, quality=quality, within=within, bits=bits or 4.0, run=run or None, against=against or None
+            model=model,
+            quality=quality,
+            within=within,
+            bits=bits or 4.0,
+            run=run or None,
+            linear=linear or None,
+            against=against or None,
         )
 
     def fitted_of(model, card, memory, context, batch, pictures) -> Fitted:
@@ -264,8 +199,26 @@ def build(boards: Boards) -> Wired:
         return [gr.update(choices=offered, value=explored.quality), *draw(explored)]
 
     def look_inside(*values) -> list:
+        """The chosen run; a linear that it lacks is no longer chosen."""
         explored = settled(boards.current(), explored_of(*values))
-        return [run_charts(boards.current(), explored), explore_address(explored)]
+        offered = run_inside.linears(explored.run)
+        if explored.linear not in [place for _, place in offered]:
+            explored = explored.model_copy(update={"linear": None})
+        offer = gr.update(choices=[LARGEST, *offered], value=explored.linear or "")
+        return [offer, *run_charts(boards.current(), explored), explore_address(explored)]
+
+    def weigh(*values) -> list:
+        explored = settled(boards.current(), explored_of(*values))
+        return [run_inside.weights(explored), explore_address(explored)]
+
+    def press_cell(event: gr.EventData, *values) -> list:
+        explored = explored_of(*values).model_copy(update={"linear": str(event._data["linear"])})
+        explored = settled(boards.current(), explored)
+        return [explored.linear, run_inside.weights(explored), explore_address(explored)]
+
+    def compare(*values) -> list:
+        explored = settled(boards.current(), explored_of(*values))
+        return [run_inside.comparison(explored), explore_address(explored)]
 
     def ask(*values) -> list:
         fitted = fitted_of(*values)
@@ -279,15 +232,20 @@ def build(boards: Boards) -> Wired:
         board = boards.current()
         explored, fitted, runs = settled(board, view.explored), view.fitted, runs_of(board)
         known_runs = {run_id for _, run_id in runs}
-        drawings = [gr.skip()] * 3
+        drawings = [gr.skip()] * 5
         if view.tab == "explore":
-            drawings = [drawing_of(board, explored), fits(board, fitted), run_charts(board, explored)]
+            drawings = [drawing_of(board, explored), fits(board, fitted), *run_charts(board, explored)]
+        offered = run_inside.linears(explored.run)
         return [
             gr.update(choices=explorable(board), value=explored.model),
             gr.update(choices=qualities(board, explored.model), value=explored.quality),
             explored.within,
             explored.bits,
             gr.update(choices=runs, value=explored.run if explored.run in known_runs else None),
+            gr.update(
+                choices=[LARGEST, *offered],
+                value=explored.linear if explored.linear in [place for _, place in offered] else "",
+            ),
             gr.update(choices=runs, value=explored.against if explored.against in known_runs else None),
             fitted.model,
             fitted.card or "",
@@ -310,12 +268,15 @@ def build(boards: Boards) -> Wired:
         [model.input, quality.input, within.input, bits.input], explore, exploring, [quality, drawn, where],
         trigger_mode="always_last", **quick,
     )  # fmt: skip
-    gr.on([run.input, against.input], look_inside, exploring, [inside, where], **quick)
+    run.input(look_inside, exploring, [linear, inside, weighed, compared, where], **quick)
+    linear.input(weigh, exploring, [weighed, where], **quick)
+    inside.cell(press_cell, exploring, [linear, weighed, where], **quick)
+    against.input(compare, exploring, [compared, where], **quick)
     gr.on(
         [fit_model.input, card.input, memory.input, context.input, batch.input, pictures.input],
         ask, asking, [memory, fitting, fit_where], trigger_mode="always_last", **quick,
     )  # fmt: skip
     where.change(None, where, None, js="(search) => { lowbit.go('explore', search); }", **quick)
     fit_where.change(None, fit_where, None, js="(search) => { lowbit.go('fit', search); }", **quick)
-    outputs = [*exploring, *asking, drawn, fitting, inside, where, fit_where]
+    outputs = [*exploring, *asking, drawn, fitting, inside, weighed, compared, where, fit_where]
     return Wired(outputs, fill, refresh, [*exploring, *asking], outputs)

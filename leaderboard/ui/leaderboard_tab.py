@@ -14,9 +14,10 @@ from html import escape
 import gradio as gr
 import numpy as np
 
-from leaderboard import analysis, export, figures, notation
+from leaderboard import analysis, export, figures, notation, quality
 from leaderboard.analysis import PER_ROW, Board, Query, Range
 from leaderboard.provenance import provenance
+from leaderboard.ranks import Comparisons, ranking
 from leaderboard.store import Problem, Store, read_notes
 from leaderboard.ui import table
 from leaderboard.ui.card import card, pins
@@ -39,10 +40,15 @@ class Boards:
     def __init__(self, store: Store) -> None:
         self.store = store
         self.notes = read_notes()
+        self.comparisons = Comparisons()
         self._arranged = lru_cache(maxsize=1)(lambda version: analysis.arrange(store.snapshot().frame))
 
     def current(self) -> Board:
         return self._arranged(self.store.snapshot().version)
+
+    def state(self) -> str:
+        """Changes whenever what tables are drawn from does: the results, or what is known of their ranks."""
+        return digest([self.store.version(), self.comparisons.finished()])
 
     def problems(self) -> tuple[Problem, ...]:
         return self.store.snapshot().problems
@@ -50,17 +56,19 @@ class Boards:
 
 @dataclass(frozen=True)
 class Shown:
-    """What the tab shows for a choice: the table, what the filters offer, and what of the query is kept."""
+    """What the tab shows for a choice: the table, what of the query is kept, what the filters offer, and `drawn`, which
+    identifies what the table was drawn from."""
 
     table: str
     query: Query
+    drawn: str
     choices: analysis.Choices
     models: list[str]
 
 
 def show(boards: Boards, query: Query) -> Shown:
     """The tab's content. Filters that the model and track can't have are dropped, so no choice empties the table."""
-    board = boards.current()
+    state, board = boards.state(), boards.current()
     known = analysis.models(board)
     if query.model is not None and query.model not in known:
         query = query.model_copy(update={"model": FIRST_MODEL})
@@ -78,12 +86,14 @@ def show(boards: Boards, query: Query) -> Shown:
     }
     query = query.model_copy(update=kept)
     seen = analysis.view(board, query)
-    return Shown(table.table(seen, boards.notes, offered.rows), query, offered, known)
+    ranked = ranking(board, seen, boards.comparisons)
+    html = table.table(seen, boards.notes, offered.rows, ranked)
+    return Shown(html, query, signature(state, query), offered, known)
 
 
-def signature(boards: Boards, query: Query) -> str:
-    """What a table is drawn from: the results as they are now, and the query."""
-    return digest([boards.store.version(), query.model_dump(mode="json")])
+def signature(state: str, query: Query) -> str:
+    """Identifies a table: what it is drawn from (see `Boards.state`), and the query."""
+    return digest([state, query.model_dump(mode="json")])
 
 
 def card_html(boards: Boards, view: PageView) -> str:
@@ -107,7 +117,7 @@ def pins_html(boards: Boards, keys: tuple[str, ...]) -> str:
     at = np.ix_(list(places.values()), scores)
     columns = tuple(board.columns[place] for place in scores)
     lower = np.array([column.better == "lower" for column in columns], dtype=bool)
-    kept = figures.kept_percent(board.values[at], board.reference[at], board.cells[at], lower)
+    kept = quality.kept_percent(board.values[at], board.reference[at], board.cells[at], lower)
     figure = chart(lambda: figures.dumbbells(list(titles.values()), columns, kept), "Pinned settings")
     return pins(list(titles.items()), figure)
 
@@ -197,9 +207,9 @@ class Controls:
     stored: gr.Textbox
     size: gr.Textbox
     search: gr.Textbox
-    sort: gr.State
-    pins: gr.State
-    row: gr.State
+    sort: gr.JSON
+    pins: gr.JSON
+    row: gr.Textbox
 
     def all(self) -> list[gr.components.Component]:
         return list(vars(self).values())
@@ -207,13 +217,15 @@ class Controls:
 
 @dataclass(frozen=True)
 class Wired:
-    """What the page connects the tab by: its controls; the outputs of `fill`, which shows a view; and the card, whose
-    event `again` asks for a setting to be run."""
+    """What the page connects the tab by: its controls; the outputs of `fill`, which shows a view; the card, whose event
+    `again` asks for a setting to be run; and `refreshing`, the function that draws anew where that is due, with its
+    inputs and outputs."""
 
     controls: Controls
     outputs: list[gr.components.Component]
     fill: Callable[[PageView], list]
     card: gr.HTML
+    refreshing: tuple[Callable[..., list], list, list]
 
 
 def offers_of(shown: Shown) -> list[list]:
@@ -258,10 +270,10 @@ def view_of(
         sort=sort[0],
         reverse=sort[1],
     )
-    return PageView(query=query, pins=tuple(pins), row=row)
+    return PageView(query=query, pins=tuple(pins), row=row or None)
 
 
-def build(boards: Boards, page: gr.Blocks) -> Wired:
+def build(boards: Boards) -> Wired:
     """Lays out the tab and wires it."""
     first = show(boards, Query(model=FIRST_MODEL))
     offers = offers_of(first)
@@ -296,10 +308,12 @@ def build(boards: Boards, page: gr.Blocks) -> Wired:
     pinned = html("", elem_id="pins", js_on_load=_JS)
     board = html(first.table, elem_id="board", js_on_load=_JS, server_functions=[export_view])
     opened = html("", elem_id="card", js_on_load=_JS, server_functions=[zipped])
-    sort, pins_state, row = gr.State((None, False)), gr.State(()), gr.State(None)
+    # In the browser like all other controls, so that a question never mixes what is old there with what is new here.
+    sort, pins_state = gr.JSON([None, False], visible="hidden"), gr.JSON([], visible="hidden")
+    row = gr.Textbox("", visible="hidden")
     # What the table in the browser was drawn from. Answers may arrive in another order than questions were asked: the
     # timer compares this with the controls and draws again what came out wrong, as it does when there are new results.
-    drawn = gr.Textbox(signature(boards, first.query), visible="hidden")
+    drawn = gr.Textbox(first.drawn, visible="hidden")
     where = gr.Textbox("", visible="hidden")
     controls = Controls(
         model, track, mode, methods, bits, groups, sources, a_bits, columns, statuses, stored, size, search, sort,
@@ -313,7 +327,7 @@ def build(boards: Boards, page: gr.Blocks) -> Wired:
 
     def draw(view: PageView, shown: Shown) -> list[str]:
         said = address(PageView(query=shown.query, pins=view.pins, row=view.row))
-        return [shown.table, signature(boards, shown.query), said]
+        return [shown.table, shown.drawn, said]
 
     def aside(view: PageView) -> list[str]:
         return [pins_html(boards, view.pins), card_html(boards, view)]
@@ -327,7 +341,7 @@ def build(boards: Boards, page: gr.Blocks) -> Wired:
         ]
         others = [
             query.mode, list(query.statuses), range_text(query.stored), range_text(query.size), query.search,
-            (query.sort, query.reverse), view.pins, view.row,
+            [query.sort, query.reverse], list(view.pins), view.row,
         ]  # fmt: skip
         return [*offered, *others, *draw(view, shown), *aside(view)]
 
@@ -340,7 +354,7 @@ def build(boards: Boards, page: gr.Blocks) -> Wired:
 
     def sorted_by(event: gr.EventData, *values) -> list:
         *others, sort_now, keys, key = values
-        sort_now = next_sort(*sort_now, event._data["column"])
+        sort_now = list(next_sort(*sort_now, event._data["column"]))
         return [*refine(*others, sort_now, keys, key), sort_now]
 
     def cleared(*values) -> list:
@@ -355,12 +369,12 @@ def build(boards: Boards, page: gr.Blocks) -> Wired:
     def pins_row(event: gr.EventData, *values) -> list:
         view = view_of(*values)
         view = view.model_copy(update={"pins": toggled(view.pins, str(event._data["row"]))})
-        return [view.pins, *aside(view), address(view)]
+        return [list(view.pins), *aside(view), address(view)]
 
     def refreshed(before: str, *values) -> list:
         """Draws anew if the tab is not what it should be. Choices are left alone: they may be changing meanwhile."""
         view = view_of(*values)
-        if signature(boards, view.query) == before:
+        if signature(boards.state(), view.query) == before:
             return [gr.skip()] * len(refreshing)
         shown = show(boards, view.query)
         offered = [gr.update(choices=choices) for choices in offers_of(shown)]
@@ -382,6 +396,7 @@ def build(boards: Boards, page: gr.Blocks) -> Wired:
     for part in (board, opened, pinned):
         part.open(opens, controls.all(), [row, opened, where], **quick)
         part.pin(pins_row, controls.all(), [pins_state, *beside, where], **quick)
-    gr.on([page.load, gr.Timer(3).tick], refreshed, [drawn, *controls.all()], refreshing, **quick)
+    refreshing_of = (refreshed, [drawn, *controls.all()], refreshing)
+    gr.Timer(3).tick(*refreshing_of, **quick)
     where.change(None, where, None, js="(search) => { lowbit.go('board', search); }", **quick)
-    return Wired(controls, outputs, fill, opened)
+    return Wired(controls, outputs, fill, opened, refreshing_of)

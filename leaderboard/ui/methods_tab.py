@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from html import escape
 
 import gradio as gr
 import pandas as pd
 
-from leaderboard import figures, sizes
+from leaderboard import quality, sizes
 from leaderboard.analysis import Board
 from leaderboard.store import method_name
 from leaderboard.ui.leaderboard_tab import Boards
@@ -37,15 +38,15 @@ def standings(board: Board) -> pd.DataFrame:
     """For each method and width of the study, its best row: `value`, `place` among the methods of that width, `of` how
     many, and how it is `written`. Empty if there are no results."""
     try:
-        column = figures.column_of_task(board, QUALITY)
-        found = figures.points(board, FIRST_MODEL, column.task)
+        column = quality.column_of_task(board, QUALITY)
+        found = quality.points(board, FIRST_MODEL, column.task)
     except UserError:
         return pd.DataFrame(columns=["method", "w_bits", "place", "of", "written"])
-    best = figures.best_of_width(found[(found["w_bits"] < 16) & (found["a_bits"] == 16)])
+    best = quality.best_of_width(found[(found["w_bits"] < 16) & (found["a_bits"] == 16)])
     best = best[best["source"] == "paper"].sort_values("loss").drop_duplicates(["method", "w_bits"])
     best["place"] = best.groupby("w_bits")["loss"].rank(method="min")
     best["of"] = best.groupby("w_bits")["loss"].transform("size")
-    best["written"] = [figures.written(value, column) for value in best["value"]]
+    best["written"] = [quality.written(value, column) for value in best["value"]]
     return best.sort_values("w_bits", ascending=False)
 
 
@@ -64,6 +65,19 @@ def numbers(board: Board, card: MethodCard) -> str:
     rows = board.rows[(board.rows["method"] == method_name(card.name)) & (board.rows["track"] != "efficiency")]
     counts = rows.groupby(["model", "source"], sort=False).size()
     return ", ".join(f"{model} {count} {source}" for (model, source), count in counts.items()) or "none yet"
+
+
+def formula_lines(formula: str) -> list[str]:
+    """A formula's parts, one a line, so that they fit a card: parted at the spaces that stand between equations, not at
+    those within cases."""
+    lines, depth = [""], 0
+    for part in re.split(r"(\\begin|\\end|,?\\quad)", formula):
+        depth += {r"\begin": 1, r"\end": -1}.get(part, 0)
+        if part.endswith(r"\quad") and depth == 0:
+            lines.append("")
+        else:
+            lines[-1] += part
+    return [line.strip() for line in lines]
 
 
 def facts(board: Board, standing: pd.DataFrame, card: MethodCard) -> str:
@@ -102,7 +116,7 @@ def build(boards: Boards) -> list[gr.HTML]:
             with gr.Column(elem_classes="method", min_width=320):
                 html(f"<h2>{escape(card.title)}</h2><p>{escape(card.idea)}</p>")
                 gr.Markdown(
-                    f"$${card.formula}$$",
+                    "\n\n".join(f"$${line}$$" for line in formula_lines(card.formula)),
                     latex_delimiters=[{"left": "$$", "right": "$$", "display": True}],
                     elem_classes="formula",
                 )

@@ -12,6 +12,14 @@ window.lowbit = (() => {
     document.addEventListener(kind, () => { restoring = false; }, true);
   }
   window.addEventListener('popstate', () => { restoring = true; });
+  // A link to a view shows nothing before that view is there: nothing jumps.
+  const shown = () => requestAnimationFrame(() => requestAnimationFrame(() => {
+    document.documentElement.classList.remove('restoring');
+  }));
+  if ([...new URLSearchParams(location.search).keys()].some((name) => !name.startsWith('__'))) {
+    document.documentElement.classList.add('restoring');
+    setTimeout(shown, 10000); // the server may never answer
+  }
   const settled = (parameters, without) =>
     [...parameters].filter(([name]) => name !== without).map((pair) => pair.join('=')).sort().join('&');
 
@@ -46,23 +54,42 @@ window.lowbit = (() => {
   };
   const axis = () => ({ gridcolor: color('--rule'), linecolor: color('--edge'), tickcolor: color('--edge'),
     zerolinecolor: color('--rule') });
+  // The legend stands below the axis, in room of its own: as many lines as names of this width need, beyond the two
+  // that a figure's height has room for.
+  const LEGEND_LINE = 19;
+  const lines = (named, width) => {
+    const longest = Math.max(0, ...named.map((trace) => trace.name.length));
+    const across = Math.max(1, Math.floor((width - 60) / (48 + 6.2 * longest)));
+    return named.length > 1 ? Math.max(0, Math.ceil(named.length / across) - 2) : 0;
+  };
   const drawn = new Set();
   const draw = async (chart) => {
     try {
       const library = await plotly();
       if (!chart.isConnected) return drawn.delete(chart);
       const figure = themed(JSON.parse(chart.dataset.figure));
+      for (const trace of figure.data) {
+        if (trace.texttemplate) trace.textfont = { color: color('--ink'), ...trace.textfont };
+      }
+      const named = figure.data.filter((trace) => trace.name && trace.showlegend !== false);
+      const height = (figure.layout.height ?? 400) + LEGEND_LINE * lines(named, chart.clientWidth);
+      chart.style.height = `${height}px`;
       const layout = {
-        height: 400, margin: { l: 52, r: 14, t: 26, b: 44 }, autosize: true, dragmode: false,
+        margin: { l: 52, r: 14, t: 26, b: 44 }, autosize: true, dragmode: false,
         paper_bgcolor: color('--sheet'), plot_bgcolor: color('--sheet'),
         font: { family: '"IBM Plex Sans", sans-serif', size: 12, color: color('--ink') },
-        legend: { orientation: 'h', y: -62 / ((figure.layout.height ?? 400) - 130), font: { size: 11 } },
+        legend: { orientation: 'h', yref: 'container', y: 0, yanchor: 'bottom', font: { size: 11 } },
         hoverlabel: { bgcolor: color('--ink'), bordercolor: color('--ink'), align: 'left',
           font: { color: color('--sheet'), family: '"IBM Plex Sans", sans-serif', size: 12 } },
-        ...figure.layout,
+        ...figure.layout, height,
         xaxis: { ...axis(), ...figure.layout.xaxis }, yaxis: { ...axis(), ...figure.layout.yaxis },
       };
       await library.react(chart, figure.data, layout, { displayModeBar: false, responsive: true });
+      if (!drawn.has(chart)) {
+        chart.on('plotly_click', ({ points: [{ text }] }) => {
+          chart.dispatchEvent(new CustomEvent('pressed', { bubbles: true, detail: { text } }));
+        });
+      }
       drawn.add(chart);
     } catch {
       chart.innerHTML = '<p class="sorry">This chart could not be drawn; its numbers are in the table below.</p>';
@@ -117,5 +144,5 @@ window.lowbit = (() => {
     library.downloadImage(chart, { format: button.dataset.image, filename: `low-bit-lab-${chart.id}`, scale: 2,
       width: chart.clientWidth, height: chart.clientHeight });
   });
-  return { go, figures, save, say };
+  return { go, shown, figures, save, say };
 })();

@@ -35,7 +35,7 @@ def build(lab: Lab) -> gr.Blocks:
         theme.html(theme.MASTHEAD, js_on_load=theme.MASTHEAD_JS)
         with gr.Tabs(elem_id="rooms") as rooms:
             with gr.Tab("Leaderboard", id="leaderboard") as first:
-                board = leaderboard_tab.build(boards, page)
+                board = leaderboard_tab.build(boards)
             with gr.Tab("Explore", id="explore") as second:
                 explore = explore_tab.build(boards)
             with gr.Tab("Ask a picture", id="ask") as third:
@@ -85,7 +85,8 @@ def build(lab: Lab) -> gr.Blocks:
             return [gr.Tabs(selected="run"), *run.fill(spec)]
 
         everything = [rooms, *board.outputs, *explore.outputs]
-        page.load(loaded, search, everything, js="() => [location.search]", **quick)
+        opening = page.load(loaded, search, everything, js="() => [location.search]", **quick)
+        opening.then(None, None, None, js="() => lowbit.shown()", **quick).then(*board.refreshing, **quick)
         history.moved(moved, None, everything, **quick)
         run.see.click(lead, [run.chosen, *board.controls.all()], [rooms, *board.outputs], **quick)
         board.card.again(again, None, [rooms, *run.form], **quick)

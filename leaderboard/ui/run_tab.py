@@ -116,7 +116,7 @@ def build(lab: Lab) -> Wired:
                 with gr.Column(visible=False) as calibration_row:
                     source = gr.Textbox(
                         "builtin",
-                        label="Calibration text (builtin, or the path of a text file)",
+                        label="Calibration text (builtin, the path of a file, or pictures)",
                         max_lines=1,
                         visible=not lab.hosted,
                     )

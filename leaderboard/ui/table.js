@@ -21,13 +21,29 @@ element.addEventListener('click', async (event) => {
   if (event.target.closest('.card, .pinned, a')) return;
   if (at('row') && !String(getSelection())) trigger('open', { row: at('row') });
 });
-element.addEventListener('keydown', (event) => {
-  if (event.key === 'Escape' && element.querySelector('.card')) trigger('open', { row: null });
-});
+if (element.closest('#card')) {
+  document.addEventListener('keydown', (event) => {
+    const listed = event.target.closest?.('[aria-expanded="true"]'); // an open list closes first
+    if (event.key === 'Escape' && !listed && element.querySelector('.card')) trigger('open', { row: null });
+  }, true);
+}
+// The pins of the table say which rows are pinned.
+const mark = () => {
+  const pinned = new Set([...document.querySelectorAll('#pins [data-pin]')].map((button) => button.dataset.pin));
+  for (const pin of document.querySelectorAll('#board .pin')) {
+    const on = pinned.has(pin.dataset.pin);
+    pin.setAttribute('aria-pressed', on);
+    pin.textContent = on ? '◆' : '◇';
+  }
+};
 lowbit.figures(element);
 watch('value', () => {
   lowbit.figures(element);
-  const card = element.querySelector('.card');
-  if (card && card.dataset.row !== element.dataset.shown) card.querySelector('.close').focus({ preventScroll: true });
+  mark();
+  const card = element.querySelector('.card'), before = element.dataset.shown;
+  if (card && card.dataset.row !== before) card.querySelector('.close').focus({ preventScroll: true });
+  if (!card && before && document.activeElement === document.body) {
+    document.querySelector(`#board [data-row="${CSS.escape(before)}"] .open`)?.focus({ preventScroll: true });
+  }
   element.dataset.shown = card?.dataset.row ?? '';
 });

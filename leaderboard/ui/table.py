@@ -10,6 +10,7 @@ import numpy as np
 
 from leaderboard.analysis import Cell, View, descends
 from leaderboard.columns import Column
+from leaderboard.ranks import Ranking
 from leaderboard.store import Notes, note_on
 from leaderboard.view import row_key
 
@@ -55,16 +56,18 @@ class _Sheet:
     notes: Notes
     origins: dict[int, str]
     several: bool
+    ranking: Ranking | None
     marked: dict[str, int] = field(default_factory=dict)
 
 
-def table(view: View, notes: Notes, total: int) -> str:
+def table(view: View, notes: Notes, total: int, ranking: Ranking | None = None) -> str:
     """The view as HTML, with the notes on the cells that are shown and how much of `total` rows they are. At most
-    MOST_ROWS rows, and it says so."""
+    MOST_ROWS rows, and it says so. Ranks have a column if there are any."""
     if not len(view.rows):
         empty = '<div class="empty"><b>No setting matches.</b> Clear a filter or the search.</div>'
         return _summary(view, total) + empty
-    sheet = _Sheet(view, notes, _origins(view), several=view.query.model is None)
+    ranking = ranking if ranking and ranking.ranks.any() else None
+    sheet = _Sheet(view, notes, _origins(view), view.query.model is None, ranking)
     count = min(len(view.rows), MOST_ROWS)
     body = "".join(_row(sheet, index, row) for index, row in enumerate(view.rows.head(count).to_dict("records")))
     rest = (
@@ -72,12 +75,12 @@ def table(view: View, notes: Notes, total: int) -> str:
         if count < len(view.rows)
         else ""
     )
-    kind = "board several" if sheet.several else "board"
+    kind = " ".join(["board", *["several"] * sheet.several, *["ranked"] * bool(ranking)])
     return (
         f"{_summary(view, total)}"
         '<div class="scroll" tabindex="0" role="region" aria-label="Results, scrolls in both directions">'
-        f'<table class="{kind}"><thead>{_head(view, sheet.several)}</thead><tbody>{body}</tbody></table>'
-        f"</div>{rest}{_legend(view)}{_notes(sheet.marked)}"
+        f'<table class="{kind}"><thead>{_head(sheet)}</thead><tbody>{body}</tbody></table>'
+        f"</div>{rest}{_legend(view, ranking)}{_notes(sheet.marked)}"
     )
 
 
@@ -99,9 +102,22 @@ def _summary(view: View, total: int) -> str:
     return f'<div class="above"><p class="summary" role="status">{what}{modes[view.query.mode]}</p>{_EXPORTS}</div>'
 
 
-def _head(view: View, several: bool) -> str:
+def rank_help(ranking: Ranking) -> str:
+    """What a rank says, and what a tie."""
+    return (
+        f"Rank by {ranking.column.title} among the rows shown. A measured row's is 1, and 1 more for each shown run of "
+        "the model that is better by more than chance (the same items in pairs: 95% bootstrap interval and, if items "
+        "are right or wrong, McNemar's test) than it or than one above it. So 2= says that rows share rank 2 because "
+        "their difference may be chance. Rows of the study come without items: they are ranked by the printed number "
+        "alone, where small differences may be chance too. A run without a rank has no items to compare, or was asked "
+        "others than most."
+    )
+
+
+def _head(sheet: _Sheet) -> str:
     """Two rows: groups with their direction, then columns that sort."""
-    fixed = [("model", "Model", "k0"), *_FIELDS] if several else list(_FIELDS)
+    view = sheet.view
+    fixed = [("model", "Model", "k0"), *_FIELDS] if sheet.several else list(_FIELDS)
     top = "".join(f'<td class="k {kind}"></td>' for _, _, kind in fixed)
     for group, members in groupby(view.columns, key=lambda column: column.group):
         columns = list(members)
@@ -111,6 +127,9 @@ def _head(view: View, several: bool) -> str:
         _sorter(view, field, title, f"k {kind}", f"Sort by {title.lower()}.", None) for field, title, kind in fixed
     ]
     cells += [_sorter(view, c.task, c.title, _edge(view.columns, i), c.help, c) for i, c in enumerate(view.columns)]
+    if sheet.ranking:
+        top = f'<td class="k kr"></td>{top}'
+        cells.insert(0, f'<th class="k kr" scope="col" title="{escape(rank_help(sheet.ranking))}">Rank</th>')
     return f'<tr class="groups">{top}</tr><tr>{"".join(cells)}</tr>'
 
 
@@ -131,8 +150,11 @@ def _row(sheet: _Sheet, index: int, row: dict) -> str:
     short = "16 bit" if reference else f"W{row['w_bits']:g}A{row['a_bits']:g}"
     where = f"run {row['run_id']}" if measured else "the study"
     marks = [f"{short} {'g' + group if group.isdigit() else group}", "measured" if measured else ""]
+    rank = sheet.ranking.text(index) if sheet.ranking else ""
+    marks.append(f"rank {rank}" if rank else "")
     small = " · ".join(filter(None, [escape(row["model"]) if sheet.several else "", *marks]))
-    cells = f'<td class="k k0">{escape(row["model"])}</td>' if sheet.several else ""
+    cells = f'<td class="k kr">{rank.replace("=", "<i>=</i>")}</td>' if sheet.ranking else ""
+    cells += f'<td class="k k0">{escape(row["model"])}</td>' if sheet.several else ""
     key = escape(row_key(row))
     cells += (
         f'<th class="k k1" scope="row"><button type="button" class="open">{escape(row["method"])}</button>'
@@ -183,7 +205,7 @@ def _edge(columns: tuple[Column, ...], index: int) -> str:
     return "first" if index == 0 or columns[index].group != columns[index - 1].group else ""
 
 
-def _legend(view: View) -> str:
+def _legend(view: View, ranking: Ranking | None) -> str:
     states = {Cell(cell) for cell in np.unique(view.cells)}
     scores = [not column.cost for column in view.columns]
     known = np.isin(view.cells, (Cell.OK, Cell.COMPUTED)) & scores
@@ -196,6 +218,10 @@ def _legend(view: View) -> str:
     ]
     if (known & np.isnan(view.shade)).any():
         parts.append("<span>Unshaded: no FP16 of the same source and conditions to compare with.</span>")
+    if ranking:
+        tie = "<b>2=</b>shared rank: the difference may be chance. " if (ranking.shared & view.measured).any() else ""
+        study = "" if view.measured.all() else " The study's rows are ranked by the printed number alone."
+        parts.append(f"<span>{tie}Ranks are by {escape(ranking.column.title)}.{study}</span>")
     return f'<p class="legend">{"".join(parts)}</p>'
 
 

@@ -99,6 +99,31 @@ def _load(source: Source, title: str, folder: Path | None) -> Rows:
     return Rows(_table(sorted(root.glob(source.files)), title), root, f"{source.repo}@{root.name}")
 
 
+def stored(source: Source, title: str, revision: str) -> Rows:
+    """The rows of a revision that is on this machine, without asking the hub. Raises UserError if it is not there."""
+    folder = folders.data()
+    rows = _load(source, title, folder) if local_files(source, folder) else _cached(source, title, revision)
+    if rows.revision != revision:
+        raise UserError(f"The items of {title} on this machine are not those of this run ({revision}).")
+    return rows
+
+
+@functools.lru_cache(maxsize=8)
+def _cached(source: Source, title: str, revision: str) -> Rows:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        commit = revision.rpartition("@")[2]
+        root = Path(snapshot_download(source.repo, repo_type="dataset", revision=commit, local_files_only=True))
+    except (LocalEntryNotFoundError, OSError, ValueError):
+        raise UserError(f"The items of {title} are not on this machine (any more).") from None
+    paths = sorted(root.glob(source.files))
+    if not paths:
+        raise UserError(f"The items of {title} are not on this machine (any more).")
+    return Rows(_table(paths, title), root, f"{source.repo}@{root.name}")
+
+
 def local_files(source: Source, folder: Path | None) -> list[Path]:
     """The files of a source in the local folder; empty if it has none."""
     if folder is None:

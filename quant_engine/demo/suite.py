@@ -13,10 +13,11 @@ from __future__ import annotations
 
 import functools
 import random
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from quant_engine.demo.pictures import FAMILIES, Picture, Split, picture, seed
+from quant_engine.demo.pictures import FAMILIES, SPLITS, Picture, Split, picture, seed
 from quant_engine.demo.questions import LETTERS, Question, with_options
 from quant_engine.spec import UserError, digest
 
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
 TASKS = ("demo-docvqa", "demo-chartqa", "demo-ai2d", "demo-mmbench", "demo-mme")
 DEFAULT_COUNT = 400
 VERSION = 3  # raise it when drawings or questions change: numbers before and after are not of the same items
+MOST_NUMBER = 1_000_000
+_FAMILY = {"demo-docvqa": "form", "demo-chartqa": "chart", "demo-ai2d": "diagram"}  # the others are of all families
+_ID = re.compile(rf"(?P<task>{'|'.join(TASKS)})-(?P<split>{'|'.join(SPLITS)})-(?P<number>[0-9]+)(-[0-9]+)?")
 COGNITION = ("calculation", "comparison")  # yes/no categories of the cognition half; all others are perception
 
 
@@ -66,18 +70,26 @@ def items(task: str, count: int | None = None, split: Split = "test") -> list[De
     if task not in TASKS:
         raise UserError(f"There is no demo task {task!r}: choose one of {', '.join(TASKS)}.")
     count = DEFAULT_COUNT if count is None else count
-    if task == "demo-docvqa":
-        return [_open(task, "form", split, n) for n in range(count)]
-    if task == "demo-chartqa":
-        return [_open(task, "chart", split, n) for n in range(count)]
-    if task == "demo-ai2d":
-        return [_choice(task, "diagram", split, n) for n in range(count)]
+    if task in _FAMILY:
+        make = _choice if task == "demo-ai2d" else _open
+        return [make(task, _FAMILY[task], split, n) for n in range(count)]
     families = list(FAMILIES)
     if task == "demo-mmbench":
         return [i for n in range(count) for i in _rotations(task, families[n % len(families)], split, n)]
     return [i for n in range((count + 1) // 2) for i in _pair(task, families[n % len(families)], split, n)]
 
 
+def picture_of(item: str) -> Image:
+    """The picture of an item by its id, drawn now. Raises UserError if no item has this id."""
+    found = _ID.fullmatch(item)
+    if found is None or int(found["number"]) >= MOST_NUMBER:
+        raise UserError(f"There is no demo item {item!r}.")
+    number, families = int(found["number"]), list(FAMILIES)
+    family = _FAMILY.get(found["task"]) or families[number % len(families)]
+    return _picture(family, found["split"], number).drawing.image
+
+
+@functools.cache
 def revision(task: str) -> str:
     """What identifies the items of a task: changes whenever they do."""
     return f"drawn-v{VERSION}-{digest([VERSION, task, [_fingerprint(i) for i in items(task, 12)]])}"

@@ -46,7 +46,7 @@ TASKS: dict[str, Task] = {
     )
 }
 
-__all__ = ["TASKS", "Outcome", "Stopped", "Task", "Watch", "find_task", "task_of_number"]
+__all__ = ["TASKS", "Outcome", "Stopped", "Task", "VisualQuestions", "Watch", "find_task", "task_of_number"]
 
 TEXT_TASKS: dict[str, type[Perplexity]] = {"perplexity": Perplexity, "divergence": Divergence}
 

@@ -50,6 +50,7 @@ class PublishedDocVqa(PublishedItems, DocVqa):
     title = "DocVQA"
     help = "Questions about scanned documents, validation split; ANLS."
     source = Source("lmms-lab/DocVQA", "DocVQA/validation-*.parquet", "docvqa_validation.parquet")
+    id_field = "questionId"
 
     def question(self, rows: Rows, index: int) -> Question:
         row = rows[index]

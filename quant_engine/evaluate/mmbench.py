@@ -118,6 +118,7 @@ class PublishedMmBench(PublishedItems, MmBench):
     title = "MMBench-EN"
     help = "Multiple choice about pictures, English dev split, every rotation right; letters found by rules, no judge."
     source = Source("lmms-lab/MMBench", "en/dev-*.parquet", "mmbench_en_dev.parquet")
+    id_field = "index"
 
     def questions(self, limit: int | None) -> list[Question]:
         rows = self.rows()

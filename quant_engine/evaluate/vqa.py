@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from quant_engine.deferred import deferred
 from quant_engine.evaluate.task import Outcome, Task, Watch
-from quant_engine.spec import ItemOutput, RunSpec
+from quant_engine.spec import ItemOutput, RunSpec, UserError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -61,6 +61,18 @@ class VisualQuestions(Task):
     @abstractmethod
     def revision(self) -> str:
         """What identifies the items, to be kept beside every number."""
+
+    def picture_of(self, item: str, revision: str) -> Image:
+        """The picture of an item by its id, in items of this revision. Raises UserError if it is not on this machine.
+
+        Loads no torch.
+        """
+        if revision != self.revision():
+            raise UserError(f"The items of {self.title} on this machine are not those of this run ({revision}).")
+        found = next((question for question in self.questions(None) if question.id == item), None)
+        if found is None:
+            raise UserError(f"{self.title} has no item {item}.")
+        return found.picture()
 
     @abstractmethod
     def score(self, prediction: str, gold: list[str]) -> float:
@@ -129,11 +141,20 @@ class DemoItems(VisualQuestions):
 
         return suite.revision(self.name)
 
+    def picture_of(self, item: str, revision: str) -> Image:
+        from quant_engine.demo import suite
+
+        if revision != self.revision():
+            raise UserError("This picture was drawn by another version and is not drawn the same today.")
+        return suite.picture_of(item)
+
 
 class PublishedItems(VisualQuestions):
     """The questions of a published set, from the hub or a local folder, in its native fields."""
 
     source: ClassVar[Source]
+    id_field: ClassVar[str | None] = None
+    """The field that names an item; None where its place does."""
 
     @abstractmethod
     def question(self, rows: Rows, index: int) -> Question:
@@ -151,6 +172,14 @@ class PublishedItems(VisualQuestions):
 
     def revision(self) -> str:
         return self.rows().revision
+
+    def picture_of(self, item: str, revision: str) -> Image:
+        rows = sources.stored(self.source, self.title, revision)
+        ids = range(len(rows)) if self.id_field is None else rows.column(self.id_field)
+        place = next((place for place, name in enumerate(ids) if str(name) == item), None)
+        if place is None:
+            raise UserError(f"{self.title} has no item {item}.")
+        return rows.picture(place)
 
 
 def option_lines(options: list[str]) -> str:

@@ -18,6 +18,7 @@ import sys
 import tempfile
 from functools import cache
 from pathlib import Path
+from textwrap import indent
 from types import ModuleType
 
 import numpy as np
@@ -52,27 +53,89 @@ def code_terms(bits: int) -> list[str]:
     return codes
 
 
-def _source(bits: int) -> str:
-    """The kernels for one width, as Python. Their 32 steps are written out: the compiler turns them into vector code
-    with constant shifts, five times faster than the same steps as a loop."""
-    codes = [f"np.float32(np.int32({code}))" for code in code_terms(bits)]
-    indent = " " * 16
-    return _TEMPLATE.format(
-        bits=bits,
-        highest=2**bits - 1,
-        rows_at_once=ROWS_AT_ONCE,
-        lanes=LANES,
-        load_lane="\n".join(f"{indent}w{word} = lane_words[{word}, k]" for word in range(bits)),
-        load_row="\n".join(f"{indent}w{word} = words[row, k * {bits} + {word}]" for word in range(bits)),
-        dots="\n".join(f"{indent}dot += {code} * x[{j}, k]" for j, code in enumerate(codes)),
-        weights="\n".join(f"{indent}out[i, k * 32 + {j}] = scale * ({code} - zero)" for j, code in enumerate(codes)),
-    )
-
-
 _TEMPLATE = """import numpy as np
 from numba import njit, prange
 
+{head}
 
+@njit(fastmath=True, nogil=True, cache=True)
+def by_lane(given, used, lanes):
+    # Not part of the parallel function: there even making an empty array would be handed out to threads.
+    x = np.zeros((32, lanes), np.float32)
+    sums = np.zeros(used, np.float32)
+    for k in range(used):
+        for j in range(32):
+            x[j, k] = given[k * 32 + j]
+            sums[k] += given[k * 32 + j]
+    return x, sums
+
+
+@njit(parallel=True, fastmath=True, nogil=True, error_model="numpy", cache=True)
+def multiply(given, words, {side}, y):
+    rows, used = words.shape[0], given.shape[0] // 32
+    lanes = (used + {lanes} - 1) // {lanes} * {lanes}
+    x, sums = by_lane(given, used, lanes)
+    for chunk in prange((rows + {rows_at_once} - 1) // {rows_at_once}):
+        lane_words = np.zeros(({bits}, lanes), np.uint32)
+        dots = np.empty(lanes, np.float32)
+        for row in range(chunk * {rows_at_once}, min(chunk * {rows_at_once} + {rows_at_once}, rows)):
+            for k in range(used):
+                for word in range({bits}):
+                    lane_words[word, k] = words[row, k * {bits} + word]
+            for k in range(lanes):
+{load_lane}
+                dot = np.float32(0)
+{dots}
+                dots[k] = dot
+            total = np.float32(0)
+{sum_up}
+            y[row] = total
+
+
+@njit(parallel=True, nogil=True, error_model="numpy", cache=True)
+def dequantize(words, {side}, start, out):
+    used = out.shape[1] // 32
+    for i in prange(out.shape[0]):
+        row = start + i
+{lanes_of_row}
+{load_row}
+{weights}
+"""
+
+
+def row_kernels(
+    form: str, bits: int, *, head: str, side: str, code: str, sum_up: str, lanes_of_row: str, weight: str
+) -> ModuleType:
+    """A form's kernels for one width: `multiply(x, words, *side, y)` and `dequantize(words, *side, start, out)`.
+
+    All but `form` and `bits` is Python: `head` is what the functions need, `side` the names of their arguments for what
+    is stored beside the codes, `code` a code's number from its bits {}. `sum_up` adds a row's product to `total`, from
+    the products `dots[k]` of the codes of each lane k below `used` with their inputs, and the sums `sums[k]` of these
+    inputs. `lanes_of_row` are the loops over a row's lanes, of which the last is over k, and `weight` is what they make
+    of a code's number {}.
+
+    The 32 steps of a lane are written out: the compiler turns them into vector code with constant shifts, five times
+    faster than the same steps as a loop.
+    """
+    steps = list(enumerate(code.format(term) for term in code_terms(bits)))
+    inner = " " * 16
+    source = _TEMPLATE.format(
+        head=head,
+        side=side,
+        bits=bits,
+        rows_at_once=ROWS_AT_ONCE,
+        lanes=LANES,
+        load_lane="\n".join(f"{inner}w{word} = lane_words[{word}, k]" for word in range(bits)),
+        load_row="\n".join(f"{inner}w{word} = words[row, k * {bits} + {word}]" for word in range(bits)),
+        dots="\n".join(f"{inner}dot += {number} * x[{j}, k]" for j, number in steps),
+        sum_up=indent(sum_up, " " * 12),
+        lanes_of_row=indent(lanes_of_row, " " * 8),
+        weights="\n".join(f"{inner}out[i, k * 32 + {j}] = {weight.format(number)}" for j, number in steps),
+    )
+    return module_of(f"{form}{bits}", source)
+
+
+_ZERO_OF = """
 @njit(inline="always")
 def zero_of(zeros, middle, group):
     if zeros.shape[0] == 0:
@@ -82,65 +145,36 @@ def zero_of(zeros, middle, group):
     if at % 32 + {bits} > 32:
         code |= np.uint64(zeros[at // 32 + 1]) << np.uint64(32)
     return np.float32(np.int32((code >> np.uint64(at % 32)) & np.uint64({highest})))
-
-
-@njit(fastmath=True, nogil=True, cache=True)
-def by_lane(given, blocks, lanes):
-    # Not part of the parallel function: there even making an empty array would be handed out to threads.
-    x = np.zeros((32, lanes), np.float32)
-    sums = np.zeros(blocks, np.float32)
-    for k in range(blocks):
-        for j in range(32):
-            x[j, k] = given[k * 32 + j]
-            sums[k] += given[k * 32 + j]
-    return x, sums
-
-
-@njit(parallel=True, fastmath=True, nogil=True, error_model="numpy", cache=True)
-def multiply(given, words, scales, zeros, middle, per_group, float16, y):
-    rows, blocks, groups = words.shape[0], given.shape[0] // 32, scales.shape[1]
-    lanes = (blocks + {lanes} - 1) // {lanes} * {lanes}
-    x, sums = by_lane(given, blocks, lanes)
-    for chunk in prange((rows + {rows_at_once} - 1) // {rows_at_once}):
-        lane_words = np.zeros(({bits}, lanes), np.uint32)
-        dots = np.empty(lanes, np.float32)
-        for row in range(chunk * {rows_at_once}, min(chunk * {rows_at_once} + {rows_at_once}, rows)):
-            for k in range(blocks):
-                for word in range({bits}):
-                    lane_words[word, k] = words[row, k * {bits} + word]
-            for k in range(lanes):
-{load_lane}
-                dot = np.float32(0)
-{dots}
-                dots[k] = dot
-            total = np.float32(0)
-            for group in range(groups):
-                part = np.float32(0)
-                zero = zero_of(zeros, middle, row * groups + group)
-                for k in range(group * per_group, min(group * per_group + per_group, blocks)):
-                    part += dots[k] - zero * sums[k]
-                total += float16[scales[row, group]] * part
-            y[row] = total
-
-
-@njit(parallel=True, nogil=True, error_model="numpy", cache=True)
-def dequantize(words, scales, zeros, middle, per_group, float16, start, out):
-    blocks, groups = words.shape[1] // {bits}, scales.shape[1]
-    for i in prange(out.shape[0]):
-        row = start + i
-        for group in range(groups):
-            scale = float16[scales[row, group]]
-            zero = zero_of(zeros, middle, row * groups + group)
-            for k in range(group * per_group, min(group * per_group + per_group, blocks)):
-{load_row}
-{weights}
+"""
+_SUM_UP = """
+for group in range(scales.shape[1]):
+    part = np.float32(0)
+    zero = zero_of(zeros, middle, row * scales.shape[1] + group)
+    for k in range(group * per_group, min(group * per_group + per_group, used)):
+        part += dots[k] - zero * sums[k]
+    total += float16[scales[row, group]] * part
+"""
+_LANES_OF_ROW = """
+for group in range(scales.shape[1]):
+    scale = float16[scales[row, group]]
+    zero = zero_of(zeros, middle, row * scales.shape[1] + group)
+    for k in range(group * per_group, min(group * per_group + per_group, used)):
 """
 
 
 @cache
 def _compiled(bits: int) -> ModuleType:
     """The kernels of one width."""
-    return module_of(f"grouped_int{bits}", _source(bits))
+    return row_kernels(
+        "grouped_int",
+        bits,
+        head=_ZERO_OF.format(bits=bits, highest=2**bits - 1),
+        side="scales, zeros, middle, per_group, float16",
+        code="np.float32(np.int32({}))",
+        sum_up=_SUM_UP,
+        lanes_of_row=_LANES_OF_ROW,
+        weight="scale * ({} - zero)",
+    )
 
 
 def module_of(name: str, source: str) -> ModuleType:

@@ -16,7 +16,7 @@ from types import ModuleType
 import numpy as np
 import torch
 
-from quant_engine.kernels.cpu import BLOCK, LANES, ROWS_AT_ONCE, code_terms, module_of
+from quant_engine.kernels.cpu import BLOCK, row_kernels
 from quant_engine.weights.codebook import BLOCKS_PER_STEP, Codebook, dynamic_map, levels
 
 
@@ -50,9 +50,7 @@ def _side_data(weight: Codebook) -> tuple[np.ndarray | float | None, ...]:
     return scales, scale_steps, weight.scale_mean.item() if weight.double else 0.0, shifts, shift_steps
 
 
-_TEMPLATE = """import numpy as np
-from numba import njit, prange
-
+_VALUE_OF = """
 LEVELS = np.array({levels}, np.float32)
 DYNAMIC = np.array({dynamic}, np.float32)
 
@@ -65,81 +63,38 @@ def value_of(kept, steps, mean, block):
     if steps is None:
         return kept[block]
     return DYNAMIC[kept[block]] * steps[block // {blocks_per_step}] + np.float32(mean)
-
-
-
-@njit(fastmath=True, nogil=True, cache=True)
-def by_lane(given, lanes_used, lanes):
-    # Not part of the parallel function: there even making an empty array would be handed out to threads.
-    x = np.zeros((32, lanes), np.float32)
-    sums = np.zeros(lanes_used, np.float32)
-    for k in range(lanes_used):
-        for j in range(32):
-            x[j, k] = given[k * 32 + j]
-            sums[k] += given[k * 32 + j]
-    return x, sums
-
-
-@njit(parallel=True, fastmath=True, nogil=True, error_model="numpy", cache=True)
-def multiply(given, words, scales, scale_steps, scale_mean, shifts, shift_steps, per_block, y):
-    rows, used = words.shape[0], given.shape[0] // 32
-    lanes = (used + {lanes} - 1) // {lanes} * {lanes}
-    x, sums = by_lane(given, used, lanes)
-    for chunk in prange((rows + {rows_at_once} - 1) // {rows_at_once}):
-        lane_words = np.zeros(({bits}, lanes), np.uint32)
-        dots = np.empty(lanes, np.float32)
-        for row in range(chunk * {rows_at_once}, min(chunk * {rows_at_once} + {rows_at_once}, rows)):
-            for k in range(used):
-                for word in range({bits}):
-                    lane_words[word, k] = words[row, k * {bits} + word]
-            for k in range(lanes):
-{load_lane}
-                dot = np.float32(0)
-{dots}
-                dots[k] = dot
-            total = np.float32(0)
-            first = row * used
-            for block in range(first // per_block, (first + used - 1) // per_block + 1):
-                part, inputs = np.float32(0), np.float32(0)
-                for k in range(max(block * per_block - first, 0), min((block + 1) * per_block - first, used)):
-                    part += dots[k]
-                    inputs += sums[k]
-                total += value_of(scales, scale_steps, scale_mean, block) * part
-                total += value_of(shifts, shift_steps, 0.0, block) * inputs
-            y[row] = total
-
-
-@njit(parallel=True, nogil=True, error_model="numpy", cache=True)
-def dequantize(words, scales, scale_steps, scale_mean, shifts, shift_steps, per_block, start, out):
-    used = out.shape[1] // 32
-    for i in prange(out.shape[0]):
-        row = start + i
-        first = row * used
-        for block in range(first // per_block, (first + used - 1) // per_block + 1):
-            scale = value_of(scales, scale_steps, scale_mean, block)
-            shift = value_of(shifts, shift_steps, 0.0, block)
-            for k in range(max(block * per_block - first, 0), min((block + 1) * per_block - first, used)):
-{load_row}
-{weights}
+"""
+_SUM_UP = """
+first = row * used
+for block in range(first // per_block, (first + used - 1) // per_block + 1):
+    part, inputs = np.float32(0), np.float32(0)
+    for k in range(max(block * per_block - first, 0), min((block + 1) * per_block - first, used)):
+        part += dots[k]
+        inputs += sums[k]
+    total += value_of(scales, scale_steps, scale_mean, block) * part
+    total += value_of(shifts, shift_steps, 0.0, block) * inputs
+"""
+_LANES_OF_ROW = """
+first = row * used
+for block in range(first // per_block, (first + used - 1) // per_block + 1):
+    scale = value_of(scales, scale_steps, scale_mean, block)
+    shift = value_of(shifts, shift_steps, 0.0, block)
+    for k in range(max(block * per_block - first, 0), min((block + 1) * per_block - first, used)):
 """
 
 
 @cache
 def _compiled(bits: int) -> ModuleType:
     """The kernels of one width."""
-    indent, codes = " " * 16, code_terms(bits)
-    source = _TEMPLATE.format(
-        bits=bits,
-        levels=levels(bits).tolist(),
-        dynamic=dynamic_map().tolist(),
-        blocks_per_step=BLOCKS_PER_STEP,
-        rows_at_once=ROWS_AT_ONCE,
-        lanes=LANES,
-        load_lane="\n".join(f"{indent}w{word} = lane_words[{word}, k]" for word in range(bits)),
-        load_row="\n".join(f"{indent}w{word} = words[row, k * {bits} + {word}]" for word in range(bits)),
-        dots="\n".join(f"{indent}dot += LEVELS[{code}] * x[{j}, k]" for j, code in enumerate(codes)),
-        weights="\n".join(
-            f"{indent}out[i, k * 32 + {j}] = LEVELS[{code}] * scale + shift" for j, code in enumerate(codes)
+    return row_kernels(
+        "codebook",
+        bits,
+        head=_VALUE_OF.format(
+            levels=levels(bits).tolist(), dynamic=dynamic_map().tolist(), blocks_per_step=BLOCKS_PER_STEP
         ),
+        side="scales, scale_steps, scale_mean, shifts, shift_steps, per_block",
+        code="LEVELS[{}]",
+        sum_up=_SUM_UP,
+        lanes_of_row=_LANES_OF_ROW,
+        weight="{} * scale + shift",
     )
-    return module_of(f"codebook{bits}", source)

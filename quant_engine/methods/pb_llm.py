@@ -141,8 +141,8 @@ METHOD = Method(
         title="PB-LLM",
         idea="Keep the few weights that matter most in 8 bits, and of all others only the sign. "
         "Which weights those are has to be stored as well, so it is larger than its width says.",
-        formula=r"\hat w = \begin{cases} \Delta\,(q - z),\ q \in \{0..255\} & \text{salient: } "
-        r"w^2 / U_{jj}^2 \text{ among the largest} \\ \mu + \alpha\,\mathrm{sign}(w - \mu) & \text{else} \end{cases}",
+        formula=r"\hat w = \begin{cases} \Delta\,(q - z),\ q \in \{0..255\} & \text{salient, by } "
+        r"w^2 / U_{jj}^2 \\ \mu + \alpha\,\mathrm{sign}(w - \mu) & \text{else} \end{cases}",
         stored="a sign per weight, or 8 bits if salient; a mark per weight; per row and group a mean and a spread of "
         "16 bits; per row a 16-bit scale, an 8-bit zero point and a 32-bit place; a bit per column",
         bits=(1.35, 1.7, 2, 2.4, 4.5),

@@ -43,11 +43,14 @@ class RunFolder:
 
 
 def place(run_id: str) -> Path:
-    return folders.results() / run_id
+    """Where a run lies, or would be written: on this machine, if it is not there with what came with the project."""
+    own, shipped = folders.results() / run_id, folders.shipped() / run_id
+    return shipped if shipped.is_dir() and not own.is_dir() else own
 
 
 def exists(run_id: str) -> bool:
-    return (place(run_id) / "run.json").exists()
+    """Whether the run was made on this machine."""
+    return (folders.results() / run_id / "run.json").exists()
 
 
 def check_writable() -> None:
@@ -70,7 +73,7 @@ def write(
 
     Raises UserError if the disk is full or the folder can't be written.
     """
-    final = place(spec.run_id)
+    final = folders.results() / spec.run_id
     with _disk_errors():
         folders.results().mkdir(parents=True, exist_ok=True)
         aside = Path(tempfile.mkdtemp(dir=folders.results(), prefix=f".{spec.run_id}-"))
@@ -129,10 +132,15 @@ def read_items(path: Path, task: str) -> list[ItemOutput]:
 
 
 def run_folders() -> Iterator[Path]:
-    """Every folder that claims to be a run, in order of name; what is being written is left out."""
-    root = folders.results()
-    if root.is_dir():
-        yield from sorted(path for path in root.iterdir() if RUN_ID.fullmatch(path.name) and path.is_dir())
+    """Every folder that claims to be a run, in order of name; what is being written is left out.
+
+    A run that came with the project gives way to the same run made on this machine.
+    """
+    found: dict[str, Path] = {}
+    for root in (folders.shipped(), folders.results()):
+        if root.is_dir():
+            found |= {path.name: path for path in root.iterdir() if RUN_ID.fullmatch(path.name) and path.is_dir()}
+    yield from (found[name] for name in sorted(found))
 
 
 def file_name(task: str) -> str:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from quant_engine.data import texts
+from quant_engine.data import pictures, texts
 from quant_engine.evaluate import find_task
-from quant_engine.methods import METHODS, resolve_setting
-from quant_engine.models.catalog import find, fingerprint
+from quant_engine.methods import METHODS, Method, resolve_setting
+from quant_engine.models.catalog import ModelCard, find, fingerprint
 from quant_engine.spec import Calibration, RunSpec, UserError
 
 
@@ -15,7 +15,7 @@ def resolve(spec: RunSpec) -> RunSpec:
     """The spec with every default spelled out, so that equal questions get equal run ids.
 
     Raises UserError, one sentence, for an unknown model, method or task, for a setting the method is not defined for,
-    and for a task that the model can't do.
+    for a task that the model can't do, and for calibration data that can't be read or are not for the model.
     """
     card = find(spec.model)
     setting = resolve_setting(spec.setting)
@@ -28,8 +28,8 @@ def resolve(spec: RunSpec) -> RunSpec:
     calibration = None
     if setting.method != "fp16" and METHODS[setting.method].card.calibrated:
         calibration = spec.calibration or Calibration()
-        if calibration.source != "builtin":
-            calibration = calibration.model_copy(update={"source": texts.pin(calibration.source)})
+        source = _calibration_source(calibration.source, card, METHODS[setting.method])
+        calibration = calibration.model_copy(update={"source": source})
     return spec.model_copy(
         update={
             "model": card.id,
@@ -39,6 +39,19 @@ def resolve(spec: RunSpec) -> RunSpec:
             "tasks": tuple(sorted(set(tasks))),
         }
     )
+
+
+def _calibration_source(source: str, card: ModelCard, method: Method) -> str:
+    """The name that says what the data are, whenever and however they were asked for."""
+    if source == "builtin":
+        return source
+    if not pictures.named(source):
+        return texts.pin(source)
+    if not card.pictures:
+        raise UserError(f"{card.title} is a text model and takes no pictures: calibrate it on a text.")
+    if method.train:
+        raise UserError(f"{method.card.title} trains on texts alone: calibrate it on a text.")
+    return pictures.pin(source)
 
 
 def default_device() -> str:

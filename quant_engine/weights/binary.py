@@ -12,13 +12,11 @@ can't say.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
 from quant_engine.weights.form import StoredWeight
 from quant_engine.weights.ledger import Ledger
-from quant_engine.weights.packing import WORD, pack, unpack, words_per_row
+from quant_engine.weights.packing import WORD, pack, unpack, unused_bits, words_per_row
 
 HIGH_BITS = 8
 """Width of PartlyBinary's salient weights."""
@@ -64,21 +62,13 @@ class Binary(StoredWeight):
     terms = 1
 
     def __init__(self, out_features: int, in_features: int, group: int) -> None:
-        super().__init__()
-        self.out_features, self.in_features = out_features, in_features
+        super().__init__(out_features, in_features)
         self.group = min(group, in_features)
         self.groups = -(-in_features // self.group)
         words = words_per_row(in_features, 1)
         self.register_buffer("signs", torch.empty((out_features, words), dtype=torch.int32))
         self.register_buffer("scales", torch.empty((out_features, self.groups, 2 * self.terms), dtype=torch.float16))
         self.register_buffer("live", torch.empty(words, dtype=torch.int32))
-
-    def config(self) -> dict[str, Any]:
-        return {"out_features": self.out_features, "in_features": self.in_features, "group": self.group}
-
-    @classmethod
-    def empty(cls, **config: Any) -> Binary:
-        return cls(**config)
 
     @classmethod
     def pack(cls, signs: torch.Tensor, scales: torch.Tensor, live: torch.Tensor, group: int) -> Binary:
@@ -111,13 +101,9 @@ class Binary(StoredWeight):
         return torch.where(signs, mean + spread, mean - spread) * self.column_bits(self.live)
 
     def ledger(self) -> Ledger:
-        weights = self.out_features * self.in_features
-        bits = {"signs": weights, "scales": 16 * self.scales.numel(), "column marks": self.in_features}
-        return Ledger(weights, self._with_padding(bits))
-
-    def _with_padding(self, bits: dict[str, int]) -> dict[str, int]:
-        padding = 8 * self.stored_bytes() - sum(bits.values())
-        return {**bits, "padding": padding} if padding else bits
+        rows, columns = self.out_features, self.in_features
+        bits = {"signs": rows * columns, "scales": 16 * self.scales.numel(), "column marks": columns}
+        return self._ledger(bits, unused_bits(rows + 1, columns, 1))
 
 
 class PartlyBinary(Binary):
@@ -137,9 +123,6 @@ class PartlyBinary(Binary):
         self.register_buffer("starts", torch.empty(out_features, dtype=torch.int32))
         self.register_buffer("grid_scales", torch.empty(out_features, dtype=torch.float16))
         self.register_buffer("grid_zeros", torch.empty(out_features, dtype=torch.uint8))
-
-    def config(self) -> dict[str, Any]:
-        return {**super().config(), "salient": self.salient}
 
     @classmethod
     def pack(
@@ -184,17 +167,17 @@ class PartlyBinary(Binary):
         return weight * self.column_bits(self.live)
 
     def ledger(self) -> Ledger:
-        weights = self.out_features * self.in_features
+        rows, columns = self.out_features, self.in_features
         bits = {
-            "signs": weights - self.salient,
+            "signs": rows * columns - self.salient,
             "codes": HIGH_BITS * self.salient,
-            "marks": weights,
-            "scales": 16 * self.scales.numel() + 16 * self.out_features,
-            "zeros": 8 * self.out_features,
-            "row starts": 32 * self.out_features,
-            "column marks": self.in_features,
+            "marks": rows * columns,
+            "scales": 16 * self.scales.numel() + 16 * rows,
+            "zeros": 8 * rows,
+            "row starts": 32 * rows,
+            "column marks": columns,
         }
-        return Ledger(weights, self._with_padding(bits))
+        return self._ledger(bits, unused_bits(2 * rows + 1, columns, 1) + unused_bits(1, self.salient, LOW_BITS))
 
 
 class ResidualBinary(Binary):
@@ -244,12 +227,12 @@ class ResidualBinary(Binary):
         return weight * self.column_bits(self.live)
 
     def ledger(self) -> Ledger:
-        weights = self.out_features * self.in_features
-        twice = self.out_features * int(self.column_bits(self.salient).sum())
+        rows, columns = self.out_features, self.in_features
+        twice = rows * int(self.column_bits(self.salient).sum())
         bits = {
-            "signs": weights + twice,
-            "marks": weights - twice,
+            "signs": rows * columns + twice,
+            "marks": rows * columns - twice,
             "scales": 16 * self.scales.numel(),
-            "column marks": 2 * self.in_features,
+            "column marks": 2 * columns,
         }
-        return Ledger(weights, self._with_padding(bits))
+        return self._ledger(bits, unused_bits(2 * rows + 2, columns, 1))

@@ -17,13 +17,12 @@ The levels and the dynamic map are part of this form, not of the stored weight.
 from __future__ import annotations
 
 from functools import cache
-from typing import Any
 
 import torch
 
 from quant_engine.weights.form import StoredWeight
 from quant_engine.weights.ledger import Ledger
-from quant_engine.weights.packing import WORD, pack, unpack, words_per_row
+from quant_engine.weights.packing import pack, unpack, unused_bits, words_per_row
 
 OUTERMOST = 0.9677083
 """The probability whose normal quantile becomes the level 1."""
@@ -117,8 +116,7 @@ class Codebook(StoredWeight):
     form = "codebook"
 
     def __init__(self, out_features: int, in_features: int, bits: int, block: int, double: bool, shifted: bool) -> None:
-        super().__init__()
-        self.out_features, self.in_features = out_features, in_features
+        super().__init__(out_features, in_features)
         self.bits, self.block, self.double, self.shifted = bits, block, double, shifted
         self.blocks = -(-out_features * in_features // block)
         kept, steps = torch.uint8 if double else torch.float32, -(-self.blocks // BLOCKS_PER_STEP)
@@ -129,20 +127,6 @@ class Codebook(StoredWeight):
         self.register_buffer("scale_mean", torch.empty(1) if double else None)
         self.register_buffer("shifts", torch.empty(self.blocks, dtype=kept) if shifted else None)
         self.register_buffer("shift_steps", torch.empty(steps) if shifted and double else None)
-
-    def config(self) -> dict[str, Any]:
-        return {
-            "out_features": self.out_features,
-            "in_features": self.in_features,
-            "bits": self.bits,
-            "block": self.block,
-            "double": self.double,
-            "shifted": self.shifted,
-        }
-
-    @classmethod
-    def empty(cls, **config: Any) -> Codebook:
-        return cls(**config)
 
     @classmethod
     def pack(
@@ -196,15 +180,13 @@ class Codebook(StoredWeight):
         return _again(self.shifts, self.shift_steps, first, last) if self.double else self.shifts[first:last]
 
     def ledger(self) -> Ledger:
-        weights = self.out_features * self.in_features
-        bits = {"codes": weights * self.bits, "scales": 8 * self.scales.nbytes}
+        rows, columns = self.out_features, self.in_features
+        bits = {"codes": rows * columns * self.bits, "scales": 8 * self.scales.nbytes}
         if self.double:
             bits["scales"] += 8 * (self.scale_steps.nbytes + self.scale_mean.nbytes)
         if self.shifted:
             bits["shifts"] = 8 * (self.shifts.nbytes + (self.shift_steps.nbytes if self.double else 0))
-        if padding := WORD * self.codes.numel() - bits["codes"]:
-            bits["padding"] = padding
-        return Ledger(weights, bits)
+        return self._ledger(bits, unused_bits(rows, columns, self.bits))
 
 
 def _again(codes: torch.Tensor, steps: torch.Tensor, first: int, last: int | None) -> torch.Tensor:

@@ -8,14 +8,12 @@ grid {-s, 0, s, 2s}; a1 < 0 is its mirror image. Bits that are 0 cost no additio
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
 from quant_engine.weights.form import StoredWeight
 from quant_engine.weights.grouped import in_groups
 from quant_engine.weights.ledger import Ledger
-from quant_engine.weights.packing import pack, unpack, words_per_row
+from quant_engine.weights.packing import pack, unpack, unused_bits, words_per_row
 
 
 def planes(
@@ -45,20 +43,12 @@ class DualBinary(StoredWeight):
     form = "dual_binary"
 
     def __init__(self, out_features: int, in_features: int, group: int) -> None:
-        super().__init__()
-        self.out_features, self.in_features = out_features, in_features
+        super().__init__(out_features, in_features)
         self.group = min(group, in_features)
         self.groups = -(-in_features // self.group)
         words = words_per_row(in_features, 1)
         self.register_buffer("planes", torch.empty((2, out_features, words), dtype=torch.int32))
         self.register_buffer("scales", torch.empty((2, out_features, self.groups), dtype=torch.float16))
-
-    def config(self) -> dict[str, Any]:
-        return {"out_features": self.out_features, "in_features": self.in_features, "group": self.group}
-
-    @classmethod
-    def empty(cls, **config: Any) -> DualBinary:
-        return cls(**config)
 
     @classmethod
     def pack(cls, weight: torch.Tensor, first: torch.Tensor, second: torch.Tensor, group: int) -> DualBinary:
@@ -78,7 +68,6 @@ class DualBinary(StoredWeight):
         return compose(one, two, first, second)[:, : self.in_features]
 
     def ledger(self) -> Ledger:
-        weights = self.out_features * self.in_features
-        bits = {"planes": 2 * weights, "scales": 16 * self.scales.numel()}
-        padding = 8 * self.stored_bytes() - sum(bits.values())
-        return Ledger(weights, {**bits, "padding": padding} if padding else bits)
+        rows, columns = self.out_features, self.in_features
+        bits = {"planes": 2 * rows * columns, "scales": 16 * self.scales.numel()}
+        return self._ledger(bits, unused_bits(2 * rows, columns, 1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from abc import abstractmethod
 from typing import Any, ClassVar
 
@@ -15,21 +16,24 @@ class StoredWeight(nn.Module):
     """A weight [out_features, in_features] kept in few bits. All its data are buffers, and there is no dense copy.
 
     The buffers are what goes to disk, bit for bit; `config` is the rest that is needed to read them back:
-    `type(self).empty(**config)` has buffers of the right shapes and types, to be filled from a file.
+    `type(self).empty(**config)` has buffers of the right shapes and types, to be filled from a file. A form keeps the
+    arguments of its constructor as attributes of the same names.
     """
 
     form: ClassVar[str]
-    out_features: int
-    in_features: int
 
-    @abstractmethod
+    def __init__(self, out_features: int, in_features: int) -> None:
+        super().__init__()
+        self.out_features, self.in_features = out_features, in_features
+
     def config(self) -> dict[str, Any]:
-        """The numbers that, with the buffers, are the whole weight."""
+        """The numbers that, with the buffers, are the whole weight: what the constructor was given."""
+        return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
 
     @classmethod
-    @abstractmethod
     def empty(cls, **config: Any) -> StoredWeight:
         """A weight with unset buffers."""
+        return cls(**config)
 
     @abstractmethod
     def dequantize(self, start: int = 0, end: int | None = None) -> torch.Tensor:
@@ -50,6 +54,10 @@ class StoredWeight(nn.Module):
     @abstractmethod
     def ledger(self) -> Ledger:
         """What is stored, by purpose; its sum is the exact size of the buffers."""
+
+    def _ledger(self, bits: dict[str, int], padding: int) -> Ledger:
+        """A ledger of `bits` by purpose, and of the `padding` that fills up packed words."""
+        return Ledger(self.out_features * self.in_features, {**bits, "padding": padding} if padding else bits)
 
     @property
     def device(self) -> torch.device:

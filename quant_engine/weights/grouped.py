@@ -9,13 +9,11 @@ order, so that groups are consecutive there; the order is stored once for all ro
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
 from quant_engine.weights.form import StoredWeight
 from quant_engine.weights.ledger import Ledger
-from quant_engine.weights.packing import WORD, pack, unpack, words_per_row
+from quant_engine.weights.packing import pack, unpack, unused_bits, words_per_row
 
 CLIP_STEPS = 80
 CLIP_STEP = 0.01
@@ -121,8 +119,7 @@ class GroupedInt(StoredWeight):
     def __init__(
         self, out_features: int, in_features: int, bits: int, group: int, symmetric: bool, ordered: bool
     ) -> None:
-        super().__init__()
-        self.out_features, self.in_features = out_features, in_features
+        super().__init__(out_features, in_features)
         self.bits, self.group = bits, min(group, in_features)
         self.symmetric, self.ordered = symmetric, ordered
         self.groups = -(-in_features // self.group)
@@ -133,20 +130,6 @@ class GroupedInt(StoredWeight):
         zero_words = 0 if symmetric else words_per_row(out_features * self.groups, bits)
         self.register_buffer("zeros", torch.empty(zero_words, dtype=torch.int32) if zero_words else None)
         self.register_buffer("order", torch.empty(in_features, dtype=torch.int32) if ordered else None)
-
-    def config(self) -> dict[str, Any]:
-        return {
-            "out_features": self.out_features,
-            "in_features": self.in_features,
-            "bits": self.bits,
-            "group": self.group,
-            "symmetric": self.symmetric,
-            "ordered": self.ordered,
-        }
-
-    @classmethod
-    def empty(cls, **config: Any) -> GroupedInt:
-        return cls(**config)
 
     @classmethod
     def pack(
@@ -200,12 +183,10 @@ class GroupedInt(StoredWeight):
     def ledger(self) -> Ledger:
         rows, columns = self.out_features, self.in_features
         bits = {"codes": rows * columns * self.bits, "scales": rows * self.groups * 16}
-        padding = WORD * self.codes.numel() - bits["codes"]
+        padding = unused_bits(rows, columns, self.bits)
         if not self.symmetric:
             bits["zeros"] = rows * self.groups * self.bits
-            padding += WORD * self.zeros.numel() - bits["zeros"]
+            padding += unused_bits(1, rows * self.groups, self.bits)
         if self.ordered:
             bits["order"] = columns * 32
-        if padding:
-            bits["padding"] = padding
-        return Ledger(rows * columns, bits)
+        return self._ledger(bits, padding)

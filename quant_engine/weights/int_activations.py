@@ -9,8 +9,6 @@ width; `quantized_output` says that the layer's outputs are rounded in the same 
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
 from quant_engine.weights.grouped import SMALLEST_SCALE, GroupedInt
@@ -51,19 +49,6 @@ class IntActivations(GroupedInt):
     def __init__(self, out_features: int, in_features: int, bits: int, a_bits: int, quantized_output: bool) -> None:
         super().__init__(out_features, in_features, bits, in_features, symmetric=True, ordered=False)
         self.a_bits, self.quantized_output = a_bits, quantized_output
-
-    def config(self) -> dict[str, Any]:
-        return {
-            "out_features": self.out_features,
-            "in_features": self.in_features,
-            "bits": self.bits,
-            "a_bits": self.a_bits,
-            "quantized_output": self.quantized_output,
-        }
-
-    @classmethod
-    def empty(cls, **config: Any) -> IntActivations:
-        return cls(**config)
 
     @classmethod
     def pack(

@@ -24,13 +24,12 @@ class LowRank(StoredWeight):
     form = "low_rank"
 
     def __init__(self, base: StoredWeight, a: torch.Tensor, b: torch.Tensor, scale: float) -> None:
-        super().__init__()
+        super().__init__(base.out_features, base.in_features)
         if a.shape != (len(a), base.in_features) or b.shape != (base.out_features, len(a)):
             raise ValueError(
                 f"factors {tuple(a.shape)} and {tuple(b.shape)} don't fit a weight "
                 f"[{base.out_features}, {base.in_features}]"
             )
-        self.out_features, self.in_features = base.out_features, base.in_features
         self.base, self.scale, self.rank = base, scale, len(a)
         self.register_buffer("a", a.to(torch.float16).contiguous())
         self.register_buffer("b", b.to(torch.float16).contiguous())

@@ -7,7 +7,6 @@ their order, and `widths` says which group is where.
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Any
 
 import torch
 from torch import nn
@@ -25,8 +24,7 @@ class MixedWidth(StoredWeight):
 
     def __init__(self, out_features: int, in_features: int, bits: int, group: int, low: int, high: int) -> None:
         """`low` and `high` are the numbers of columns with `bits` - 1 and `bits` + 1 bits; the others have `bits`."""
-        super().__init__()
-        self.out_features, self.in_features = out_features, in_features
+        super().__init__(out_features, in_features)
         self.bits, self.group, self.low, self.high = bits, min(group, in_features), low, high
         self.register_buffer("widths", torch.empty(-(-in_features // self.group), dtype=torch.uint8))
         self.parts = nn.ModuleDict()
@@ -35,14 +33,6 @@ class MixedWidth(StoredWeight):
                 self.parts[str(width)] = Binary(out_features, columns, group)
             elif columns:
                 self.parts[str(width)] = GroupedInt(out_features, columns, width, group, symmetric=False, ordered=False)
-
-    def config(self) -> dict[str, Any]:
-        names = ("out_features", "in_features", "bits", "group", "low", "high")
-        return {name: getattr(self, name) for name in names}
-
-    @classmethod
-    def empty(cls, **config: Any) -> MixedWidth:
-        return cls(**config)
 
     @classmethod
     def pack(

@@ -17,6 +17,11 @@ def words_per_row(count: int, bits: int) -> int:
     return -(-count * bits // WORD)
 
 
+def unused_bits(rows: int, count: int, bits: int) -> int:
+    """The bits that are left over in the words of so many rows of `count` codes."""
+    return rows * (WORD * words_per_row(count, bits) - count * bits)
+
+
 def pack(codes: torch.Tensor, bits: int) -> torch.Tensor:
     """`codes` [rows, n], integers from 0 to 2^bits - 1, as int32 words [rows, ceil(n * bits / 32)].
 

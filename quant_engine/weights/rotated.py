@@ -10,14 +10,14 @@ size and seed share them in memory. Chee et al., QuIP, arXiv 2307.13304, section
 from __future__ import annotations
 
 from functools import cache
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 
 from quant_engine.weights.form import StoredWeight
 from quant_engine.weights.ledger import Ledger
-from quant_engine.weights.packing import WORD, pack, unpack, words_per_row
+from quant_engine.weights.packing import pack, unpack, unused_bits, words_per_row
 
 Kind = Literal["kronecker", "blocked"]
 
@@ -101,8 +101,7 @@ class RotatedInt(StoredWeight):
     zeros = None
 
     def __init__(self, out_features: int, in_features: int, bits: int, seed: int, rotation: Kind) -> None:
-        super().__init__()
-        self.out_features, self.in_features = out_features, in_features
+        super().__init__(out_features, in_features)
         self.bits, self.seed, self.rotation = bits, seed, rotation
         self.group = in_features
         self.middle = (2**bits - 1) / 2
@@ -110,19 +109,6 @@ class RotatedInt(StoredWeight):
         self.register_buffer("codes", torch.empty((out_features, words), dtype=torch.int32))
         self.register_buffer("scale", torch.empty(1, dtype=torch.float16))
         self.register_buffer("column_scales", torch.empty(in_features, dtype=torch.float16))
-
-    def config(self) -> dict[str, Any]:
-        return {
-            "out_features": self.out_features,
-            "in_features": self.in_features,
-            "bits": self.bits,
-            "seed": self.seed,
-            "rotation": self.rotation,
-        }
-
-    @classmethod
-    def empty(cls, **config: Any) -> RotatedInt:
-        return cls(**config)
 
     @classmethod
     def pack(
@@ -167,8 +153,6 @@ class RotatedInt(StoredWeight):
         return rotation(size, self.seed, side, self.rotation, device=str(self.device))
 
     def ledger(self) -> Ledger:
-        weights = self.out_features * self.in_features
-        bits = {"codes": weights * self.bits, "scale": 16, "column scales": 16 * self.in_features}
-        if padding := WORD * self.codes.numel() - bits["codes"]:
-            bits["padding"] = padding
-        return Ledger(weights, bits)
+        rows, columns = self.out_features, self.in_features
+        bits = {"codes": rows * columns * self.bits, "scale": 16, "column scales": 16 * columns}
+        return self._ledger(bits, unused_bits(rows, columns, self.bits))

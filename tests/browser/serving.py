@@ -36,8 +36,9 @@ class Lab:
 
 
 @contextmanager
-def served(home: Path, **environment: str) -> Iterator[Lab]:
-    """`python app.py` on a free port, with everything that it writes under `home`."""
+def served(home: Path, *, before: str = "", **environment: str) -> Iterator[Lab]:
+    """`python app.py` on a free port, with everything that it writes under `home`. `before` is Python that the page's
+    process does first, to break something."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -45,7 +46,7 @@ def served(home: Path, **environment: str) -> Iterator[Lab]:
     log = home / "page.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [sys.executable, "app.py"],
+            [sys.executable, *(("-c", f"{before}\nimport app; app.main()") if before else ("app.py",))],
             cwd=folders.PROJECT,
             stdout=output,
             stderr=output,

@@ -14,16 +14,18 @@ pytestmark = pytest.mark.browser
 
 
 def rows(page: Page) -> list[list[str]]:
-    """The table's rows as lists of cell texts; the setting's cells come first: method, bits, group, source."""
+    """The table's rows as lists of cell texts, without ranks; the setting comes first: method, bits, group, source."""
     return page.eval_on_selector_all(
         "table.board tbody tr",
-        "rows => rows.map(row => [...row.children].map(cell => (cell.querySelector('.open') ?? "
-        "(cell.firstChild?.nodeType === 3 ? cell.firstChild : cell)).textContent.trim()))",
+        "rows => rows.map(row => [...row.querySelectorAll(':scope > :not(.kr)')].map(cell => "
+        "(cell.querySelector('.open') ?? (cell.firstChild?.nodeType === 3 ? cell.firstChild : cell))"
+        ".textContent.trim()))",
     )
 
 
 def headers(page: Page) -> list[str]:
-    return [text.strip(" ▴▾\n") for text in page.locator("table.board thead tr:nth-child(2) th").all_inner_texts()]
+    heads = page.locator("table.board thead tr:nth-child(2) th:not(.kr)")
+    return [text.strip(" ▴▾\n") for text in heads.all_inner_texts()]
 
 
 def column(page: Page, title: str) -> list[str]:

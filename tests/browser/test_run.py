@@ -130,9 +130,7 @@ def test_a_killed_run_is_failed_with_a_sentence_and_the_page_lives_on(tmp_path, 
         wait_until(lambda: worker_of(lab, run), 30)
         os.kill(worker_of(lab, run).pid, signal.SIGKILL)
         expect(page.locator("#run article.failed")).to_contain_text("stopped by the system", timeout=60_000)
-        page.reload()
-        page.wait_for_selector("table.board")
-        tab(page, "Run")
+        page.reload()  # the address holds the tab
         expect(page.locator("#run article.failed")).to_be_visible()
         page.locator("#resume").click()
         expect(page.locator("#run article.running")).to_be_visible(timeout=60_000)

@@ -10,6 +10,7 @@ from playwright.sync_api import Page, expect
 from serving import served, tab
 from test_leaderboard import column, press, rows, summary_is
 
+from quant_engine.demo import suite
 from quant_engine.runs import folder as run_folder
 from quant_engine.spec import ItemOutput, LayerRecord, QuantSetting, Result, RunSpec
 
@@ -156,10 +157,56 @@ def test_a_measured_row_has_its_provenance_layers_and_flips(tmp_path, opened, mo
         page.goto(f"{lab.url}/?tab=explore&x.model=SmolLM2-135M&x.run={first.run_id}&x.against={second.run_id}")
         page.locator("#chart-layers").scroll_into_view_if_needed()  # charts are drawn when they come into view
         expect(page.locator("#chart-layers .main-svg").first).to_be_visible()
-        inside = page.locator("#inside")
-        expect(inside).to_contain_text("Right → wrong")
-        inside.get_by_text("2 items of piqa scored otherwise").click()
-        expect(inside).to_contain_text("Question 5")
+        expect(page.locator("#weighed")).to_contain_text("made before histograms were kept")
+        compared = page.locator("#compared")
+        expect(compared).to_contain_text("Right → wrong")
+        compared.get_by_text("2 items of piqa scored otherwise").click()
+        expect(compared).to_contain_text("Question 5")
+
+
+def drawn_run(bits: int, right: int) -> RunSpec:
+    """Writes a run of the demo's multimodal model on eight drawn diagrams, with histograms of two linears."""
+    setting = QuantSetting(method="rtn", w_bits=bits)
+    spec = RunSpec(model="demo", setting=setting, tasks=("demo-ai2d",), limit=8)
+    result = Result(
+        run_id=spec.run_id, source="measured", model="demo", track="mllm_ptq", method="rtn", w_bits=bits,
+        stored_bits=bits, task="demo-ai2d", metric="accuracy", value=12.5 * right, items=8,
+        data_revision=suite.revision("demo-ai2d"),
+    )  # fmt: skip
+    layers = [
+        LayerRecord(block=block, linear="self_attn.q_proj", out_features=8, in_features=8, stored_bits=bits,
+                    weight_error=0.01 * (block + 1), seconds=0.1, weights_reach=0.5,
+                    weights_before=[2, 10, 40, 10, 2], weights_after=[0, 0, 60, 0, 4])
+        for block in range(2)
+    ]  # fmt: skip
+    items = [
+        ItemOutput(item=one.id, prompt=one.question, gold=one.answers, prediction="A", score=float(number < right))
+        for number, one in enumerate(suite.items("demo-ai2d", 8))
+    ]
+    run_folder.write(spec, {}, [result], layers, {"demo-ai2d": items}, "")
+    return spec
+
+
+def test_a_cell_shows_its_weights_a_flipped_item_its_picture_and_a_tie_its_mark(tmp_path, opened, monkeypatch):
+    monkeypatch.setenv("LOWBIT_RESULTS", str(tmp_path / "results"))
+    first, second = drawn_run(4, 6), drawn_run(3, 5)
+    with served(tmp_path) as lab:
+        page = opened(lab, search="?model=Demo+LLaVA-NeXT&track=mllm_ptq")
+        expect(page.locator("table.board tbody td.kr")).to_have_text(["1=", "1="])
+        expect(page.locator("table.board th.kr")).to_have_attribute("title", re.compile("2= says that rows share"))
+        page.goto(f"{lab.url}/?tab=explore&x.run={first.run_id}&x.against={second.run_id}")
+        weighed = page.locator("#weighed")
+        expect(weighed).to_contain_text("Block 1, self_attn.q_proj")  # the largest error
+        page.locator("#chart-layers").scroll_into_view_if_needed()
+        plot = page.locator("#chart-layers .nsewdrag").first
+        expect(plot).to_be_visible()
+        box = plot.bounding_box()
+        plot.click(position={"x": box["width"] * 0.25, "y": box["height"] / 2})
+        expect(weighed).to_contain_text("Block 0, self_attn.q_proj")
+        search_has(page, "x.linear=0.self_attn.q_proj")
+        expect(page.get_by_label("Weights of")).to_have_value("block 0, self_attn.q_proj")
+        page.locator("#compared").get_by_text("1 item of demo-ai2d scored otherwise").click()
+        expect(page.locator("#compared figure img")).to_have_attribute("src", re.compile("^data:image/jpeg"))
 
 
 @pytest.mark.parametrize("form", ["CSV", "JSON", "Parquet", "Markdown", "LaTeX", "BibTeX"])

@@ -1,9 +1,8 @@
-"""A tiny Llama on disk, instruction data, and one way to fine-tune it."""
+"""Instruction data, and one way to fine-tune a tiny Llama on them."""
 
 import json
 
 import pytest
-from generate import tiny_chat
 
 from quant_engine.quantize import Hooks, quantize
 from quant_engine.runs.resolve import resolve
@@ -19,16 +18,6 @@ ROWS = [
     for word in ("red", "green", "blue", "one", "two", "three")
 ]
 OPTIONS = {"rank": 4, "steps": 8, "batch": 4, "source_length": 24, "target_length": 24, "learning_rate": 5e-3}
-
-
-@pytest.fixture(scope="session")
-def tiny_models(tmp_path_factory):
-    """A tiny Llama and a tiny LLaVA-NeXT as folders on disk."""
-    root = tmp_path_factory.mktemp("models")
-    for name, made in (("llama", tiny_chat.llama()), ("llava", tiny_chat.llava_next())):
-        made.model.save_pretrained(root / name)
-        (made.processor or made.tokenizer).save_pretrained(root / name)
-    return root
 
 
 @pytest.fixture(scope="session")

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from statistics import mean
 
 import pytest
 
 from quant_engine.runs import folder as run_folder
-from quant_engine.spec import QuantSetting, Result, RunSpec
+from quant_engine.spec import ItemOutput, QuantSetting, Result, RunSpec
 
 MakeRun = Callable[..., Path]
 
@@ -19,6 +20,22 @@ def results(tmp_path, monkeypatch) -> Path:
     folder = tmp_path / "results"
     monkeypatch.setenv("LOWBIT_RESULTS", str(folder))
     return folder
+
+
+def measured(spec: RunSpec, **fields: object) -> Result:
+    """A number of a run of `spec`, with 0.3 bits of side data for each weight."""
+    setting = spec.setting
+    return Result(
+        run_id=spec.run_id,
+        source="measured",
+        model=spec.model,
+        track="llm_ptq",
+        method=setting.method,
+        w_bits=setting.w_bits,
+        group_size=setting.group_size,
+        stored_bits=16 if setting.method == "fp16" else setting.w_bits + 0.3,
+        **fields,
+    )
 
 
 @pytest.fixture
@@ -38,15 +55,8 @@ def make_run(results) -> MakeRun:
         setting = QuantSetting() if method == "fp16" else QuantSetting(method=method, w_bits=bits, group_size=group)
         spec = RunSpec(model=model, setting=setting, tasks=tuple(values), limit=limit)
         rows = [
-            Result(
-                run_id=spec.run_id,
-                source="measured",
-                model=model,
-                track="llm_ptq",
-                method=setting.method,
-                w_bits=setting.w_bits,
-                group_size=setting.group_size,
-                stored_bits=16 if method == "fp16" else bits + 0.3,
+            measured(
+                spec,
                 task=task,
                 metric="perplexity",
                 value=value,
@@ -60,3 +70,42 @@ def make_run(results) -> MakeRun:
         return run_folder.write(spec, {}, rows, [], {}, "log")
 
     return make
+
+
+@pytest.fixture
+def write_run(results) -> Callable[..., str]:
+    """Writes a run with items: write_run([1.0, 0.0], method="rtn", bits=4) scored so on each; gives its id."""
+
+    def write(
+        scores: list[float],
+        method: str = "rtn",
+        bits: float = 4,
+        task: str = "arc_easy",
+        standard_error: float | None = None,
+    ) -> str:
+        setting = QuantSetting() if method == "fp16" else QuantSetting(method=method, w_bits=bits, group_size=64)
+        spec = RunSpec(model="demo-llm", setting=setting, tasks=(task,), limit=len(scores))
+        row = measured(
+            spec,
+            task=task,
+            metric="accuracy",
+            value=100 * mean(scores),
+            standard_error=standard_error,
+            data_revision="rows 1",
+            items=len(scores),
+        )
+        items = [
+            ItemOutput(
+                item=str(number),
+                prompt=f"q{number}",
+                gold=["x"],
+                prediction="x",
+                score=score,
+                choices=["x", "y"],
+                log_probabilities=[-1.0, -2.0],
+            )
+            for number, score in enumerate(scores)
+        ]
+        return run_folder.write(spec, {}, [row], [], {task: items}, "").name
+
+    return write

@@ -1,7 +1,7 @@
 import pytest
 
 from leaderboard.analysis import arrange
-from leaderboard.figures import Figure
+from leaderboard.plot import Figure
 from leaderboard.store import Store, read_notes, read_paper
 from leaderboard.ui import explore_tab, methods_tab
 from leaderboard.ui.chart import chart
@@ -49,11 +49,14 @@ def test_runs_that_cannot_be_read_or_compared_are_sentences(make_run):
     first, second = make_run(perplexity=20.0), make_run(bits=3, perplexity=30.0)
     board = arrange(Store().snapshot().frame)
     assert len(explore_tab.runs_of(board)) == 2
-    html = explore_tab.run_charts(board, Explored(run=first.name, against=second.name))
-    assert "This run quantized no layer." in html
-    assert "can&#x27;t be read" in html or "no item in common" in html
+    layers, weights, compared = explore_tab.run_charts(board, Explored(run=first.name, against=second.name))
+    assert "This run quantized no layer." in layers
+    assert "This run quantized no layer." in weights
+    assert "can&#x27;t be read" in compared or "no item in common" in compared
     gone = explore_tab.run_charts(board, Explored(run="f" * 16))
-    assert "is not on this machine" in gone
+    assert "is not on this machine" in gone[0]
+    assert "is not on this machine" in gone[1]
+    assert explore_tab.run_charts(board, Explored())[1:] == ["", ""]
 
 
 def test_every_method_has_a_card_with_its_honest_bits_and_rows(results):

@@ -41,6 +41,12 @@ def test_an_8b_model_in_16_bit_fits_24_gib_and_not_16_and_4_bits_fit_12(board):
     assert fits("RTX 3060", "GPTQ W4A16 g128")
 
 
+def test_error_correction_takes_a_sixteenth_of_the_memory_of_cards_that_keep_it_there():
+    shown = {"T4": 15360, "L4": 23034, "A10": 23028, "L40S": 46068, "A100 80 GB": 81920, "A100 40 GB": 40960}
+    for name, mebibytes in shown.items():  # as nvidia-smi shows
+        assert fit.memory_of(Fitted(card=name)) == pytest.approx(mebibytes / 1024, rel=1e-3)
+
+
 def test_settings_that_fit_come_first_best_first(board):
     found = fit.settings(board, Fitted(card="RTX 3060", context=8192), "commonsense_avg")
     fitting = found[found.fits]

@@ -105,24 +105,54 @@ def test_only_items_that_both_were_asked_count():
         paired.compare_items(find_task("ai2d"), a, outputs([1], prompt="other"))
 
 
-def test_methods_that_can_not_be_told_apart_share_a_rank():
+def test_methods_that_can_not_be_told_apart_are_not_better_than_each_other():
     rng = np.random.default_rng(0)
     base = rng.random(500)
-    scores = {
-        "best": base + 0.1 + 0.01 * rng.random(500),
-        "good": base + 0.2 * (rng.random(500) - 0.5),
-        "as good": base + 0.2 * (rng.random(500) - 0.5),
-        "bad": base - 0.3,
-        "broken": np.full(500, math.nan),
-    }
-    ranked = {name: dict(enumerate(values.tolist())) for name, values in scores.items()}
-    assert paired.shared_ranks(ranked, resamples=500) == {"best": 1, "good": 2, "as good": 2, "bad": 4, "broken": 5}
-    lower = paired.shared_ranks(
-        {name: ranked[name] for name in ("best", "good", "bad")}, higher_is_better=False, resamples=500
-    )
-    assert lower == {"bad": 1, "good": 2, "best": 3}
-    with pytest.raises(UserError, match="same items"):
-        paired.shared_ranks({"a": {"1": 1.0}, "b": {"2": 1.0}})
+    best, good = base + 0.1 + 0.01 * rng.random(500), base + 0.2 * (rng.random(500) - 0.5)
+    as_good, bad, broken = base + 0.2 * (rng.random(500) - 0.5), base - 0.3, np.full(500, math.nan)
+    found = paired.better(np.stack([best, good, as_good, bad, broken], axis=1), resamples=500)
+    assert found.sum(axis=1).tolist() == [0, 1, 1, 3, 4]
+    lower = paired.better(np.stack([best, good, bad], axis=1), higher_is_better=False, resamples=500)
+    assert lower.sum(axis=1).tolist() == [2, 1, 0]
+
+
+def test_better_is_as_the_interval_says_and_passes_on():
+    rng = np.random.default_rng(1)
+    scores = rng.normal(size=(200, 1)) + rng.normal(scale=0.5, size=(200, 6)) + np.linspace(0, 0.3, 6)
+    found = paired.better(scores, resamples=500)
+    for i in range(6):
+        for j in range(6):
+            assert found[i, j] >= (paired.interval(scores[:, i], scores[:, j], resamples=500)[0] > 0)
+            assert (found[j] & found[i, j] <= found[i]).all()
+    assert (np.diff(found.sum(axis=1)[np.argsort(-scores.mean(axis=0))]) >= 0).all()
+    assert not found.diagonal().any()
+    assert not (found & found.T).any()
+
+
+def test_four_flips_to_one_side_are_no_difference_yet():
+    """The percentile interval leaves out zero; the exact probability is one in eight."""
+    a, b = outputs([1] * 20 + [0] * 4), outputs([1] * 16 + [0] * 8)
+    head = paired.compare_items(find_task("ai2d"), a, b)[0]
+    assert head.high < 0
+    assert head.p == pytest.approx(1 / 8)
+    assert not head.separable
+    scores = np.array([[one.score, other.score] for one, other in zip(a, b, strict=True)])
+    assert not paired.better(100 * scores).any()
+    assert paired.better(100 * scores[:, ::-1].repeat(2, axis=0)).tolist() == [[False, True], [False, False]]
+
+
+def test_who_has_the_lower_mean_has_not_the_better_rank():
+    """The first beats the second on the very same items. The third is lower, but right where the first is wrong."""
+    first, second, third = np.ones(60), np.ones(60), np.ones(60)
+    first[:12], second[:20], third[:] = 0, 0, np.arange(60) < 39
+    found = paired.better(np.stack([first, second, third], axis=1))
+    assert paired.interval(third, first)[0] < 0
+    assert found.sum(axis=1).tolist() == [0, 1, 1]
+
+
+def test_the_same_scores_are_never_better_than_themselves():
+    scores = np.random.default_rng(2).random((300, 1)).repeat(9, axis=1)
+    assert not paired.better(scores, resamples=200).any()
 
 
 @pytest.fixture
@@ -146,7 +176,6 @@ def test_runs_are_compared_from_their_folders(write):
     head, _ = paired.compare(full, low)
     assert (head.a, head.b, head.flips.lost) == (75, 50, 1)
     assert paired.unquantized(low).path == full.path
-    assert paired.rank_runs([full, low], "arc_easy") == {full.path.name: 1, low.path.name: 1}
     assert paired.find_run(low.path.name[:9]).path == low.path
     assert paired.find_run(str(low.path)).path == low.path
 

@@ -1,4 +1,8 @@
+from json import JSONDecodeError
+
 import pytest
+from httpx2 import Request, Response
+from huggingface_hub.errors import HTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
 
 from leaderboard import requests
 from leaderboard.lab import Lab
@@ -36,11 +40,28 @@ def test_with_a_gpu_and_a_hub_the_large_model_is_offered_first(monkeypatch, devi
     assert [card.id for card in requests.picture_models()] == offered
 
 
-def test_a_hub_that_does_not_answer_has_nothing(monkeypatch):
-    monkeypatch.setattr("huggingface_hub.model_info", lambda *_, **__: (_ for _ in ()).throw(OSError("no network")))
+@pytest.mark.parametrize(
+    "problem",
+    [
+        OSError("no network"),
+        HTTPError("timed out"),
+        RepositoryNotFoundError("no access", response=Response(401, request=Request("GET", "https://hub.test"))),
+        OfflineModeIsEnabled("switched off"),
+        JSONDecodeError("a login page", "<html>", 0),
+    ],
+)
+def test_a_hub_that_does_not_answer_has_nothing(monkeypatch, problem):
+    monkeypatch.setattr("huggingface_hub.model_info", lambda *_, **__: (_ for _ in ()).throw(problem))
     requests.reachable.cache_clear()
     assert not requests.reachable("llava-hf/llama3-llava-next-8b-hf")
     requests.reachable.cache_clear()
+
+
+def test_a_mistake_in_asking_the_hub_is_not_hidden(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.model_info", lambda *_, **__: {}["no such name"])
+    requests.reachable.cache_clear()
+    with pytest.raises(KeyError):
+        requests.reachable("llava-hf/llama3-llava-next-8b-hf")
 
 
 def test_a_setting_is_resolved_with_every_option_spelled_out():

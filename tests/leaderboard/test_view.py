@@ -26,7 +26,9 @@ FULL = PageView(
     ),
     pins=(GPTQ, "run~0123456789abcdef"),
     row=GPTQ,
-    explored=Explored(model="LLaVA-Next-8B", quality="ai2d", within=1.5, run="0123456789abcdef"),
+    explored=Explored(
+        model="LLaVA-Next-8B", quality="ai2d", within=1.5, run="0123456789abcdef", linear="3.mlp.up_proj"
+    ),
     fitted=Fitted(model="LLaMA3-70B", card=None, memory=36.0, context=8192, batch=4, pictures=2),
 )
 

@@ -118,20 +118,39 @@ def test_gradients_of_the_scales_are_finite_differences_while_planes_stay():
         assert (values[0] - values[1]) / 2e-7 == pytest.approx(moves.grad[place].item(), rel=1e-4)
 
 
-def test_searched_scales_lose_less_than_min_max_ones_and_than_one_bit():
+def test_searched_scales_lose_no_more_than_the_best_ones_but_for_the_steps_of_the_search():
+    group, (least, most, spacing) = 32, (0.208, 1.0, 0.008)  # of max |w| / 2: the hundred steps from 1 on, towards 0.2
     weight = torch.randn(40, 128, generator=torch.Generator().manual_seed(0))
+    slices = weight.unflatten(1, (-1, group))
+    largest = slices.abs().amax(-1) / 2
 
     def error(first):
-        dual = method.DualWeight(weight, first, torch.zeros(2, *first.shape), 32)
-        return (dual.dense() - weight).square().unflatten(1, (-1, 32)).sum(-1)
+        dual = method.DualWeight(weight, first, torch.zeros(2, *first.shape), group)
+        return (dual.dense() - weight).square().unflatten(1, (-1, group)).sum(-1)
 
-    searched, plain = error(method.first_scale(weight, 32, "l2")), error(method.first_scale(weight, 32, "minmax"))
-    slices = weight.unflatten(1, (-1, 32))
-    one_bit = (slices.abs() - slices.abs().mean(-1, keepdim=True)).square().sum(-1)
-    assert (searched <= plain * (1 + 1e-5)).all()
-    assert (searched <= one_bit * (1 + 1e-5)).float().mean() > 0.99
-    assert searched.sum() < 0.75 * plain.sum()
-    assert (method.first_scale(weight, 32, "l2") < 0).any(), "the mirrored grid is the better one for some groups"
+    searched, plain = error(method.first_scale(weight, group, "l2")), error(method.first_scale(weight, group, "minmax"))
+    # The grid from the largest magnitude is the first that is tried.
+    rounding = 1 + 1e-5
+    assert (searched <= plain * rounding).all()
+    assert searched.sum() < plain.sum()
+
+    # A level, at most 2s from zero, is at most one spacing off where the nearest size tried is half a spacing off, and
+    # by as much in each weight the norm of a group's error can be greater.
+    allowed = spacing * largest * group**0.5
+    best = torch.full_like(searched, torch.inf)
+    for size in torch.linspace(least, most, 1000):
+        for sign in (1, -1):
+            levels = sign * torch.tensor([-1.0, 0, 1, 2]) * (size * largest)[..., None]
+            best = torch.minimum(best, (slices[..., None] - levels[..., None, :]).abs().amin(-1).square().sum(-1))
+    assert (searched.sqrt() <= best.sqrt() * rounding + allowed).all()
+    assert (method.first_scale(weight, group, "l2") < 0).any(), "the mirrored grid is the better one for some groups"
+
+    # One bit has the two levels -s and s of these four, with s = mean |w|: no better, where that size is searched.
+    middle = slices.abs().mean(-1)
+    one_bit = (slices.abs() - middle[..., None]).square().sum(-1)
+    within = (least * largest <= middle) & (middle <= most * largest)
+    assert within.float().mean() > 0.5
+    assert (searched.sqrt() <= one_bit.sqrt() + allowed)[within].all()
 
 
 def test_columns_make_up_for_each_other():

@@ -43,6 +43,18 @@ def test_writing_again_replaces_the_run_and_leaves_nothing_behind(lab):
     assert [one.name for one in path.parent.iterdir()] == [SPEC.run_id]
 
 
+def test_shipped_runs_are_shown_until_the_same_run_is_made_here(lab, monkeypatch):
+    monkeypatch.setenv("LOWBIT_RESULTS", str(lab / "shipped"))
+    shipped = write(1.0)
+    monkeypatch.delenv("LOWBIT_RESULTS")
+    monkeypatch.setenv("LOWBIT_SHIPPED", str(lab / "shipped"))
+    assert list(folder.run_folders()) == [shipped]
+    assert not folder.exists(SPEC.run_id), "asked for again it is made, not found"
+    own = write(2.0)
+    assert list(folder.run_folders()) == [own] != [shipped]
+    assert folder.read(shipped).results[0].value == 1.0
+
+
 def test_a_write_that_fails_leaves_no_folder(lab, monkeypatch):
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")

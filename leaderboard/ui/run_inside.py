@@ -1,0 +1,169 @@
+"""What the Explore tab shows of measured runs: errors and weights of one, and two of them item by item."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from html import escape
+
+import pandas as pd
+
+from leaderboard import paired, run_figures
+from leaderboard.pictures import of_item
+from leaderboard.plot import Figure
+from leaderboard.ui.chart import chart, table_html
+from leaderboard.view import Explored
+from quant_engine.evaluate import VisualQuestions, task_of_number
+from quant_engine.runs import folder as run_folder
+from quant_engine.spec import ItemOutput, LayerRecord, UserError
+
+MOST_FLIPS = 40
+PROMPT_LETTERS = 600
+JS = """
+lowbit.figures(element);
+// A picture is asked for when it comes into view: a list of flips may have many.
+const seen = new IntersectionObserver((entries) => {
+  for (const entry of entries) if (entry.isIntersecting) { seen.unobserve(entry.target); show(entry.target); }
+});
+const show = async (frame) => {
+  try {
+    const picture = await server.item_picture(frame.dataset.run, frame.dataset.task, frame.dataset.item);
+    if (picture.address) frame.replaceChildren(Object.assign(new Image(), { src: picture.address, alt: picture.said }));
+    else frame.textContent = picture.said;
+  } catch { frame.textContent = 'The picture could not be made.'; }
+};
+const watchPictures = () => { for (const frame of element.querySelectorAll('[data-item]')) seen.observe(frame); };
+watchPictures();
+watch('value', () => { lowbit.figures(element); watchPictures(); });
+"""
+CELL_JS = """
+lowbit.figures(element);
+element.addEventListener('pressed', (event) => trigger('cell', { linear: event.detail.text }));
+watch('value', () => lowbit.figures(element));
+"""
+
+
+def layers(explored: Explored, label: str) -> str:
+    """The error of each linear of the chosen run."""
+    if not explored.run:
+        return '<p class="hint">Choose a measured run to see the error of each of its linears.</p>'
+    return chart(_of_records(explored.run, partial(run_figures.layer_errors, label=label)), "Error by layer")
+
+
+def weights(explored: Explored) -> str:
+    """The weights of the chosen linear, else of the one with the largest error; nothing without a run."""
+    if not explored.run:
+        return ""
+    return chart(
+        _of_records(explored.run, partial(run_figures.weights, linear=explored.linear)), "Weights before and after"
+    )
+
+
+def linears(run_id: str | None) -> list[tuple[str, str]]:
+    """The linears of a run to choose from, as (what it is, place); none where they can't be read."""
+    try:
+        return run_figures.linears(_records(run_id)) if run_id else []
+    except (UserError, OSError, ValueError):
+        return []
+
+
+def _records(run_id: str) -> list[LayerRecord]:
+    if not run_folder.place(run_id).is_dir():
+        raise UserError(f"Run {run_id} is not on this machine (any more).")
+    return run_folder.read_layers(run_folder.place(run_id))
+
+
+def _of_records(run_id: str, draw: Callable[[list[LayerRecord]], Figure]) -> Callable[[], Figure]:
+    return lambda: draw(_records(run_id))
+
+
+def comparison(explored: Explored) -> str:
+    """Run `against` beside `run`: every number with its interval, and the items whose score changed."""
+    if not (explored.run and explored.against):
+        return ""
+    title = "Two runs, item by item"
+    try:
+        a, b = (run_folder.read(run_folder.place(run_id)) for run_id in (explored.run, explored.against))
+        found = paired.compare(a, b)
+        items = "".join(_flipped(task, a, b) for task in a.spec.tasks if task in b.spec.tasks)
+    except (UserError, OSError, ValueError) as refusal:
+        text = str(refusal) if isinstance(refusal, UserError) else "The items of these runs can't be read."
+        return (
+            f'<section class="figure"><header><h3>{title}</h3></header><p class="absent">{escape(text)}</p></section>'
+        )
+    told = sum(one.separable for one in found)
+    finding = (
+        f"{told} of {len(found)} differences {'is' if told == 1 else 'are'} more than chance: the 95% interval leaves "
+        "out zero and, for items that are right or wrong, McNemar's p is below 0.05."
+    )
+    return (
+        f'<section class="figure"><header><h3>{title}</h3></header><p>{escape(finding)}</p>'
+        f"{table_html(_compared(found))}{items}</section>"
+    )
+
+
+def _compared(found: list[paired.Comparison]) -> pd.DataFrame:
+    return pd.DataFrame(
+        [
+            {
+                "Task": one.title,
+                "First": round(one.a, 3),
+                "Second": round(one.b, 3),
+                "Difference": round(one.difference, 3),
+                "95% interval": f"{one.low:.3g} … {one.high:.3g}",
+                "McNemar p": "" if one.p is None else f"{one.p:.3g}",
+                "Items": one.units,
+                "Right → wrong": "" if one.flips is None else one.flips.lost,
+                "Wrong → right": "" if one.flips is None else one.flips.gained,
+                "Same answer": "" if one.agreement is None else f"{100 * one.agreement:.0f}%",
+            }
+            for one in found
+        ]
+    )
+
+
+def _flipped(task: str, a: run_folder.RunFolder, b: run_folder.RunFolder) -> str:
+    """A task's items whose score differs, each with its picture, the question, the right answer, and both answers."""
+    before = {(one.item, one.prompt): one for one in run_folder.read_items(a.path, task)}
+    pairs = [
+        (before[(one.item, one.prompt)], one)
+        for one in run_folder.read_items(b.path, task)
+        if (one.item, one.prompt) in before and before[(one.item, one.prompt)].score != one.score and one.gold
+    ]
+    if not pairs:
+        return ""
+    known = task_of_number(task)
+    run_id = a.path.name if known and isinstance(known[0], VisualQuestions) else None
+    items = "".join(_item(first, second, run_id, task) for first, second in pairs[:MOST_FLIPS])
+    more = f" The first {MOST_FLIPS} are shown." if len(pairs) > MOST_FLIPS else ""
+    count = f"{len(pairs)} item{'s' if len(pairs) > 1 else ''} of {escape(task)} scored otherwise."
+    return f"<details><summary>{count}{more}</summary><ul class='flips'>{items}</ul></details>"
+
+
+def _item(first: ItemOutput, second: ItemOutput, run_id: str | None, task: str) -> str:
+    """A flipped item; `run_id` is the run to ask for its picture, None if it has none."""
+    prompt = first.prompt if len(first.prompt) <= PROMPT_LETTERS else f"… {first.prompt[-PROMPT_LETTERS:]}"
+    frame = (
+        f'<figure data-run="{run_id}" data-task="{escape(task)}" data-item="{escape(first.item)}"></figure>'
+        if run_id
+        else ""
+    )
+    return (
+        f"<li>{frame}<div><p>{escape(prompt)}</p><dl><div><dt>Right</dt><dd>{escape(' / '.join(first.gold))}</dd></div>"
+        f"<div><dt>First, {first.score:g}</dt><dd>{escape(first.prediction)}</dd></div>"
+        f"<div><dt>Second, {second.score:g}</dt><dd>{escape(second.prediction)}</dd></div></dl></div></li>"
+    )
+
+
+def item_picture(asked: list[str]) -> dict[str, str]:
+    """The picture of an item for the browser: `address` (data:) and `said`, its text; a sentence alone without one.
+
+    `asked` is run, task and item: several arguments of the browser come as one list.
+    """
+    run_id, task, item = asked
+    try:
+        if not run_folder.RUN_ID.fullmatch(run_id) or not run_folder.place(run_id).is_dir():
+            raise UserError("The run is not on this machine (any more).")
+        return {"address": of_item(run_folder.read(run_folder.place(run_id)), task, item), "said": f"Picture of {item}"}
+    except UserError as refusal:
+        return {"address": "", "said": str(refusal)}
