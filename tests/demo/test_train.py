@@ -64,15 +64,44 @@ def test_a_label_tells_where_its_value_stands_and_the_value_where_its_label_stan
     blank = np.zeros((labels.TILE, labels.TILE), np.uint8)
     _, parts = labels.grids(Drawing(canvas.image, tuple(canvas.glyphs), (), blank, tuple(canvas.links)))
     column, upper, lower = 100 // labels.PATCH, 40 // labels.PATCH, 260 // labels.PATCH
-    for row, to, back in ((lower, (1 + upper, 1 + column), (0, 0)), (upper, (0, 0), (1 + lower, 1 + column))):
+    places = {lower: (labels.TO, labels.FROM, upper), upper: (labels.FROM, labels.TO, lower)}
+    for row, (here, other, where) in places.items():
         written = parts[row][parts[row, :, 0] > 0]
         assert set(written[:, labels.CENTRE]) == {1 + column}
-        assert {tuple(one) for one in written[:, labels.TO]} == {to}
-        assert {tuple(one) for one in written[:, labels.FROM]} == {back}
-    first = parts[lower][parts[lower, :, 0] > 0][0]
-    assert "".join(labels.CHARACTERS[c - 1] for c in first[labels.LINKED] if c) == "483"
-    first = parts[upper][parts[upper, :, 0] > 0][0]
-    assert labels.WORDS[first[labels.LINKED_WORD] - 1] == "Coffee"
+        assert {tuple(one) for one in written[:, here]} == {(1 + where, 1 + column)}
+        assert not written[:, other].any()
+    said = parts[lower][1 + np.flatnonzero(parts[lower, :, labels.WORD])[0]]
+    assert said[labels.WORD] == labels.CONTINUED, "a known word's second patch says what it leads to"
+    assert "".join(labels.CHARACTERS[c - 1] for c in said[labels.LINKED] if c) == "483"
+    said = parts[upper][1 + np.flatnonzero(parts[upper, :, 0])[-1]]
+    assert labels.WORDS[said[labels.LINKED_WORD] - 1] == "Coffee", "the patch behind a number says what leads to it"
+    assert tuple(said[labels.FROM]) == (1 + lower, 1 + column)
+
+
+def test_a_box_between_two_arrows_says_what_it_leads_to_and_then_what_leads_to_it():
+    canvas = Canvas(random.Random(3), labels.TILE, labels.TILE)
+    runs = [canvas.text(40, y, word, 18) for y, word in ((40, "Start"), (140, "Sun"), (240, "D"))]
+    links = ((runs[0], runs[1]), (runs[1], runs[2]))
+    blank = np.zeros((labels.TILE, labels.TILE), np.uint8)
+    _, parts = labels.grids(Drawing(canvas.image, tuple(canvas.glyphs), (), blank, links))
+    middle = parts[140 // labels.PATCH]
+    at = np.flatnonzero(middle[:, labels.WORD])[0]
+    after, before = middle[at + 1], middle[at + 2]
+    assert labels.CHARACTERS[after[labels.LINKED.start] - 1] == "D"
+    assert after[labels.TO].all()
+    assert not after[labels.FROM].any()
+    assert labels.WORDS[before[labels.LINKED_WORD] - 1] == "Start"
+    assert before[labels.FROM].all()
+    assert not before[labels.TO].any()
+
+
+def test_what_stands_right_behind_a_text_is_not_overwritten_by_what_it_leads_to():
+    canvas = Canvas(random.Random(3), labels.TILE, labels.TILE)
+    label, value = canvas.text(20, 260, "Q", 18), canvas.text(20, 40, "7", 18)
+    canvas.text(20 + labels.PATCH, 260, "XYZ", 18)
+    blank = np.zeros((labels.TILE, labels.TILE), np.uint8)
+    _, parts = labels.grids(Drawing(canvas.image, tuple(canvas.glyphs), (), blank, ((label, value),)))
+    assert not parts[260 // labels.PATCH, :, labels.LINKED].any()
 
 
 def test_what_leads_to_two_places_tells_none():
@@ -133,6 +162,9 @@ def test_a_text_is_coded_at_the_column_of_its_centre_with_the_place_that_it_lead
     code = (coded.exact(torch.from_numpy(seen)) - plain)[2, 3]
     wanted = coded.columns[5] - coded.columns[3] + coded.to_rows[9] + coded.to_columns[7]
     torch.testing.assert_close(code, wanted)
+    seen[2, 3, labels.MARK], seen[2, 3, labels.LINKED.start] = 4, 9
+    code = (coded.exact(torch.from_numpy(seen)) - plain)[2, 3]
+    torch.testing.assert_close(code, wanted + coded.linked[0][9], msg="what is linked replaces what is drawn")
 
 
 def test_what_a_sure_tower_believes_is_coded_like_the_labels():

@@ -4,9 +4,9 @@ A word that training shows often (`words.known`) is named as a whole in the patc
 model can be given it in one piece, as in text; the patches behind it are labelled as its continuation.
 
 Each patch of a word or number also tells the column of its centre (what stands under what is centred alike), the place
-of what it leads to (a label's value, the box that an arrow leads to), and the place of what leads to it. Its first
-patch tells what that is, too: a word, or up to four characters. So the tower learns what belongs to what, from a whole
-picture at once, and the language model can look it up.
+of what it leads to (a label's value, the box that an arrow leads to), and the place of what leads to it. What that is,
+a word or up to four characters, is told in a patch of its own right behind: the language model then reads "Oslo 83" as
+in text. So the tower learns what belongs to what, from a whole picture at once.
 
 A picture is seen as LLaVA-NeXT sees it: once whole, squeezed into one tile, and once cut into tiles at full size. Both
 views have labels; text that is too small to read in a view is labelled as "text" and not by its characters.
@@ -14,7 +14,7 @@ views have labels; text that is too small to read in a view is labelled as "text
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -128,8 +128,7 @@ def _labels(drawing: Drawing, rows: int, columns: int, scale_x: float, scale_y: 
             if cell[1] // SIDE == middle // SIDE:
                 labels[*cell, CENTRE] = 1 + middle % SIDE
     texts = {number: "".join(glyph.character for glyph in run) for number, run in runs.items()}
-    for field, ends in ((FROM, [(b, a) for a, b in drawing.links]), (TO, drawing.links)):
-        _point(labels, field, ends, readable, texts)
+    _point(labels, drawing.links, readable, texts)
     for mark in drawing.marks:
         labels[int(mark.y * step_y), int(mark.x * step_x), MARK] = _MARK[mark.kind]
     labels[..., COLOUR] = _colours(drawing.colours, rows, columns)
@@ -157,35 +156,55 @@ def _name_word(labels: np.ndarray, run: list[Glyph], cells: list[tuple[int, int]
 
 def _point(
     labels: np.ndarray,
-    field: slice,
-    ends: Iterable[tuple[int, int]],
+    links: list[tuple[int, int]],
     readable: dict[int, list[tuple[int, int]]],
     texts: dict[int, str],
 ) -> None:
     """Label each run that leads to exactly one other, in the same tile, with where that one's centre is and what it is.
 
-    A known word tells what it leads to, and never what leads to it: else a box between two arrows would tell both.
+    What it is stands in a patch of its own behind the run, as in "Oslo 83"; then, alike, what leads to the run.
     """
-    targets: dict[int, list[int]] = {}
-    for start, end in ends:
-        targets.setdefault(start, []).append(end)
-    for start, found in targets.items():
-        if len(found) > 1 or start not in readable or found[0] not in readable:
-            continue
-        row, column = readable[found[0]][0]
-        centre, word = labels[row, column, CENTRE], labels[row, column, WORD]
-        inside = [cell for cell in readable[start] if [p // SIDE for p in cell] == [row // SIDE, column // SIDE]]
-        if not centre or not inside:
-            continue
-        for cell in inside:
-            labels[*cell, field] = (1 + row % SIDE, centre)
-        first, text = inside[0], texts[found[0]]
-        if field == FROM and labels[*first, WORD]:
-            continue
-        if word and word != CONTINUED:
-            labels[*first, LINKED_WORD] = word
-        elif len(text) <= LINKED_SLOTS:
-            labels[*first, LINKED] = [_CHARACTER[c] for c in text] + [0] * (LINKED_SLOTS - len(text))
+    leads: dict[int, dict[int, list[int]]] = {}
+    for way, ends in ((0, links), (1, [(b, a) for a, b in links])):
+        for start, end in ends:
+            leads.setdefault(start, {}).setdefault(way, []).append(end)
+    for start, ways in leads.items():
+        taken = 0
+        for way, found in sorted(ways.items()):
+            if len(found) > 1 or start not in readable or found[0] not in readable:
+                continue
+            row, column = readable[found[0]][0]
+            centre, word = labels[row, column, CENTRE], labels[row, column, WORD]
+            tile = [row // SIDE, column // SIDE]
+            inside = [cell for cell in dict.fromkeys(readable[start]) if [p // SIDE for p in cell] == tile]
+            if not centre or not inside:
+                continue
+            here, other = (TO, FROM) if way == 0 else (FROM, TO)
+            place = (1 + row % SIDE, centre)
+            spots = _free_spots(labels, inside)
+            spot = spots[taken] if taken < len(spots) else None
+            for cell in inside:
+                if not labels[*cell, LINKED].any() and not labels[*cell, LINKED_WORD]:
+                    labels[*cell, here] = place
+            text = texts[found[0]]
+            named = bool(word) and word != CONTINUED
+            if spot is None or not (named or len(text) <= LINKED_SLOTS):
+                continue
+            taken += 1
+            labels[*spot, here], labels[*spot, other] = place, 0
+            if named:
+                labels[*spot, LINKED_WORD] = word
+            else:
+                labels[*spot, LINKED] = [_CHARACTER[c] for c in text] + [0] * (LINKED_SLOTS - len(text))
+
+
+def _free_spots(labels: np.ndarray, inside: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The patches behind a run's first that tell nothing yet: a known word's own, then up to two to its right."""
+    own = [cell for cell in inside[1:] if labels[*cell, WORD] == CONTINUED]
+    row, last = inside[-1]
+    edge = (last // SIDE + 1) * SIDE
+    right = ((row, column) for column in range(last + 1, min(last + 3, edge)))
+    return own + list(itertools.takewhile(lambda cell: not labels[*cell, :SLOTS].any(), right))
 
 
 def _colours(drawn: np.ndarray, rows: int, columns: int) -> np.ndarray:

@@ -23,6 +23,7 @@ from quant_engine.demo.train.labels import (
     FIELDS,
     LINKED,
     LINKED_SLOTS,
+    LINKED_WORD,
     MARK,
     MARKS,
     SIDE,
@@ -31,7 +32,6 @@ from quant_engine.demo.train.labels import (
     WORDS,
 )
 
-LINKED_SHARE = 0.5  # how loud at the start what is linked is, beside what is written here
 PLACE_NORM = 0.25  # length of a row's or column's vector at the start, in mean lengths of embeddings
 
 
@@ -52,8 +52,8 @@ class Symbols(nn.Module):
         zero = torch.zeros(1, embeddings.shape[1])
         words = torch.cat([torch.stack([mean_of(f" {word}") for word in WORDS]), zero])  # the last: continuation
         self.tables = nn.ParameterList([nn.Parameter(torch.cat([zero, t])) for t in (*slots, marks, colours, words)])
-        linked = [LINKED_SHARE * characters.roll(200 + 17 * k, 1) for k in range(LINKED_SLOTS)]
-        linked.append(LINKED_SHARE * words[:-1])
+        linked = [characters.roll(17 * k, 1) for k in range(LINKED_SLOTS)]
+        linked.append(words[:-1])
         self.linked = nn.ParameterList([nn.Parameter(torch.cat([zero, t])) for t in linked])
         self.common = nn.Parameter(0.3 * mean_of(" ."))
         self.newline = nn.Parameter(mean_of("\n"))
@@ -80,7 +80,8 @@ class Symbols(nn.Module):
     def _code(self, chances: list[Tensor], columns: Tensor) -> Tensor:
         """Codes from the chance of each class of each field, without rows; `columns` are those of the patches.
 
-        What a word says replaces its characters, text a colour, and the column of a text's centre that of its patch.
+        What a word says replaces its characters, text a colour, what is linked all that is drawn here, and the column
+        of a text's centre that of its patch.
         "None" (class 0) and "continued" (the last word) add nothing.
         """
         chances = [chance.to(self.common.dtype) for chance in chances]
@@ -88,6 +89,7 @@ class Symbols(nn.Module):
         tables = [*(table[1:] for table in self.tables), *places, *(table[1:] for table in self.linked)]
         parts = [chance[..., 1:] @ table for chance, table in zip(chances, tables, strict=True)]
         no_word, no_character = chances[WORD][..., :1], chances[0][..., :1]
-        total = self.common + parts[MARK] + parts[WORD] + no_word * sum(parts[:SLOTS])
-        total = total + no_word * no_character * parts[COLOUR] + sum(parts[CENTRE:])
+        no_link = chances[LINKED.start][..., :1] * chances[LINKED_WORD][..., :1]
+        drawn = parts[MARK] + parts[WORD] + no_word * (sum(parts[:SLOTS]) + no_character * parts[COLOUR])
+        total = self.common + no_link * drawn + sum(parts[CENTRE:])
         return total + chances[CENTRE][..., :1] * columns
