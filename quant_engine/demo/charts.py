@@ -6,7 +6,7 @@ import math
 import random
 from dataclasses import dataclass
 
-from quant_engine.demo.drawing import COLOURS, Canvas, Drawing
+from quant_engine.demo.drawing import COLOURS, LARGEST, SMALLEST, Canvas, Drawing
 from quant_engine.demo.questions import Question, yes_no_pair
 from quant_engine.demo.words import DAYS, HEADS, MONTHS, SHORT_CITIES, SHORT_ITEMS, TITLES, listed, other_numbers
 
@@ -45,6 +45,7 @@ def draw(rng: random.Random, shifted: bool = False) -> tuple[Drawing, list[Quest
     if kind == "grouped bars":
         groups = _groups(rng)
         _grouped_bars(canvas, groups)
+        canvas.count = len(groups.labels)
         return canvas.finish(), _ask_groups(rng, groups)
     count = rng.randint(3, 6 if wide else 5)
     labels = _labels(rng, count, ordered=kind == "line")
@@ -58,6 +59,7 @@ def draw(rng: random.Random, shifted: bool = False) -> tuple[Drawing, list[Quest
     mark = {"line": "point", "pie": "slice"}.get(kind, "bar")
     series = Series(mark, rng.choice(TITLES), labels, tuple(values), tuple(colours), "%" if kind == "pie" else "")
     {"bars": _bars, "lying bars": _lying_bars, "line": _line, "pie": _pie}[kind](canvas, series)
+    canvas.count = count
     return canvas.finish(), ask(rng, series)
 
 
@@ -103,6 +105,14 @@ def _fitting(canvas: Canvas, texts: tuple[str, ...], room: float) -> int:
     return size
 
 
+def _tie(canvas: Canvas, series: Series, value: int, label: int, number: int) -> None:
+    """A label leads to its number; the largest's and the smallest's are told as such."""
+    canvas.link(label, number)
+    for role, extreme in ((LARGEST, max(series.values)), (SMALLEST, min(series.values))):
+        if value == extreme:
+            canvas.link(role, label)
+
+
 def _bars(canvas: Canvas, series: Series) -> None:
     rng, top = canvas.rng, _heading(canvas, series) + 22
     left, right, base = 18, canvas.width - 8, canvas.height - 32
@@ -119,7 +129,7 @@ def _bars(canvas: Canvas, series: Series) -> None:
         y = base - (base - top) * value / max(series.values)
         canvas.rectangle((x - bar / 2, y, x + bar / 2, base - 1), colour)
         number = canvas.text(x, y - 10, str(value), value_size, anchor="m")
-        canvas.link(canvas.text(x, base + 15, label, size, anchor="m"), number)
+        _tie(canvas, series, value, canvas.text(x, base + 15, label, size, anchor="m"), number)
 
 
 def _lying_bars(canvas: Canvas, series: Series) -> None:
@@ -135,7 +145,7 @@ def _lying_bars(canvas: Canvas, series: Series) -> None:
         x = left + (right - left) * value / max(series.values)
         canvas.rectangle((left + 1, y - bar / 2, x, y + bar / 2), colour)
         number = canvas.text(x + 5, y, str(value), size)
-        canvas.link(canvas.text(left - 6, y, label, size, anchor="r"), number)
+        _tie(canvas, series, value, canvas.text(left - 6, y, label, size, anchor="r"), number)
 
 
 def _line(canvas: Canvas, series: Series) -> None:
@@ -152,7 +162,7 @@ def _line(canvas: Canvas, series: Series) -> None:
     for (x, y), label, value in zip(points, series.labels, series.values, strict=True):
         canvas.ellipse((x - 5, y - 5, x + 5, y + 5), series.colours[0])
         number = canvas.text(x, y - 16, str(value), size, anchor="m")
-        canvas.link(canvas.text(x, base + 15, label, size, anchor="m"), number)
+        _tie(canvas, series, value, canvas.text(x, base + 15, label, size, anchor="m"), number)
 
 
 def _pie(canvas: Canvas, series: Series) -> None:
@@ -176,7 +186,7 @@ def _pie(canvas: Canvas, series: Series) -> None:
     for i, (label, colour) in enumerate(zip(series.labels, series.colours, strict=True)):
         row = first + i * step
         canvas.rectangle((188, row - 7, 202, row + 7), colour)
-        canvas.link(canvas.text(208, row, label, size), numbers[i])
+        _tie(canvas, series, series.values[i], canvas.text(208, row, label, size), numbers[i])
 
 
 def _groups(rng: random.Random) -> Groups:
@@ -199,12 +209,12 @@ def _grouped_bars(canvas: Canvas, groups: Groups) -> None:
     canvas.draw.line([(left, top - 16), (left, base), (right, base)], fill=canvas.ink, width=rng.randint(1, 2))
     for i, label in enumerate(groups.labels):
         middle = left + (i + 0.5) * slot
-        canvas.text(middle, base + 15, label, size, anchor="m")
+        below = canvas.text(middle, base + 15, label, size, anchor="m")
         for j, (row, colour) in enumerate(zip(groups.values, groups.colours, strict=True)):
             x = middle + (j - (len(groups.series) - 1) / 2) * bar * 1.08
             y = base - (base - top) * row[i] / highest
             canvas.rectangle((x - bar / 2, y, x + bar / 2, base - 1), colour)
-            canvas.text(x, y - 10, str(row[i]), size, anchor="m")
+            canvas.link(below, canvas.text(x, y - 10, str(row[i]), size, anchor="m"))
     for j, (name, colour) in enumerate(zip(groups.series, groups.colours, strict=True)):
         y = 90 + 32 * j
         canvas.rectangle((right + 12, y - 7, right + 26, y + 7), colour)

@@ -6,7 +6,7 @@ import math
 import random
 from dataclasses import dataclass
 
-from quant_engine.demo.drawing import COLOURS, SIZES, Canvas, Drawing
+from quant_engine.demo.drawing import COLOURS, FIRST, LAST, SIZES, Canvas, Drawing
 from quant_engine.demo.questions import Question, yes_no_pair
 from quant_engine.demo.words import CHAIN_WORDS, listed, other_numbers
 
@@ -45,6 +45,12 @@ def draw(rng: random.Random, shifted: bool = False) -> tuple[Drawing, list[Quest
     runs = _boxes(canvas, nodes, size)
     for start, end in edges:
         canvas.link(runs[start], runs[end])
+    for index, run in enumerate(runs):
+        if all(end != index for _, end in edges):
+            canvas.link(FIRST, run)
+        if all(start != index for start, _ in edges):
+            canvas.link(run, LAST)
+    canvas.count = count
     return canvas.finish(), ask(rng, words, edges, shape)
 
 

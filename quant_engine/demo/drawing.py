@@ -89,11 +89,17 @@ class Mark:
     y: float
 
 
+ROLES = ("first", "last", "largest", "smallest")
+FIRST, LAST, LARGEST, SMALLEST = range(-1, -1 - len(ROLES), -1)  # in the place of a run, which is never negative
+
+
 @dataclass(frozen=True)
 class Drawing:
     """A finished picture and what lies where. `colours` [height, width] holds 0, or 1 + the index in COLOURS.
 
-    `links` are pairs of runs: the first leads to the second (a label to its value, a box to where its arrow leads).
+    `links` are pairs of runs: the first leads to the second (a label to its value, a box to where its arrow leads). In
+    place of a run there can be one of the ROLES, as in (LARGEST, a label) or (a box, LAST). `count` is how many bars,
+    boxes, rows, items or shapes there are; 0 where nobody counts.
     """
 
     image: Image.Image
@@ -101,6 +107,7 @@ class Drawing:
     marks: tuple[Mark, ...]
     colours: np.ndarray
     links: tuple[tuple[int, int], ...] = ()
+    count: int = 0
 
 
 @functools.cache
@@ -128,6 +135,7 @@ class Canvas:
     glyphs: list[Glyph] = field(default_factory=list)
     marks: list[Mark] = field(default_factory=list)
     links: list[tuple[int, int]] = field(default_factory=list)
+    count: int = 0
     _runs: int = 0
 
     def __post_init__(self) -> None:
@@ -181,7 +189,7 @@ class Canvas:
         return first
 
     def link(self, start: int, end: int) -> None:
-        """The run `start` leads to the run `end`."""
+        """The run `start` leads to the run `end`; one of both can be a role."""
         self.links.append((start, end))
 
     # ---------------------------------------------------------------------------------------------------- shapes
@@ -238,7 +246,7 @@ class Canvas:
             image = Image.fromarray(np.clip(np.asarray(image) + noise, 0, 255).astype(np.uint8))
         inside = [g for g in glyphs if 0 <= g.x < self.width and 0 <= g.y < self.height]
         seen = [m for m in marks if 0 <= m.x < self.width and 0 <= m.y < self.height]
-        return Drawing(image, tuple(inside), tuple(seen), np.asarray(labels), tuple(self.links))
+        return Drawing(image, tuple(inside), tuple(seen), np.asarray(labels), tuple(self.links), self.count)
 
 
 def star(x: float, y: float, radius: float) -> list[Point]:

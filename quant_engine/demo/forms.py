@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from quant_engine.demo.drawing import COLOURS, SIZES, Canvas, Drawing
+from quant_engine.demo.drawing import COLOURS, LARGEST, SIZES, Canvas, Drawing
 from quant_engine.demo.questions import Question, yes_no_pair
 from quant_engine.demo.words import (
     CITIES,
@@ -102,6 +102,7 @@ def _form(canvas: Canvas) -> tuple[Drawing, list[Question]]:
         if " " not in entry.value:
             canvas.link(key, value)
         y += step / 2
+    canvas.count = len(entries)
     return canvas.finish(), _ask_form(rng, title, entries)
 
 
@@ -140,6 +141,7 @@ def _receipt(canvas: Canvas) -> tuple[Drawing, list[Question]]:
     cents = [100 * rng.randint(1, 30) if whole else rng.randint(4, 120) * 25 for _ in items]
     entries = [Entry(i, _money(c, whole)) for i, c in zip(items, cents, strict=True)]
     total = Entry("Total", _money(sum(cents), whole))
+    dearest = _dearest(entries)
     size, sign = rng.randint(16, 20), rng.choice(("", "", "$"))
     right = canvas.width - rng.randint(10, 24)
     for entry in (*entries, total):
@@ -149,12 +151,20 @@ def _receipt(canvas: Canvas) -> tuple[Drawing, list[Question]]:
             y += 3
         item = canvas.text(14, y, entry.key, size)
         canvas.link(item, canvas.text(right, y, sign + entry.value, size, anchor="r"))
+        if entry is dearest:
+            canvas.link(LARGEST, item)
         y += step / 2
+    canvas.count = len(items)
     return canvas.finish(), _ask_receipt(rng, title, entries, total)
 
 
 def _money(cents: int, whole: bool) -> str:
     return str(cents // 100) if whole else f"{cents / 100:.2f}"
+
+
+def _dearest(entries: list[Entry]) -> Entry | None:
+    first, second = sorted(entries, key=lambda e: -float(e.value))[:2]
+    return first if first.value != second.value else None
 
 
 def _ask_receipt(rng: random.Random, title: str | None, entries: list[Entry], total: Entry) -> list[Question]:
@@ -174,8 +184,7 @@ def _ask_receipt(rng: random.Random, title: str | None, entries: list[Entry], to
     count = len(entries)
     wrong = tuple(str(n) for n in range(1, 9) if n != count)
     questions.append(Question("count", "How many items are listed?", str(count), f"There are {count} items.", wrong))
-    dearest = max(entries, key=lambda e: float(e.value))
-    if sum(e.value == dearest.value for e in entries) == 1:
+    if dearest := _dearest(entries):
         wrong = tuple(e.key for e in entries if e is not dearest)
         sentence = f"The {dearest.key.lower()} costs the most, {dearest.value}."
         questions.append(Question("extreme", "Which item is the most expensive?", dearest.key, sentence, wrong))
@@ -200,16 +209,21 @@ def _table(canvas: Canvas) -> tuple[Drawing, list[Question]]:
     first, width = 90.0, (canvas.width - 98) / columns
     step = min(44.0, (canvas.height - 16) / (rows + 1))
     lined = rng.random() < 0.6
+    above: list[int] = []
     for r, row in enumerate([heads, *cells]):
         y = 8 + (r + 0.5) * step
         if r:
             canvas.text(10, y, names[r - 1], size)
         for c, cell in enumerate(row):
-            canvas.text(
-                first + (c + 0.5) * width, y, cell, size, anchor="m", name=canvas.font if r else canvas.second_font
-            )
+            name = canvas.font if r else canvas.second_font
+            run = canvas.text(first + (c + 0.5) * width, y, cell, size, anchor="m", name=name)
+            if r:
+                canvas.link(above[c], run)
+            else:
+                above.append(run)
         if lined:
             canvas.draw.line([(6, y + step / 2), (canvas.width - 6, y + step / 2)], fill=canvas.faint)
+    canvas.count = rows
     return canvas.finish(), _ask_table(rng, heads, names, cells)
 
 

@@ -40,6 +40,7 @@ def draw(rng: random.Random, shifted: bool = False) -> tuple[Drawing, list[Quest
         shape = Shape(rng.choice(kinds), rng.choice(colours), x, y)
         draw_shape(canvas, shape, radius)
         shapes.append(shape)
+    canvas.count = len(shapes)
     return canvas.finish(), ask(rng, shapes)
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from quant_engine.demo import model
-from quant_engine.demo.drawing import Canvas, Drawing
+from quant_engine.demo.drawing import LARGEST, Canvas, Drawing
 from quant_engine.demo.pictures import picture
 from quant_engine.demo.train import budget, labels, lessons, precision, tower
 from quant_engine.demo.train.adapter import Adapter, switched_off
@@ -93,6 +93,34 @@ def test_a_box_between_two_arrows_says_what_it_leads_to_and_then_what_leads_to_i
     assert labels.WORDS[before[labels.LINKED_WORD] - 1] == "Start"
     assert before[labels.FROM].all()
     assert not before[labels.TO].any()
+
+
+def test_a_role_is_told_behind_what_is_linked_and_what_there_is_to_count_in_the_first_patch():
+    canvas = Canvas(random.Random(3), labels.TILE, labels.TILE)
+    label, value = canvas.text(40, 260, "Tea", 18), canvas.text(40, 40, "48", 18)
+    canvas.link(label, value)
+    canvas.link(LARGEST, label)
+    blank = np.zeros((labels.TILE, labels.TILE), np.uint8)
+    drawing = Drawing(canvas.image, tuple(canvas.glyphs), (), blank, tuple(canvas.links), 4)
+    whole, parts = labels.grids(drawing)
+    row = parts[260 // labels.PATCH]
+    number, role = row[np.flatnonzero(row[:, labels.WORD])[0] :][1:3]
+    assert labels.CHARACTERS[number[labels.LINKED.start] - 1] == "4"
+    assert role[labels.LINKED_WORD] == 1 + len(labels.WORDS) + labels.ROLES.index("largest")
+    assert whole[0, 0, labels.COUNT] == parts[0, 0, labels.COUNT] == 4
+    wide = Drawing(canvas.image.resize((2 * labels.TILE, labels.TILE)), (), (), np.tile(blank, (1, 2)), (), 4)
+    whole, parts = labels.grids(wide)
+    assert whole[0, 0, labels.COUNT] == 4
+    assert not parts[..., labels.COUNT].any(), "a tile that shows a part can't know"
+
+
+def test_classes_that_came_later_keep_their_own_start():
+    own = {"a": torch.zeros(3, 2), "b": torch.zeros(2), "c": torch.ones(2, 2)}
+    got = tower.start.fitted({"a": torch.ones(2, 2), "b": torch.ones(2), "d": torch.ones(1)}, own)
+    assert got["a"].tolist() == [[1, 1], [1, 1], [0, 0]]
+    assert got["b"].tolist() == [1, 1]
+    assert got["c"].tolist() == own["c"].tolist()
+    assert set(got) == {"a", "b", "c"}
 
 
 def test_what_stands_right_behind_a_text_is_not_overwritten_by_what_it_leads_to():

@@ -5,8 +5,10 @@ model can be given it in one piece, as in text; the patches behind it are labell
 
 Each patch of a word or number also tells the column of its centre (what stands under what is centred alike), the place
 of what it leads to (a label's value, the box that an arrow leads to), and the place of what leads to it. What that is,
-a word or up to four characters, is told in a patch of its own right behind: the language model then reads "Oslo 83" as
-in text. So the tower learns what belongs to what, from a whole picture at once.
+a word, up to four characters or a role ("largest"), is told in a patch of its own right behind: the language model
+then reads "Oslo 83 largest" as in text. So the tower learns what belongs to what, from a whole picture at once.
+
+The first patch of a view that shows all of the picture tells how many things there are to count.
 
 A picture is seen as LLaVA-NeXT sees it: once whole, squeezed into one tile, and once cut into tiles at full size. Both
 views have labels; text that is too small to read in a view is labelled as "text" and not by its characters.
@@ -21,7 +23,7 @@ import numpy as np
 from PIL import Image
 
 from quant_engine.demo.diagrams import DIRECTIONS
-from quant_engine.demo.drawing import COLOURS, Drawing, Glyph
+from quant_engine.demo.drawing import COLOURS, ROLES, Drawing, Glyph
 from quant_engine.demo.model import PATCH, TILE
 from quant_engine.demo.scenes import SHAPES
 from quant_engine.demo.words import known
@@ -37,7 +39,9 @@ CENTRE = WORD + 1  # the column of the centre
 TO, FROM = slice(CENTRE + 1, CENTRE + 3), slice(CENTRE + 3, CENTRE + 5)  # row and column within the tile
 LINKED_SLOTS = 4  # characters of what is linked, if it is no known word
 LINKED = slice(CENTRE + 5, CENTRE + 5 + LINKED_SLOTS)
-LINKED_WORD = LINKED.stop
+LINKED_WORD = LINKED.stop  # a known word, or one of the ROLES
+COUNT = LINKED_WORD + 1
+MOST = 9
 # Classes of each field; 0 means none.
 FIELDS = (
     *(1 + len(CHARACTERS),) * SLOTS,
@@ -46,7 +50,8 @@ FIELDS = (
     2 + len(WORDS),
     *(1 + SIDE,) * 5,
     *(1 + len(CHARACTERS),) * LINKED_SLOTS,
-    1 + len(WORDS),
+    1 + len(WORDS) + len(ROLES),
+    1 + MOST,
 )
 PUNCTUATION = ":,.;!?"
 READABLE = 11.0  # font size in pixels of the view, from which characters are labelled
@@ -132,6 +137,8 @@ def _labels(drawing: Drawing, rows: int, columns: int, scale_x: float, scale_y: 
     for mark in drawing.marks:
         labels[int(mark.y * step_y), int(mark.x * step_x), MARK] = _MARK[mark.kind]
     labels[..., COLOUR] = _colours(drawing.colours, rows, columns)
+    if rows == columns == SIDE:
+        labels[0, 0, COUNT] = min(drawing.count, MOST)
     return labels
 
 
@@ -171,22 +178,25 @@ def _point(
     for start, ways in leads.items():
         taken = 0
         for way, found in sorted(ways.items()):
-            if len(found) > 1 or start not in readable or found[0] not in readable:
+            role = -found[0] if found[0] < 0 else 0
+            if len(found) > 1 or start not in readable or not (role or found[0] in readable):
                 continue
-            row, column = readable[found[0]][0]
+            row, column = readable[start if role else found[0]][0]
             centre, word = labels[row, column, CENTRE], labels[row, column, WORD]
             tile = [row // SIDE, column // SIDE]
             inside = [cell for cell in dict.fromkeys(readable[start]) if [p // SIDE for p in cell] == tile]
             if not centre or not inside:
                 continue
             here, other = (TO, FROM) if way == 0 else (FROM, TO)
-            place = (1 + row % SIDE, centre)
+            place = (0, 0) if role else (1 + row % SIDE, centre)
             spots = _free_spots(labels, inside)
             spot = spots[taken] if taken < len(spots) else None
             for cell in inside:
                 if not labels[*cell, LINKED].any() and not labels[*cell, LINKED_WORD]:
                     labels[*cell, here] = place
-            text = texts[found[0]]
+            if role:
+                word = len(WORDS) + role
+            text = texts.get(found[0], "")
             named = bool(word) and word != CONTINUED
             if spot is None or not (named or len(text) <= LINKED_SLOTS):
                 continue

@@ -37,6 +37,7 @@ from quant_engine.demo.train.budget import Average, Stage
 from quant_engine.demo.train.labels import TO
 from quant_engine.demo.train.lessons import IGNORED, Batch, Lessons, LettersLessons, all_tiles, filled, grid, packed
 from quant_engine.demo.train.precision import Master
+from quant_engine.demo.train.start import fitted
 from quant_engine.demo.train.symbols import Symbols
 
 FIRST_LESSONS = 0.2  # share of the stage in which only what can be read off is asked, in short
@@ -250,7 +251,8 @@ def train(
 ) -> None:
     """Run stage 2 for its minutes and leave `language.pt` (keys adapter, symbols) in `folder`.
 
-    It starts from `earlier_language.pt` if there is one: adapter and tables of an earlier training, as far as they fit.
+    It starts from `earlier_language.pt` if there is one: adapter and tables of an earlier training, as far as they fit;
+    then there are no first lessons.
     """
     torch.manual_seed(seed)
     model, tokenizer = load_language_model(device)
@@ -259,11 +261,11 @@ def train(
     tower, heads = load_tower(folder, device) if believed else (None, None)
     symbols = Symbols(tokenizer, model.model.embed_tokens.weight).to(device, torch.bfloat16)
     adapter = Adapter(model.model)
-    if (folder / EARLIER).exists():
+    fresh = not (folder / EARLIER).exists()
+    if not fresh:
         earlier = torch.load(folder / EARLIER, map_location="cpu", weights_only=True)
         adapter.load_state_dict(earlier["adapter"])
-        own = symbols.state_dict()
-        symbols.load_state_dict({k: v for k, v in earlier["symbols"].items() if v.shape == own[k].shape}, strict=False)
+        symbols.load_state_dict(fitted(earlier["symbols"], symbols.state_dict()))
     compiled(model)
     master = Master((adapter.own_parameters(), 1.0), (symbols.parameters(), 2.0), weight_decay=0.0)
     stage = Stage(folder, "language", minutes, {"adapter": adapter, "symbols": symbols, "master": master})
@@ -281,8 +283,8 @@ def train(
     first, loader = None, None
     average = Average(20)
     while not stage.over:
-        if first != (stage.fraction < FIRST_LESSONS):
-            first = stage.fraction < FIRST_LESSONS
+        if first != (fresh and stage.fraction < FIRST_LESSONS):
+            first = fresh and stage.fraction < FIRST_LESSONS
             number = 10_000_000 * seed + 5_000_000 + batch_size * stage.step
             dataset = Lessons(tokenizer, "train", number, batch_size, share=0.05, first_lessons=first)
             loader = iter(DataLoader(dataset, batch_size=None, num_workers=1, prefetch_factor=4))

@@ -23,7 +23,7 @@ from transformers import PreTrainedTokenizerBase
 
 from quant_engine.demo.pictures import Picture, Split, picture, seed
 from quant_engine.demo.questions import choice_prompt, short_turn, training_turn, with_options
-from quant_engine.demo.train.labels import COLOUR, SIDE, Seen, see
+from quant_engine.demo.train.labels import COLOUR, COUNT, SIDE, Seen, see
 
 FAMILY_ORDER = ("form", "chart", "diagram", "scene", "chart", "form", "diagram", "chart", "form", "diagram", "scene")
 IGNORED = -100
@@ -74,6 +74,7 @@ def worth_keeping(seen: Seen, rng: random.Random, share: float) -> Tensor:
     telling[..., COLOUR] = 0
     chances = torch.full((len(whole),), share)
     chances[whole] = max(share, 0.15)
+    chances[torch.from_numpy(seen.whole[..., COUNT] > 0).flatten()] = 1.0
     at = torch.full(parts.shape[:2], share)
     at[parts[..., COLOUR] > 0] = max(share, 1 / 3)
     at[telling.any(-1)] = 1.0

@@ -38,7 +38,7 @@ def grow(saved: dict[str, dict[str, Tensor]], tower: CLIPVisionModel, heads: tor
     Positions go on as the sines and cosines do that they started from; what training added to them is repeated. Layers
     that the earlier tower did not have start by passing on what they get.
     """
-    heads.load_state_dict({**heads.state_dict(), **saved["heads"]})
+    heads.load_state_dict(fitted(saved["heads"], heads.state_dict()))
     name = next(key for key in tower.state_dict() if key.endswith("position_embedding.weight"))
     small = saved["tower"][name].float()
     side, old = tower.config.image_size // tower.config.patch_size, math.isqrt(len(small) - 1)
@@ -53,6 +53,15 @@ def grow(saved: dict[str, dict[str, Tensor]], tower: CLIPVisionModel, heads: tor
         if layer not in saved["tower"] and ("out_proj" in layer or "fc2" in layer):
             weight.zero_()
     tower.load_state_dict({**saved["tower"], name: torch.cat([small[:1], grown])}, strict=False)
+
+
+def fitted(saved: dict[str, Tensor], own: dict[str, Tensor]) -> dict[str, Tensor]:
+    """`own` with the rows that `saved` has of the same names; classes that came later keep their own."""
+    result = {name: value.clone() for name, value in own.items()}
+    for name, value in saved.items():
+        if name in own and value.shape[1:] == own[name].shape[1:]:
+            result[name][: len(value)] = value[: len(own[name])]
+    return result
 
 
 def _waves(period: int, side: int) -> Tensor:

@@ -15,17 +15,19 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from quant_engine.demo.drawing import COLOURS
+from quant_engine.demo.drawing import COLOURS, ROLES
 from quant_engine.demo.train.labels import (
     CENTRE,
     CHARACTERS,
     COLOUR,
+    COUNT,
     FIELDS,
     LINKED,
     LINKED_SLOTS,
     LINKED_WORD,
     MARK,
     MARKS,
+    MOST,
     SIDE,
     SLOTS,
     WORD,
@@ -53,7 +55,8 @@ class Symbols(nn.Module):
         words = torch.cat([torch.stack([mean_of(f" {word}") for word in WORDS]), zero])  # the last: continuation
         self.tables = nn.ParameterList([nn.Parameter(torch.cat([zero, t])) for t in (*slots, marks, colours, words)])
         linked = [characters.roll(17 * k, 1) for k in range(LINKED_SLOTS)]
-        linked.append(words[:-1])
+        linked.append(torch.cat([words[:-1], *(mean_of(f" {role}")[None] for role in ROLES)]))
+        linked.append(torch.stack([mean_of(str(n)) + 0.5 * mean_of(" many") for n in range(1, 1 + MOST)]))
         self.linked = nn.ParameterList([nn.Parameter(torch.cat([zero, t])) for t in linked])
         self.common = nn.Parameter(0.3 * mean_of(" ."))
         self.newline = nn.Parameter(mean_of("\n"))
@@ -89,7 +92,7 @@ class Symbols(nn.Module):
         tables = [*(table[1:] for table in self.tables), *places, *(table[1:] for table in self.linked)]
         parts = [chance[..., 1:] @ table for chance, table in zip(chances, tables, strict=True)]
         no_word, no_character = chances[WORD][..., :1], chances[0][..., :1]
-        no_link = chances[LINKED.start][..., :1] * chances[LINKED_WORD][..., :1]
+        no_link = chances[LINKED.start][..., :1] * chances[LINKED_WORD][..., :1] * chances[COUNT][..., :1]
         drawn = parts[MARK] + parts[WORD] + no_word * (sum(parts[:SLOTS]) + no_character * parts[COLOUR])
         total = self.common + no_link * drawn + sum(parts[CENTRE:])
         return total + chances[CENTRE][..., :1] * columns

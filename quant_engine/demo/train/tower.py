@@ -28,6 +28,7 @@ from quant_engine.demo.train.budget import Average, Stage
 from quant_engine.demo.train.labels import (
     CENTRE,
     COLOUR,
+    COUNT,
     FIELDS,
     FROM,
     LINKED,
@@ -92,13 +93,10 @@ def with_margins(drawing: Drawing, number: int) -> Drawing:
     def inside(x: float, y: float) -> bool:
         return left <= x < width - left and top <= y < height - top
 
-    return Drawing(
-        image,
-        tuple(g for g in drawing.glyphs if inside(g.x, g.y)),
-        tuple(m for m in drawing.marks if inside(m.x, m.y)),
-        colours,
-        drawing.links,
-    )
+    glyphs = tuple(g for g in drawing.glyphs if inside(g.x, g.y))
+    marks = tuple(m for m in drawing.marks if inside(m.x, m.y))
+    complete = len(glyphs) == len(drawing.glyphs) and len(marks) == len(drawing.marks)
+    return Drawing(image, glyphs, marks, colours, drawing.links, drawing.count if complete else 0)
 
 
 def full_of_text(rng: random.Random) -> Drawing:
@@ -185,7 +183,7 @@ def accuracies(outputs: list[Tensor], labels: Tensor) -> dict[str, float]:
     there = flat > 0
     shares = {}
     named = {"characters": slice(0, SLOTS), "marks": MARK, "colours": COLOUR, "words": WORD}
-    named |= {"centres": CENTRE, "to": TO, "from": FROM, "linked": LINKED, "linked words": LINKED_WORD}
+    named |= {"centres": CENTRE, "to": TO, "from": FROM, "linked": LINKED, "linked words": LINKED_WORD, "counts": COUNT}
     for name, fields in named.items():
         shares[name] = (right[:, fields] & there[:, fields]).sum().item() / max(1, there[:, fields].sum().item())
     return shares
