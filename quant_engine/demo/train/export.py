@@ -65,8 +65,9 @@ Time to first token {first:.2f} s, then {rate:.1f} tokens/s, for one picture of 
 Training pictures are drawn as they are needed, from seed {seed}; none is stored. Everything runs in bfloat16 with
 float32 master weights (AdamW). {device}
 
-1. *tower*: each patch's characters, mark, colour and word are named, and where what belongs to it stands (the value of
-   a label, the box that an arrow leads to); cross-entropy.
+1. *tower*: each patch's characters, mark, colour and word are named; the patch behind a text names what belongs to it
+   (a label's value, the box that an arrow leads to, "largest") and where that stands; the first patch names how many
+   things there are to count; cross-entropy.
 2. *language*: a rank-{rank} adapter on all linears learns to answer from pictures told as grids of the language model's
    own embeddings, a known word in the patch where it starts, else characters; every fourth step also has multiple
    choice without pictures. The adapted model is held to the unadapted one on plain text and chat.
