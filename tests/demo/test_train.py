@@ -180,7 +180,7 @@ def test_a_patch_where_a_word_starts_is_coded_as_that_word_and_nothing_else():
     torch.testing.assert_close(code, torch.zeros_like(code))
 
 
-def test_a_text_is_coded_at_the_column_of_its_centre_with_the_place_that_it_leads_to():
+def test_a_text_is_coded_at_the_column_of_its_centre_and_what_it_leads_to_replaces_what_is_drawn():
     torch.manual_seed(0)
     coded = Symbols(Whole(), torch.randn(40, 24))
     seen = np.zeros((labels.SIDE, labels.SIDE, len(labels.FIELDS)), np.int64)
@@ -188,11 +188,14 @@ def test_a_text_is_coded_at_the_column_of_its_centre_with_the_place_that_it_lead
     seen[2, 3, labels.CENTRE] = 1 + 5
     seen[2, 3, labels.TO] = (1 + 9, 1 + 7)
     code = (coded.exact(torch.from_numpy(seen)) - plain)[2, 3]
-    wanted = coded.columns[5] - coded.columns[3] + coded.to_rows[9] + coded.to_columns[7]
+    wanted = coded.columns[5] - coded.columns[3]
     torch.testing.assert_close(code, wanted)
     seen[2, 3, labels.MARK], seen[2, 3, labels.LINKED.start] = 4, 9
     code = (coded.exact(torch.from_numpy(seen)) - plain)[2, 3]
-    torch.testing.assert_close(code, wanted + coded.linked[0][9], msg="what is linked replaces what is drawn")
+    torch.testing.assert_close(code, wanted + coded.linked[0][9] + coded.ways[0])
+    seen[2, 3, labels.TO], seen[2, 3, labels.FROM] = (0, 0), (1 + 9, 1 + 7)
+    code = (coded.exact(torch.from_numpy(seen)) - plain)[2, 3]
+    torch.testing.assert_close(code, wanted + coded.linked[0][9] + coded.ways[1])
 
 
 def test_what_a_sure_tower_believes_is_coded_like_the_labels():

@@ -17,6 +17,7 @@ from transformers import AutoTokenizer, LlamaForCausalLM
 from quant_engine.demo import fetch
 from quant_engine.demo.train import tower as tower_stage
 from quant_engine.demo.train.budget import Average, Stage
+from quant_engine.demo.train.labels import COUNT, LINKED, LINKED_WORD, WORD
 from quant_engine.demo.train.language import load_tower
 from quant_engine.demo.train.precision import Master
 from quant_engine.demo.train.symbols import Symbols
@@ -56,7 +57,7 @@ def train(folder: Path, minutes: float, device: torch.device, seed: int, batch: 
     projector = Projector(tower.config.hidden_size, symbols.common.shape[0]).to(device, torch.bfloat16)
     if (folder / EARLIER).exists():
         projector.load_state_dict(torch.load(folder / EARLIER, map_location="cpu", weights_only=True)["projector"])
-    both = ([*tower.parameters(), *heads.parameters()], 0.3)
+    both = ([*tower.parameters(), *heads.parameters()], 0.6)
     master = Master((projector.parameters(), 1.0), both, weight_decay=0.0)
     state = {"projector": projector, "tower": tower, "heads": heads, "master": master}
     stage = Stage(folder, "projector", minutes, state)
@@ -71,8 +72,9 @@ def train(folder: Path, minutes: float, device: torch.device, seed: int, batch: 
         features = tower_stage.features(tower, tower_stage.normalised(tiles.to(device)))
         with torch.no_grad():
             target = torch.stack([symbols.exact(one).flatten(0, 1) for one in labels]).float()
-        # A patch that holds something counts as much as the many that hold nothing.
-        weight = 0.1 + labels.any(-1).flatten(1).float()
+        # The many patches that hold nothing count little, and the few that tell of text most.
+        text = labels[..., [0, WORD, LINKED.start, LINKED_WORD, COUNT]].any(-1)
+        weight = (0.1 + labels.any(-1).float() + 3 * text).flatten(1)
         error = (projector(features).float() - target).square().sum(-1)
         spread = (target - target.mean((0, 1))).square().sum(-1)
         regression = (weight * error).sum() / (weight * spread).sum()

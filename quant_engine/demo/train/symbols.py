@@ -2,11 +2,10 @@
 
 A patch where a known word starts becomes that word's own embedding, so that SmolLM2 reads it as it reads text. Else its
 characters' embeddings are added up, the second and third turned by a fixed rotation each, so that their order can be
-told; and a mark and a colour are added where nothing is written. Row and column within the tile are added too, for
-text the column of its centre, turned versions of both for the place that it leads to and the place that leads to it,
-and what stands there: what belongs to what can't be told easily from places in a sequence. The tables start from
-SmolLM2's embeddings and are trained with the adapter; the projector then learns to emit them. They are scaffolding:
-they don't ship.
+told; and a mark and a colour are added where nothing is written. What a text leads to, or what leads to it, is coded
+alike in the patch behind, with a vector that says which of both. Row and column within the tile are added too, for text
+the column of its centre. The tables start from SmolLM2's embeddings and are trained with the adapter; the projector
+then learns to emit them. They are scaffolding: they don't ship.
 """
 
 from __future__ import annotations
@@ -22,6 +21,7 @@ from quant_engine.demo.train.labels import (
     COLOUR,
     COUNT,
     FIELDS,
+    FROM,
     LINKED,
     LINKED_SLOTS,
     LINKED_WORD,
@@ -30,6 +30,7 @@ from quant_engine.demo.train.labels import (
     MOST,
     SIDE,
     SLOTS,
+    TO,
     WORD,
     WORDS,
 )
@@ -64,8 +65,7 @@ class Symbols(nn.Module):
         draw = torch.Generator().manual_seed(0)
         places = nn.functional.normalize(torch.randn(2, SIDE, embeddings.shape[1], generator=draw), dim=-1)
         self.rows, self.columns = (nn.Parameter(length * vectors) for vectors in places)
-        turned = [vectors.roll(29 * k, -1) for k in (1, 2) for vectors in (self.rows.detach(), self.columns.detach())]
-        self.to_rows, self.to_columns, self.from_rows, self.from_columns = map(nn.Parameter, turned)
+        self.ways = nn.Parameter(length * nn.functional.normalize(torch.randn(2, embeddings.shape[1], generator=draw)))
         if tuple(len(t) for t in (*self.tables, *self.linked)) != FIELDS[:CENTRE] + FIELDS[LINKED.start :]:
             raise ValueError("The symbol tables do not fit the fields of the labels.")
 
@@ -88,11 +88,14 @@ class Symbols(nn.Module):
         "None" (class 0) and "continued" (the last word) add nothing.
         """
         chances = [chance.to(self.common.dtype) for chance in chances]
-        places = (self.columns, self.to_rows, self.to_columns, self.from_rows, self.from_columns)
-        tables = [*(table[1:] for table in self.tables), *places, *(table[1:] for table in self.linked)]
-        parts = [chance[..., 1:] @ table for chance, table in zip(chances, tables, strict=True)]
+        centre, to, back = chances[CENTRE], chances[TO.start], chances[FROM.start]
+        fields = [*range(CENTRE), *range(LINKED.start, len(FIELDS))]
+        tables = [table[1:] for table in (*self.tables, *self.linked)]
+        parts = {f: chances[f][..., 1:] @ table for f, table in zip(fields, tables, strict=True)}
         no_word, no_character = chances[WORD][..., :1], chances[0][..., :1]
         no_link = chances[LINKED.start][..., :1] * chances[LINKED_WORD][..., :1] * chances[COUNT][..., :1]
-        drawn = parts[MARK] + parts[WORD] + no_word * (sum(parts[:SLOTS]) + no_character * parts[COLOUR])
-        total = self.common + no_link * drawn + sum(parts[CENTRE:])
-        return total + chances[CENTRE][..., :1] * columns
+        drawn = no_word * (sum(parts[slot] for slot in range(SLOTS)) + no_character * parts[COLOUR])
+        ways = (1 - to[..., :1]) * self.ways[0] + (1 - back[..., :1]) * self.ways[1]
+        linked = sum(parts[f] for f in range(LINKED.start, len(FIELDS))) + (1 - no_link) * ways
+        total = self.common + no_link * (drawn + parts[MARK] + parts[WORD]) + linked + centre[..., 1:] @ self.columns
+        return total + centre[..., :1] * columns
