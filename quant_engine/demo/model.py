@@ -27,6 +27,8 @@ from quant_engine.demo.base import quiet
 
 TILE, PATCH = 288, 18
 PINPOINTS = [[288, 288], [288, 576], [576, 288]]  # height, width
+LAYERS = 10
+READING_LAYERS = 8  # of the tower: they name what a patch holds, the others turn that into what the projector needs
 FEATURE_LAYER = -1
 RANK = 32
 ADAPTED = (
@@ -58,11 +60,11 @@ NOTE = (
 
 
 def vision_config() -> CLIPVisionConfig:
-    """A small CLIP-type tower: 6.6 million weights."""
+    """A small CLIP-type tower: 8.2 million weights."""
     return CLIPVisionConfig(
         hidden_size=256,
         intermediate_size=1024,
-        num_hidden_layers=8,
+        num_hidden_layers=LAYERS,
         num_attention_heads=4,
         hidden_act="gelu",
         image_size=TILE,

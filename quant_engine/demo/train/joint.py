@@ -1,7 +1,7 @@
-"""Stage 4: the adapter learns on pictures as the trained tower and projector show them; at the end all learn together.
+"""Stage 4: adapter, projector and the tower's last layers learn together from answers; at the end the whole tower does.
 
-For most of the stage the vision side stands still: it has learnt from labels of every patch, and the few answers of a
-batch would only shake it. So lessons can be brief, and as many as in stage 2.
+For most of the stage the layers that read stand still: they have learnt from labels of every patch, and the few answers
+of a batch would only shake them. Lessons can be brief then, and as many as in stage 2.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import CLIPVisionModel
 
+from quant_engine.demo.model import READING_LAYERS
+from quant_engine.demo.train import start
 from quant_engine.demo.train import tower as tower_stage
 from quant_engine.demo.train.adapter import Adapter
 from quant_engine.demo.train.budget import Average, Stage
@@ -34,13 +36,13 @@ from quant_engine.demo.train.lessons import Batch, Lessons, LettersLessons, all_
 from quant_engine.demo.train.precision import Master
 from quant_engine.demo.train.projector import Projector, load_symbols
 
-BRIEF_LESSONS = 0.8  # share of the stage in which the vision side stands still and most empty patches are left out
+BRIEF_LESSONS = 0.8  # share of the stage in which the layers that read stand still and most empty patches are left out
 BRIEF_SHARE = 0.05
 
 
 def shown(batch: Batch, tower: CLIPVisionModel, projector: Projector, newline: Tensor) -> tuple[list[Tensor], Tensor]:
-    """Each lesson's picture as the model sees it [n, hidden], and the tower's features of all tiles."""
-    features = tower_stage.features(tower, tower_stage.normalised(all_tiles(batch).to(newline.device)))
+    """Each lesson's picture as the model sees it [n, hidden], and what the heads read of all tiles."""
+    reading, features = tower_stage.features(tower, tower_stage.normalised(all_tiles(batch).to(newline.device)))
     projected = projector(features)
     pictures, start = [], 0
     for one in batch.lessons:
@@ -48,7 +50,7 @@ def shown(batch: Batch, tower: CLIPVisionModel, projector: Projector, newline: T
         tiles = projected[start : start + len(one.seen.tiles)]
         pictures.append(packed(tiles[0], grid(tiles[1:], rows, columns), newline))
         start += len(one.seen.tiles)
-    return pictures, features
+    return pictures, reading
 
 
 def load_parts(folder: Path) -> dict[str, Any]:
@@ -84,11 +86,12 @@ def train(folder: Path, minutes: float, device: torch.device, seed: int, batch_s
     modules = {"tower": tower, "heads": heads, "projector": projector, "newline": newline, "adapter": adapter}
     for name, saved in load_parts(folder).items():
         modules[name].load_state_dict(saved)
-    master = Master(
-        (adapter.own_parameters(), 1.0),
-        ([*projector.parameters(), newline.newline, *tower.parameters(), *heads.parameters()], 0.1),
-        weight_decay=0.0,
-    )
+    layers = start.vision(tower).encoder.layers[READING_LAYERS:]
+    reading = nn.ModuleList([tower, heads]).requires_grad_(False)
+    layers.requires_grad_()
+    last = [*projector.parameters(), *newline.parameters(), *layers.parameters()]
+    first = [p for p in reading.parameters() if not p.requires_grad]
+    master = Master((adapter.own_parameters(), 1.0), (last, 0.3), (first, 0.1), weight_decay=0.0)
     stage = Stage(folder, "joint", minutes, {**modules, "master": master})
     if stage.over:
         return
@@ -107,17 +110,20 @@ def train(folder: Path, minutes: float, device: torch.device, seed: int, batch_s
         brief = stage.fraction < BRIEF_LESSONS
         if share != (BRIEF_SHARE if brief else 1.0):
             share = BRIEF_SHARE if brief else 1.0
-            first = 10_000_000 * seed + 7_000_000 + batch_size * stage.step
-            loader = iter(DataLoader(Lessons(tokenizer, "train", first, batch_size, share=share), None, num_workers=1))
+            reading.requires_grad_(not brief)
+            layers.requires_grad_()
+            number = 10_000_000 * seed + 7_000_000 + batch_size * stage.step
+            loader = iter(DataLoader(Lessons(tokenizer, "train", number, batch_size, share=share), None, num_workers=1))
         batch = next(loader)
-        with torch.set_grad_enabled(not brief):
-            pictures, features = shown(batch, tower, projector, newline.newline)
-            labels = np.concatenate([one.seen.tile_labels() for one in batch.lessons]).astype(np.int64)
-            naming = tower_stage.loss_of(heads(features), torch.from_numpy(labels).to(device))
+        pictures, seen = shown(batch, tower, projector, newline.newline)
         embedded = filled(model.model.embed_tokens(batch.ids.to(device)), batch, pictures)
         loss, right = answer_loss(model, batch, embedded)
-        (loss if brief else loss + 0.3 * naming).backward()
-        values = {"loss": loss.item(), "right": right, "naming": naming.item()}
+        values = {"loss": loss.item(), "right": right}
+        if not brief:
+            labels = np.concatenate([one.seen.tile_labels() for one in batch.lessons]).astype(np.int64)
+            naming = tower_stage.loss_of(heads(seen), torch.from_numpy(labels).to(device))
+            loss, values["naming"] = loss + 0.3 * naming, naming.item()
+        loss.backward()
         if stage.step % 4 == 0:
             kept = held_to_base(model, plain.window().to(device))
             kept.backward()

@@ -200,7 +200,7 @@ def told(
     if believed:
         with torch.no_grad():
             tiles = tower_stage.normalised(all_tiles(batch).to(device))
-            outputs = heads(tower_stage.features(tower, tiles))
+            outputs = heads(tower_stage.features(tower, tiles)[0])
     pictures, start = [], 0
     for one in batch.lessons:
         rows, columns, _ = one.seen.parts.shape

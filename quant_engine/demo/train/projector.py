@@ -1,8 +1,8 @@
 """Stage 3: the projector learns to turn the tower's features into the code that the language model was taught.
 
 For each patch the target is the code of its labels: a dense regression, with no language model in the loop, so it takes
-minutes. The tower learns along, and goes on naming: a projector of two layers needs features from which the code is
-easily made.
+minutes. The tower's last layers learn along, while those that read stand still: a projector of two layers alone can't
+make hundreds of words from features that only tell them apart.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from torch.utils.data import DataLoader
 from transformers import AutoTokenizer, LlamaForCausalLM
 
 from quant_engine.demo import fetch
+from quant_engine.demo.model import READING_LAYERS
+from quant_engine.demo.train import start
 from quant_engine.demo.train import tower as tower_stage
 from quant_engine.demo.train.budget import Average, Stage
 from quant_engine.demo.train.labels import COUNT, LINKED, LINKED_WORD, WORD
@@ -53,23 +55,23 @@ def train(folder: Path, minutes: float, device: torch.device, seed: int, batch: 
     """
     torch.manual_seed(seed)
     symbols = load_symbols(folder, device)
-    tower, heads = (module.train().requires_grad_() for module in load_tower(folder, device))
+    tower, heads = load_tower(folder, device)
+    last = start.vision(tower).encoder.layers[READING_LAYERS:].requires_grad_()
     projector = Projector(tower.config.hidden_size, symbols.common.shape[0]).to(device, torch.bfloat16)
     if (folder / EARLIER).exists():
         projector.load_state_dict(torch.load(folder / EARLIER, map_location="cpu", weights_only=True)["projector"])
-    both = ([*tower.parameters(), *heads.parameters()], 0.6)
-    master = Master((projector.parameters(), 1.0), both, weight_decay=0.0)
+    master = Master((projector.parameters(), 1.0), (last.parameters(), 1.0), weight_decay=0.0)
     state = {"projector": projector, "tower": tower, "heads": heads, "master": master}
     stage = Stage(folder, "projector", minutes, state)
     if stage.over:
         return
-    start = 10_000_000 * seed + 8_000_000 + 16 * stage.step
-    loader = iter(DataLoader(tower_stage.Tiles("train", start, batch), batch_size=None, num_workers=1))
+    first = 10_000_000 * seed + 8_000_000 + 16 * stage.step
+    loader = iter(DataLoader(tower_stage.Tiles("train", first, batch), batch_size=None, num_workers=1))
     average = Average()
     while not stage.over:
         tiles, labels, _ = next(loader)
         labels = labels.to(device)
-        features = tower_stage.features(tower, tower_stage.normalised(tiles.to(device)))
+        features = tower_stage.features(tower, tower_stage.normalised(tiles.to(device)))[1]
         with torch.no_grad():
             target = torch.stack([symbols.exact(one).flatten(0, 1) for one in labels]).float()
         # The many patches that hold nothing count little, and the few that tell of text most.
@@ -78,10 +80,9 @@ def train(folder: Path, minutes: float, device: torch.device, seed: int, batch: 
         error = (projector(features).float() - target).square().sum(-1)
         spread = (target - target.mean((0, 1))).square().sum(-1)
         regression = (weight * error).sum() / (weight * spread).sum()
-        naming = tower_stage.loss_of(heads(features), labels)
-        (5 * regression + naming).backward()
+        regression.backward()
         master.step(stage.learning_rate(1e-3))
-        means = average.add(unexplained=regression.item(), naming=naming.item())
+        means = average.add(unexplained=regression.item())
         stage.advance()
         if stage.step % 50 == 0:
             stage.log(**means)

@@ -72,13 +72,14 @@ def _waves(period: int, side: int) -> Tensor:
     return torch.cat([across, down], -1).flatten(0, 1)
 
 
-def _vision(tower: CLIPVisionModel) -> torch.nn.Module:
+def vision(tower: CLIPVisionModel) -> torch.nn.Module:
+    """The part of the tower that has the layers, in this and in earlier versions of transformers."""
     return getattr(tower, "vision_model", tower)
 
 
 def _whitened_patches(tower: CLIPVisionModel, pixels: Tensor, used: int) -> None:
     """Principal components of the patches into the embedding's dimensions from `used` on."""
-    embeddings, size = _vision(tower).embeddings, tower.config.patch_size
+    embeddings, size = vision(tower).embeddings, tower.config.patch_size
     patches = torch.nn.functional.unfold(pixels.float(), size, stride=size).transpose(1, 2).flatten(0, 1)
     mean = patches.mean(0)
     covariance = (patches - mean).T @ (patches - mean) / len(patches)
@@ -95,15 +96,15 @@ def _whitened_patches(tower: CLIPVisionModel, pixels: Tensor, used: int) -> None
 
 def _positions(tower: CLIPVisionModel) -> int:
     """Position embeddings and the first layers' queries and keys; returns how many dimensions the positions take."""
-    vision = _vision(tower)
+    inner = vision(tower)
     side = tower.config.image_size // tower.config.patch_size
     frequencies = [2 * math.pi * k / (2 * side) for k in range(1, side + 1)]
     width = 2 * len(frequencies)  # dimensions for the column; as many for the row
-    positions = vision.embeddings.position_embedding.weight
+    positions = inner.embeddings.position_embedding.weight
     positions.zero_()
     positions[1:, : 2 * width] = _waves(side, side).to(positions)
     head_size = tower.config.hidden_size // tower.config.num_attention_heads
-    for layer in vision.encoder.layers[:LAYERS]:
+    for layer in inner.encoder.layers[:LAYERS]:
         attention = layer.self_attn
         for head in range(tower.config.num_attention_heads):
             turn = torch.zeros(2 * width, 2 * width)

@@ -68,9 +68,10 @@ def blank(device: torch.device) -> tuple[CLIPVisionModel, Heads]:
     return tower, Heads(tower.config.hidden_size).to(device, torch.bfloat16)
 
 
-def features(tower: CLIPVisionModel, pixels: Tensor) -> Tensor:
-    """What the projector gets: the last hidden states without the class token, [tiles, SIDE * SIDE, hidden]."""
-    return tower(pixels, output_hidden_states=True).hidden_states[architecture.FEATURE_LAYER][:, 1:]
+def features(tower: CLIPVisionModel, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    """What the heads read and what the projector gets, without the class token: each [tiles, SIDE * SIDE, hidden]."""
+    states = tower(pixels, output_hidden_states=True).hidden_states
+    return states[architecture.READING_LAYERS][:, 1:], states[architecture.FEATURE_LAYER][:, 1:]
 
 
 def normalised(tiles: Tensor) -> Tensor:
@@ -195,7 +196,7 @@ def validate(tower: CLIPVisionModel, heads: Heads, device: torch.device, batches
     tower.eval()
     sums: dict[str, float] = {}
     for tiles, labels, _ in itertools.islice(Tiles("val", 0, 64, dense=0.0), batches):
-        outputs = heads(features(tower, normalised(tiles.to(device))))
+        outputs = heads(features(tower, normalised(tiles.to(device)))[0])
         for key, value in accuracies(outputs, labels.to(device)).items():
             sums[key] = sums.get(key, 0.0) + value / batches
     tower.train()
@@ -229,7 +230,7 @@ def train(folder: Path, minutes: float, device: torch.device, run_seed: int, bat
     tower.train()
     while not stage.over:
         tiles, labels, _ = next(loader)
-        outputs = heads(features(tower, normalised(tiles.to(device))))
+        outputs = heads(features(tower, normalised(tiles.to(device)))[0])
         loss = loss_of(outputs, labels.to(device))
         loss.backward()
         master.step(stage.learning_rate(1e-3))
