@@ -198,6 +198,30 @@ def test_a_text_is_coded_at_the_column_of_its_centre_and_what_it_leads_to_replac
     torch.testing.assert_close(code, wanted + coded.linked[0][9] + coded.ways[1])
 
 
+def test_what_an_exact_code_tells_is_read_from_it_as_the_nearest_code():
+    torch.manual_seed(0)
+    coded = Symbols(Whole(), torch.randn(40, 400))
+    for name, table in coded.named_parameters():
+        if name.startswith(("tables", "linked")):
+            table.data[1:] = torch.randn_like(table[1:])  # this tokenizer gives all words of a length one code
+    seen = np.zeros((labels.SIDE, labels.SIDE, len(labels.FIELDS)), np.int64)
+    seen[0, 0, labels.COUNT] = 4
+    seen[2, 3, : labels.CENTRE] = (5, 6, 7, 2, 4, 9)
+    seen[2, 4, : labels.CENTRE] = (8, 0, 0, 0, 3, labels.CONTINUED)
+    seen[2, 4, labels.LINKED] = (11, 12, 0, 0)
+    seen[5, 5, : labels.COLOUR + 1] = (3, 0, 0, 0, 2)
+    seen = torch.from_numpy(seen)
+    told = coded.coded(seen)
+    assert told[2, 3, : labels.CENTRE].tolist() == [0, 0, 0, 2, 0, 9], "a word replaces its characters"
+    assert told[2, 4].nonzero().flatten().tolist() == [labels.LINKED.start, labels.LINKED.start + 1]
+    assert told[5, 5].nonzero().flatten().tolist() == [0], "a character replaces a colour"
+    read = coded.read(coded.exact(seen).flatten(0, 1)[None])
+    told = told.flatten(0, 1)[None]
+    for field, logits in read.items():
+        there = told[..., field] > 0
+        assert torch.equal(logits.argmax(-1)[there], told[..., field][there]), field
+
+
 def test_what_a_sure_tower_believes_is_coded_like_the_labels():
     torch.manual_seed(0)
     coded = Symbols(Whole(), torch.randn(40, 24))

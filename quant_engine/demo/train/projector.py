@@ -1,8 +1,9 @@
 """Stage 3: the projector learns to turn the tower's features into the code that the language model was taught.
 
-For each patch the target is the code of its labels: a dense regression, with no language model in the loop, so it takes
-minutes. The tower's last layers learn along, while those that read stand still: a projector of two layers alone can't
-make hundreds of words from features that only tell them apart.
+For each patch the target is the code of its labels, and its labels must be readable from what comes out, as the nearest
+code: both are dense, with no language model in the loop, so it takes minutes. From distances alone words were never
+learnt: there are hundreds, each of them rare. The tower's last layers learn along, while those that read stand still: a
+projector of two layers alone can't make hundreds of words from features that only tell them apart.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 from transformers import AutoTokenizer, LlamaForCausalLM
 
@@ -48,6 +50,20 @@ def load_symbols(folder: Path, device: torch.device) -> Symbols:
     return symbols.to(device).requires_grad_(False)
 
 
+def reading_loss(symbols: Symbols, projected: Tensor, labels: Tensor) -> Tensor:
+    """Sum over fields of the cross-entropy of what codes [tiles, SIDE * SIDE, hidden] tell, where they tell something.
+
+    Where a field tells nothing it isn't read: a word and a linked word have nearly the same code.
+    """
+    told = symbols.coded(labels).flatten(1, 2)
+    total = projected.new_zeros((), dtype=torch.float32)
+    for field, logits in symbols.read(projected).items():
+        there = told[..., field] > 0
+        if there.any():
+            total = total + cross_entropy(logits[there].float(), told[..., field][there])
+    return total
+
+
 def train(folder: Path, minutes: float, device: torch.device, seed: int, batch: int = 16) -> None:
     """Run stage 3 for its minutes and leave `projector.pt` (keys projector, tower, heads) in `folder`.
 
@@ -77,12 +93,14 @@ def train(folder: Path, minutes: float, device: torch.device, seed: int, batch: 
         # The many patches that hold nothing count little, and the few that tell of text most.
         text = labels[..., [0, WORD, LINKED.start, LINKED_WORD, COUNT]].any(-1)
         weight = (0.1 + labels.any(-1).float() + 3 * text).flatten(1)
-        error = (projector(features).float() - target).square().sum(-1)
+        projected = projector(features)
+        error = (projected.float() - target).square().sum(-1)
         spread = (target - target.mean((0, 1))).square().sum(-1)
         regression = (weight * error).sum() / (weight * spread).sum()
-        regression.backward()
+        reading = reading_loss(symbols, projected, labels)
+        (5 * regression + 0.25 * reading).backward()
         master.step(stage.learning_rate(1e-3))
-        means = average.add(unexplained=regression.item())
+        means = average.add(unexplained=regression.item(), reading=reading.item())
         stage.advance()
         if stage.step % 50 == 0:
             stage.log(**means)

@@ -19,6 +19,7 @@ from quant_engine.demo.train.labels import (
     CENTRE,
     CHARACTERS,
     COLOUR,
+    CONTINUED,
     COUNT,
     FIELDS,
     FROM,
@@ -74,6 +75,29 @@ class Symbols(nn.Module):
         chances = [nn.functional.one_hot(labels[..., f].long(), n) for f, n in enumerate(FIELDS)]
         down, across = (torch.arange(n, device=labels.device) % SIDE for n in labels.shape[:2])
         return self._code(chances, self.columns[across]) + self.rows[down][:, None]
+
+    def coded(self, labels: Tensor) -> Tensor:
+        """The labels [..., fields] of what a code tells: 0 where it is replaced by something else, and for places."""
+        told = labels.clone()
+        told[..., CENTRE : LINKED.start] = 0
+        linked = labels[..., [LINKED.start, LINKED_WORD, COUNT]].any(-1)
+        told[..., :CENTRE][linked] = 0
+        word = labels[..., WORD] > 0
+        told[..., :SLOTS][word] = 0
+        told[..., COLOUR][word | (labels[..., 0] > 0)] = 0
+        told[..., WORD][labels[..., WORD] == CONTINUED] = 0
+        return told
+
+    def read(self, codes: Tensor) -> dict[int, Tensor]:
+        """What codes [tiles, SIDE * SIDE, hidden] tell: for each field a logit of each class, by distance to its code.
+
+        A class's logit is half the difference of the squared distances to "none" and to the class.
+        """
+        rows, columns = (v.flatten(0, 1) for v in torch.broadcast_tensors(self.rows[:, None], self.columns[None]))
+        told = codes - (self.common + rows + columns).to(codes.dtype)
+        fields = [*range(CENTRE), *range(LINKED.start, len(FIELDS))]
+        tables = {f: table.to(codes.dtype) for f, table in zip(fields, (*self.tables, *self.linked), strict=True)}
+        return {f: told @ table.T - table.square().sum(-1) / 2 for f, table in tables.items()}
 
     def expected(self, outputs: list[Tensor]) -> Tensor:
         """Codes of what a tower believes: logits [tiles, SIDE * SIDE, classes] of each field, weighted by softmax."""
