@@ -2,8 +2,9 @@
 
 For each patch the target is the code of its labels, and its labels must be readable from what comes out, as the nearest
 code: both are dense, with no language model in the loop, so it takes minutes. From distances alone words were never
-learnt: there are hundreds, each of them rare. The tower's last layers learn along, while those that read stand still: a
-projector of two layers alone can't make hundreds of words from features that only tell them apart.
+learnt: there are hundreds, each of them rare. The tower's last layers learn along: a projector of two layers alone
+can't make hundreds of words from features that only tell them apart. The layers that read stand still at first; then
+the whole tower learns, and goes on naming.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from quant_engine.demo.train.precision import Master
 from quant_engine.demo.train.symbols import Symbols
 
 EARLIER = "earlier_projector.pt"
+READING_STILL = 0.6  # share of the stage in which the layers that read stand still
 
 
 class Projector(nn.Module):
@@ -73,21 +75,25 @@ def train(folder: Path, minutes: float, device: torch.device, seed: int, batch: 
     symbols = load_symbols(folder, device)
     tower, heads = load_tower(folder, device)
     last = start.vision(tower).encoder.layers[READING_LAYERS:].requires_grad_()
+    reading = nn.ModuleList([tower, heads])
+    first = [p for p in reading.parameters() if not p.requires_grad]
     projector = Projector(tower.config.hidden_size, symbols.common.shape[0]).to(device, torch.bfloat16)
     if (folder / EARLIER).exists():
         projector.load_state_dict(torch.load(folder / EARLIER, map_location="cpu", weights_only=True)["projector"])
-    master = Master((projector.parameters(), 1.0), (last.parameters(), 1.0), weight_decay=0.0)
+    master = Master((projector.parameters(), 1.0), (last.parameters(), 1.0), (first, 0.3), weight_decay=0.0)
     state = {"projector": projector, "tower": tower, "heads": heads, "master": master}
     stage = Stage(folder, "projector", minutes, state)
     if stage.over:
         return
-    first = 10_000_000 * seed + 8_000_000 + 16 * stage.step
-    loader = iter(DataLoader(tower_stage.Tiles("train", first, batch), batch_size=None, num_workers=1))
+    number = 10_000_000 * seed + 8_000_000 + batch * stage.step
+    loader = iter(DataLoader(tower_stage.Tiles("train", number, batch), batch_size=None, num_workers=1))
     average = Average()
     while not stage.over:
         tiles, labels, _ = next(loader)
         labels = labels.to(device)
-        features = tower_stage.features(tower, tower_stage.normalised(tiles.to(device)))[1]
+        reading.requires_grad_(stage.fraction >= READING_STILL)
+        last.requires_grad_()
+        seen, features = tower_stage.features(tower, tower_stage.normalised(tiles.to(device)))
         with torch.no_grad():
             target = torch.stack([symbols.exact(one).flatten(0, 1) for one in labels]).float()
         # The many patches that hold nothing count little, and the few that tell of text most.
@@ -97,10 +103,12 @@ def train(folder: Path, minutes: float, device: torch.device, seed: int, batch: 
         error = (projected.float() - target).square().sum(-1)
         spread = (target - target.mean((0, 1))).square().sum(-1)
         regression = (weight * error).sum() / (weight * spread).sum()
-        reading = reading_loss(symbols, projected, labels)
-        (5 * regression + 0.25 * reading).backward()
+        told = reading_loss(symbols, projected, labels)
+        naming = tower_stage.loss_of(heads(seen), labels)
+        loss = 5 * regression + 0.25 * told
+        (loss + naming if naming.requires_grad else loss).backward()
         master.step(stage.learning_rate(1e-3))
-        means = average.add(unexplained=regression.item(), reading=reading.item())
+        means = average.add(unexplained=regression.item(), told=told.item(), naming=naming.item())
         stage.advance()
         if stage.step % 50 == 0:
             stage.log(**means)
