@@ -381,7 +381,7 @@ def build(boards: Boards) -> Wired:
         return [*offered, problems_html(boards.problems()), *draw(view, shown), *aside(view)]
 
     quick = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
-    gr.on([model.input, track.input], chosen, controls.all(), outputs, **quick)
+    gr.on([model.input, track.input], chosen, controls.all(), outputs, trigger_mode="always_last", **quick)
     gr.on(
         [mode.input, methods.input, bits.input, groups.input, sources.input, a_bits.input, columns.input,
          statuses.input, stored.input, size.input, search.input],
@@ -394,7 +394,7 @@ def build(boards: Boards) -> Wired:
     board.sort(sorted_by, controls.all(), [*drawing, sort], **quick)
     clear.click(cleared, controls.all(), outputs, **quick)
     for part in (board, opened, pinned):
-        part.open(opens, controls.all(), [row, opened, where], **quick)
+        part.open(opens, controls.all(), [row, opened, where], trigger_mode="multiple", **quick)
         part.pin(pins_row, controls.all(), [pins_state, *beside, where], **quick)
     refreshing_of = (refreshed, [drawn, *controls.all()], refreshing)
     gr.Timer(3).tick(*refreshing_of, **quick)

@@ -8,10 +8,11 @@ window.lowbit = (() => {
     tab: (name) => name === 'tab',
   };
   let restoring = true; // what the page puts in the address by itself, until a visitor does something, is no new step
+  let moved = false; // back or forward: the address is already the one to show
   for (const kind of ['pointerdown', 'keydown', 'input']) {
-    document.addEventListener(kind, () => { restoring = false; }, true);
+    document.addEventListener(kind, () => { restoring = moved = false; }, true);
   }
-  window.addEventListener('popstate', () => { restoring = true; });
+  window.addEventListener('popstate', () => { restoring = moved = true; });
   // A link to a view shows nothing before that view is there: nothing jumps.
   const shown = () => requestAnimationFrame(() => requestAnimationFrame(() => {
     document.documentElement.classList.remove('restoring');
@@ -24,7 +25,7 @@ window.lowbit = (() => {
     [...parameters].filter(([name]) => name !== without).map((pair) => pair.join('=')).sort().join('&');
 
   const go = (part, search) => {
-    if (part === 'tab' && restoring) return; // tabs also tell that they are chosen while the page is being made
+    if (moved || part === 'tab' && restoring) return; // tabs tell that they are chosen while the page is made, too
     const now = new URLSearchParams(location.search), next = new URLSearchParams();
     for (const [name, value] of now) if (!owns[part](name)) next.append(name, value);
     for (const [name, value] of new URLSearchParams(search)) next.append(name, value);

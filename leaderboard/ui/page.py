@@ -18,7 +18,7 @@ from quant_engine.models.catalog import MODELS
 from quant_engine.spec import UserError
 
 FORGET_UPLOADS_S = 1800
-_BACK_JS = "window.addEventListener('popstate', () => trigger('moved', { search: location.search }));"
+_BACK_JS = "window.addEventListener('popstate', () => trigger('moved'));"
 
 
 def build(lab: Lab) -> gr.Blocks:
@@ -56,9 +56,6 @@ def build(lab: Lab) -> gr.Blocks:
             """An address without a view is left to the page as it is: the visitor may have begun to use it."""
             return restore(address) if read_address(address) != PageView() else [gr.skip()] * len(everything)
 
-        def moved(event: gr.EventData) -> list:
-            return restore(str(event._data["search"]))
-
         def to_board(view: PageView) -> list:
             return [gr.Tabs(selected="leaderboard"), *board.fill(view)]
 
@@ -87,7 +84,9 @@ def build(lab: Lab) -> gr.Blocks:
         everything = [rooms, *board.outputs, *explore.outputs]
         opening = page.load(loaded, search, everything, js="() => [location.search]", **quick)
         opening.then(None, None, None, js="() => lowbit.shown()", **quick).then(*board.refreshing, **quick)
-        history.moved(moved, None, everything, **quick)
+        # A step during another waits for it, and then reads the address of the last one.
+        here = {"js": "() => [location.search]", "trigger_mode": "always_last"}
+        history.moved(restore, search, everything, **here, **quick)
         run.see.click(lead, [run.chosen, *board.controls.all()], [rooms, *board.outputs], **quick)
         board.card.again(again, None, [rooms, *run.form], **quick)
         for part in cards:

@@ -72,6 +72,16 @@ def test_back_and_forward_go_through_views_and_tabs(page):
     assert page.locator("label.selected", has_text="GPTQ").count() == 1
 
 
+def test_a_step_back_during_another_is_not_lost(page):
+    press(page, "Method", "GPTQ")
+    search_has(page, "method=GPTQ")
+    press(page, "Weight bits", "3")
+    search_has(page, "bits=3")
+    page.evaluate("() => { history.back(); setTimeout(() => history.back(), 20); }")
+    summary_is(page, "41 settings")
+    assert not page.locator("label.selected", has_text="GPTQ").count()
+
+
 def test_more_filters_narrow_the_table(page):
     page.get_by_role("button", name="More filters and columns").click()
     press(page, "Activation bits", "8")
