@@ -1,7 +1,8 @@
 """Stage 4: adapter, projector and the tower's last layers learn together from answers; at the end the whole tower does.
 
 For most of the stage the layers that read stand still: they have learnt from labels of every patch, and the few answers
-of a batch would only shake them. Lessons can be brief then, and as many as in stage 2.
+of a batch would only shake them. Lessons can be brief then, and as many as in stage 2. What comes out of the projector
+goes on being held to the code of every patch's labels, which tells it far more than the answers do.
 """
 
 from __future__ import annotations
@@ -34,14 +35,17 @@ from quant_engine.demo.train.language import (
 )
 from quant_engine.demo.train.lessons import Batch, Lessons, LettersLessons, all_tiles, filled, grid, packed
 from quant_engine.demo.train.precision import Master
-from quant_engine.demo.train.projector import Projector, load_symbols
+from quant_engine.demo.train.projector import Projector, code_losses, load_symbols
 
 BRIEF_LESSONS = 0.8  # share of the stage in which the layers that read stand still and most empty patches are left out
 BRIEF_SHARE = 0.05
+CODE_LOSS = 0.2  # weight of what stage 3 learns, beside the answers
 
 
-def shown(batch: Batch, tower: CLIPVisionModel, projector: Projector, newline: Tensor) -> tuple[list[Tensor], Tensor]:
-    """Each lesson's picture as the model sees it [n, hidden], and what the heads read of all tiles."""
+def shown(
+    batch: Batch, tower: CLIPVisionModel, projector: Projector, newline: Tensor
+) -> tuple[list[Tensor], Tensor, Tensor]:
+    """Pictures as the model sees them [n, hidden]; of all their tiles, what the heads read and what is projected."""
     reading, features = tower_stage.features(tower, tower_stage.normalised(all_tiles(batch).to(newline.device)))
     projected = projector(features)
     pictures, start = [], 0
@@ -50,7 +54,7 @@ def shown(batch: Batch, tower: CLIPVisionModel, projector: Projector, newline: T
         tiles = projected[start : start + len(one.seen.tiles)]
         pictures.append(packed(tiles[0], grid(tiles[1:], rows, columns), newline))
         start += len(one.seen.tiles)
-    return pictures, reading
+    return pictures, reading, projected
 
 
 def load_parts(folder: Path) -> dict[str, Any]:
@@ -80,7 +84,8 @@ def train(folder: Path, minutes: float, device: torch.device, seed: int, batch_s
     plain = PlainText(model, tokenizer, rng)
     tower, heads = tower_stage.blank(device)
     projector = Projector(tower.config.hidden_size, model.config.hidden_size).to(device, torch.bfloat16)
-    newline = Newline(load_symbols(folder, device).newline.detach().clone())
+    symbols = load_symbols(folder, device)
+    newline = Newline(symbols.newline.detach().clone())
     adapter = Adapter(model.model)
     compiled(model)
     modules = {"tower": tower, "heads": heads, "projector": projector, "newline": newline, "adapter": adapter}
@@ -91,7 +96,7 @@ def train(folder: Path, minutes: float, device: torch.device, seed: int, batch_s
     layers.requires_grad_()
     last = [*projector.parameters(), *newline.parameters(), *layers.parameters()]
     first = [p for p in reading.parameters() if not p.requires_grad]
-    master = Master((adapter.own_parameters(), 1.0), (last, 0.3), (first, 0.1), weight_decay=0.0)
+    master = Master((adapter.own_parameters(), 1.0), (last, 0.5), (first, 0.1), weight_decay=0.0)
     stage = Stage(folder, "joint", minutes, {**modules, "master": master})
     if stage.over:
         return
@@ -115,13 +120,16 @@ def train(folder: Path, minutes: float, device: torch.device, seed: int, batch_s
             number = 10_000_000 * seed + 7_000_000 + batch_size * stage.step
             loader = iter(DataLoader(Lessons(tokenizer, "train", number, batch_size, share=share), None, num_workers=1))
         batch = next(loader)
-        pictures, seen = shown(batch, tower, projector, newline.newline)
+        pictures, seen, projected = shown(batch, tower, projector, newline.newline)
         embedded = filled(model.model.embed_tokens(batch.ids.to(device)), batch, pictures)
         loss, right = answer_loss(model, batch, embedded)
-        values = {"loss": loss.item(), "right": right}
+        labels = np.concatenate([one.seen.tile_labels() for one in batch.lessons]).astype(np.int64)
+        labels = torch.from_numpy(labels).to(device)
+        regression, told = code_losses(symbols, projected, labels)
+        values = {"loss": loss.item(), "right": right, "unexplained": regression.item(), "told": told.item()}
+        loss = loss + CODE_LOSS * (5 * regression + 0.25 * told)
         if not brief:
-            labels = np.concatenate([one.seen.tile_labels() for one in batch.lessons]).astype(np.int64)
-            naming = tower_stage.loss_of(heads(seen), torch.from_numpy(labels).to(device))
+            naming = tower_stage.loss_of(heads(seen), labels)
             loss, values["naming"] = loss + 0.3 * naming, naming.item()
         loss.backward()
         if stage.step % 4 == 0:

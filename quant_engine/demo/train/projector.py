@@ -66,6 +66,21 @@ def reading_loss(symbols: Symbols, projected: Tensor, labels: Tensor) -> Tensor:
     return total
 
 
+def code_losses(symbols: Symbols, projected: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """How far codes [tiles, SIDE * SIDE, hidden] are from those of labels [tiles, SIDE, SIDE, fields].
+
+    The share of the codes' variance that is unexplained, and `reading_loss`. The many patches that hold nothing count
+    little, and the few that tell of text most.
+    """
+    with torch.no_grad():
+        target = torch.stack([symbols.exact(one).flatten(0, 1) for one in labels]).float()
+    text = labels[..., [0, WORD, LINKED.start, LINKED_WORD, COUNT]].any(-1)
+    weight = (0.1 + labels.any(-1).float() + 3 * text).flatten(1)
+    error = (projected.float() - target).square().sum(-1)
+    spread = (target - target.mean((0, 1))).square().sum(-1)
+    return (weight * error).sum() / (weight * spread).sum(), reading_loss(symbols, projected, labels)
+
+
 def train(folder: Path, minutes: float, device: torch.device, seed: int, batch: int = 16) -> None:
     """Run stage 3 for its minutes and leave `projector.pt` (keys projector, tower, heads) in `folder`.
 
@@ -94,16 +109,7 @@ def train(folder: Path, minutes: float, device: torch.device, seed: int, batch: 
         reading.requires_grad_(stage.fraction >= READING_STILL)
         last.requires_grad_()
         seen, features = tower_stage.features(tower, tower_stage.normalised(tiles.to(device)))
-        with torch.no_grad():
-            target = torch.stack([symbols.exact(one).flatten(0, 1) for one in labels]).float()
-        # The many patches that hold nothing count little, and the few that tell of text most.
-        text = labels[..., [0, WORD, LINKED.start, LINKED_WORD, COUNT]].any(-1)
-        weight = (0.1 + labels.any(-1).float() + 3 * text).flatten(1)
-        projected = projector(features)
-        error = (projected.float() - target).square().sum(-1)
-        spread = (target - target.mean((0, 1))).square().sum(-1)
-        regression = (weight * error).sum() / (weight * spread).sum()
-        told = reading_loss(symbols, projected, labels)
+        regression, told = code_losses(symbols, projector(features), labels)
         naming = tower_stage.loss_of(heads(seen), labels)
         loss = 5 * regression + 0.25 * told
         (loss + naming if naming.requires_grad else loss).backward()
