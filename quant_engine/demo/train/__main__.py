@@ -53,8 +53,7 @@ def main() -> None:
         elif stage == "export":
             from quant_engine.demo.train import export
 
-            for score in export.export(options.folder, options.parts, device, options.seed, options.items):
-                print(score)
+            export.export(options.folder, options.parts, device, options.seed, options.items)
             export.write_card(options.folder, options.parts)
         else:
             from quant_engine.demo.train import export, quantized

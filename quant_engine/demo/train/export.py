@@ -136,9 +136,10 @@ def measure(loaded: Loaded, items: int) -> list[Score]:
     """All tasks on test pictures, and on half as many shifted and blank ones."""
     scores = []
     for task in suite.TASKS:
-        scores += score(loaded, task, items)
-        scores += score(loaded, task, items // 2, "shifted")
-        scores += score(loaded, task, items // 2, blank=True)
+        for count, split, blank in ((items, "test", False), (items // 2, "shifted", False), (items // 2, "test", True)):
+            found = score(loaded, task, count, split, blank=blank)
+            print(*found, sep="\n", flush=True)
+            scores += found
     return scores
 
 
