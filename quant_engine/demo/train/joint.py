@@ -109,16 +109,17 @@ def train(folder: Path, minutes: float, device: torch.device, seed: int, batch_s
         return {f"val_{kind}": share for kind, share in validate(model, tokenizer, picture_of).items()}
 
     letters = iter(DataLoader(LettersLessons(tokenizer, letters_start(seed + 1, stage.step)), None, num_workers=1))
-    share, loader = None, None
+    # In shared memory for the one worker to read: a second one, forked later, would copy all that has grown meanwhile.
+    share = torch.tensor(BRIEF_SHARE if stage.fraction < BRIEF_LESSONS else 1.0).share_memory_()
+    number = 10_000_000 * seed + 7_000_000 + batch_size * stage.step
+    loader = iter(DataLoader(Lessons(tokenizer, "train", number, batch_size, share=share), None, num_workers=1))
     average = Average(20)
     while not stage.over:
         brief = stage.fraction < BRIEF_LESSONS
-        if share != (BRIEF_SHARE if brief else 1.0):
-            share = BRIEF_SHARE if brief else 1.0
-            reading.requires_grad_(not brief)
-            layers.requires_grad_()
-            number = 10_000_000 * seed + 7_000_000 + batch_size * stage.step
-            loader = iter(DataLoader(Lessons(tokenizer, "train", number, batch_size, share=share), None, num_workers=1))
+        if not brief:
+            share.fill_(1.0)
+        reading.requires_grad_(not brief)
+        layers.requires_grad_()
         batch = next(loader)
         pictures, seen, projected = shown(batch, tower, projector, newline.newline)
         embedded = filled(model.model.embed_tokens(batch.ids.to(device)), batch, pictures)

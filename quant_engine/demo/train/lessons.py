@@ -181,7 +181,7 @@ class Lessons(IterableDataset):
         start: int,
         batch: int,
         questions: int = 7,
-        share: float = 1.0,
+        share: float | Tensor = 1.0,
         first_lessons: bool = False,
     ) -> None:
         self.tokenizer, self.split, self.start, self.batch = tokenizer, split, start, batch
@@ -195,7 +195,9 @@ class Lessons(IterableDataset):
                 family = FAMILY_ORDER[number % len(FAMILY_ORDER)]
                 rng = random.Random(seed(self.split, "turns", number))
                 shown = picture(family, self.split, number)
-                lessons.append(lesson(self.tokenizer, shown, rng, self.questions, self.share, self.first_lessons))
+                lessons.append(
+                    lesson(self.tokenizer, shown, rng, self.questions, float(self.share), self.first_lessons)
+                )
                 number += 1
             lessons.sort(key=lambda one: len(one.ids))
             starts = list(range(0, len(lessons), self.batch))
