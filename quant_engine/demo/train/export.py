@@ -71,8 +71,10 @@ float32 master weights (AdamW). {device}
 2. *language*: a rank-{rank} adapter on all linears learns to answer from pictures told as grids of the language model's
    own embeddings, a known word in the patch where it starts, else characters; every fourth step also has multiple
    choice without pictures. The adapted model is held to the unadapted one on plain text and chat.
-3. *projector*: regresses that code from the tower's features; the tower learns along.
-4. *joint*: the adapter learns on pictures as the vision side shows them; at the end all learn together.
+3. *projector*: learns to turn the tower's features into that code, and so that what a patch tells can be read from it
+   as the nearest code; the tower's last layers learn along, at the end all of it.
+4. *joint*: adapter, projector and the tower's last layers learn from answers about pictures as the vision side shows
+   them, held to the code all the while; at the end all learn together.
 
 transformers {transformers}, torch {torch}.
 """
@@ -95,7 +97,7 @@ def export(folder: Path, parts: Path, device: torch.device, seed: int, items: in
     about = {
         "note": textwrap.fill(model.NOTE, 118),
         "scores": "\n".join(_row(s) for s in scores),
-        "verdict": textwrap.fill(_verdict(scores), 118),
+        "verdict": textwrap.fill(_verdict(scores), 118, break_on_hyphens=False),
         "kinds": "\n".join(_kinds(s) for s in scores if (s.split, s.pictures) == ("test", "drawn")),
         "windows": 16,
         "base_perplexity": base,
