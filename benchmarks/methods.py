@@ -2,11 +2,12 @@
 
     python benchmarks/methods.py [--model demo-llm] [--tasks wikitext2] [--limit 16] [--only quip slim_llm]
 
-Each row is a run that `python -m quant_engine run` makes, in a process of its own, with 32 x 512 tokens of the built-in
-calibration text; runs that were made before are found. The table shows each task's number with its standard error, all
-stored bits of a weight, the output error of the linears (mean over linears, where a method measures it), and minutes
-(quantization and tasks). wikitext2 takes its text from the Hub or from LOWBIT_DATA. A run that is cut off goes on
-when the command is given again.
+Each row shows runs that `python -m quant_engine run` makes, in processes of their own, with 32 x 512 tokens of the
+built-in calibration text; runs that were made before are found. Each word behind --tasks is one run, of tasks with
+commas between. The table, in Markdown, shows each task's number with its standard error, all stored bits of a weight,
+the output error of the linears (mean over linears, where a method measures it), and minutes of quantization and tasks.
+wikitext2 takes its text from the Hub or from LOWBIT_DATA. A run that is cut off goes on when the command is given
+again.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -45,20 +47,21 @@ SETTINGS = (
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="demo-llm")
-    parser.add_argument("--tasks", default="wikitext2", help="tasks with commas between")
+    parser.add_argument("--tasks", nargs="+", default=["wikitext2"], help="a run each, of tasks with commas between")
     parser.add_argument("--limit", type=int, default=16, help="items or windows of each task")
     parser.add_argument("--only", nargs="*", help="these methods alone")
     given = parser.parse_args()
 
-    made: list[tuple[RunSpec, list[Result]]] = []
+    made: list[list[RunSpec]] = []
     for setting in SETTINGS:
         if given.only and setting.method not in given.only:
             continue
         try:
-            spec = wanted(given.model, setting, tuple(given.tasks.split(",")), given.limit)
-            if not folder.exists(spec.run_id):
-                subprocess.run([sys.executable, *shlex.split(command(spec))[1:]], check=True, cwd=folders.PROJECT)
-            made.append((spec, folder.read(folder.place(spec.run_id)).results))
+            specs = [wanted(given.model, setting, tuple(tasks.split(",")), given.limit) for tasks in given.tasks]
+            for spec in specs:
+                if not folder.exists(spec.run_id):
+                    subprocess.run([sys.executable, *shlex.split(command(spec))[1:]], check=True, cwd=folders.PROJECT)
+            made.append(specs)
         except (UserError, subprocess.CalledProcessError) as error:
             print(f"{setting.method} {setting.w_bits:g} bits: {error}", file=sys.stderr)
     if made:
@@ -80,22 +83,25 @@ def wanted(model: str, setting: QuantSetting, tasks: tuple[str, ...], limit: int
     )
 
 
-def show(made: list[tuple[RunSpec, list[Result]]]) -> None:
-    numbers = list(dict.fromkeys((row.task, row.metric) for _, results in made for row in results))
-    table = Table("setting", "stored bits", *(f"{task} {metric}" for task, metric in numbers), "error", "minutes")
-    for spec, results in made:
-        by_number = {(row.task, row.metric): row for row in results}
-        place = folder.place(spec.run_id)
-        errors = [r.output_error for r in folder.read_layers(place) if r.output_error is not None]
-        seconds = folder.read(place).about["duration_s"]
+def show(made: list[list[RunSpec]]) -> None:
+    runs = [[folder.read(folder.place(spec.run_id)) for spec in specs] for specs in made]
+    every = [result for row in runs for run in row for result in run.results]
+    numbers = list(dict.fromkeys((result.task, result.metric) for result in every))
+    columns = ("setting", "stored bits", *(f"{task} {metric}" for task, metric in numbers), "error", "minutes")
+    table = Table(*columns, box=box.MARKDOWN)
+    for specs, row in zip(made, runs, strict=True):
+        results = [result for run in row for result in run.results]
+        by_number = {(result.task, result.metric): result for result in results}
+        layers = folder.read_layers(folder.place(specs[0].run_id))
+        errors = [layer.output_error for layer in layers if layer.output_error is not None]
         table.add_row(
-            spec.setting.label,
+            specs[0].setting.label,
             f"{results[0].stored_bits or 16:.2f}",
             *(cell(by_number.get(one)) for one in numbers),
             f"{sum(errors) / len(errors):.4f}" if errors else "",
-            f"{seconds / 60:.1f}",
+            f"{sum(run.about['duration_s'] for run in row) / 60:.1f}",
         )
-    Console().print(table)
+    Console(width=max(120, 30 * len(columns))).print(table)
 
 
 def cell(row: Result | None) -> str:
