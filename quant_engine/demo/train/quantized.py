@@ -80,4 +80,5 @@ def _cell(result: dict) -> str:
         if result["standard_error"] is None or result["task"] == "perplexity"
         else f" ± {result['standard_error']:.0f}"
     )
-    return f"{result['value']:.{2 if result['task'] == 'perplexity' else 0}f}{error}"
+    status = "" if result["status"] == "ok" else f" ({result['status']})"
+    return f"{result['value']:.{2 if result['task'] == 'perplexity' else 0}f}{error}{status}"
