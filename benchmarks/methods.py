@@ -32,9 +32,11 @@ from quant_engine.spec import QuantSetting, Result, RunSpec, UserError
 from quant_engine.terminal import number
 
 GROUPED = (4, 3, 2)
+ORDERED = {"act_order": True, "groups": "static"}
 SETTINGS = (
     QuantSetting(),
     *(QuantSetting(method=m, w_bits=b, group_size=64) for m in ("rtn", "gptq", "awq", "slim_llm") for b in GROUPED),
+    *(QuantSetting(method="gptq", w_bits=b, group_size=64, options=ORDERED) for b in GROUPED),
     *(QuantSetting(method=method, w_bits=2) for method in ("rtn", "gptq")),
     *(QuantSetting(method=method, w_bits=bits) for method in ("quip", "normal_float") for bits in GROUPED),
     *(QuantSetting(method="smoothquant", w_bits=bits, a_bits=bits) for bits in (8, 6, 4)),
@@ -52,7 +54,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", help="these methods alone")
     given = parser.parse_args()
 
-    made: list[list[RunSpec]] = []
+    made: list[tuple[str, list[RunSpec]]] = []
     for setting in SETTINGS:
         if given.only and setting.method not in given.only:
             continue
@@ -61,7 +63,8 @@ def main() -> None:
             for spec in specs:
                 if not folder.exists(spec.run_id):
                     subprocess.run([sys.executable, *shlex.split(command(spec))[1:]], check=True, cwd=folders.PROJECT)
-            made.append(specs)
+            options = ", ".join(f"{name}={value}" for name, value in setting.options.items())
+            made.append((f"{setting.label} {options}", specs))
         except (UserError, subprocess.CalledProcessError) as error:
             print(f"{setting.method} {setting.w_bits:g} bits: {error}", file=sys.stderr)
     if made:
@@ -83,19 +86,19 @@ def wanted(model: str, setting: QuantSetting, tasks: tuple[str, ...], limit: int
     )
 
 
-def show(made: list[list[RunSpec]]) -> None:
-    runs = [[folder.read(folder.place(spec.run_id)) for spec in specs] for specs in made]
+def show(made: list[tuple[str, list[RunSpec]]]) -> None:
+    runs = [[folder.read(folder.place(spec.run_id)) for spec in specs] for _, specs in made]
     every = [result for row in runs for run in row for result in run.results]
     numbers = list(dict.fromkeys((result.task, result.metric) for result in every))
     columns = ("setting", "stored bits", *(f"{task} {metric}" for task, metric in numbers), "error", "minutes")
     table = Table(*columns, box=box.MARKDOWN)
-    for specs, row in zip(made, runs, strict=True):
+    for (label, specs), row in zip(made, runs, strict=True):
         results = [result for run in row for result in run.results]
         by_number = {(result.task, result.metric): result for result in results}
         layers = folder.read_layers(folder.place(specs[0].run_id))
         errors = [layer.output_error for layer in layers if layer.output_error is not None]
         table.add_row(
-            specs[0].setting.label,
+            label,
             f"{results[0].stored_bits or 16:.2f}",
             *(cell(by_number.get(one)) for one in numbers),
             f"{sum(errors) / len(errors):.4f}" if errors else "",

@@ -1,0 +1,101 @@
+"""Do our GPTQ and AWQ lose as little as GPTQModel's?
+
+    LOWBIT_DATA=FOLDER python benchmarks/against_gptqmodel.py [--bits 4 3] [--only ordered] [--windows 16]
+
+Both sides get SmolLM2-135M-Instruct (float32), the same 32 windows of 512 tokens of the built-in text, groups of 64 and
+asymmetric grids. "plain" is GPTQ with columns as they come and damping 0.01, which is our default and the reference
+code's; "ordered" is GPTQModel as it comes, which takes columns in the order of their inputs' size within groups, beside
+ours with act-order on static groups; neither stores an order. GPTQModel's quantized weights are dequantized into the
+same dense model, so that one forward pass measures both: WikiText-2 perplexity of the first windows of 1024 tokens.
+Needs the demo models, WikiText-2 (the Hub or LOWBIT_DATA) and GPTQModel (pip install gptqmodel, in an environment of
+its own).
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from quant_engine.data.texts import calibration_windows
+from quant_engine.evaluate import Watch, find_task
+from quant_engine.models.catalog import find
+from quant_engine.models.files import folder_of
+from quant_engine.models.load import LINEARS, Loaded
+from quant_engine.quantize import Hooks, quantize
+from quant_engine.runs.execute import hardware, load_setting
+from quant_engine.runs.resolve import resolve
+from quant_engine.spec import Calibration, QuantSetting, RunSpec
+
+MODEL, GROUP = "demo-llm", 64
+COMPARED = {
+    "plain": ("gptq", {}, {"act_group_aware": False, "damp_percent": 0.01}),
+    "ordered": ("gptq", {"act_order": True, "groups": "static"}, {}),
+    "awq": ("awq", {}, {"method": "awq", "format": "gemm"}),
+}
+"""The method, our options, and what GPTQModel is told beside bits and group."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--bits", type=int, nargs="+", default=[4, 3])
+    parser.add_argument("--only", nargs="+", choices=tuple(COMPARED), default=list(COMPARED))
+    parser.add_argument("--windows", type=int, default=16)
+    given = parser.parse_args()
+    table = Table("setting", "ours", "GPTQModel", "ratio")
+    table.title = f"WikiText-2 perplexity, {given.windows} windows of 1024; {hardware('cpu')}"
+    console = Console()
+    for name in given.only:
+        for bits in given.bits:
+            method, options, told = COMPARED[name]
+            setting = QuantSetting(method=method, w_bits=bits, group_size=GROUP, options=options)
+            ours, theirs = measure_ours(setting, given.windows), measure_peer(bits, told, given.windows)
+            table.add_row(f"{name} W{bits} g{GROUP}", f"{ours:.3f}", f"{theirs:.3f}", f"{ours / theirs:.3f}")
+            console.print(f"{name} W{bits}: {ours:.3f}, GPTQModel {theirs:.3f}")
+    console.print(table)
+
+
+def perplexity(loaded: Loaded, windows: int) -> float:
+    spec = RunSpec(model=MODEL, tasks=("wikitext2",), limit=windows, window=1024)
+    return find_task("wikitext2").measure(loaded, spec, Watch()).value
+
+
+def measure_ours(setting: QuantSetting, windows: int) -> float:
+    spec = resolve(RunSpec(model=MODEL, setting=setting, tasks=("wikitext2",), limit=windows, window=1024))
+    quantize(spec, Hooks())
+    return perplexity(load_setting(MODEL, spec.setting, lambda progress: None), windows)
+
+
+def measure_peer(bits: int, told: dict[str, Any], windows: int) -> float:
+    from gptqmodel import BACKEND, GPTQModel, QuantizeConfig
+
+    dense = load_setting(MODEL, QuantSetting(), lambda progress: None)
+    samples = calibration_windows(Calibration(), dense.tokenizer)
+    config = QuantizeConfig(bits=bits, group_size=GROUP, sym=False, desc_act=False, **told)
+    with tempfile.TemporaryDirectory() as aside:
+        model = GPTQModel.load(str(folder_of(find(MODEL), None)), config, device="cpu", dtype=torch.float32)
+        inputs = [{"input_ids": row[None], "attention_mask": torch.ones_like(row)[None]} for row in samples]
+        # AWQ has to be told that there is no CUDA.
+        model.quantize(inputs, backend=BACKEND.AWQ_TORCH if "method" in told else BACKEND.AUTO)
+        model.save(aside)
+        read = GPTQModel.load(aside, device="cpu", backend="torch")
+    with torch.no_grad():
+        for block, quantized in zip(dense.model.model.layers, read.model.model.layers, strict=True):
+            for name in LINEARS:
+                packed = quantized.get_submodule(name)
+                block.get_submodule(name).weight.copy_(packed.dequantize_weight().T.float())
+            for norm in ("input_layernorm", "post_attention_layernorm"):  # AWQ folds scales into them
+                block.get_submodule(norm).weight.copy_(quantized.get_submodule(norm).weight)
+    return perplexity(dense, windows)
+
+
+if __name__ == "__main__":
+    main()
