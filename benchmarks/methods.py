@@ -1,6 +1,6 @@
 """What does each method lose on one model, at what stored size and in how much time?
 
-    python benchmarks/methods.py [--model demo-llm] [--tasks wikitext2] [--limit 16] [--only quip slim_llm]
+    python benchmarks/methods.py [--model demo-llm] [--tasks wikitext2] [--limit 16] [--only quip slim_llm-2]
 
 Each row shows runs that `python -m quant_engine run` makes, in processes of their own, with 32 x 512 tokens of the
 built-in calibration text; runs that were made before are found. Each word behind --tasks is one run, of tasks with
@@ -51,12 +51,12 @@ def main() -> None:
     parser.add_argument("--model", default="demo-llm")
     parser.add_argument("--tasks", nargs="+", default=["wikitext2"], help="a run each, of tasks with commas between")
     parser.add_argument("--limit", type=int, default=16, help="items or windows of each task")
-    parser.add_argument("--only", nargs="*", help="these methods alone")
+    parser.add_argument("--only", nargs="*", help="these methods alone (gptq), or these bits of them (gptq-4)")
     given = parser.parse_args()
 
     made: list[tuple[str, list[RunSpec]]] = []
     for setting in SETTINGS:
-        if given.only and setting.method not in given.only:
+        if given.only and not {setting.method, f"{setting.method}-{setting.w_bits:g}"} & set(given.only):
             continue
         try:
             specs = [wanted(given.model, setting, tuple(tasks.split(",")), given.limit) for tasks in given.tasks]

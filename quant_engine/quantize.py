@@ -42,13 +42,16 @@ from quant_engine.models.load import (
     load_processor,
     load_tokenizer,
 )
-from quant_engine.spec import LayerRecord, Progress, RunSpec, UserError, digest
+from quant_engine.spec import Calibration, LayerRecord, Progress, RunSpec, UserError, digest
 
 if TYPE_CHECKING:
     from quant_engine.finetune.training import FineTuning
 
 TRAINING_SHARE = 0.9
 """The part of quantization's progress that training fills, where a method trains."""
+
+MEASURED_ON = Calibration(samples=4)
+"""What linears get as inputs where the method looks at no data, so that their output error can be told all the same."""
 
 HISTOGRAM_PARTS = 81
 HISTOGRAM_REACH = 4.5
@@ -117,6 +120,7 @@ class _Pipeline:
         self.folder = folder_of(self.card, self.hub_revision)
         self.method: Method = METHODS[spec.setting.method]
         self.options: Options = self.method.options(spec.setting)
+        self.calibration = spec.calibration or MEASURED_ON
         self.training_folder = checkpoint.path / "training"
         self.trained: dict[str, torch.Tensor] = {}
         self.training_seconds = 0.0
@@ -151,13 +155,13 @@ class _Pipeline:
         if done:
             self.hooks.log(f"{done} of {len(blocks)} blocks were finished before; going on behind them.")
         self.linears_before = done * len(LINEARS)
-        hidden = self._calibration_hidden() if self.method.card.calibrated else None
+        hidden = self._calibration_hidden()
         for index in range(len(blocks)):
             # The last block's outputs are not needed.
             last = index + 1 == len(blocks)
             if index >= done:
                 hidden = self._quantize_block(index, hidden, last=last)
-            elif hidden is not None and not last:
+            elif not last:
                 self._say("calibrating", index, message="running finished blocks again")
                 if self.method.original_inputs:
                     self.skeleton.fill_block(index)
@@ -230,7 +234,7 @@ class _Pipeline:
 
     def _calibration_hidden(self) -> torch.Tensor:
         """The inputs of the first block for all calibration windows: [samples, length, hidden]."""
-        skeleton, calibration = self.skeleton, self.spec.calibration
+        skeleton, calibration = self.skeleton, self.calibration
         self.hooks.progress(Progress(stage="calibrating", message="reading the calibration data"))
         tokenizer = load_tokenizer(skeleton.folder)
         if not pictures.named(calibration.source):
@@ -249,12 +253,12 @@ class _Pipeline:
     def _calibrated(self, index: int, hidden: torch.Tensor) -> CalibratedBlock:
         return CalibratedBlock(self.skeleton.blocks[index], hidden, self.beside, self._check_stop)
 
-    def _quantize_block(self, index: int, hidden: torch.Tensor | None, *, last: bool) -> torch.Tensor | None:
+    def _quantize_block(self, index: int, hidden: torch.Tensor, *, last: bool) -> torch.Tensor:
         """Quantizes and saves a block. Returns the inputs of the next one."""
         block = self.skeleton.fill_block(index)
-        calibrated = None if hidden is None else self._calibrated(index, hidden)
+        calibrated = self._calibrated(index, hidden)
         following = hidden
-        if calibrated and self.method.original_inputs and not last:
+        if self.method.original_inputs and not last:
             following = torch.empty_like(hidden)
             calibrated.advance(following)
         # What was done for all of a block's linears together, or all of a model's, is shared out evenly.
@@ -266,12 +270,11 @@ class _Pipeline:
                 calibrated, self.spec.setting, self.options, lambda line: self.hooks.log(f"block {index}: {line}")
             )
             shared_seconds += time.monotonic() - started
-        sequential = calibrated is not None and self.method.true_sequential(self.options)
         records = []
-        for names in SEQUENTIAL_SETS if sequential else (LINEARS,):
-            statistics = {} if calibrated is None else self._collect(calibrated, names, index)
+        for names in SEQUENTIAL_SETS if self.method.true_sequential(self.options) else (LINEARS,):
+            statistics = self._collect(calibrated, names, index)
             for name in names:
-                record = self._quantize_linear(block, index, name, statistics.get(name))
+                record = self._quantize_linear(block, index, name, statistics[name])
                 records.append(record.model_copy(update={"seconds": record.seconds + shared_seconds / len(LINEARS)}))
                 self._check_stop()
         self.checkpoint.save_block(index, block, records)
@@ -279,7 +282,7 @@ class _Pipeline:
         self.hooks.log(
             f"block {index}: {ledger.bits_per_weight:.3f} stored bits per weight, headline {ledger.headline_bits:.3f}"
         )
-        if calibrated and not self.method.original_inputs and not last:
+        if not self.method.original_inputs and not last:
             calibrated.advance(hidden)
         return following
 
@@ -321,13 +324,13 @@ class _Pipeline:
     def _trained_of(self, prefix: str) -> dict[str, torch.Tensor]:
         return {name.removeprefix(prefix): t for name, t in self.trained.items() if name.startswith(prefix)}
 
-    def _quantize_linear(self, block: nn.Module, index: int, name: str, statistics: Statistics | None) -> LayerRecord:
+    def _quantize_linear(self, block: nn.Module, index: int, name: str, statistics: Statistics) -> LayerRecord:
         started = time.monotonic()
         layer = block.get_submodule(name)
         weight = layer.weight.float()
         stored = self.method.quantize(
             weight.clone(),
-            statistics,
+            statistics if self.method.card.calibrated else None,
             self.spec.setting,
             self.options,
             lambda line: self.hooks.log(f"block {index} {name}: {line}"),
@@ -339,9 +342,7 @@ class _Pipeline:
         ledger = stored.ledger()
         bias = None if layer.bias is None else layer.bias.data
         quantized = QuantLinear(stored, bias)
-        if statistics is None:
-            output_error = None
-        elif self.spec.setting.a_bits < 16:
+        if self.spec.setting.a_bits < 16:
             output_error = _sampled_output_error(layer, quantized, statistics.inputs)
         else:
             output_error = _output_error(weight, change, statistics.hessian)

@@ -74,7 +74,7 @@ def test_what_was_quantized_is_what_answers(lab, tiny_models, monkeypatch, famil
     assert headline == pytest.approx(setting.w_bits, abs=HEADLINE_OFF.get(method))
     assert headline < ledger.bits_per_weight
     for record in records:
-        assert record.output_error is None if method == "normal_float" else 0 < record.output_error < 1.5
+        assert 0 < record.output_error < 1.5
 
     ids = torch.arange(4, 20)[None]
     with torch.inference_mode():

@@ -96,6 +96,11 @@ def signature(state: str, query: Query) -> str:
     return digest([state, query.model_dump(mode="json")])
 
 
+def beside_signature(state: str, view: PageView) -> str:
+    """Identifies the open card and the pins likewise; nothing where there are none, whatever the results are."""
+    return digest([state, list(view.pins), view.row]) if view.pins or view.row else ""
+
+
 def card_html(boards: Boards, view: PageView) -> str:
     """The provenance card of the open row; nothing if none is open, or if it is gone."""
     board = boards.current()
@@ -313,7 +318,7 @@ def build(boards: Boards) -> Wired:
     row = gr.Textbox("", visible="hidden")
     # What the table in the browser was drawn from. Answers may arrive in another order than questions were asked: the
     # timer compares this with the controls and draws again what came out wrong, as it does when there are new results.
-    drawn = gr.Textbox(first.drawn, visible="hidden")
+    drawn, drawn_beside = gr.Textbox(first.drawn, visible="hidden"), gr.Textbox("", visible="hidden")
     where = gr.Textbox("", visible="hidden")
     controls = Controls(
         model, track, mode, methods, bits, groups, sources, a_bits, columns, statuses, stored, size, search, sort,
@@ -321,7 +326,7 @@ def build(boards: Boards) -> Wired:
     )  # fmt: skip
     filtering = [model, track, methods, bits, groups, sources, a_bits, columns]
     drawing = [board, drawn, where]
-    beside = [pinned, opened]
+    beside = [pinned, opened, drawn_beside]
     rest = [mode, statuses, stored, size, search, sort, pins_state, row]
     outputs, refreshing = [*filtering, *rest, *drawing, *beside], [*filtering, problems, *drawing, *beside]
 
@@ -330,7 +335,7 @@ def build(boards: Boards) -> Wired:
         return [shown.table, shown.drawn, said]
 
     def aside(view: PageView) -> list[str]:
-        return [pins_html(boards, view.pins), card_html(boards, view)]
+        return [pins_html(boards, view.pins), card_html(boards, view), beside_signature(boards.state(), view)]
 
     def fill(view: PageView) -> list:
         shown = show(boards, view.query)
@@ -364,21 +369,24 @@ def build(boards: Boards) -> Wired:
 
     def opens(event: gr.EventData, *values) -> list:
         view = view_of(*values).model_copy(update={"row": event._data["row"]})
-        return [view.row, card_html(boards, view), address(view)]
+        return [view.row, card_html(boards, view), beside_signature(boards.state(), view), address(view)]
 
     def pins_row(event: gr.EventData, *values) -> list:
         view = view_of(*values)
         view = view.model_copy(update={"pins": toggled(view.pins, str(event._data["row"]))})
         return [list(view.pins), *aside(view), address(view)]
 
-    def refreshed(before: str, *values) -> list:
-        """Draws anew if the tab is not what it should be. Choices are left alone: they may be changing meanwhile."""
-        view = view_of(*values)
-        if signature(boards.state(), view.query) == before:
-            return [gr.skip()] * len(refreshing)
+    def refreshed(before: str, before_beside: str, *values) -> list:
+        """Draws anew what is not as it should be. Choices are left alone: they may be changing meanwhile, and so may
+        the card and the pins."""
+        view, state = view_of(*values), boards.state()
+        stale = beside_signature(state, view) != before_beside
+        parts = aside(view) if stale else [gr.skip()] * len(beside)
+        if signature(state, view.query) == before:
+            return [gr.skip()] * (len(refreshing) - len(beside)) + parts
         shown = show(boards, view.query)
         offered = [gr.update(choices=choices) for choices in offers_of(shown)]
-        return [*offered, problems_html(boards.problems()), *draw(view, shown), *aside(view)]
+        return [*offered, problems_html(boards.problems()), *draw(view, shown), *parts]
 
     quick = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
     gr.on([model.input, track.input], chosen, controls.all(), outputs, trigger_mode="always_last", **quick)
@@ -394,9 +402,9 @@ def build(boards: Boards) -> Wired:
     board.sort(sorted_by, controls.all(), [*drawing, sort], **quick)
     clear.click(cleared, controls.all(), outputs, **quick)
     for part in (board, opened, pinned):
-        part.open(opens, controls.all(), [row, opened, where], trigger_mode="multiple", **quick)
+        part.open(opens, controls.all(), [row, opened, drawn_beside, where], trigger_mode="multiple", **quick)
         part.pin(pins_row, controls.all(), [pins_state, *beside, where], **quick)
-    refreshing_of = (refreshed, [drawn, *controls.all()], refreshing)
+    refreshing_of = (refreshed, [drawn, drawn_beside, *controls.all()], refreshing)
     gr.Timer(3).tick(*refreshing_of, **quick)
     where.change(None, where, None, js="(search) => { lowbit.go('board', search); }", **quick)
     return Wired(controls, outputs, fill, opened, refreshing_of)
