@@ -237,9 +237,10 @@ def _results(spec: RunSpec, loaded: Loaded, name: str, outcome: Outcome, seconds
 
 def _about(spec: RunSpec, seconds: float) -> dict:
     """What a run has to say of itself beyond its numbers."""
+    chosen = os.environ.get("OMP_NUM_THREADS")  # another number of threads adds up in another order
     return {
         "created": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}",
-        "command": command(spec),
+        "command": (f"OMP_NUM_THREADS={chosen} " if chosen else "") + command(spec),
         "engine": {"version": __version__, "commit": engine_commit()},
         "libraries": {
             "python": platform.python_version(),
@@ -269,7 +270,7 @@ def hardware(device: str) -> str:
     if info.exists():
         named = [line for line in info.read_text().splitlines() if line.startswith("model name")]
         name = named[0].partition(":")[2].strip() if named else name
-    return f"{name}, {os.cpu_count()} cores"
+    return f"{name}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
 
 
 def engine_commit() -> str | None:
