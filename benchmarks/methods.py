@@ -25,6 +25,8 @@ from rich.table import Table
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from quant_engine import folders
+from quant_engine.methods import METHODS
+from quant_engine.models.catalog import find
 from quant_engine.runs import folder
 from quant_engine.runs.command import command
 from quant_engine.runs.resolve import default_device, default_dtype, resolve
@@ -33,6 +35,8 @@ from quant_engine.terminal import number
 
 GROUPED = (4, 3, 2)
 ORDERED = {"act_order": True, "groups": "static"}
+SHORT = {"steps": 60, "batch": 8, "gradient_checkpointing": False}
+"""Methods that train do so for as long as two CPU cores allow; their defaults take a GPU."""
 SETTINGS = (
     QuantSetting(),
     *(QuantSetting(method=m, w_bits=b, group_size=64) for m in ("rtn", "gptq", "awq", "slim_llm") for b in GROUPED),
@@ -42,7 +46,8 @@ SETTINGS = (
     *(QuantSetting(method="smoothquant", w_bits=bits, a_bits=bits) for bits in (8, 6, 4)),
     *(QuantSetting(method="pb_llm", w_bits=bits, group_size=128) for bits in (2, 1.7)),
     QuantSetting(method="billm", w_bits=1.1, group_size=128),
-    QuantSetting(method="db_llm", w_bits=2, group_size=64),
+    QuantSetting(method="db_llm", w_bits=2, group_size=64, options={"init": "gptq", "steps": 60, "batch": 4}),
+    *(QuantSetting(method=method, w_bits=4, options=SHORT) for method in ("qlora", "ir_qlora")),
 )
 
 
@@ -73,6 +78,10 @@ def main() -> None:
 
 def wanted(model: str, setting: QuantSetting, tasks: tuple[str, ...], limit: int) -> RunSpec:
     device = default_device()
+    if (
+        setting.method != "fp16" and METHODS[setting.method].fine_tunes and find(model).pictures
+    ):  # it learns from what it will be asked
+        setting = setting.model_copy(update={"options": setting.options | {"data": "demo"}})
     return resolve(
         RunSpec(
             model=model,
