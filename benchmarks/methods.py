@@ -78,9 +78,8 @@ def main() -> None:
 
 def wanted(model: str, setting: QuantSetting, tasks: tuple[str, ...], limit: int) -> RunSpec:
     device = default_device()
-    if (
-        setting.method != "fp16" and METHODS[setting.method].fine_tunes and find(model).pictures
-    ):  # it learns from what it will be asked
+    # Adapters of a model that takes pictures learn from pictures with questions.
+    if find(model).pictures and setting.method != "fp16" and METHODS[setting.method].fine_tunes:
         setting = setting.model_copy(update={"options": setting.options | {"data": "demo"}})
     return resolve(
         RunSpec(
