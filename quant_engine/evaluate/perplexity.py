@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 torch = deferred("torch")
 
 TOKENS_AT_ONCE = 2048
+BEGINNING = 64
+"""Tokens of a window that are kept to recognize it by; where it stands in the text says the rest."""
 
 
 class Perplexity(Task):
@@ -66,7 +68,7 @@ class Perplexity(Task):
             fresh = [
                 ItemOutput(
                     item=str(index),
-                    prompt=loaded.tokenizer.decode(windows[index]),
+                    prompt=loaded.tokenizer.decode(windows[index, :BEGINNING]),
                     gold=[],
                     prediction="",
                     score=loss,

@@ -149,7 +149,8 @@ def file_name(task: str) -> str:
 
 
 def _write_table(path: Path, row: type[BaseModel], rows: Sequence[BaseModel]) -> None:
-    pq.write_table(pa.Table.from_pylist([one.model_dump() for one in rows], schema=_schema(row)), path)
+    table = pa.Table.from_pylist([one.model_dump() for one in rows], schema=_schema(row))
+    pq.write_table(table, path, compression="zstd")
 
 
 def _schema(row: type[BaseModel]) -> pa.Schema:
