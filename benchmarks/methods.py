@@ -3,9 +3,9 @@
     python benchmarks/methods.py [--model demo-llm] [--tasks wikitext2] [--limit 16] [--only quip slim_llm-2]
 
 Each row shows runs that `python -m quant_engine run` makes, in processes of their own, with 32 x 512 tokens of the
-built-in calibration text; runs that were made before are found. Each word behind --tasks is one run, of tasks with
-commas between. The table, in Markdown, shows each task's number with its standard error, all stored bits of a weight,
-the output error of the linears (mean over linears, where a method measures it), and minutes of quantization and tasks.
+built-in calibration text; runs that were made before, or came with the project, are found. Each word behind --tasks is
+one run, of tasks with commas between. The table, in Markdown, shows each task's number with its standard error, all
+stored bits of a weight, the output error of the linears (mean over linears), and minutes of quantization and tasks.
 wikitext2 takes its text from the Hub or from LOWBIT_DATA. A run that is cut off goes on when the command is given
 again.
 """
@@ -66,7 +66,7 @@ def main() -> None:
         try:
             specs = [wanted(given.model, setting, tuple(tasks.split(",")), given.limit) for tasks in given.tasks]
             for spec in specs:
-                if not folder.exists(spec.run_id):
+                if not folder.place(spec.run_id).is_dir():
                     subprocess.run([sys.executable, *shlex.split(command(spec))[1:]], check=True, cwd=folders.PROJECT)
             options = ", ".join(f"{name}={value}" for name, value in setting.options.items())
             made.append((f"{setting.label} {options}", specs))
