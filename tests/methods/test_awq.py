@@ -197,6 +197,20 @@ def test_equal_magnitudes_leave_all_scales_at_one():
         assert torch.allclose(scales_of(torch.full((16,), 0.37), ratio), torch.ones(16))
 
 
+def test_equal_magnitudes_leave_rounding_to_nearest_with_clipping():
+    block = calibrated_block(key_value_heads=2)  # values are not scaled for o_proj then
+    generator = torch.Generator().manual_seed(0)
+    block.hidden[:] = torch.randint(0, 2, block.hidden.shape, generator=generator) * 2.0 - 1
+    block.module.input_layernorm.weight.data[:] = 0.7
+    names = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+    weights = [block.module.get_submodule(name).weight.clone() for name in names]
+    x = inputs_of(block, names[0])
+    stored = run(block, setting_of(3, 8))
+    expected = [*weights[:2], plain_clip(weights[2], x, 3, 8)]
+    for name, weight in zip(names, expected, strict=True):
+        assert torch.allclose(stored[name].dequantize(), plain_round(weight, 3, 8), atol=1e-5), name
+
+
 def test_a_large_input_channel_gets_a_finer_grid():
     for seed in range(3):
         block = calibrated_block(seed)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from quant_engine.methods import METHODS, Statistics
-from quant_engine.methods.gptq import clear_dead_columns, inverse_factor
+from quant_engine.methods.gptq import clear_dead_columns, compensate, inverse_factor
 from quant_engine.spec import QuantSetting, UserError
 from quant_engine.weights.grouped import grids
 
@@ -74,6 +74,64 @@ def test_equals_the_plain_column_loop(bits, group, act_order, groups):
     expected, _, _ = plain_gptq(weight, hessian, bits, group, act_order=act_order, static=groups == "static")
     found = run(GPTQ, weight, hessian, bits, group, act_order=act_order, groups=groups)
     assert torch.allclose(found, expected, atol=1e-6)
+
+
+def plain_ldlq(weight, hessian, bits):
+    """LDLQ, columns from the first to the last: H = M D M^T with M unit upper triangular, from the Cholesky factor of
+    the reversed H, and q_i = round(w_i + (W - Q)[:, :i] M[:i, i]) on a grid for each row."""
+    scales, zeros = (value.double() for value in grids(weight, bits, weight.shape[1]))
+    damped = hessian + torch.eye(len(hessian)) * 0.01 * hessian.diagonal().mean()
+    lower = torch.linalg.cholesky(damped.flip(0, 1))
+    upper = (lower / lower.diagonal()).flip(0, 1)
+    out = torch.zeros_like(weight)
+    for i in range(weight.shape[1]):
+        aim = weight[:, i] + (weight - out)[:, :i] @ upper[:i, i]
+        codes = (torch.round(aim / scales[:, 0]) + zeros[:, 0]).clamp(0, 2**bits - 1)
+        out[:, i] = scales[:, 0] * (codes - zeros[:, 0])
+    return out
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_equals_ldlq_though_its_factor_is_of_the_hessian_and_not_of_its_inverse(bits):
+    for seed in range(50):
+        weight, hessian = problem(8, 48, seed)
+        assert torch.allclose(run(GPTQ, weight, hessian, bits), plain_ldlq(weight, hessian, bits), atol=1e-6)
+
+
+def test_lazy_blocks_only_reorder_the_arithmetic():
+    weight, hessian = problem()
+    factor = inverse_factor(hessian, 0.01, print)
+    scale = 2 * weight.abs().amax(1) / 7
+
+    def quantized(lazy_block):
+        out = torch.empty_like(weight)
+
+        def fix(column, values):
+            out[:, column] = torch.round(values / scale).clamp(-4, 3) * scale
+            return out[:, column]
+
+        compensate(weight.clone(), factor, fix, lazy_block)
+        return out
+
+    column_by_column = quantized(1)
+    for lazy_block in (16, 100, 128, 192):
+        assert torch.allclose(quantized(lazy_block), column_by_column, atol=1e-9)
+
+
+@pytest.mark.parametrize("options", [{"symmetric": True}, {"mse_clip": True}, {"damping": 0.1}])
+def test_options_reach_the_column_loop(options):
+    weight, hessian = problem()
+    fit = {name: value for name, value in options.items() if name != "damping"}
+    scales, zeros = (value.double() for value in grids(weight, 3, 192, **fit))
+    factor = inverse_factor(hessian, options.get("damping", 0.01), print)
+    expected = torch.empty_like(weight)
+    corrected = weight.clone()
+    for j in range(192):
+        codes = (torch.round(corrected[:, j] / scales[:, 0]) + zeros[:, 0]).clamp(0, 7)
+        expected[:, j] = scales[:, 0] * (codes - zeros[:, 0])
+        corrected[:, j:] -= torch.outer((corrected[:, j] - expected[:, j]) / factor[j, j], factor[j, j:])
+    assert torch.allclose(run(GPTQ, weight, hessian, 3, **options), expected, atol=1e-6)
+    assert not torch.equal(run(GPTQ, weight, hessian, 3, **options), run(GPTQ, weight, hessian, 3))
 
 
 def test_sum_of_squared_errors_is_the_proxy_loss():

@@ -107,6 +107,29 @@ def test_clipping_can_be_fed_back(bits):
     assert proxy(weight - found, hessian) != proxy(weight - run(weight, hessian, bits), hessian)
 
 
+@pytest.mark.parametrize("bits", [2, 4])
+def test_without_incoherence_it_equals_plain_ldlq_on_a_grid_for_each_row(bits):
+    weight, hessian = problem(12, 60, seed=bits)
+    scales, zeros = (value.double() for value in grids(weight, bits, 60))
+    aim = (weight / scales + zeros).clamp(0, 2**bits - 1)
+    codes = plain_round(aim.numpy(), hessian.numpy(), 2**bits - 1, order=np.arange(60), passes=0)
+    expected = scales * (torch.from_numpy(codes) - zeros)
+    assert torch.allclose(run(weight, hessian, bits, incoherence=False), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["kronecker", "blocked"])
+def test_undoing_the_change_of_variables_gives_the_weight_back(kind):
+    weight, hessian = problem()
+    scaled, scaled_hessian, stored_scales = rescale(weight, hessian)
+    rotated, _ = rotate(scaled, scaled_hessian, QuipOptions(rotation=kind))
+    u, v = (
+        rotation(size, 0, side, kind, torch.float64)(torch.eye(size, dtype=torch.float64))
+        for size, side in ((24, "outputs"), (96, "inputs"))
+    )
+    back = u @ rotated @ v.T * stored_scales.double()
+    assert ((back - weight).norm() / weight.norm()).item() < 1e-5
+
+
 def test_ldlq_is_the_feedback_of_the_cholesky_factor():
     weight, hessian = problem(16, 200)
     aim = (weight + 4) * 2
