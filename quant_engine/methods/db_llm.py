@@ -253,7 +253,7 @@ def distill(training: Training, student: Student) -> None:
     done = _restore(state, parameters, optimizer)
     if training.windows.device.type == "cuda":
         # The weights made dense for a block are made again on the way back instead of being kept.
-        training.model.gradient_checkpointing_enable({"use_reentrant": False})
+        training.model.activation_checkpointing_enable()
         training.model.train()
     at_once = max(1, TOKENS_AT_ONCE // windows.shape[1])
     saved = time.monotonic()

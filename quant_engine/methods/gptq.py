@@ -9,7 +9,9 @@ Frantar et al., GPTQ: accurate post-training quantization for generative pre-tra
 Columns go in lazy blocks of 128, which only reorders the arithmetic. Dynamic groups (the default, as in the reference
 code) fit each group's grid when its first column is reached, to the weights as updated by then; the reference reads
 them without the updates still pending inside the current block of 128, and so do we. Static groups fit all grids to
-the original weights in original column order; act-order with static groups needs no stored column order.
+the original weights in original column order; act-order with static groups needs no stored column order. Weights of
+inputs that are always zero become zero before any grid is fitted, so that they widen none (the reference fits a grid
+per row first).
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ Paper and code differ in the rotations. The paper's are Kronecker products, and 
 are its default; but its preset sets a field that nothing reads, so that an independent rotation for each slice is
 what really runs (option "blocked"). "kronecker" is the default here: it is what both state, multiplies faster and takes
 little memory. Greedy passes differ from the code in one point: it clips codes after each pass but goes on with
-the errors from before, we compute them anew.
+the errors from before, we compute them anew. The Hessian is summed in float32 and used in float64 (code: float64).
 """
 
 from __future__ import annotations

@@ -16,10 +16,11 @@ Where paper and reference code (Aaronhuang-778/SliM-LLM) differ, the code is the
 - KL(quantized || original) (code), or KL(original || quantized) (paper): `divergence`;
 - the spread of one-bit groups is mean |w| (code), though mean |w - mean| has less error: `centred_spread`.
 
-Salient weights (saliency more than two standard deviations off) weigh `salient_weight` times in the search for tau; at
-1, as in all scripts of the code, they make no difference. For bit allocation H is damped by 0.01, for quantizing by a
-share of its mean, as in the code, but not by both. Grids always have a zero point (the code leaves it out in a first
-run of (b - 1)-bit groups). A last, shorter group keeps b bits, and so does every group where there are fewer than four.
+Salient weights (saliency more than two standard deviations off; the paper says three) weigh `salient_weight` times in
+the search for tau; at 1, as in all scripts of the code, they make no difference. For bit allocation H is damped by
+0.01, for quantizing by a share of its mean, as in the code, but not by both. Grids always have a zero point (the code
+leaves it out in a first run of (b - 1)-bit groups). A last, shorter group keeps b bits, and so does every group where
+there are fewer than four.
 """
 
 from __future__ import annotations

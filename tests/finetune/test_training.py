@@ -33,6 +33,21 @@ def logits(model):
         return model(input_ids=IDS).logits
 
 
+def test_prompts_begin_and_answers_end_as_the_model_s_texts_do_and_long_ones_are_cut(spec_for, tiny_models):
+    spec = spec_for(source_length=12, target_length=5, held_out=0)
+    options = METHODS["qlora"].options(spec.setting)
+    tokenizer = load_tokenizer(tiny_models / "llama")
+    tokenizer.bos_token = tokenizer.bos_token or tokenizer.eos_token
+    made = examples.load(options, find(spec.model), tokenizer, None, torch.float32).train
+    assert all(one.source[0] == tokenizer.bos_token_id and len(one.source) == 12 for one in made)
+    whole = {len(one.target) for one in made if one.target[-1] == tokenizer.eos_token_id}
+    cut = [one for one in made if one.target[-1] != tokenizer.eos_token_id]
+    assert whole
+    assert max(whole) <= 5
+    assert cut
+    assert all(len(one.target) == 5 for one in cut)
+
+
 @pytest.mark.parametrize("method", ["qlora", "ir_qlora"])
 def test_training_lowers_the_loss_of_data_it_has_not_seen(spec_for, fine_tune, method):
     seen = []

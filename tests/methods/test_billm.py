@@ -115,6 +115,20 @@ def test_equals_the_plain_implementation(options, columns):
     assert torch.allclose(run(weight, hessian, **options).dequantize().double(), expected, atol=1e-5)
 
 
+def test_no_more_columns_are_salient_than_49_in_a_block_of_128_or_than_is_said():
+    weight, hessian = problem(rows=6, columns=128)
+    # Counted with one term for the rest, a second one gains in every column.
+    options = {"search_on": "weight", "search_rest_terms": 1}
+    expected, ((count, _),) = plain_billm(weight, hessian, 128, **options)
+    assert count == 49
+    assert torch.allclose(run(weight, hessian, group=128, **options).dequantize().double(), expected, atol=1e-5)
+    for options in ({"most_salient": 3}, {"damping": 0.1}):
+        told = {"most" if name == "most_salient" else name: value for name, value in options.items()}
+        expected, found = plain_billm(weight, hessian, 32, **told)
+        assert torch.allclose(run(weight, hessian, **options).dequantize().double(), expected, atol=1e-5)
+        assert (max(count for count, _ in found) <= 3) == ("most_salient" in options)
+
+
 def test_the_whole_row_can_be_one_block():
     weight, hessian = problem(columns=40)
     expected, _ = plain_billm(weight, hessian, 40)
@@ -135,6 +149,11 @@ def test_a_second_term_never_raises_the_error(seed):
     mask = np.random.default_rng(seed).random(slab.shape) < 0.3
     errors = [((slab - plain_terms(slab, mask, terms))[mask] ** 2).sum() for terms in range(4)]
     assert errors == sorted(errors, reverse=True)
+    block, none = torch.from_numpy(slab), torch.zeros(slab.shape, dtype=torch.bool)
+    one, two = (binarize(block, torch.full((96,), salient), none)[0] for salient in (False, True))
+    error = [(block - quantized).square().sum(1) for quantized in (one, two)]
+    assert (error[1] <= error[0]).all()
+    assert error[1].sum() < 0.5 * error[0].sum()
 
 
 @pytest.mark.parametrize("options", OPTIONS[:4], ids=str)

@@ -216,10 +216,19 @@ def test_a_student_that_is_its_teacher_has_no_gradient():
     assert logits.grad.abs().max() < 1e-6
 
 
-@pytest.mark.parametrize(("family", "init"), [("llama", "l2"), ("llama", "minmax"), ("llama", "gptq"), ("llava", "l2")])
-def test_a_few_steps_bring_the_student_nearer_to_its_teacher(tmp_path, init, family):
+@pytest.mark.parametrize(
+    ("family", "init", "deviation"),
+    [
+        ("llama", "l2", 1.0),
+        ("llama", "l2", 0.0),
+        ("llama", "minmax", 0.0),
+        ("llama", "gptq", 0.0),
+        ("llava", "l2", 1.0),
+    ],
+)
+def test_a_few_steps_bring_the_student_nearer_to_its_teacher(tmp_path, init, family, deviation):
     given = training(
-        tmp_path, family=family, init=init, steps=30, batch=8, learning_rate=0.01, generated=0, deviation=0.0
+        tmp_path, family=family, init=init, steps=30, batch=8, learning_rate=0.01, generated=0, deviation=deviation
     )
     held_out = torch.randint(4, 200, (16, 24), generator=torch.Generator().manual_seed(9))
     student = method.make_student(given)

@@ -116,11 +116,11 @@ def test_a_shifted_block_has_the_same_codes_and_its_shift_moves_along():
     weight = gaussian(16, 128)
     moved = weight + 0.5
     here, there = run(weight, double_quantization=False), run(moved, double_quantization=False)
-    same = (here.codes == there.codes).float().mean()
-    # Sums in float32 are not exact, so a value between two levels may fall to the other side.
-    assert same > 0.9
+    # Sums in float32 are not exact, so of two shifts with equally informative codes another may come out.
     close = (there.shifts - here.shifts - 0.5).abs() < 1e-5
     assert close.float().mean() > 0.9
+    off = ((there.dequantize() - 0.5 - here.dequantize()).view(-1, 64)[close]).abs() > 1e-4
+    assert off.float().mean() < 0.002  # values between two levels
     assert torch.allclose(
         entropies(weight.view(-1, 64), here.shifts), entropies(moved.view(-1, 64), there.shifts), atol=0.07
     )

@@ -267,6 +267,23 @@ def test_a_group_with_far_larger_inputs_gets_a_bit_more_and_the_outputs_gain(see
     assert min(scores[1:]) < scores[0]
 
 
+@pytest.mark.parametrize("bits", [2, 3])
+@pytest.mark.parametrize("seed", range(3))
+def test_what_is_stored_diverges_less_than_with_one_width_for_all(bits, seed):
+    weight, inputs, hessian = problem(rows=32, columns=128, group=16, larger=20.0, seed=seed)
+    factor = inverse_factor(hessian, 0.01, print)
+    live = torch.ones(128, dtype=torch.bool)
+    mixed = run(weight, inputs, hessian, bits, 16)
+    uniform = fix_groups(weight.clone(), factor, live, [bits] * 8, bits, 16, SlimLlmOptions())
+    original = torch.log_softmax(inputs @ weight.T, -1)
+
+    def divergence(stored):
+        quantized = torch.log_softmax(inputs @ stored.dequantize().double().T, -1)
+        return (quantized.exp() * (quantized - original)).sum(1).mean()
+
+    assert divergence(mixed) < divergence(uniform)
+
+
 def test_too_few_groups_are_left_alone_and_that_is_said():
     weight, inputs, hessian = problem(columns=48)
     lines = []

@@ -48,6 +48,12 @@ def plain(weight, bits, block, shifted):
 
 
 def test_levels_are_those_of_the_library():
+    table = [
+        -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635,
+        -0.18477343022823334, -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634,
+        0.33791524171829224, 0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
+    ]  # fmt: skip
+    assert torch.allclose(levels(4), torch.tensor(table), rtol=0, atol=1e-7)
     assert torch.equal(levels(4), torch.tensor(NF4))
     assert torch.allclose(levels(3), torch.tensor(NF3), atol=1e-7)
     assert torch.allclose(levels(2), torch.tensor(NF2), atol=1e-7)
