@@ -95,6 +95,46 @@ def test_a_loaded_checkpoint_answers_as_the_model_quantized_in_memory(lab, tiny_
     assert not torch.equal(norms[0], norms[2]), "the scales are in the norms of the checkpoint"
 
 
+def test_single_inputs_are_evenly_spaced_over_all_tokens_however_they_go_through_a_block(lab, tiny_models, monkeypatch):
+    """240 tokens, of which every third is wanted, in parts of 40."""
+    seen = {}
+
+    def spy(weight, statistics, *others):
+        seen.setdefault(statistics.linear, statistics.inputs)
+        return METHODS["awq"].quantize(weight, statistics, *others)
+
+    given = replace(METHODS["awq"], quantize=spy, prepare=None, input_tokens=80)
+    monkeypatch.setattr("quant_engine.quantize.METHODS", METHODS | {"awq": given})
+    monkeypatch.setattr("quant_engine.calibration.TOKENS_AT_ONCE", 40)
+    quantize(spec_for(tiny_models / "llama", "awq"), Hooks())
+    loaded = load_dense(find(str(tiny_models / "llama")), None, "float32", "cpu")
+    decoder = loaded.model.get_decoder()
+    with torch.no_grad():
+        block = CalibratedBlock(decoder.layers[0], *first_inputs(decoder, calibration_windows(TEXT, loaded.tokenizer)))
+        for name in LINEARS:
+            whole = []
+            block.watch([name], lambda _, x, whole=whole: whole.append(x.flatten(0, -2)))
+            assert torch.equal(seen[name], torch.cat(whole)[::3]), name
+
+
+@pytest.mark.parametrize("method", FOLDED)
+def test_folding_scales_into_all_blocks_leaves_the_logits_as_they_are(tiny_models, method):
+    loaded = load_dense(find(str(tiny_models / "llama")), None, "float32", "cpu")
+    model, spec = loaded.model, spec_for(tiny_models / "llama", method)
+    ids = torch.arange(4, 44)[None]
+    with torch.no_grad():
+        before = model(input_ids=ids).logits
+        hidden, beside = first_inputs(model.get_decoder(), calibration_windows(TEXT, loaded.tokenizer))
+        norm = model.get_decoder().layers[0].post_attention_layernorm.weight.clone()
+        for module in model.get_decoder().layers:
+            block = CalibratedBlock(module, hidden, beside)
+            METHODS[method].prepare(block, spec.setting, METHODS[method].options(spec.setting), print)
+            block.advance(hidden)
+        after = model(input_ids=ids).logits
+    assert not torch.equal(model.get_decoder().layers[0].post_attention_layernorm.weight, norm)
+    assert (after - before).norm() < 1e-5 * before.norm()
+
+
 @pytest.mark.parametrize("family", ["llama", "llava"])
 def test_dual_planes_of_a_checkpoint_are_those_that_were_trained(lab, tiny_models, family, monkeypatch):
     method, kept = METHODS["db_llm"], {}
