@@ -39,7 +39,7 @@ MODEL, GROUP = "demo-llm", 64
 COMPARED = {
     "plain": ("gptq", {}, {"act_group_aware": False, "damp_percent": 0.01}),
     "ordered": ("gptq", {"act_order": True, "groups": "static"}, {}),
-    "awq": ("awq", {}, {"method": "awq", "format": "gemm"}),
+    "awq": ("awq", {"search_samples": 8}, {"method": "awq", "format": "gemm"}),
 }
 """The method, our options, and what GPTQModel is told beside bits and group."""
 

@@ -36,10 +36,11 @@ from quant_engine.terminal import number
 GROUPED = (4, 3, 2)
 ORDERED = {"act_order": True, "groups": "static"}
 SHORT = {"steps": 60, "batch": 8, "gradient_checkpointing": False}
-"""Methods that train do so for as long as two CPU cores allow; their defaults take a GPU."""
+"""Methods that train do so, and AWQ searches, for as long as two CPU cores allow; defaults are made for a GPU."""
 SETTINGS = (
     QuantSetting(),
-    *(QuantSetting(method=m, w_bits=b, group_size=64) for m in ("rtn", "gptq", "awq", "slim_llm") for b in GROUPED),
+    *(QuantSetting(method=m, w_bits=b, group_size=64) for m in ("rtn", "gptq", "slim_llm") for b in GROUPED),
+    *(QuantSetting(method="awq", w_bits=b, group_size=64, options={"search_samples": 8}) for b in GROUPED),
     *(QuantSetting(method="gptq", w_bits=b, group_size=64, options=ORDERED) for b in GROUPED),
     *(QuantSetting(method=method, w_bits=2) for method in ("rtn", "gptq")),
     *(QuantSetting(method=method, w_bits=bits) for method in ("quip", "normal_float") for bits in GROUPED),
