@@ -35,7 +35,8 @@ from quant_engine.terminal import number
 
 GROUPED = (4, 3, 2)
 ORDERED = {"act_order": True, "groups": "static"}
-SHORT = {"steps": 60, "batch": 8, "gradient_checkpointing": False}
+SHORT = {"steps": 60, "batch": 4, "source_length": 192, "target_length": 64, "held_out": 32}
+SHORTER = {"steps": 30, "data": "demo"}  # for models that take pictures, which learn from pictures with questions
 """Methods that train do so, and AWQ searches, for as long as two CPU cores allow; defaults are made for a GPU."""
 SETTINGS = (
     QuantSetting(),
@@ -79,9 +80,8 @@ def main() -> None:
 
 def wanted(model: str, setting: QuantSetting, tasks: tuple[str, ...], limit: int) -> RunSpec:
     device = default_device()
-    # Adapters of a model that takes pictures learn from pictures with questions.
     if find(model).pictures and setting.method != "fp16" and METHODS[setting.method].fine_tunes:
-        setting = setting.model_copy(update={"options": setting.options | {"data": "demo"}})
+        setting = setting.model_copy(update={"options": setting.options | SHORTER})
     return resolve(
         RunSpec(
             model=model,
