@@ -35,21 +35,30 @@ from quant_engine.terminal import number
 
 GROUPED = (4, 3, 2)
 ORDERED = {"act_order": True, "groups": "static"}
-SHORT = {"steps": 60, "batch": 4, "source_length": 192, "target_length": 64, "held_out": 32}
-SHORTER = {"steps": 30, "data": "demo"}  # for models that take pictures, which learn from pictures with questions
-"""Methods that train do so, and AWQ searches, for as long as two CPU cores allow; defaults are made for a GPU."""
+# Methods that train do so, and AWQ searches, for as long as two CPU cores allow; defaults are made for a GPU.
+SEARCHED = {"search_samples": 8}
+DISTILLED = {"init": "gptq", "steps": 60, "batch": 4}
+TUNED = {
+    "steps": 60,
+    "batch": 4,
+    "source_length": 192,
+    "target_length": 64,
+    "held_out": 32,
+    "gradient_checkpointing": False,
+}
+TUNED_ON_PICTURES = {"steps": 30, "data": "demo"}
 SETTINGS = (
     QuantSetting(),
     *(QuantSetting(method=m, w_bits=b, group_size=64) for m in ("rtn", "gptq", "slim_llm") for b in GROUPED),
-    *(QuantSetting(method="awq", w_bits=b, group_size=64, options={"search_samples": 8}) for b in GROUPED),
+    *(QuantSetting(method="awq", w_bits=b, group_size=64, options=SEARCHED) for b in GROUPED),
     *(QuantSetting(method="gptq", w_bits=b, group_size=64, options=ORDERED) for b in GROUPED),
     *(QuantSetting(method=method, w_bits=2) for method in ("rtn", "gptq")),
     *(QuantSetting(method=method, w_bits=bits) for method in ("quip", "normal_float") for bits in GROUPED),
     *(QuantSetting(method="smoothquant", w_bits=bits, a_bits=bits) for bits in (8, 6, 4)),
     *(QuantSetting(method="pb_llm", w_bits=bits, group_size=128) for bits in (2, 1.7)),
     QuantSetting(method="billm", w_bits=1.1, group_size=128),
-    QuantSetting(method="db_llm", w_bits=2, group_size=64, options={"init": "gptq", "steps": 60, "batch": 4}),
-    *(QuantSetting(method=method, w_bits=4, options=SHORT) for method in ("qlora", "ir_qlora")),
+    QuantSetting(method="db_llm", w_bits=2, group_size=64, options=DISTILLED),
+    *(QuantSetting(method=method, w_bits=4, options=TUNED) for method in ("qlora", "ir_qlora")),
 )
 
 
@@ -81,7 +90,7 @@ def main() -> None:
 def wanted(model: str, setting: QuantSetting, tasks: tuple[str, ...], limit: int) -> RunSpec:
     device = default_device()
     if find(model).pictures and setting.method != "fp16" and METHODS[setting.method].fine_tunes:
-        setting = setting.model_copy(update={"options": setting.options | SHORTER})
+        setting = setting.model_copy(update={"options": setting.options | TUNED_ON_PICTURES})
     return resolve(
         RunSpec(
             model=model,
