@@ -25,7 +25,6 @@ from rich.table import Table
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from quant_engine import folders
-from quant_engine.methods import METHODS
 from quant_engine.models.catalog import find
 from quant_engine.runs import folder
 from quant_engine.runs.command import command
@@ -46,7 +45,11 @@ TUNED = {
     "held_out": 32,
     "gradient_checkpointing": False,
 }
-TUNED_ON_PICTURES = {"steps": 30, "data": "demo"}
+WITH_PICTURES = {
+    "db_llm": {"steps": 20},
+    "qlora": {"steps": 30, "data": "demo"},
+    "ir_qlora": {"steps": 30, "data": "demo"},
+}
 SETTINGS = (
     QuantSetting(),
     *(QuantSetting(method=m, w_bits=b, group_size=64) for m in ("rtn", "gptq", "slim_llm") for b in GROUPED),
@@ -89,8 +92,9 @@ def main() -> None:
 
 def wanted(model: str, setting: QuantSetting, tasks: tuple[str, ...], limit: int) -> RunSpec:
     device = default_device()
-    if find(model).pictures and setting.method != "fp16" and METHODS[setting.method].fine_tunes:
-        setting = setting.model_copy(update={"options": setting.options | TUNED_ON_PICTURES})
+    if find(model).pictures:
+        options = setting.options | WITH_PICTURES.get(setting.method, {})
+        setting = setting.model_copy(update={"options": options})
     return resolve(
         RunSpec(
             model=model,
