@@ -1,6 +1,6 @@
 """What does each method lose on one model, at what stored size and in how much time?
 
-    python benchmarks/methods.py [--model demo-llm] [--tasks wikitext2] [--limit 16] [--only quip slim_llm-2]
+    python benchmarks/methods.py [--model demo-llm] [--tasks wikitext2] [--limit 16] [--only quip slim_llm-2] [--found]
 
 Each row shows runs that `python -m quant_engine run` makes, in processes of their own, with 32 x 512 tokens of the
 built-in calibration text; runs that were made before, or came with the project, are found. Each word behind --tasks is
@@ -71,6 +71,7 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+", default=["wikitext2"], help="a run each, of tasks with commas between")
     parser.add_argument("--limit", type=int, default=16, help="items or windows of each task")
     parser.add_argument("--only", nargs="*", help="these methods alone (gptq), or these bits of them (gptq-4)")
+    parser.add_argument("--found", action="store_true", help="make no run: show those that are there")
     given = parser.parse_args()
 
     made: list[tuple[str, list[RunSpec]]] = []
@@ -79,9 +80,11 @@ def main() -> None:
             continue
         try:
             specs = [wanted(given.model, setting, tuple(tasks.split(",")), given.limit) for tasks in given.tasks]
-            for spec in specs:
-                if not folder.place(spec.run_id).is_dir():
-                    subprocess.run([sys.executable, *shlex.split(command(spec))[1:]], check=True, cwd=folders.PROJECT)
+            missing = [spec for spec in specs if not folder.place(spec.run_id).is_dir()]
+            if missing and given.found:
+                continue
+            for spec in missing:
+                subprocess.run([sys.executable, *shlex.split(command(spec))[1:]], check=True, cwd=folders.PROJECT)
             options = ", ".join(f"{name}={value}" for name, value in setting.options.items())
             made.append((f"{setting.label} {options}", specs))
         except (UserError, subprocess.CalledProcessError) as error:

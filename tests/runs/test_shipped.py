@@ -6,7 +6,7 @@ from quant_engine import folders
 from quant_engine.runs import folder
 from quant_engine.runs.resolve import resolve
 
-SHIPPED = sorted((folders.ASSETS / "runs").glob("*"))
+SHIPPED = sorted(path for path in (folders.ASSETS / "runs").glob("*") if path.is_dir())
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
