@@ -86,13 +86,12 @@ def measure_peer(bits: int, told: dict[str, Any], windows: int) -> float:
         # AWQ has to be told that there is no CUDA.
         model.quantize(inputs, backend=BACKEND.AWQ_TORCH if "method" in told else BACKEND.AUTO)
         model.save(aside)
-        dtype = torch.float16 if "method" in told else torch.float32  # its AWQ layers take no other
-        read = GPTQModel.load(aside, device="cpu", backend="torch", dtype=dtype)
+        read = GPTQModel.load(aside, device="cpu", backend="torch", dtype=torch.float16)  # its layers take no float32
     with torch.no_grad():
         for block, quantized in zip(dense.model.model.layers, read.model.model.layers, strict=True):
             for name in LINEARS:
                 packed = quantized.get_submodule(name)
-                block.get_submodule(name).weight.copy_(packed(torch.eye(packed.in_features, dtype=dtype)).T)
+                block.get_submodule(name).weight.copy_(packed(torch.eye(packed.in_features, dtype=torch.float16)).T)
             for norm in ("input_layernorm", "post_attention_layernorm"):  # AWQ folds scales into them
                 block.get_submodule(norm).weight.copy_(quantized.get_submodule(norm).weight)
     return perplexity(dense, windows)
