@@ -9,6 +9,7 @@ from quant_engine.runs.resolve import resolve
 SHIPPED = sorted(path for path in (folders.ASSETS / "runs").glob("*") if path.is_dir())
 
 
+@pytest.mark.demo
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
 def test_a_shipped_run_can_be_made_again(path):
     run = folder.read(path)
