@@ -86,7 +86,7 @@ def main() -> None:
             for spec in missing:
                 subprocess.run([sys.executable, *shlex.split(command(spec))[1:]], check=True, cwd=folders.PROJECT)
             options = ", ".join(f"{name}={value}" for name, value in setting.options.items())
-            made.append((f"{setting.label} {options}", specs))
+            made.append((f"{setting.label} {options}".strip(), specs))
         except (UserError, subprocess.CalledProcessError) as error:
             print(f"{setting.method} {setting.w_bits:g} bits: {error}", file=sys.stderr)
     if made:
@@ -129,7 +129,7 @@ def show(made: list[tuple[str, list[RunSpec]]]) -> None:
             f"{sum(errors) / len(errors):.4f}" if errors else "",
             f"{sum(run.about['duration_s'] for run in row) / 60:.1f}",
         )
-    Console(width=max(120, 30 * len(columns))).print(table)
+    Console(width=1000).print(table)  # a wrapped cell would be a row of its own in Markdown
 
 
 def cell(row: Result | None) -> str:
