@@ -5,10 +5,10 @@
 Both sides get SmolLM2-135M-Instruct (float32), the same 32 windows of 512 tokens of the built-in text, groups of 64 and
 asymmetric grids. "plain" is GPTQ with columns as they come and damping 0.01, which is our default and the reference
 code's; "ordered" is GPTQModel as it comes, which takes columns in the order of their inputs' size within groups, beside
-ours with act-order on static groups; neither stores an order. GPTQModel's quantized weights are dequantized into the
-same dense model, so that one forward pass measures both: WikiText-2 perplexity of the first windows of 1024 tokens.
-Needs the demo models, WikiText-2 (the Hub or LOWBIT_DATA) and GPTQModel (pip install gptqmodel, in an environment of
-its own).
+ours with act-order on static groups; neither stores an order. In "awq" ours searches its scales on 8 of the windows.
+GPTQModel's quantized weights are dequantized (in float16) into the same dense model, so that one forward pass measures
+both: WikiText-2 perplexity of the first windows of 1024 tokens. Needs the demo models, WikiText-2 (the Hub or
+LOWBIT_DATA) and GPTQModel: pip install -r requirements.txt, then gptqmodel, in an environment of its own.
 """
 
 from __future__ import annotations

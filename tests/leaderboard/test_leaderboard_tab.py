@@ -70,31 +70,27 @@ def test_a_run_folder_comes_as_a_zip_and_nothing_else_does(make_run):
             tab.zipped(name)
 
 
-def test_drawing_the_table_anew_leaves_a_card_alone_that_was_opened_meanwhile(make_run):
-    """A click's answer may come before that of a refresh that was asked for earlier, with no card open."""
-    make_run(perplexity=20.0)
-    boards = tab.Boards(Store())
+@pytest.fixture
+def refresh(results):
+    """The function that draws anew, the names of what it gives, and the controls' values with no card open."""
     with gr.Blocks():
-        wired = tab.build(boards)
+        wired = tab.build(tab.Boards(Store()))
     refreshed, _, outputs = wired.refreshing
-    ids = [part.elem_id for part in outputs]
-    values = [control.value for control in wired.controls.all()]
+    return refreshed, [part.elem_id for part in outputs], [control.value for control in wired.controls.all()]
+
+
+def test_drawing_the_table_anew_leaves_a_card_alone_that_was_opened_meanwhile(refresh):
+    """A click's answer may come before that of a refresh that was asked for earlier, with no card open."""
+    refreshed, ids, values = refresh
     answer = dict(zip(ids, refreshed("drawn from other results", "", *values), strict=True))
     assert "<table" in answer["board"]
     assert answer["card"] == answer["pins"] == gr.skip()
 
 
-def test_an_open_card_is_drawn_anew_when_it_is_not_that_of_the_open_row(make_run):
-    make_run(perplexity=20.0)
-    boards = tab.Boards(Store())
-    with gr.Blocks():
-        wired = tab.build(boards)
-    refreshed, _, outputs = wired.refreshing
-    *values, _ = (control.value for control in wired.controls.all())
-    ids = [part.elem_id for part in outputs]
-    rows = [GPTQ, RTN]
+def test_an_open_card_is_drawn_anew_when_it_is_not_that_of_the_open_row(refresh):
+    refreshed, ids, (*values, _) = refresh
     card, signed = ids.index("card"), ids.index("card") + 1
-    first = refreshed("", "", *values, rows[0])
-    assert rows[0] in first[card]
-    assert refreshed("", first[signed], *values, rows[0])[card] == gr.skip()
-    assert rows[1] in refreshed("", first[signed], *values, rows[1])[card]
+    first = refreshed("", "", *values, GPTQ)
+    assert GPTQ in first[card]
+    assert refreshed("", first[signed], *values, GPTQ)[card] == gr.skip()
+    assert RTN in refreshed("", first[signed], *values, RTN)[card]

@@ -1,9 +1,11 @@
 """A whole run on a tiny model: found again, resumed, reproducible, and with everything said about it."""
 
 import json
+import os
 import shlex
 
 import pytest
+import torch
 from test_quantize import tiny_models  # noqa: F401
 from typer.testing import CliRunner
 
@@ -44,7 +46,9 @@ def test_a_run_is_a_folder_with_its_numbers_and_where_they_come_from(spec):
     assert 3.5 < one.stored_bits < 5
     assert one.value > 1
     assert one.standard_error > 0
-    assert one.command.endswith(command(spec))
+    threads = os.environ.get("OMP_NUM_THREADS")
+    assert one.command == (f"OMP_NUM_THREADS={threads} " if threads else "") + command(spec)
+    assert f"{torch.get_num_threads()} threads" in one.hardware
     assert json.loads(one.libraries)["torch"]
     assert one.hardware
     assert one.peak_memory_bytes > 1e6
