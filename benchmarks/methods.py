@@ -3,9 +3,11 @@
     python benchmarks/methods.py [--model demo-llm] [--tasks wikitext2] [--limit 16] [--only quip slim_llm-2] [--found]
 
 Each row shows runs that `python -m quant_engine run` makes, in processes of their own, with 32 x 512 tokens of the
-built-in calibration text; runs that were made before, or came with the project, are found. Each word behind --tasks is
-one run, of tasks with commas between. The table, in Markdown, shows each task's number with its standard error, all
-stored bits of a weight, the output error of the linears (mean over linears), and minutes of quantization and tasks.
+built-in calibration text; runs that were made before on any device, or came with the project, are found. Each word
+behind --tasks is one run, of tasks with commas between. The table, in Markdown, shows each task's number with its
+standard error, all stored bits of a weight, the output error of the linears (mean over linears), minutes of
+quantization and tasks, and where they were spent. What trains or searches by default takes minutes on a GPU and hours
+on a CPU, where `--only` leaves it out.
 wikitext2 takes its text from the Hub or from LOWBIT_DATA. A run that is cut off goes on when the command is given
 again.
 """
@@ -34,34 +36,34 @@ from quant_engine.terminal import number
 
 GROUPED = (4, 3, 2)
 ORDERED = {"act_order": True, "groups": "static"}
-# Methods that train do so, and AWQ searches, for as long as two CPU cores allow; defaults are made for a GPU.
-SEARCHED = {"search_samples": 8}
-DISTILLED = {"init": "gptq", "steps": 60, "batch": 4}
-TUNED = {
-    "steps": 60,
-    "batch": 4,
-    "source_length": 192,
-    "target_length": 64,
-    "held_out": 32,
-    "gradient_checkpointing": False,
-}
-WITH_PICTURES = {
-    "db_llm": {"steps": 20},
-    "qlora": {"steps": 30, "data": "demo"},
-    "ir_qlora": {"steps": 30, "data": "demo"},
+DISTILLED = {"init": "gptq"}
+TUNED = {"steps": 150, "gradient_checkpointing": False}
+TUNED_ON_PICTURES = {"steps": 60, "batch": 8, "data": "demo"}
+# The same for the text model in minutes of two CPU cores.
+SHORT = {
+    "awq": {"search_samples": 8},
+    "db_llm": {"init": "gptq", "steps": 60, "batch": 4},
+    "qlora": {
+        "steps": 60,
+        "batch": 4,
+        "source_length": 192,
+        "target_length": 64,
+        "held_out": 32,
+        "gradient_checkpointing": False,
+    },
 }
 SETTINGS = (
     QuantSetting(),
-    *(QuantSetting(method=m, w_bits=b, group_size=64) for m in ("rtn", "gptq", "slim_llm") for b in GROUPED),
-    *(QuantSetting(method="awq", w_bits=b, group_size=64, options=SEARCHED) for b in GROUPED),
+    *(QuantSetting(method=m, w_bits=b, group_size=64) for m in ("rtn", "gptq", "slim_llm", "awq") for b in GROUPED),
+    QuantSetting(method="awq", w_bits=4, group_size=64, options=SHORT["awq"]),
     *(QuantSetting(method="gptq", w_bits=b, group_size=64, options=ORDERED) for b in GROUPED),
     *(QuantSetting(method=method, w_bits=2) for method in ("rtn", "gptq")),
     *(QuantSetting(method=method, w_bits=bits) for method in ("quip", "normal_float") for bits in GROUPED),
     *(QuantSetting(method="smoothquant", w_bits=bits, a_bits=bits) for bits in (8, 6, 4)),
     *(QuantSetting(method="pb_llm", w_bits=bits, group_size=128) for bits in (2, 1.7)),
     QuantSetting(method="billm", w_bits=1.1, group_size=128),
-    QuantSetting(method="db_llm", w_bits=2, group_size=64, options=DISTILLED),
-    *(QuantSetting(method=method, w_bits=4, options=TUNED) for method in ("qlora", "ir_qlora")),
+    *(QuantSetting(method="db_llm", w_bits=2, group_size=64, options=o) for o in (DISTILLED, SHORT["db_llm"])),
+    *(QuantSetting(method=m, w_bits=4, options=o) for o in (TUNED, SHORT["qlora"]) for m in ("qlora", "ir_qlora")),
 )
 
 
@@ -76,6 +78,8 @@ def main() -> None:
 
     made: list[tuple[str, list[RunSpec]]] = []
     for setting in SETTINGS:
+        if find(given.model).pictures and setting.options in (SHORT["db_llm"], SHORT["qlora"]):
+            continue
         if given.only and not {setting.method, f"{setting.method}-{setting.w_bits:g}"} & set(given.only):
             continue
         try:
@@ -94,28 +98,25 @@ def main() -> None:
 
 
 def wanted(model: str, setting: QuantSetting, tasks: tuple[str, ...], limit: int) -> RunSpec:
-    device = default_device()
-    if find(model).pictures:
-        options = setting.options | WITH_PICTURES.get(setting.method, {})
-        setting = setting.model_copy(update={"options": options})
-    return resolve(
-        RunSpec(
-            model=model,
-            setting=setting,
-            tasks=tasks,
-            limit=limit,
-            window=1024,
-            device=device,
-            dtype=default_dtype(device),
+    """The run as it was made on any device, in float32 as on a CPU; else as it would be made here."""
+    if find(model).pictures and setting.method in ("qlora", "ir_qlora"):
+        setting = setting.model_copy(update={"options": setting.options | TUNED_ON_PICTURES})
+    here = default_device()
+    on = ((here, default_dtype(here)), ("cpu", "float32"), ("cuda", "float32"))
+    specs = [
+        resolve(
+            RunSpec(model=model, setting=setting, tasks=tasks, limit=limit, window=1024, device=device, dtype=dtype)
         )
-    )
+        for device, dtype in on
+    ]
+    return next((spec for spec in specs if folder.place(spec.run_id).is_dir()), specs[0])
 
 
 def show(made: list[tuple[str, list[RunSpec]]]) -> None:
     runs = [[folder.read(folder.place(spec.run_id)) for spec in specs] for _, specs in made]
     every = [result for row in runs for run in row for result in run.results]
     numbers = list(dict.fromkeys((result.task, result.metric) for result in every))
-    columns = ("setting", "stored bits", *(f"{task} {metric}" for task, metric in numbers), "error", "minutes")
+    columns = ("setting", "stored bits", *(f"{task} {metric}" for task, metric in numbers), "error", "minutes", "on")
     table = Table(*columns, box=box.MARKDOWN)
     for (label, specs), row in zip(made, runs, strict=True):
         results = [result for run in row for result in run.results]
@@ -128,6 +129,7 @@ def show(made: list[tuple[str, list[RunSpec]]]) -> None:
             *(cell(by_number.get(one)) for one in numbers),
             f"{sum(errors) / len(errors):.4f}" if errors else "",
             f"{sum(run.about['duration_s'] for run in row) / 60:.1f}",
+            row[0].about["hardware"],
         )
     Console(width=1000).print(table)  # a wrapped cell would be a row of its own in Markdown
 
