@@ -36,34 +36,38 @@ from quant_engine.terminal import number
 
 GROUPED = (4, 3, 2)
 ORDERED = {"act_order": True, "groups": "static"}
-DISTILLED = {"init": "gptq"}
 TUNED = {"steps": 150, "gradient_checkpointing": False}
-TUNED_ON_PICTURES = {"steps": 60, "batch": 8, "data": "demo"}
-# The same for the text model in minutes of two CPU cores.
+# What two CPU cores can do in minutes.
+SEARCHED = {"search_samples": 8}
+DISTILLED = {"init": "gptq", "steps": 60, "batch": 4}
 SHORT = {
-    "awq": {"search_samples": 8},
-    "db_llm": {"init": "gptq", "steps": 60, "batch": 4},
-    "qlora": {
-        "steps": 60,
-        "batch": 4,
-        "source_length": 192,
-        "target_length": 64,
-        "held_out": 32,
-        "gradient_checkpointing": False,
-    },
+    "steps": 60,
+    "batch": 4,
+    "source_length": 192,
+    "target_length": 64,
+    "held_out": 32,
+    "gradient_checkpointing": False,
 }
 SETTINGS = (
     QuantSetting(),
     *(QuantSetting(method=m, w_bits=b, group_size=64) for m in ("rtn", "gptq", "slim_llm", "awq") for b in GROUPED),
-    QuantSetting(method="awq", w_bits=4, group_size=64, options=SHORT["awq"]),
     *(QuantSetting(method="gptq", w_bits=b, group_size=64, options=ORDERED) for b in GROUPED),
     *(QuantSetting(method=method, w_bits=2) for method in ("rtn", "gptq")),
     *(QuantSetting(method=method, w_bits=bits) for method in ("quip", "normal_float") for bits in GROUPED),
     *(QuantSetting(method="smoothquant", w_bits=bits, a_bits=bits) for bits in (8, 6, 4)),
     *(QuantSetting(method="pb_llm", w_bits=bits, group_size=128) for bits in (2, 1.7)),
     QuantSetting(method="billm", w_bits=1.1, group_size=128),
-    *(QuantSetting(method="db_llm", w_bits=2, group_size=64, options=o) for o in (DISTILLED, SHORT["db_llm"])),
-    *(QuantSetting(method=m, w_bits=4, options=o) for o in (TUNED, SHORT["qlora"]) for m in ("qlora", "ir_qlora")),
+)
+TUNERS = ("qlora", "ir_qlora")
+FOR_TEXTS = (
+    QuantSetting(method="awq", w_bits=4, group_size=64, options=SEARCHED),
+    *(QuantSetting(method="db_llm", w_bits=2, group_size=64, options=o) for o in ({"init": "gptq"}, DISTILLED)),
+    *(QuantSetting(method=m, w_bits=4, options=o) for o in (TUNED, SHORT) for m in TUNERS),
+)
+FOR_PICTURES = (
+    QuantSetting(method="awq", w_bits=4, group_size=64, options=SEARCHED),
+    QuantSetting(method="db_llm", w_bits=2, group_size=64, options=DISTILLED | {"steps": 20}),
+    *(QuantSetting(method=m, w_bits=4, options=SHORT | {"steps": 30, "data": "demo"}) for m in TUNERS),
 )
 
 
@@ -77,9 +81,7 @@ def main() -> None:
     given = parser.parse_args()
 
     made: list[tuple[str, list[RunSpec]]] = []
-    for setting in SETTINGS:
-        if find(given.model).pictures and setting.options in (SHORT["db_llm"], SHORT["qlora"]):
-            continue
+    for setting in SETTINGS + (FOR_PICTURES if find(given.model).pictures else FOR_TEXTS):
         if given.only and not {setting.method, f"{setting.method}-{setting.w_bits:g}"} & set(given.only):
             continue
         try:
@@ -99,8 +101,6 @@ def main() -> None:
 
 def wanted(model: str, setting: QuantSetting, tasks: tuple[str, ...], limit: int) -> RunSpec:
     """The run as it was made on any device, in float32 as on a CPU; else as it would be made here."""
-    if find(model).pictures and setting.method in ("qlora", "ir_qlora"):
-        setting = setting.model_copy(update={"options": setting.options | TUNED_ON_PICTURES})
     here = default_device()
     on = ((here, default_dtype(here)), ("cpu", "float32"), ("cuda", "float32"))
     specs = [

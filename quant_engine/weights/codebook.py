@@ -53,20 +53,20 @@ def construct_levels(bits: int) -> torch.Tensor:
 
 
 @cache
-def levels(bits: int) -> torch.Tensor:
+def levels(bits: int, device: torch.device | str = "cpu") -> torch.Tensor:
     """The NormalFloat levels of `bits` bits, ascending, float32 [2^bits]."""
-    return torch.tensor(NF4) if bits == 4 else construct_levels(bits).float()
+    return (torch.tensor(NF4) if bits == 4 else construct_levels(bits).float()).to(device)
 
 
 @cache
-def dynamic_map() -> torch.Tensor:
+def dynamic_map(device: torch.device | str = "cpu") -> torch.Tensor:
     """bitsandbytes' signed 8-bit dynamic map, float32 [256]: seven decades, the upper ones finer; 0; 1 but not -1."""
     values = [torch.zeros(1), torch.ones(1)]
     for decade in range(7):
         bounds = torch.linspace(0.1, 1, 2**decade + 1)
         middles = 10 ** (decade - 6) * (bounds[:-1] + bounds[1:]) / 2
         values += [middles, -middles]
-    return torch.cat(values).sort().values
+    return torch.cat(values).sort().values.to(device)
 
 
 def nearest(values: torch.Tensor, among: torch.Tensor) -> torch.Tensor:
@@ -156,7 +156,7 @@ class Codebook(StoredWeight):
     def dequantize(self, start: int = 0, end: int | None = None) -> torch.Tensor:
         end = self.out_features if end is None else end
         codes = unpack(self.codes[start:end], self.bits, self.in_features)
-        weight = levels(self.bits).to(codes.device)[codes.int()]
+        weight = levels(self.bits, codes.device)[codes.int()]
         # The blocks that hold these rows; the first may begin, and the last end, in other rows.
         first, last = start * self.in_features // self.block, -(-end * self.in_features // self.block)
         into = start * self.in_features - first * self.block
@@ -192,4 +192,4 @@ class Codebook(StoredWeight):
 def _again(codes: torch.Tensor, steps: torch.Tensor, first: int, last: int | None) -> torch.Tensor:
     """Doubly quantized values `first` to `last` without their mean."""
     blocks = torch.arange(len(codes), device=codes.device)[first:last]
-    return dynamic_map().to(codes.device)[codes[first:last].int()] * steps[blocks // BLOCKS_PER_STEP]
+    return dynamic_map(codes.device)[codes[first:last].int()] * steps[blocks // BLOCKS_PER_STEP]

@@ -7,9 +7,13 @@ takes ceil(n * b / 32) words; only the last one can have unused bits, which are 
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 
 WORD = 32
+EIGHT = 8
+"""So many codes begin at a byte and take `bits` bytes; with zeros behind them they are one 64-bit number."""
 
 
 def words_per_row(count: int, bits: int) -> int:
@@ -31,20 +35,15 @@ def pack(codes: torch.Tensor, bits: int) -> torch.Tensor:
     if codes.numel() and (int(codes.min()) < 0 or int(codes.max()) >= 2**bits):
         raise ValueError(f"codes must be from 0 to {2**bits - 1} to fit {bits} bits")
     rows, count = codes.shape
-    words = words_per_row(count, bits)
-    # 32 codes at a time, padded with zeros: they fill exactly `bits` words, the same way in every row.
-    padded = torch.zeros((rows, -(-count // WORD) * WORD), dtype=torch.int64, device=codes.device)
-    padded[:, :count] = codes
-    padded = padded.view(rows, -1, WORD)
-    packed = torch.zeros((rows, padded.shape[1], bits), dtype=torch.int64, device=codes.device)
-    for j in range(WORD):
-        word, offset = divmod(j * bits, WORD)
-        packed[:, :, word] |= padded[:, :, j] << offset
-        if offset + bits > WORD:
-            packed[:, :, word + 1] |= padded[:, :, j] >> (WORD - offset)
-    packed = packed.view(rows, -1)[:, :words] & 0xFFFFFFFF
-    # To the same 32 bits as a signed number, as int32 holds them.
-    return torch.where(packed >= 2**31, packed - 2**32, packed).to(torch.int32)
+    eights = -(-count // EIGHT)
+    padded = torch.nn.functional.pad(codes.to(torch.int64), (0, eights * EIGHT - count)).view(rows, eights, EIGHT)
+    wide = (padded << _offsets(bits, codes.device)).sum(-1, keepdim=True)
+    stream = wide.view(torch.uint8)[..., :bits].reshape(rows, eights * bits)
+    packed = torch.zeros((rows, words_per_row(count, bits)), dtype=torch.int32, device=codes.device)
+    # What is left out, if anything, lies behind the last code.
+    kept = min(4 * packed.shape[1], stream.shape[1])
+    packed.view(torch.uint8)[:, :kept] = stream[:, :kept]
+    return packed
 
 
 def unpack(words: torch.Tensor, bits: int, count: int) -> torch.Tensor:
@@ -53,18 +52,16 @@ def unpack(words: torch.Tensor, bits: int, count: int) -> torch.Tensor:
     rows, columns = words.shape
     if columns != words_per_row(count, bits):
         raise ValueError(f"{count} codes of {bits} bits take {words_per_row(count, bits)} words, not {columns}")
-    blocks = -(-count // WORD)
-    wide = torch.zeros((rows, blocks * bits), dtype=torch.int64, device=words.device)
-    wide[:, :columns] = words
-    wide = (wide & 0xFFFFFFFF).view(rows, blocks, bits)
-    codes = torch.empty((rows, blocks, WORD), dtype=torch.uint8, device=words.device)
-    for j in range(WORD):
-        word, offset = divmod(j * bits, WORD)
-        value = wide[:, :, word] >> offset
-        if offset + bits > WORD:
-            value = value | (wide[:, :, word + 1] << (WORD - offset))
-        codes[:, :, j] = value & (2**bits - 1)
-    return codes.view(rows, -1)[:, :count]
+    eights = -(-count // EIGHT)
+    stream = torch.nn.functional.pad(words.contiguous().view(torch.uint8), (0, eights * bits - 4 * columns))
+    wide = torch.nn.functional.pad(stream.reshape(rows, eights, bits), (0, EIGHT - bits)).view(torch.int64)
+    codes = (wide >> _offsets(bits, words.device)).bitwise_and_(2**bits - 1)
+    return codes.to(torch.uint8).view(rows, eights * EIGHT)[:, :count]
+
+
+@lru_cache(maxsize=64)
+def _offsets(bits: int, device: torch.device) -> torch.Tensor:
+    return bits * torch.arange(EIGHT, device=device)
 
 
 def _check(bits: int) -> None:
