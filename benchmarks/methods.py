@@ -36,7 +36,6 @@ from quant_engine.terminal import number
 
 GROUPED = (4, 3, 2)
 ORDERED = {"act_order": True, "groups": "static"}
-TUNED = {"steps": 150, "gradient_checkpointing": False}
 # What two CPU cores can do in minutes.
 SEARCHED = {"search_samples": 8}
 DISTILLED = {"init": "gptq", "steps": 60, "batch": 4}
@@ -62,10 +61,10 @@ TUNERS = ("qlora", "ir_qlora")
 FOR_TEXTS = (
     QuantSetting(method="awq", w_bits=4, group_size=64, options=SEARCHED),
     *(QuantSetting(method="db_llm", w_bits=2, group_size=64, options=o) for o in ({"init": "gptq"}, DISTILLED)),
-    *(QuantSetting(method=m, w_bits=4, options=o) for o in (TUNED, SHORT) for m in TUNERS),
+    *(QuantSetting(method=m, w_bits=4, options=SHORT) for m in TUNERS),
 )
 FOR_PICTURES = (
-    QuantSetting(method="awq", w_bits=4, group_size=64, options=SEARCHED),
+    *(QuantSetting(method="awq", w_bits=b, group_size=64, options=SEARCHED) for b in GROUPED),
     QuantSetting(method="db_llm", w_bits=2, group_size=64, options=DISTILLED | {"steps": 20}),
     *(QuantSetting(method=m, w_bits=4, options=SHORT | {"steps": 30, "data": "demo"}) for m in TUNERS),
 )
