@@ -2,13 +2,14 @@
 
     LOWBIT_DATA=FOLDER python benchmarks/against_gptqmodel.py [--bits 4 3] [--only ordered] [--windows 16]
 
-Both sides get SmolLM2-135M-Instruct (float32), the same 32 windows of 512 tokens of the built-in text, groups of 64 and
-asymmetric grids. "plain" is GPTQ with columns as they come and damping 0.01, which is our default and the reference
-code's; "ordered" is GPTQModel as it comes, which takes columns in the order of their inputs' size within groups, beside
-ours with act-order on static groups; neither stores an order. In "awq" ours searches its scales on 8 of the windows.
-GPTQModel's quantized weights are dequantized (in float16) into the same dense model, so that one forward pass measures
-both: WikiText-2 perplexity of the first windows of 1024 tokens. Needs the demo models, WikiText-2 (the Hub or
-LOWBIT_DATA) and GPTQModel: pip install -r requirements.txt, then gptqmodel, in an environment of its own.
+Both sides get SmolLM2-135M-Instruct in float32 (GPTQModel's AWQ in float16, it takes no other), the same 32 windows of
+512 tokens of the built-in text, groups of 64 and asymmetric grids. "plain" is GPTQ with columns as they come and
+damping 0.01, which is our default and the reference code's; "ordered" is GPTQModel as it comes, which takes columns in
+the order of their inputs' size within groups, beside ours with act-order on static groups; neither stores an order. In
+"awq" ours searches its scales on 8 of the windows. GPTQModel's quantized weights are dequantized (in float16) into the
+same dense model, so that one forward pass measures both: WikiText-2 perplexity of the first windows of 1024 tokens.
+Needs the demo models, WikiText-2 (the Hub or LOWBIT_DATA) and GPTQModel: pip install -r requirements.txt, then
+gptqmodel, in an environment of its own.
 """
 
 from __future__ import annotations
@@ -80,8 +81,10 @@ def measure_peer(bits: int, told: dict[str, Any], windows: int) -> float:
     dense = load_setting(MODEL, QuantSetting(), lambda progress: None)
     samples = calibration_windows(Calibration(), dense.tokenizer)
     config = QuantizeConfig(bits=bits, group_size=GROUP, sym=False, desc_act=False, **told)
+    # Its AWQ layers take no float32, not even to be packed.
+    dtype = torch.float16 if "method" in told else torch.float32
     with tempfile.TemporaryDirectory() as aside:
-        model = GPTQModel.load(str(folder_of(find(MODEL), None)), config, device="cpu", dtype=torch.float32)
+        model = GPTQModel.load(str(folder_of(find(MODEL), None)), config, device="cpu", dtype=dtype)
         inputs = [{"input_ids": row[None], "attention_mask": torch.ones_like(row)[None]} for row in samples]
         # AWQ has to be told that there is no CUDA.
         model.quantize(inputs, backend=BACKEND.AWQ_TORCH if "method" in told else BACKEND.AUTO)

@@ -225,8 +225,8 @@ def checked(results: pd.DataFrame) -> pd.DataFrame:
     """The estimate beside the peak memory that each measured run of a known model states, and the error in percent.
 
     A run's peak includes its quantization and its evaluation of one window at a time, with logits for every token of
-    the window; the estimate is made for the same window, precision and device. Columns: run, Setting, Estimated GB,
-    Measured GB, Error %.
+    the window; the estimate is made for the same window, precision and device. On a GPU it is the peak of tensors, what
+    the process holds before any model left out. Columns: run, Setting, Estimated GB, Measured GB, Error %.
     """
     runs = results[(results["source"] == "measured") & results["peak_memory_bytes"].notna()]
     told = []
@@ -240,7 +240,7 @@ def checked(results: pd.DataFrame) -> pd.DataFrame:
         tokens = int(window[1])
         one = need(
             shape, row["stored_bits"], context=tokens, bytes_each=each,
-            overhead=OVERHEAD if on_gpu else HOST_OVERHEAD,
+            overhead=0 if on_gpu else HOST_OVERHEAD,
         )  # fmt: skip
         total = one.total + shape.vocabulary * tokens * 4
         setting = notation.setting(row["method"], row["w_bits"], row["a_bits"], row["group_size"])
