@@ -49,7 +49,8 @@ SHORT = {
 }
 SETTINGS = (
     QuantSetting(),
-    *(QuantSetting(method=m, w_bits=b, group_size=64) for m in ("rtn", "gptq", "slim_llm", "awq") for b in GROUPED),
+    *(QuantSetting(method=m, w_bits=b, group_size=64) for m in ("rtn", "gptq", "slim_llm") for b in GROUPED),
+    *(QuantSetting(method="awq", w_bits=b, group_size=64, options=SEARCHED) for b in GROUPED),
     *(QuantSetting(method="gptq", w_bits=b, group_size=64, options=ORDERED) for b in GROUPED),
     *(QuantSetting(method=method, w_bits=2) for method in ("rtn", "gptq")),
     *(QuantSetting(method=method, w_bits=bits) for method in ("quip", "normal_float") for bits in GROUPED),
@@ -59,12 +60,11 @@ SETTINGS = (
 )
 TUNERS = ("qlora", "ir_qlora")
 FOR_TEXTS = (
-    QuantSetting(method="awq", w_bits=4, group_size=64, options=SEARCHED),
+    *(QuantSetting(method="awq", w_bits=b, group_size=64) for b in (4, 3)),
     *(QuantSetting(method="db_llm", w_bits=2, group_size=64, options=o) for o in ({"init": "gptq"}, DISTILLED)),
     *(QuantSetting(method=m, w_bits=4, options=SHORT) for m in TUNERS),
 )
 FOR_PICTURES = (
-    *(QuantSetting(method="awq", w_bits=b, group_size=64, options=SEARCHED) for b in GROUPED),
     QuantSetting(method="db_llm", w_bits=2, group_size=64, options=DISTILLED | {"steps": 20}),
     *(QuantSetting(method=m, w_bits=4, options=SHORT | {"steps": 30, "data": "demo"}) for m in TUNERS),
 )
