@@ -1,6 +1,6 @@
 """How fast is decoding from packed weights, beside dense ones on the same machine?
 
-    python benchmarks/decode.py [--tokens 40] [--rounds 5]
+    python benchmarks/decode.py [--tokens 40] [--rounds 5] [--device cuda]
 
 Dense float32, dense bfloat16 and RTN at each width answer the same question in turns, round after round, so that all
 meet the same load on the machine. Prints medians of tokens per second and of the time to first token, the memory of the
@@ -30,10 +30,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tokens", type=int, default=40)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     given = parser.parse_args()
 
     def load(setting: QuantSetting, dtype: str = "float32"):
-        return load_setting("demo-llm", setting, lambda progress: None, dtype=dtype)
+        return load_setting("demo-llm", setting, lambda progress: None, dtype=dtype, device=given.device)
 
     peers = {"dense float32": load(QuantSetting()), "dense bfloat16": load(QuantSetting(), "bfloat16")}
     for bits in (8, 4, 3, 2):
@@ -46,7 +47,7 @@ def main() -> None:
             if round_:  # the first round warms up
                 rates[name].append(last.stats.tokens_per_s)
                 firsts[name].append(last.stats.ttft_s)
-    table = Table("weights", "tokens/s", "ratio", "first token s", "weights MB", title=hardware("cpu"))
+    table = Table("weights", "tokens/s", "ratio", "first token s", "weights MB", title=hardware(given.device))
     base = statistics.median(rates["dense float32"])
     for name, loaded in peers.items():
         rate, first = statistics.median(rates[name]), statistics.median(firsts[name])
