@@ -2,13 +2,14 @@
 
     LOWBIT_DATA=FOLDER python benchmarks/against_gptqmodel.py [--bits 4 3] [--only ordered] [--windows 16]
 
-Both sides get SmolLM2-135M-Instruct (float32), the same windows of 512 tokens of the built-in text (32, for AWQ 8,
-which both search in full), groups of 64 and asymmetric grids. "plain" is GPTQ with columns as they come and damping
-0.01, which is our default and the reference code's; "ordered" is GPTQModel as it comes, which takes columns in the
-order of their inputs' size within groups, beside ours with act-order on static groups; neither stores an order.
-GPTQModel's quantized weights are dequantized (in float16) into the same dense model, so that one forward pass measures
-both: WikiText-2 perplexity of the first windows of 1024 tokens. Needs the demo models, WikiText-2 (the Hub or
-LOWBIT_DATA) and GPTQModel: pip install -r requirements.txt, then gptqmodel, in an environment of its own.
+Both sides get SmolLM2-135M-Instruct in float32 (GPTQModel's AWQ in bfloat16: it refuses float32), the same windows of
+512 tokens of the built-in text (32, for AWQ 8, which both search in full), groups of 64 and asymmetric grids. "plain"
+is GPTQ with columns as they come and damping 0.01, which is our default and the reference code's; "ordered" is
+GPTQModel as it comes, which takes columns in the order of their inputs' size within groups, beside ours with act-order
+on static groups; neither stores an order. GPTQModel's quantized weights are dequantized (in float16) into the same
+dense model, so that one forward pass measures both: WikiText-2 perplexity of the first windows of 1024 tokens. Needs
+the demo models, WikiText-2 (the Hub or LOWBIT_DATA) and GPTQModel: pip install -r requirements.txt, then gptqmodel, in
+an environment of its own.
 """
 
 from __future__ import annotations
@@ -79,16 +80,14 @@ def measure_ours(setting: QuantSetting, calibration: Calibration, windows: int) 
 
 def measure_peer(bits: int, told: dict[str, Any], calibration: Calibration, windows: int) -> float:
     from gptqmodel import BACKEND, GPTQModel, QuantizeConfig
-    from gptqmodel.nn_modules.qlinear.torch_awq import AwqTorchLinear
-
-    # So that it searches in float32, as ours does: float16 takes six times as long on a CPU.
-    AwqTorchLinear.SUPPORTS_DTYPES = [torch.float32, torch.float16]
 
     dense = load_setting(MODEL, QuantSetting(), lambda progress: None)
     samples = calibration_windows(calibration, dense.tokenizer)
     config = QuantizeConfig(bits=bits, group_size=GROUP, sym=False, desc_act=False, **told)
+    # Its AWQ refuses float32, and float16 takes a CPU fifteen times as long.
+    dtype = torch.bfloat16 if "method" in told else torch.float32
     with tempfile.TemporaryDirectory() as aside:
-        model = GPTQModel.load(str(folder_of(find(MODEL), None)), config, device="cpu", dtype=torch.float32)
+        model = GPTQModel.load(str(folder_of(find(MODEL), None)), config, device="cpu", dtype=dtype)
         inputs = [{"input_ids": row[None], "attention_mask": torch.ones_like(row)[None]} for row in samples]
         # AWQ has to be told that there is no CUDA.
         model.quantize(inputs, backend=BACKEND.AWQ_TORCH if "method" in told else BACKEND.AUTO)
