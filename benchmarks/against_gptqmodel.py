@@ -84,7 +84,7 @@ def measure_peer(bits: int, told: dict[str, Any], calibration: Calibration, wind
     dense = load_setting(MODEL, QuantSetting(), lambda progress: None)
     samples = calibration_windows(calibration, dense.tokenizer)
     config = QuantizeConfig(bits=bits, group_size=GROUP, sym=False, desc_act=False, **told)
-    # Its AWQ refuses float32, and float16 takes a CPU fifteen times as long.
+    # Its AWQ refuses float32, and CPUs are slow in float16.
     dtype = torch.bfloat16 if "method" in told else torch.float32
     with tempfile.TemporaryDirectory() as aside:
         model = GPTQModel.load(str(folder_of(find(MODEL), None)), config, device="cpu", dtype=dtype)

@@ -36,7 +36,7 @@ from quant_engine.terminal import number
 
 GROUPED = (4, 3, 2)
 ORDERED = {"act_order": True, "groups": "static"}
-# What two CPU cores can do in minutes.
+# What two CPU cores can do within an hour.
 SEARCHED = {"search_samples": 8}
 DISTILLED = {"init": "gptq", "steps": 60, "batch": 4}
 SHORT = {

@@ -105,7 +105,7 @@ def test_products_are_those_of_the_dequantized_weight(setting, dtype):
         product = there(x.cuda())
         assert product.dtype == dtype
         if setting.a_bits < 16:
-            # Where a value lies on the border of two codes, or half the steps are a last bit wider, either is right.
+            # Where a value lies on the border of two codes, either is right.
             assert far(product, here(x)) < (0.02 if setting.a_bits == 8 else 0.1)
             continue
         assert far(product, x.double() @ dense.T) < close
@@ -151,10 +151,7 @@ def test_the_most_informative_shift_is_the_same(bits, try_zero):
 @pytest.mark.parametrize("setting", WHOLE, ids=label)
 def test_a_model_quantized_on_the_gpu_answers_as_on_the_processor(lab, tiny_models, tmp_path, family, setting):
     if METHODS[setting.method].fine_tunes:
-        data = tmp_path / "says.json"
-        rows = [{"instruction": f"Say {i}.", "input": "", "output": f"{i} and {i}"} for i in range(24)]
-        data.write_text(json.dumps(rows))
-        setting = setting.model_copy(update={"options": {**setting.options, "data": str(data)}})
+        setting = setting.model_copy(update={"options": {**setting.options, "data": says(tmp_path)}})
     spec = resolve(
         RunSpec(
             model=str(tiny_models / family),
@@ -186,14 +183,19 @@ def test_a_model_quantized_on_the_gpu_answers_as_on_the_processor(lab, tiny_mode
     assert result.peak_memory_bytes > 0
 
 
+def says(folder):
+    """A file of a few instructions to train on."""
+    data = folder / "says.json"
+    data.write_text(json.dumps([{"instruction": f"Say {i}.", "input": "", "output": f"{i}!"} for i in range(24)]))
+    return str(data)
+
+
 def silent():
     return (lambda progress: None), (lambda: False), (lambda line: None)
 
 
 def test_merged_adapters_answer_as_those_beside_the_weights(lab, tiny_models, tmp_path):
-    data = tmp_path / "says.json"
-    data.write_text(json.dumps([{"instruction": f"Say {i}.", "input": "", "output": f"{i}!"} for i in range(24)]))
-    setting = QuantSetting(method="ir_qlora", w_bits=4, options={**TRAINED, "data": str(data)})
+    setting = QuantSetting(method="ir_qlora", w_bits=4, options={**TRAINED, "data": says(tmp_path)})
     spec = RunSpec(model=str(tiny_models / "llama"), setting=setting, tasks=("perplexity",), device="cuda")
     path = quantize(resolve(spec), Hooks())
     merge(path, tmp_path / "merged")
@@ -204,7 +206,7 @@ def test_merged_adapters_answer_as_those_beside_the_weights(lab, tiny_models, tm
         assert far(merged(input_ids=ids).logits, beside(input_ids=ids).logits) < 1e-4
 
 
-def test_a_dense_model_answers_the_same(tmp_path):
+def test_a_dense_model_answers_the_same():
     for made in (tiny_chat.llama(), tiny_chat.llava_next()):
         ids = torch.arange(4, 44)[None]
         with torch.no_grad():

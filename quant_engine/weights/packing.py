@@ -7,7 +7,7 @@ takes ceil(n * b / 32) words; only the last one can have unused bits, which are 
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 
 import torch
 
@@ -59,7 +59,7 @@ def unpack(words: torch.Tensor, bits: int, count: int) -> torch.Tensor:
     return codes.to(torch.uint8).view(rows, eights * EIGHT)[:, :count]
 
 
-@lru_cache(maxsize=64)
+@cache
 def _offsets(bits: int, device: torch.device) -> torch.Tensor:
     return bits * torch.arange(EIGHT, device=device)
 
