@@ -86,3 +86,13 @@ def test_measured_peaks_stand_beside_the_estimate(make_run):
     assert row["Measured GB"] == 2
     assert row["Error %"] == pytest.approx(100 * (row["Estimated GB"] / 2 - 1), abs=1)
     assert fit.checked(read_paper()).empty
+
+
+def test_the_peak_of_a_gpu_is_that_of_tensors_alone(make_run):
+    make_run(perplexity=25.5)
+    frame = Store().snapshot().frame
+    on_host, on_gpu = (
+        fit.checked(frame.assign(command=f"run --device {device} --dtype float32"))["Estimated GB"].item()
+        for device in ("cpu", "cuda")
+    )
+    assert on_host - on_gpu == pytest.approx(fit.HOST_OVERHEAD / 1e9, abs=0.01)
