@@ -22,7 +22,7 @@ from quant_engine.runs import folder
 from quant_engine.runs.execute import execute
 from quant_engine.runs.resolve import resolve
 from quant_engine.spec import Calibration, QuantSetting, RunSpec
-from quant_engine.weights import codebook, packing
+from quant_engine.weights import MixedWidth, codebook, packing
 
 pytestmark = pytest.mark.gpu
 
@@ -111,6 +111,15 @@ def test_products_are_those_of_the_dequantized_weight(setting, dtype):
         assert far(product, x.double() @ dense.T) < close
         gradient = torch.randn((count, len(dense)), generator=torch.Generator().manual_seed(count)).to(dtype)
         assert far(matmul_back(gradient.cuda(), there.weight), gradient.double() @ dense) < close
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("setting", SETTINGS, ids=label)
+def test_the_kernels_of_a_gpu_take_every_form(setting, dtype):
+    gpu = pytest.importorskip("quant_engine.kernels.gpu")
+    stored, _, _ = linear(setting, "cuda")
+    for weight in stored.parts.values() if isinstance(stored, MixedWidth) else [stored]:
+        assert gpu.fits(weight, dtype)
 
 
 @pytest.mark.parametrize("setting", SETTINGS, ids=label)

@@ -124,5 +124,6 @@ def load_quantized(path: Path, dtype: str, device: str) -> Loaded:
     skeleton.fill_outside_blocks()
     for index, block in enumerate(skeleton.blocks):
         checkpoint.fill_block(index, block, device, skeleton.dtype)
-    warm_up(module.weight for module in skeleton.model.modules() if isinstance(module, QuantLinear))
+    linears = (module for module in skeleton.model.modules() if isinstance(module, QuantLinear))
+    warm_up((linear.weight for linear in linears), skeleton.dtype)
     return skeleton.finish(ledger_of(skeleton.model).bits_per_weight)

@@ -2,13 +2,14 @@
 
 A few rows (decoding) go to the kernel that reads packed words. Many rows (prompts, perplexity) go through tiles:
 a few hundred rows of the weight are dequantized into a buffer, multiplied by the platform's own matrix product, and
-dropped, so that at no time more than a tile is dense.
+dropped, so that at no time more than a tile is dense. On a GPU without Triton everything goes through tiles.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from functools import cache
 from types import ModuleType
 
 import torch
@@ -44,50 +45,76 @@ def matmul(x: torch.Tensor, weight: StoredWeight) -> torch.Tensor:
         return (_by_integers(codes, weight) * scale).to(x.dtype)
     if isinstance(weight, MixedWidth):
         return sum(matmul(part_of_x, part) for part_of_x, part in weight.split(x))
+    y = _from_words(x, weight)
+    return tiled(x, weight) if y is None else weight.transform_output(y).to(x.dtype)
+
+
+def _from_words(x: torch.Tensor, weight: StoredWeight) -> torch.Tensor | None:
+    """The product of a few rows with the stored matrix, straight from its packed words; None where no kernel fits."""
     kernel = _kernel(x, weight)
-    if kernel and len(x) <= FEW_ROWS and kernel.fits(weight):
+    if kernel and x.device.type != "cpu" and len(x) <= kernel.FEW_ROWS:
+        return kernel.multiply(weight.transform_input(x), weight)
+    if kernel and x.device.type == "cpu" and len(x) <= FEW_ROWS and kernel.fits(weight):
         rows = weight.transform_input(x.float()).contiguous()
-        y = torch.stack([kernel.multiply_row(row, weight) for row in rows])
-        return weight.transform_output(y).to(x.dtype)
-    return tiled(x, weight)
+        return torch.stack([kernel.multiply_row(row, weight) for row in rows])
+    return None
 
 
 def _by_integers(codes: torch.Tensor, weight: IntActivations) -> torch.Tensor:
     """Activation `codes`, whole numbers in float32 [rows, in_features], times the weight: float32, summed in integers
     where there are many rows."""
+    y = _from_words(codes, weight)
+    if y is not None:
+        return y
     on_cpu = codes.device.type == "cpu"
-    fits = on_cpu and cpu.fits(weight)
-    if fits and len(codes) <= FEW_ROWS:
-        return torch.stack([cpu.multiply_row(row, weight) for row in codes])
     if not on_cpu and (len(codes) <= 16 or weight.in_features % 8 or weight.out_features % 8):
         # Too small or odd for the GPU's integer product; in float32 these sums are all but exact as well.
         return tiled(codes, weight)
     narrow = codes.to(torch.int8)
     step = max(1, TILE_WEIGHTS // weight.in_features)
     step = max(8, step - step % 8)
+    by_kernel = on_cpu and cpu.fits(weight) and weight.bits < 8
     parts = []
     for start in range(0, weight.out_features, step):
         end = min(start + step, weight.out_features)
-        rows = cpu.integer_rows(weight, start, end) if fits and weight.bits < 8 else weight.integers(start, end)
+        rows = cpu.integer_rows(weight, start, end) if by_kernel else weight.integers(start, end)
         parts.append(torch._int_mm(narrow, rows.T).float())
     return torch.cat(parts, 1) * weight.scales.float().T
 
 
 def _kernel(x: torch.Tensor, weight: StoredWeight) -> ModuleType | None:
-    return CPU_KERNELS.get(weight.form) if x.device.type == "cpu" else None
+    if x.device.type == "cpu":
+        return CPU_KERNELS.get(weight.form)
+    gpu = _triton() if x.device.type == "cuda" else None
+    return gpu if gpu and gpu.fits(weight, x.dtype) else None
+
+
+@cache
+def _triton() -> ModuleType | None:
+    """The kernels of a GPU; None where Triton is not installed."""
+    try:
+        from quant_engine.kernels import gpu
+    except ImportError:
+        return None
+    return gpu
 
 
 def tiled(x: torch.Tensor, weight: StoredWeight) -> torch.Tensor:
     """The same product by dequantizing a tile of weight rows at a time, for any form and device."""
     kernel = _kernel(x, weight)
     x = weight.transform_input(x)
-    step = max(1, TILE_WEIGHTS // weight.in_features)
     parts = []
-    for start in range(0, weight.out_features, step):
-        end = min(start + step, weight.out_features)
+    for start, end in _tiles(weight, kernel):
         rows = kernel.dequantize_rows(weight, start, end) if kernel else weight.stored_rows(start, end)
         parts.append(x @ rows.to(x.dtype).T)
     return weight.transform_output(parts[0] if len(parts) == 1 else torch.cat(parts, 1))
+
+
+def _tiles(weight: StoredWeight, kernel: ModuleType | None) -> Iterator[tuple[int, int]]:
+    """First and last row of each tile."""
+    step = max(1, getattr(kernel, "TILE_WEIGHTS", TILE_WEIGHTS) // weight.in_features)
+    for start in range(0, weight.out_features, step):
+        yield start, min(start + step, weight.out_features)
 
 
 def matmul_back(gradient: torch.Tensor, weight: StoredWeight) -> torch.Tensor:
@@ -99,17 +126,16 @@ def matmul_back(gradient: torch.Tensor, weight: StoredWeight) -> torch.Tensor:
     plain = type(weight).stored_rows is StoredWeight.stored_rows
     kernel = _kernel(gradient, weight) if plain else None
     x = gradient.new_zeros((len(gradient), weight.in_features))
-    step = max(1, TILE_WEIGHTS // weight.in_features)
-    for start in range(0, weight.out_features, step):
-        end = min(start + step, weight.out_features)
+    for start, end in _tiles(weight, kernel):
         rows = kernel.dequantize_rows(weight, start, end) if kernel else weight.dequantize(start, end)
         x.addmm_(gradient[:, start:end], rows.to(gradient.dtype))
     return x
 
 
-def warm_up(weights: Iterable[StoredWeight]) -> None:
-    """Compiles, or loads from earlier, every kernel that these weights need, so that no answer waits for it."""
+def warm_up(weights: Iterable[StoredWeight], dtype: torch.dtype) -> None:
+    """Compiles, or loads from earlier, every kernel that these weights need for activations in `dtype`, so that no
+    answer waits for it."""
     kinds = {(weight.form, json.dumps(weight.config(), sort_keys=True)): weight for weight in weights}
     for weight in kinds.values():
         for rows in (1, FEW_ROWS + 1):
-            matmul(torch.zeros((rows, weight.in_features), device=weight.device), weight)
+            matmul(torch.zeros((rows, weight.in_features), dtype=dtype, device=weight.device), weight)
