@@ -271,7 +271,7 @@ def _works(weight: StoredWeight, dtype: torch.dtype) -> bool:
     try:
         pairs = [(dequantize_rows(weight, 0, rows), dense)]
         pairs += [(multiply(x[:count], weight)[:, :rows], product[:count]) for count in (1, FEW_ROWS)]
-        off = max((found - right).norm() / right.norm().clamp(min=1e-30) for found, right in pairs)
+        off = torch.stack([(found - right).norm() / right.norm().clamp(min=1e-30) for found, right in pairs]).max()
     except Exception as error:  # a compiler, a driver or a card can refuse in any way
         log.warning("%s weights are multiplied by torch's operations: %s", weight.form, error)
         return False

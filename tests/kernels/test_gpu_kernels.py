@@ -118,12 +118,12 @@ def test_what_runs_right_is_used():
     assert not gpu.fits(made("3 bits", SHAPES[0]), torch.float64)
 
 
-@pytest.mark.parametrize("fault", ["wrong", "broken"])
+@pytest.mark.parametrize("fault", ["wrong", "not a number", "broken"])
 def test_a_kernel_that_fails_is_left_out_with_a_warning(fault, monkeypatch, caplog):
     def multiply(x, weight):
         if fault == "broken":
             raise RuntimeError("no compiler here")
-        return torch.ones((len(x), weight.out_features), device=x.device)
+        return torch.full((len(x), weight.out_features), 1.0 if fault == "wrong" else torch.nan, device=x.device)
 
     monkeypatch.setattr(gpu, "_WORKS", {})
     monkeypatch.setattr(gpu, "multiply", multiply)
