@@ -3,10 +3,13 @@
 import os
 
 import pytest
+import torch
 
 from quant_engine import folders
 from quant_engine.models import catalog
 
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # before anything imports Triton
 os.environ["LOWBIT_SHIPPED"] = "/nowhere"  # a test sees the runs that it makes, in its own process and in the page's
 
 
@@ -42,7 +45,5 @@ def pytest_runtest_setup(item):
         catalog.available(card) for card in catalog.MODELS.values() if card.origin == "demo"
     ):
         pytest.fail("The demo models are not on this machine; run: python -m quant_engine get demo", pytrace=False)
-    if item.get_closest_marker("gpu"):
-        torch = pytest.importorskip("torch")
-        if not torch.cuda.is_available():
-            pytest.skip("needs a CUDA device")
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
