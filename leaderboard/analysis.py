@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict
 
 from leaderboard import notation, search, sizes
 from leaderboard.columns import COMMONSENSE, GROUPS, Column, ordered
+from leaderboard.store import chosen_options
 
 Mode = Literal["absolute", "difference", "retained"]
 TRACKS = {
@@ -75,7 +76,8 @@ class Query(BaseModel):
 @dataclass(frozen=True)
 class Board:
     """Every result arranged: arrays are [rows, columns]. `origin` is the result's row in `results`, or -1. Beside what
-    names a row, `rows` holds `stored_bits` and `size_gb`: measured where the run says so, else counted (see sizes)."""
+    names a row, `rows` holds `stored_bits` and `size_gb`: measured where the run says so, else counted (see sizes); and
+    `chosen`, the options of a run that are not its method's defaults."""
 
     results: pd.DataFrame
     rows: pd.DataFrame
@@ -154,6 +156,8 @@ def arrange(results: pd.DataFrame) -> Board:
 
     first = np.unique(row_of, return_index=True)[1]
     rows = _with_sizes(results.loc[first, [*ROW_KEY, "calibration", "stored_bits"]].reset_index(drop=True))
+    options = results.loc[first, "options"].astype(object).fillna("{}")
+    rows["chosen"] = [chosen_options(*pair) for pair in zip(rows["method"], options, strict=True)]
     shape = (len(rows), len(columns))
     values = np.full(shape, np.nan)
     cells = np.full(shape, Cell.MISSING, dtype=np.int8)
@@ -286,12 +290,12 @@ def _with_sizes(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _haystack(rows: pd.DataFrame) -> pd.Series:
-    """What the search looks at, per row: model, setting, source, run, calibration, in lower case."""
+    """What the search looks at, per row: model, setting, source, run, calibration, options, in lower case."""
     group = rows["group_size"].map(lambda size: "per row" if np.isnan(size) else f"g{size:g}")
     bits = rows["w_bits"].map("w{:g}".format) + rows["a_bits"].map("a{:g}".format)
     setting = rows["w_bits"].map("{:g} bit ".format) + rows["w_bits"].map("{:g}-bit ".format)
     text = rows["model"] + " " + rows["method"] + " " + bits + " " + group + " " + setting + rows["source"]
-    for column in ("run_id", "calibration"):
+    for column in ("run_id", "calibration", "chosen"):
         text = text + " " + rows[column].astype(object).fillna("").astype(str)
     return text.str.lower()
 

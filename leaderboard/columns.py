@@ -101,16 +101,18 @@ def column_of(task: str) -> Column:
     return Column(task, task, "CommonSenseQA", "higher", "")
 
 
-def headline(columns: Sequence[Column], asked: str | None = None) -> Column | None:
-    """The score that ranks settings: the one that is asked for, else the one that says most; None if there is no score.
+def headline(columns: Sequence[Column], filled: Sequence[int], asked: str | None = None) -> Column | None:
+    """The score that ranks settings: the one that is asked for, else the one that says most and is not rare; None if
+    there is no score. `filled` [columns] is how many settings have each; half of the most is not rare.
 
     Not the mean of tasks: the study's has rows that were scored otherwise.
     """
-    scores = {column.task: column for column in columns if not column.cost}
-    for task in (asked, *HEADLINES):
-        if task in scores:
-            return scores[task]
-    return next(iter(scores.values()), None)
+    scores = {column.task: (column, count) for column, count in zip(columns, filled, strict=True) if not column.cost}
+    if asked in scores:
+        return scores[asked][0]
+    telling = [scores[task] for task in HEADLINES if task in scores] or list(scores.values())
+    most = max((count for _, count in telling), default=0)
+    return next((column for column, count in telling if 2 * count >= most), None)
 
 
 def ordered(tasks: list[str]) -> list[Column]:

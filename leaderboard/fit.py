@@ -135,8 +135,9 @@ def need(
 def best_quality(board: Board, model: str) -> Column:
     """The column that ranks a model's settings where nobody says. Raises UserError if the model has no score."""
     mask = (board.rows["model"] == model).to_numpy() & (board.rows["w_bits"] < 16).to_numpy()
-    filled = ~np.isnan(board.values[mask]).all(axis=0) if mask.any() else np.zeros(len(board.columns), dtype=bool)
-    found = headline([column for column, any_ in zip(board.columns, filled, strict=True) if any_])
+    filled = (~np.isnan(board.values[mask])).sum(axis=0)
+    known = np.flatnonzero(filled)
+    found = headline([board.columns[place] for place in known], filled[known])
     if found is None:
         raise UserError(f"There is no result of {model} yet.")
     return found

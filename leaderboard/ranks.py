@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from leaderboard import paired
-from leaderboard.analysis import Board, View
+from leaderboard.analysis import Board, Cell, View
 from leaderboard.columns import Column, headline
 from leaderboard.items import Run, runs_with, scored
 
@@ -83,7 +83,7 @@ def ranking(board: Board, seen: View, comparisons: Comparisons) -> Ranking | Non
     that were asked other items than most have none. A row of the study is ranked by its printed number alone. None if
     the view has no score.
     """
-    column = headline(seen.columns, seen.query.sort)
+    column = headline(seen.columns, (seen.cells != Cell.MISSING).sum(axis=0), seen.query.sort)
     if column is None:
         return None
     place = board.columns.index(column)

@@ -7,9 +7,11 @@ change; one that cannot be read is named with the reason, and the rest shows.
 
 from __future__ import annotations
 
+import json
 import os
 import threading
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import pandas as pd
@@ -175,6 +177,15 @@ def method_name(method: str) -> str:
         if _key(name) == key:
             return name
     return METHODS[method].card.title if method in METHODS else method.upper()
+
+
+@cache
+def chosen_options(method: str, options: str) -> str:
+    """Of a run's `options` (JSON), those that are not the defaults of its method: "act_order, groups=static"."""
+    fields = next((known.Options.model_fields for name, known in METHODS.items() if method_name(name) == method), {})
+    said = json.loads(options) if fields else {}
+    unlike = {name: value for name, value in said.items() if name not in fields or value != fields[name].default}
+    return ", ".join(name if value is True else f"{name}={value}" for name, value in unlike.items())
 
 
 def model_name(model: str) -> str:

@@ -151,18 +151,19 @@ def _row(sheet: _Sheet, index: int, row: dict) -> str:
     where = f"run {row['run_id']}" if measured else "the study"
     marks = [f"{short} {'g' + group if group.isdigit() else group}", "measured" if measured else ""]
     rank = sheet.ranking.text(index) if sheet.ranking else ""
-    marks.append(f"rank {rank}" if rank else "")
+    marks += [f"rank {rank}" if rank else "", escape(row["chosen"])]
     small = " · ".join(filter(None, [escape(row["model"]) if sheet.several else "", *marks]))
     cells = f'<td class="k kr">{rank.replace("=", "<i>=</i>")}</td>' if sheet.ranking else ""
     cells += f'<td class="k k0">{escape(row["model"])}</td>' if sheet.several else ""
     key = escape(row_key(row))
+    chosen = f'<em title="{escape(row["chosen"])}">{escape(row["chosen"])}</em>' if row["chosen"] else ""
     cells += (
         f'<th class="k k1" scope="row"><button type="button" class="open">{escape(row["method"])}</button>'
         f'<button type="button" class="pin" data-pin="{key}" aria-label="Pin {escape(row["method"])} {short} {group}" '
         f'title="Pin to compare, or unpin">◇</button><small>{small}</small></th>'
         f'<td class="k k2">{bit_bar(row["w_bits"])}<span>{short}</span></td>'
         f'<td class="k k3">{group}</td>'
-        f'<td class="k k4" title="{escape(where)}"><mark class="{row["source"]}">{row["source"]}</mark></td>'
+        f'<td class="k k4" title="{escape(where)}"><mark class="{row["source"]}">{row["source"]}</mark>{chosen}</td>'
     )
     for place, column in enumerate(sheet.view.columns):
         cells += _cell(sheet, index, place, note_on(row, column.task, sheet.notes))

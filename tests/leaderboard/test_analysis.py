@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 
 from leaderboard.analysis import Cell, Query, View, arrange, choices, models, view
+from leaderboard.columns import column_of, headline
 from leaderboard.store import COLUMNS, Store, read_paper
 
 
@@ -214,3 +215,11 @@ def test_measured_results_without_costs_show_too():
         seen = view(arrange(results), Query(model="LLaMA3-8B", sources=("measured",)))
         assert cell(seen, "wikitext2", method="FP16")[0] == "6.10"
         assert "stored_bits" not in [one.task for one in seen.columns]
+
+
+def test_settings_are_ranked_by_a_score_that_many_of_them_have():
+    columns = [column_of(task) for task in ("wikitext2", "perplexity", "stored_bits")]
+    assert headline(columns, [20, 30, 31]).task == "wikitext2"
+    assert headline(columns, [1, 30, 31]).task == "perplexity"
+    assert headline(columns, [1, 30, 31], "wikitext2").task == "wikitext2"
+    assert headline(columns[2:], [31]) is None

@@ -1,4 +1,6 @@
-from leaderboard.store import COLUMNS, Store, method_name, model_name, read_notes, read_paper
+import json
+
+from leaderboard.store import COLUMNS, Store, chosen_options, method_name, model_name, read_notes, read_paper
 
 
 def test_the_study_has_840_rows_under_the_columns_of_a_result():
@@ -95,3 +97,10 @@ def test_a_results_folder_that_cannot_be_read_is_said(results):
     assert [problem.reason for problem in snapshot.problems] == [
         f"The results folder {results} can't be read: Not a directory."
     ]
+
+
+def test_chosen_options_are_those_that_are_no_defaults():
+    given = {"act_order": True, "true_sequential": True, "groups": "static", "damping": 0.01, "mse_clip": False}
+    assert chosen_options("GPTQ", json.dumps(given)) == "act_order, groups=static"
+    assert chosen_options("RTN", json.dumps({"symmetric": False, "mse_clip": False})) == ""
+    assert chosen_options("OmniQuant", "{}") == ""

@@ -1,5 +1,6 @@
 import re
 
+from leaderboard import analysis
 from leaderboard.analysis import Query
 from leaderboard.store import Store
 from leaderboard.ui import table
@@ -37,6 +38,19 @@ def test_measured_rows_are_marked(make_run):
     html = show(Boards(Store()), Query(model="SmolLM2-135M")).table
     assert '<mark class="measured">measured</mark>' in html
     assert "25.50" in html
+
+
+def test_rows_that_differ_by_an_option_say_it_and_are_found_by_it(make_run):
+    for limit in (8, 9):
+        make_run(perplexity=25.5, limit=limit)
+    frame = Store().snapshot().frame
+    clipped = (frame["items"] == 9).to_numpy()
+    frame.loc[clipped, "options"] = '{"symmetric": false, "mse_clip": true}'
+    board = analysis.arrange(frame)
+    html = table.table(analysis.view(board, Query(model="SmolLM2-135M")), {}, 2)
+    assert html.count("<em") == html.count('<em title="mse_clip">mse_clip</em>') == 1
+    (found,) = analysis.view(board, Query(model="SmolLM2-135M", search="mse_clip")).rows["run_id"]
+    assert found == frame.loc[clipped, "run_id"].iloc[0]
 
 
 def test_clicks_on_a_header_go_best_worst_and_back():
