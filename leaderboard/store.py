@@ -181,9 +181,15 @@ def method_name(method: str) -> str:
 
 @cache
 def chosen_options(method: str, options: str) -> str:
-    """Of a run's `options` (JSON), those that are not the defaults of its method: "act_order, groups=static"."""
+    """Of a run's `options` (JSON), those that are not the defaults of its method: "act_order, groups=static". Nothing
+    where they can't be read: one run's file takes no other row down."""
     fields = next((known.Options.model_fields for name, known in METHODS.items() if method_name(name) == method), {})
-    said = json.loads(options) if fields else {}
+    try:
+        said = json.loads(options)
+    except ValueError:
+        return ""
+    if not fields or not isinstance(said, dict):
+        return ""
     unlike = {name: value for name, value in said.items() if name not in fields or value != fields[name].default}
     return ", ".join(name if value is True else f"{name}={value}" for name, value in unlike.items())
 

@@ -16,7 +16,7 @@ import torch
 import triton
 import triton.language as tl
 
-from quant_engine.weights import Binary, Codebook, DualBinary, PartlyBinary, RotatedInt, StoredWeight
+from quant_engine.weights import Binary, Codebook, DualBinary, GroupedInt, PartlyBinary, RotatedInt, StoredWeight
 from quant_engine.weights.binary import LOW_BITS
 from quant_engine.weights.codebook import BLOCKS_PER_STEP, dynamic_map, levels
 
@@ -26,14 +26,14 @@ ROWS_BY_COLUMNS = 512
 """Weights in a tile for one activation row: four for each of 128 threads."""
 TILE_WEIGHTS = 2**22
 """Weights that are dense at once where many rows are multiplied: 16 MiB in float32."""
-FORMS = {
-    "grouped_int", "int_activations", "rotated_int", "codebook",
-    "dual_binary", "binary", "partly_binary", "residual_binary",
-}  # fmt: skip
+FORMS = (GroupedInt, RotatedInt, Codebook, DualBinary, Binary)
+"""With their subclasses; the parts of other forms are of these."""
 CLOSE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 2e-2}
 """By type of the activations, how far a kernel may be off at its first use: the error's norm over the product's."""
 
 log = logging.getLogger(__name__)
+_WORKS: dict[tuple[Any, ...], bool] = {}
+"""What `fits` found, by what a kernel is compiled for."""
 
 
 @triton.jit
@@ -248,7 +248,7 @@ def fits(weight: StoredWeight, dtype: torch.dtype) -> bool:
     Compilers and cards differ, so each kernel is held against torch's own operations when it is first needed, and left
     out with a warning where it does not compile or disagrees.
     """
-    if weight.form not in FORMS or dtype not in CLOSE or weight.out_features * weight.in_features >= 2**31:
+    if not isinstance(weight, FORMS) or dtype not in CLOSE or weight.out_features * weight.in_features >= 2**31:
         return False
     plan = _plan(weight)
     there = tuple(part is not None for part in plan.side)
@@ -256,9 +256,6 @@ def fits(weight: StoredWeight, dtype: torch.dtype) -> bool:
     if key not in _WORKS:
         _WORKS[key] = _works(weight, dtype)
     return _WORKS[key]
-
-
-_WORKS: dict[tuple[Any, ...], bool] = {}
 
 
 @torch.no_grad()

@@ -13,13 +13,11 @@ TYPES = {
     torch.bfloat16: "*bf16",
     torch.float32: "*fp32",
 }
+CARD = GPUTarget("cuda", 80, 32)
 
 
-CAPABILITY = 80
-
-
-def compile_for(capability, kernel, given):
-    """`kernel` as it would be launched with the arguments `given`, by name."""
+def compiled(kernel, given, options):
+    """`kernel` as it would be launched with the arguments `given`, in order."""
     signature, constants = {}, {}
 
     def kind(value, place, constant):
@@ -30,22 +28,20 @@ def compile_for(capability, kernel, given):
             return tuple(kind(part, (*place, index), False) for index, part in enumerate(value))
         return TYPES[value.dtype] if isinstance(value, torch.Tensor) else "i32"
 
-    for index, parameter in enumerate(kernel.params):
-        signature[parameter.name] = kind(given[parameter.name], (index,), parameter.is_constexpr)
-    source = ASTSource(kernel, signature, constants)
-    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"enable_fp_fusion": True})
+    for index, (parameter, value) in enumerate(zip(kernel.params, given, strict=True)):
+        signature[parameter.name] = kind(value, (index,), parameter.is_constexpr)
+    return triton.compile(ASTSource(kernel, signature, constants), target=CARD, options=options)
 
 
-class Recorder:
-    """Stands in for a kernel: keeps the arguments of a launch instead of starting it."""
+class Compiler:
+    """Stands in for a kernel: compiles it for the arguments of a launch instead of starting it."""
 
     def __init__(self, kernel):
         self.kernel = kernel
 
     def __getitem__(self, grid):
-        def launch(*given, enable_fp_fusion):
-            names = [parameter.name for parameter in self.kernel.params]
-            made = compile_for(CAPABILITY, self.kernel, dict(zip(names, given, strict=True)))
+        def launch(*given, **options):
+            made = compiled(self.kernel, given, options)
             assert made.asm["cubin"]
             # What a card of any kind has for one program.
             assert made.metadata.shared <= 48 * 1024, made.metadata
@@ -54,7 +50,7 @@ class Recorder:
 
 
 if __name__ == "__main__":
-    gpu._multiply, gpu._dequantize = Recorder(gpu._multiply), Recorder(gpu._dequantize)
+    gpu._multiply, gpu._dequantize = Compiler(gpu._multiply), Compiler(gpu._dequantize)
     for name in ("3 bits", "rotated", "codebook, 3 bits, shifts", "partly binary", "residual binary", "dual binary"):
         weight = made(name, SHAPES[0])
         gpu.dequantize_rows(weight, 0, 8)

@@ -53,11 +53,9 @@ def binary(form, rows, columns, group, random):
         codes = torch.randint(0, 256, (rows, columns), generator=random).to(torch.uint8)
         grids = {"grid_scales": torch.rand(rows, generator=random), "grid_zeros": torch.arange(rows) + 100}
         return form.pack(*given, marks=bits(rows, columns), codes=codes, **grids)
-    return (
-        form.pack(*given, marks=bits(rows, columns), salient=bits(columns))
-        if form is ResidualBinary
-        else (form.pack(*given))
-    )
+    if form is ResidualBinary:
+        return form.pack(*given, marks=bits(rows, columns), salient=bits(columns))
+    return form.pack(*given)
 
 
 def dual(rows, columns, group, random):

@@ -104,3 +104,5 @@ def test_chosen_options_are_those_that_are_no_defaults():
     assert chosen_options("GPTQ", json.dumps(given)) == "act_order, groups=static"
     assert chosen_options("RTN", json.dumps({"symmetric": False, "mse_clip": False})) == ""
     assert chosen_options("OmniQuant", "{}") == ""
+    for unreadable in ("", "act_order", "[1]"):
+        assert chosen_options("GPTQ", unreadable) == ""
