@@ -16,8 +16,9 @@ from leaderboard.view import find_row, row_key
 from quant_engine.evaluate import TASKS
 from quant_engine.methods import METHODS
 from quant_engine.models.catalog import MODELS
+from quant_engine.runs import folder as run_folder
 from quant_engine.runs.command import command
-from quant_engine.spec import QuantSetting, RunSpec
+from quant_engine.spec import QuantSetting, RunSpec, UserError
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,8 @@ class Number:
 @dataclass(frozen=True)
 class Provenance:
     """A row's setting, what it stores, its numbers, and how it was made. `about` are (name, value) pairs; `command`
-    reproduces it, or is empty where the engine has no such setting; `run_id` is empty for the study's rows."""
+    reproduces it, or is empty where the engine has no such setting; `offered` says whether the Run tab can make it as
+    well; `run_id` is empty for the study's rows."""
 
     key: str
     title: str
@@ -45,6 +47,7 @@ class Provenance:
     numbers: list[Number]
     about: list[tuple[str, str]]
     command: str
+    offered: bool
     run_id: str
 
 
@@ -62,6 +65,7 @@ def provenance(board: Board, place: int, notes: Notes) -> Provenance:
         stored=_stored(row, measured),
         numbers=_numbers(board, place, row, notes),
         about=_about_run(result, board, origins) if measured else _about_study(row),
+        offered=row_run(board, row_key(row)) is not None,
         command=(_text(result.get("command")) if measured else study_command(row, _tasks(board, place))),
         run_id=_text(row["run_id"]) if measured else "",
     )
@@ -97,9 +101,18 @@ def study_run(row: dict, tasks: list[str]) -> RunSpec | None:
 
 
 def row_run(board: Board, key: str) -> RunSpec | None:
-    """The run that measures a row again; None if there is no such row, or the engine can't."""
+    """The run that measures a row again: a measured row's own. None if there is no such row, or the engine can't."""
     place = find_row(board, key)
-    return None if place is None else study_run(board.rows.iloc[place].to_dict(), _tasks(board, place))
+    if place is None:
+        return None
+    row = board.rows.iloc[place].to_dict()
+    if row["source"] != "measured":
+        return study_run(row, _tasks(board, place))
+    try:
+        spec = run_folder.read(run_folder.place(_text(row["run_id"]))).spec
+    except UserError:
+        return None
+    return spec if spec.model in MODELS and {*spec.tasks} <= TASKS.keys() else None
 
 
 def _tasks(board: Board, place: int) -> list[str]:

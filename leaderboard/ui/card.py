@@ -54,7 +54,7 @@ def _source(told: Provenance) -> str:
 
 def _run_buttons(told: Provenance) -> str:
     again = "Run this setting again" if told.run_id else "Run this setting"
-    buttons = f'<button type="button" data-again="{escape(told.key)}">{again}</button>' if told.command else ""
+    buttons = f'<button type="button" data-again="{escape(told.key)}">{again}</button>' if told.offered else ""
     if told.run_id:
         buttons += f'<button type="button" data-folder="{escape(told.run_id)}">Download run</button>'
     return buttons

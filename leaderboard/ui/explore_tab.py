@@ -194,17 +194,20 @@ def build(boards: Boards) -> Wired:
         return [drawing_of(boards.current(), explored), explore_address(explored)]
 
     def explore(*values) -> list:
-        explored = settled(boards.current(), explored_of(*values))
+        asked = explored_of(*values)
+        explored = settled(boards.current(), asked)
         offered = qualities(boards.current(), explored.model)
-        return [gr.update(choices=offered, value=explored.quality), *draw(explored)]
+        value = {} if explored.quality == asked.quality else {"value": explored.quality}
+        return [gr.update(choices=offered, **value), *draw(explored)]
 
     def look_inside(*values) -> list:
         """The chosen run; a linear that it lacks is no longer chosen."""
         explored = settled(boards.current(), explored_of(*values))
         offered = run_inside.linears(explored.run)
-        if explored.linear not in [place for _, place in offered]:
+        lacking = explored.linear is not None and explored.linear not in [place for _, place in offered]
+        if lacking:
             explored = explored.model_copy(update={"linear": None})
-        offer = gr.update(choices=[LARGEST, *offered], value=explored.linear or "")
+        offer = gr.update(choices=[LARGEST, *offered], **({"value": ""} if lacking else {}))
         return [offer, *run_charts(boards.current(), explored), explore_address(explored)]
 
     def weigh(*values) -> list:

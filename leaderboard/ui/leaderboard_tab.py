@@ -144,9 +144,9 @@ def exported(boards: Boards, search: str, form: str) -> dict[str, str]:
 
 def zipped(run_id: str) -> dict[str, str]:
     """A run's folder as a zip file, in the same form."""
-    if not run_folder.RUN_ID.fullmatch(run_id) or not run_folder.exists(run_id):
-        raise UserError(f"There is no run {run_id!r} on this machine.")
     root, buffer = run_folder.place(run_id), io.BytesIO()
+    if not run_folder.RUN_ID.fullmatch(run_id) or not (root / "run.json").exists():
+        raise UserError(f"There is no run {run_id!r} on this machine.")
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as packed:
         for path in sorted(root.rglob("*")):
             if path.is_file():
@@ -319,43 +319,54 @@ def build(boards: Boards) -> Wired:
     # What the table in the browser was drawn from. Answers may arrive in another order than questions were asked: the
     # timer compares this with the controls and draws again what came out wrong, as it does when there are new results.
     drawn, drawn_beside = gr.Textbox(first.drawn, visible="hidden"), gr.Textbox("", visible="hidden")
-    where = gr.Textbox("", visible="hidden")
+    where, where_beside = gr.Textbox("", visible="hidden"), gr.Textbox("", visible="hidden")
     controls = Controls(
         model, track, mode, methods, bits, groups, sources, a_bits, columns, statuses, stored, size, search, sort,
         pins_state, row,
     )  # fmt: skip
     filtering = [model, track, methods, bits, groups, sources, a_bits, columns]
     drawing = [board, drawn, where]
-    beside = [pinned, opened, drawn_beside]
-    rest = [mode, statuses, stored, size, search, sort, pins_state, row]
-    outputs, refreshing = [*filtering, *rest, *drawing, *beside], [*filtering, problems, *drawing, *beside]
+    beside = [pinned, opened, drawn_beside, where_beside]
+    typed_in = [statuses, stored, size, search]
+    outputs = [*filtering, *typed_in, *drawing, mode, sort, pins_state, row, *beside]
+    refreshing = [*filtering, problems, *drawing, *beside]
 
-    def draw(view: PageView, shown: Shown) -> list[str]:
-        said = address(PageView(query=shown.query, pins=view.pins, row=view.row))
-        return [shown.table, shown.drawn, said]
+    # The next answers may come after the visitor has gone on. So each writes what it is about and nothing else: the
+    # table and its part of the address, the card and the pins and theirs, and only the controls that it changes.
+
+    def draw(shown: Shown) -> list[str]:
+        return [shown.table, shown.drawn, address(PageView(query=shown.query))]
+
+    def where_of(view: PageView) -> str:
+        return address(PageView(pins=view.pins, row=view.row))
 
     def aside(view: PageView) -> list[str]:
-        return [pins_html(boards, view.pins), card_html(boards, view), beside_signature(boards.state(), view)]
+        signed = beside_signature(boards.state(), view)
+        return [pins_html(boards, view.pins), card_html(boards, view), signed, where_of(view)]
+
+    def offer(shown: Shown, before: Query | None = None) -> list[dict]:
+        """What the controls of `filtering` offer for a table, and their values but for those that stay as `before`."""
+        values = chosen_of(shown.query)
+        old = chosen_of(before) if before else [None] * len(values)
+        return [
+            gr.update(choices=choices, **({} if value == was else {"value": value}))
+            for choices, value, was in zip(offers_of(shown), values, old, strict=True)
+        ]
 
     def fill(view: PageView) -> list:
         shown = show(boards, view.query)
         query = shown.query
-        offered = [
-            gr.update(choices=choices, value=value)
-            for choices, value in zip(offers_of(shown), chosen_of(query), strict=True)
-        ]
-        others = [
-            query.mode, list(query.statuses), range_text(query.stored), range_text(query.size), query.search,
-            [query.sort, query.reverse], list(view.pins), view.row,
-        ]  # fmt: skip
-        return [*offered, *others, *draw(view, shown), *aside(view)]
+        typed = [list(query.statuses), range_text(query.stored), range_text(query.size), query.search]
+        rest = [query.mode, [query.sort, query.reverse], list(view.pins), view.row]
+        return [*offer(shown), *typed, *draw(shown), *rest, *aside(view)]
 
     def chosen(*values) -> list:
-        return fill(view_of(*values))
+        query = view_of(*values).query
+        shown = show(boards, query)
+        return [*offer(shown, query), *draw(shown)]
 
     def refine(*values) -> list:
-        view = view_of(*values)
-        return draw(view, show(boards, view.query))
+        return draw(show(boards, view_of(*values).query))
 
     def sorted_by(event: gr.EventData, *values) -> list:
         *others, sort_now, keys, key = values
@@ -363,18 +374,19 @@ def build(boards: Boards) -> Wired:
         return [*refine(*others, sort_now, keys, key), sort_now]
 
     def cleared(*values) -> list:
-        view = view_of(*values)
-        kept = view.query.model_dump(include={"model", "track", "mode", "sort", "reverse"})
-        return fill(view.model_copy(update={"query": Query(**kept)}))
+        query = view_of(*values).query
+        kept = query.model_dump(include={"model", "track", "mode", "sort", "reverse"})
+        shown = show(boards, Query(**kept))
+        return [*offer(shown, query), [], "", "", "", *draw(shown)]
 
     def opens(event: gr.EventData, *values) -> list:
         view = view_of(*values).model_copy(update={"row": event._data["row"]})
-        return [view.row, card_html(boards, view), beside_signature(boards.state(), view), address(view)]
+        return [view.row, card_html(boards, view), beside_signature(boards.state(), view), where_of(view)]
 
     def pins_row(event: gr.EventData, *values) -> list:
         view = view_of(*values)
         view = view.model_copy(update={"pins": toggled(view.pins, str(event._data["row"]))})
-        return [list(view.pins), *aside(view), address(view)]
+        return [list(view.pins), *aside(view)]
 
     def refreshed(before: str, before_beside: str, *values) -> list:
         """Draws anew what is not as it should be. Choices are left alone: they may be changing meanwhile, and so may
@@ -386,10 +398,17 @@ def build(boards: Boards) -> Wired:
             return [gr.skip()] * (len(refreshing) - len(beside)) + parts
         shown = show(boards, view.query)
         offered = [gr.update(choices=choices) for choices in offers_of(shown)]
-        return [*offered, problems_html(boards.problems()), *draw(view, shown), *parts]
+        return [*offered, problems_html(boards.problems()), *draw(shown), *parts]
 
     quick = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
-    gr.on([model.input, track.input], chosen, controls.all(), outputs, trigger_mode="always_last", **quick)
+    gr.on(
+        [model.input, track.input],
+        chosen,
+        controls.all(),
+        [*filtering, *drawing],
+        trigger_mode="always_last",
+        **quick,
+    )
     gr.on(
         [mode.input, methods.input, bits.input, groups.input, sources.input, a_bits.input, columns.input,
          statuses.input, stored.input, size.input, search.input],
@@ -400,11 +419,12 @@ def build(boards: Boards) -> Wired:
         **quick,
     )  # fmt: skip
     board.sort(sorted_by, controls.all(), [*drawing, sort], **quick)
-    clear.click(cleared, controls.all(), outputs, **quick)
+    clear.click(cleared, controls.all(), [*filtering, *typed_in, *drawing], **quick)
     for part in (board, opened, pinned):
-        part.open(opens, controls.all(), [row, opened, drawn_beside, where], trigger_mode="multiple", **quick)
-        part.pin(pins_row, controls.all(), [pins_state, *beside, where], **quick)
+        part.open(opens, controls.all(), [row, opened, drawn_beside, where_beside], trigger_mode="multiple", **quick)
+        part.pin(pins_row, controls.all(), [pins_state, *beside], **quick)
     refreshing_of = (refreshed, [drawn, drawn_beside, *controls.all()], refreshing)
     gr.Timer(3).tick(*refreshing_of, **quick)
     where.change(None, where, None, js="(search) => { lowbit.go('board', search); }", **quick)
+    where_beside.change(None, where_beside, None, js="(search) => { lowbit.go('beside', search); }", **quick)
     return Wired(controls, outputs, fill, opened, refreshing_of)

@@ -2,7 +2,8 @@
 window.lowbit = (() => {
   // --- the view in the address. Each part of the page owns its parameters; the rest is left as it is. ---
   const owns = {
-    board: (name) => !/^(x\.|fit\.|tab$|__)/.test(name),
+    board: (name) => !/^(x\.|fit\.|tab$|row$|pin$|__)/.test(name),
+    beside: (name) => name === 'row' || name === 'pin',
     explore: (name) => name.startsWith('x.'),
     fit: (name) => name.startsWith('fit.'),
     tab: (name) => name === 'tab',
@@ -12,6 +13,8 @@ window.lowbit = (() => {
   for (const kind of ['pointerdown', 'keydown', 'input']) {
     document.addEventListener(kind, () => { restoring = moved = false; }, true);
   }
+  const ONE_STEP_MS = 100; // what one answer changes in several parts is one step
+  let stepped = -ONE_STEP_MS;
   window.addEventListener('popstate', () => { restoring = moved = true; });
   // A link to a view shows nothing before that view is there: nothing jumps.
   const shown = () => requestAnimationFrame(() => requestAnimationFrame(() => {
@@ -32,7 +35,9 @@ window.lowbit = (() => {
     if (settled(now) === settled(next)) return;
     const place = location.pathname + (next.size ? '?' + next : '');
     const typing = settled(now, 'q') === settled(next, 'q') && now.has('q');
-    history[restoring || typing ? 'replaceState' : 'pushState'](null, '', place);
+    const onward = !restoring && !typing && performance.now() - stepped > ONE_STEP_MS;
+    if (onward) stepped = performance.now();
+    history[onward ? 'pushState' : 'replaceState'](null, '', place);
   };
 
   // --- charts ---

@@ -46,6 +46,11 @@ def task_choices(model: str) -> list[tuple[str, str]]:
     return [(f"{task.title} ({task.metric})", name) for name, task in TASKS.items() if pictures or not task.pictures]
 
 
+def window_of(model: str) -> str:
+    """The perplexity window that a model is measured with unless another is asked for."""
+    return str(MODELS[model].window) if model in MODELS else ""
+
+
 def looked_at(queue: Queue, chosen: str | None, runs: list[QueuedRun]) -> QueuedRun | None:
     """The run to show: the chosen one, else the one that runs, else the newest."""
     for run in runs:
@@ -127,7 +132,10 @@ def build(lab: Lab) -> Wired:
                 for name, method in METHODS.items():
                     with gr.Column(visible=name == "rtn") as panels[name]:
                         controls += [option_control(key, field) for key, field in method.Options.model_fields.items()]
-                window = gr.Textbox(str(MODELS[first_model].window), label="Perplexity window (tokens)", max_lines=1)
+                window = gr.Textbox(
+                    label="Perplexity window (tokens; empty for the model's own)", placeholder=window_of(first_model),
+                    max_lines=1,
+                )  # fmt: skip
             token = gr.Textbox(label="Owner's token", type="password", visible=lab.hosted, max_lines=1)
             problem = html("", elem_id="run-problem")
             begin = gr.Button("Start run", variant="primary", elem_id="start")
@@ -196,10 +204,12 @@ def build(lab: Lab) -> Wired:
         return do
 
     def fit_model(model_id: str, wanted: list[str]) -> tuple:
+        """What the model allows. What is chosen stays if it is allowed: a list that merely loses the focus asks this,
+        too."""
         offered = task_choices(model_id)
         kept = [name for name in wanted if name in {id_ for _, id_ in offered}]
-        window_tokens = str(MODELS[model_id].window) if model_id in MODELS else ""
-        return model_note(model_id), gr.update(choices=offered, value=kept or ["perplexity"]), window_tokens
+        value = {} if kept == wanted else {"value": kept or ["perplexity"]}
+        return model_note(model_id), gr.update(choices=offered, **value), gr.update(placeholder=window_of(model_id))
 
     def fit_method(method: str) -> list[dict]:
         calibrated = method in METHODS and METHODS[method].card.calibrated
@@ -217,7 +227,8 @@ def build(lab: Lab) -> Wired:
 
     def fill(spec: RunSpec) -> list:
         """The form set to a run."""
-        setting = spec.setting
+        setting, text = spec.setting, spec.calibration
+        calibration = (text.source, text.samples, text.length) if text else (None, None, None)
         method = METHODS.get(setting.method)
         narrow = [str(width) for width in method.card.a_bits if width < 16] if method else []
         group = gr.update(
@@ -231,8 +242,20 @@ def build(lab: Lab) -> Wired:
             gr.update(choices=narrow, value=activations, visible=bool(narrow)),
             group,
             gr.update(choices=task_choices(spec.model), value=list(spec.tasks)),
+            "" if spec.limit is None else str(spec.limit),
+            *(gr.skip() if asked is None else str(asked) for asked in calibration),
+            gr.update(
+                value="" if spec.window == MODELS[spec.model].window else str(spec.window),
+                placeholder=window_of(spec.model),
+            ),
             model_note(spec.model),
             *fit_method(setting.method),
+            *(
+                setting.options.get(option, field.default) if name == setting.method else gr.skip()
+                for name, method in METHODS.items()
+                for option, field in method.Options.model_fields.items()
+            ),
         ]
 
-    return Wired(see, chosen, [model, *picker, tasks, remark, calibration_row, *panels.values()], fill)
+    described = [limit, source, samples, length, window, remark, calibration_row, *panels.values(), *controls]
+    return Wired(see, chosen, [model, *picker, tasks, *described], fill)

@@ -28,18 +28,26 @@ def build(method: str, bits: str, group: str, *, fp16: bool) -> SettingPicker:
         activations = gr.Dropdown(["8"], value="8", label="Activation bits", visible=False, filterable=False)
         groups = gr.Dropdown(GROUPS, value=group, label="Group size", allow_custom_value=True)
 
-    def fit(chosen: str, bits: str) -> tuple[dict, dict, dict]:
+    def fit(chosen: str, bits: str, a_bits: str | None) -> tuple[dict, dict, dict]:
+        """What the method allows. What is chosen stays if it is allowed: a list that merely loses the focus asks this,
+        too."""
         if chosen not in METHODS:
             return (gr.update(visible=False),) * 3
         card = METHODS[chosen].card
         offered = [f"{width:g}" for width in card.bits]
         narrow = [str(width) for width in card.a_bits if width < 16]
         return (
-            gr.update(visible=True, choices=offered, value=bits if bits in offered else offered[-1]),
-            gr.update(visible=bool(narrow), choices=narrow, value=narrow[-1] if narrow else None),
+            gr.update(visible=True, choices=offered, **_else(bits, offered)),
+            gr.update(visible=bool(narrow), choices=narrow, **_else(a_bits, narrow)),
             gr.update(visible=card.grouped),
         )
 
     shown = [widths, activations, groups]
-    methods.input(fit, [methods, widths], shown, queue=False, show_progress="hidden", api_visibility="private")
+    quick = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+    methods.input(fit, [methods, widths, activations], shown, **quick)
     return SettingPicker(methods, widths, activations, groups)
+
+
+def _else(value: str | None, offered: list[str]) -> dict[str, str | None]:
+    """The last of what is offered, as an update of a list, unless it has the value already."""
+    return {} if value in offered else {"value": offered[-1] if offered else None}

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, expect
 from serving import served, tab
 from test_leaderboard import rows, summary_is
 from test_views import measured, open_row, search_has
@@ -30,6 +30,11 @@ def look_around(page: Page) -> None:
         chart.scroll_into_view_if_needed()
         expect(chart.locator(".main-svg").first).to_be_attached()
     page.evaluate("scrollTo(0, 0)")
+
+
+def view(page: Page) -> set[str]:
+    """What the address says."""
+    return {*page.url.partition("?")[2].split("&")}
 
 
 def contrast(page: Page, theme: str) -> list[str]:
@@ -171,6 +176,35 @@ def test_escape_closes_what_opens(page):
     expect(page.locator("#card .close")).to_be_focused()
     page.keyboard.press("Escape")
     expect(opener).to_be_focused()
+
+
+def test_a_late_answer_undoes_nothing(page):
+    """A list that loses the focus asks for the table anew, though nothing was chosen; meanwhile the visitor goes on."""
+    held = []
+
+    def hold(route: Route) -> None:
+        asked = '{"data":["LLaMA3-8B"' in (route.request.post_data or "")
+        route.fallback() if held or not asked else held.append(route)
+
+    page.route("**/run/predict*", hold)
+    page.get_by_label("Model", exact=True).locator("visible=true").focus()
+    with page.expect_request(lambda _: bool(held)):
+        page.get_by_label("Search").focus()
+    page.get_by_label("Search").fill("gptq")
+    summary_is(page, "7 of")
+    page.get_by_role("radio", name="% kept").check()
+    page.locator("table.board button.open").nth(3).press("Enter")
+    expect(page.locator("#card .close")).to_be_focused()
+    expect(page).to_have_url(re.compile("row=.*GPTQ"))
+    before = view(page)
+    with page.expect_response(lambda reply: reply.request == held[0].request):
+        held[0].continue_()
+    page.wait_for_timeout(4000)  # the table is redrawn where it does not fit the controls
+    expect(page.locator("#card .card")).to_be_visible()
+    summary_is(page, "7 of")
+    assert page.get_by_label("Search").input_value() == "gptq"
+    expect(page.get_by_role("radio", name="% kept")).to_be_checked()
+    assert view(page) == before
 
 
 def test_a_failed_figure_is_a_sentence_in_its_place_and_the_rest_works(tmp_path, opened, monkeypatch):

@@ -94,6 +94,30 @@ def test_the_form_fits_the_method(running):
     expect(running.get_by_label("Calibration text")).to_be_visible()
 
 
+def test_a_list_that_loses_the_focus_changes_nothing(running):
+    page = running
+    page.get_by_label("Method", exact=True).locator("visible=true").click()
+    page.get_by_role("option", name="SmoothQuant").click()
+    page.get_by_role("button", name="Calibration and method options").click()
+    shown = {
+        name: page.get_by_label(name).locator("visible=true")
+        for name in ("Activation bits", "Perplexity window", "Model")
+    }
+    expect(shown["Activation bits"]).to_have_value("8")
+    shown["Activation bits"].click()
+    page.get_by_role("option", name="6").click()
+    shown["Perplexity window"].fill("512")
+    for name, value in {"Method": "smoothquant", "Model": "demo"}.items():
+        with page.expect_response(
+            lambda reply, value=value: reply.request.post_data.startswith(f'{{"data":["{value}"')
+        ):
+            page.get_by_label(name, exact=True).locator("visible=true").focus()
+            page.locator("#start").focus()
+    page.wait_for_timeout(300)
+    expect(shown["Activation bits"]).to_have_value("6")
+    expect(shown["Perplexity window"]).to_have_value("512")
+
+
 def worker_of(lab: Lab, run: QueuedRun) -> psutil.Process | None:
     """The process that does a run."""
     for child in psutil.Process(lab.process.pid).children():

@@ -10,6 +10,7 @@ from playwright.sync_api import Page, expect
 from serving import served, tab
 from test_leaderboard import column, press, rows, summary_is
 
+from quant_engine import folders
 from quant_engine.demo import suite
 from quant_engine.runs import folder as run_folder
 from quant_engine.spec import ItemOutput, LayerRecord, QuantSetting, Result, RunSpec
@@ -117,6 +118,22 @@ def test_the_card_of_a_paper_row_has_sources_notes_and_a_command(page):
     card.get_by_role("button", name="Run this setting").click()
     expect(page.get_by_role("tab", name="Run")).to_have_attribute("aria-selected", "true")
     expect(page.get_by_label("Method", exact=True).locator("visible=true")).to_have_value("QuIP")
+
+
+def test_a_measured_row_is_run_again_as_it_was(tmp_path, opened):
+    """GPTQ with act-order, which is no default."""
+    with served(tmp_path, LOWBIT_SHIPPED=str(folders.ASSETS / "runs")) as lab:
+        page = opened(lab, search="?model=SmolLM2-135M&row=run~27f160339de4b004")
+        page.locator("#card").get_by_role("button", name="Run this setting again").click()
+        expect(page.get_by_role("tab", name="Run")).to_have_attribute("aria-selected", "true")
+        page.get_by_role("button", name="Calibration and method options").click()
+        for label, value in {
+            "Method": "GPTQ", "Weight bits": "3", "Group size": "64", "Items per task (empty for all)": "16",
+            "Samples": "32", "Tokens each": "512", "Perplexity window (tokens; empty for the model's own)": "",
+        }.items():  # fmt: skip
+            expect(page.get_by_label(label, exact=True).locator("visible=true")).to_have_value(value)
+        expect(page.get_by_label("Act order").locator("visible=true")).to_be_checked()
+        expect(page.get_by_label("True sequential").locator("visible=true")).to_be_checked()
 
 
 def test_the_card_closes_with_escape_and_the_keyboard_opens_it(page):

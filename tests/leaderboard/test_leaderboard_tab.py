@@ -61,8 +61,12 @@ def test_an_export_is_of_the_view_in_the_address(results, form):
         tab.exported(tab.Boards(Store()), "", "pickle")
 
 
-def test_a_run_folder_comes_as_a_zip_and_nothing_else_does(make_run):
+@pytest.mark.parametrize("shipped", [False, True])
+def test_a_run_folder_comes_as_a_zip_and_nothing_else_does(make_run, monkeypatch, tmp_path, shipped):
     folder = make_run(perplexity=25.5)
+    if shipped:
+        monkeypatch.setenv("LOWBIT_SHIPPED", str(folder.parent))
+        monkeypatch.setenv("LOWBIT_RESULTS", str(tmp_path / "none"))
     packed = zipfile.ZipFile(io.BytesIO(base64.b64decode(tab.zipped(folder.name)["content"])))
     assert f"{folder.name}/run.json" in packed.namelist()
     for name in ("../../etc", "ffffffffffffffff", "", "."):

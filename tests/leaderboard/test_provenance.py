@@ -55,6 +55,7 @@ def test_a_measured_number_names_its_run(make_run):
     (first, *_) = one.numbers
     assert (first.title, first.text, first.source) == ("Built-in text ↓", "25.50", "8 items")
     assert "--method rtn --bits 4 --group-size 64" in command(row_run(board, one.key))
+    assert row_run(board, one.key).run_id == folder.name
 
 
 def test_the_card_escapes_what_it_shows_and_offers_what_there_is(board, make_run):
