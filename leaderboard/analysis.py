@@ -254,10 +254,14 @@ def _with_costs(results: pd.DataFrame) -> pd.DataFrame:
 
 
 def _references(results: pd.DataFrame) -> np.ndarray:
-    """For each result, FP16's value of the same model, source, task and conditions; NaN where there is none."""
+    """For each result, FP16's value of the same model, source, task and conditions; NaN where there is none.
+
+    The study prints an FP16 of its own in each track. One that was measured here serves all tracks.
+    """
     key = ["model", "source", "track", "task", "conditions", "data_revision"]
     plain = results[[*key, "value"]].astype({"data_revision": object, "conditions": object})
     plain = plain.fillna({"data_revision": "", "conditions": ""})
+    plain.loc[plain["source"] == "measured", "track"] = ""
     full = plain[(results["w_bits"] == 16) & (results["status"] == "ok")].drop_duplicates(key)
     return plain[key].merge(full, on=key, how="left")["value"].to_numpy()
 

@@ -19,7 +19,10 @@ from leaderboard.analysis import Cell, View
 from leaderboard.store import Notes, note_on
 from quant_engine.folders import PROJECT
 
-FIELDS = ["model", "track", "method", "w_bits", "a_bits", "group_size", "source", "run_id", "stored_bits", "size_gb"]
+FIELDS = [
+    "model", "track", "method", "w_bits", "a_bits", "group_size", "options", "source", "run_id", "stored_bits",
+    "size_gb",
+]  # fmt: skip
 _LATEX = str.maketrans(
     {"&": r"\&", "%": r"\%", "_": r"\_", "#": r"\#", "$": r"\$", "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}",
      "^": r"\textasciicircum{}", "\\": r"\textbackslash{}", "↑": r"$\uparrow$", "↓": r"$\downarrow$",
@@ -31,7 +34,7 @@ _MODES = {"absolute": "values", "difference": "differences to FP16", "retained":
 
 def frame(view: View) -> pd.DataFrame:
     """A line per row: what names the setting, then each task's number in the view's mode (NaN: none)."""
-    told = view.rows[FIELDS].copy()
+    told = view.rows.rename(columns={"chosen": "options"})[FIELDS].copy()
     told["run_id"] = told["run_id"].astype(object).where(told["run_id"].notna(), None)
     for place, column in enumerate(view.columns):
         told[column.task] = view.values[:, place]
@@ -153,8 +156,11 @@ def with_notes(view: View, notes: Notes) -> list[str]:
 
 def _named(view: View) -> list[tuple[str, str, str]]:
     """Model, setting and source of every row."""
-    fields = view.rows[["model", "source", "method", "w_bits", "a_bits", "group_size"]]
-    return [(model, notation.setting(*one), source) for model, source, *one in fields.itertuples(index=False)]
+    fields = view.rows[["model", "source", "chosen", "method", "w_bits", "a_bits", "group_size"]]
+    return [
+        (model, f"{notation.setting(*one)}{f' ({chosen})' if chosen else ''}", source)
+        for model, source, chosen, *one in fields.itertuples(index=False)
+    ]
 
 
 def _cell(view: View, row: int, column: int) -> dict:

@@ -22,14 +22,14 @@ def results(tmp_path, monkeypatch) -> Path:
     return folder
 
 
-def measured(spec: RunSpec, **fields: object) -> Result:
+def measured(spec: RunSpec, track: str = "llm_ptq", **fields: object) -> Result:
     """A number of a run of `spec`, with 0.3 bits of side data for each weight."""
     setting = spec.setting
     return Result(
         run_id=spec.run_id,
         source="measured",
         model=spec.model,
-        track="llm_ptq",
+        track=track,
         method=setting.method,
         w_bits=setting.w_bits,
         group_size=setting.group_size,
@@ -50,6 +50,7 @@ def make_run(results) -> MakeRun:
         group: int | None = 64,
         limit: int | None = 8,
         status: str = "ok",
+        track: str = "llm_ptq",
         **values: float | None,
     ) -> Path:
         setting = QuantSetting() if method == "fp16" else QuantSetting(method=method, w_bits=bits, group_size=group)
@@ -57,6 +58,7 @@ def make_run(results) -> MakeRun:
         rows = [
             measured(
                 spec,
+                track,
                 task=task,
                 metric="perplexity",
                 value=value,

@@ -157,6 +157,13 @@ def test_a_measured_number_is_compared_with_measured_fp16_of_the_same_conditions
     assert less.text(row, 0) == "no FP16"
 
 
+def test_the_lora_track_is_compared_with_the_measured_fp16(make_run):
+    make_run(method="fp16", perplexity=20.0)
+    make_run(method="qlora", group=None, track="lora_ft", perplexity=25.0)
+    seen = view(arrange(Store().snapshot().frame), Query(model="SmolLM2-135M", track="lora_ft", mode="difference"))
+    assert cell(seen, "perplexity", method="QLoRA")[::2] == ("+5.00", Cell.OK)
+
+
 def test_measured_runs_never_refer_to_the_studys_fp16(make_run):
     make_run(model="llama3-8b", wikitext2=6.7)
     seen = view(arrange(Store().snapshot().frame), Query(model="LLaMA3-8B", sources=("measured",), mode="difference"))

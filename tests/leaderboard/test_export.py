@@ -1,6 +1,7 @@
 import io
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -66,6 +67,15 @@ def test_the_citation_names_the_study():
     assert "Huang, Wei and Zheng, Xingyu" in text
     assert text.count("@") == 2
     assert text.count("{") == text.count("}")
+
+
+def test_the_options_that_set_rows_apart_are_in_every_format(seen):
+    rows = seen.rows.assign(chosen=["act_order", *seen.rows["chosen"].iloc[1:]])
+    told = replace(seen, rows=rows)
+    assert export.frame(told)["options"].tolist()[:2] == ["act_order", ""]
+    assert json.loads(export.as_json(told))["rows"][0]["options"] == "act_order"
+    assert "(act_order) |" in export.markdown(told).decode()
+    assert r"(act\_order) &" in export.latex(told).decode()
 
 
 def test_every_format_is_written_for_an_empty_view_too():
