@@ -23,6 +23,7 @@ from leaderboard.columns import Column, headline
 from leaderboard.plot import Figure
 from leaderboard.sizes import Shape, shapes
 from leaderboard.view import Fitted
+from quant_engine.evaluate.perplexity import windows_at_once
 from quant_engine.spec import UserError
 
 GIB = 2**30
@@ -225,11 +226,13 @@ def figure(board: Board, fitted: Fitted, task: str | None = None) -> Figure:
 def checked(results: pd.DataFrame) -> pd.DataFrame:
     """The estimate beside the peak memory that each measured run of a known model states, and the error in percent.
 
-    A run's peak includes its quantization and its evaluation of one window at a time, with logits for every token of
-    the window; the estimate is made for the same window, precision and device. On a GPU it is the peak of tensors, what
-    the process holds before any model left out. Columns: run, Setting, Estimated GB, Measured GB, Error %.
+    The estimate is made for the run's windows, precision and device, with what an evaluation holds beyond an answer:
+    the logits of all tokens that it reads at once, and their log-probabilities of one window. A run's peak includes its
+    quantization; runs that trained are left out, for their training is the peak. On a GPU it is the peak of tensors,
+    what the process holds before any model left out. Columns: run, Setting, Estimated GB, Measured GB, Error %.
     """
-    runs = results[(results["source"] == "measured") & results["peak_memory_bytes"].notna()]
+    trained = results["options"].astype(object).fillna("").str.contains('"steps"')
+    runs = results[(results["source"] == "measured") & results["peak_memory_bytes"].notna() & ~trained]
     told = []
     for row in runs.drop_duplicates("run_id").to_dict("records"):
         shape, window = shapes().get(row["model"]), re.search(r"window (\d+)", str(row["conditions"]))
@@ -239,11 +242,12 @@ def checked(results: pd.DataFrame) -> pd.DataFrame:
         on_gpu = "--device cuda" in command
         each = 4 if "--dtype float32" in command or not on_gpu else 2
         tokens = int(window[1])
+        batch = windows_at_once(tokens)
         one = need(
-            shape, row["stored_bits"], context=tokens, bytes_each=each,
+            shape, row["stored_bits"], context=tokens, batch=batch, bytes_each=each,
             overhead=0 if on_gpu else HOST_OVERHEAD,
         )  # fmt: skip
-        total = one.total + shape.vocabulary * tokens * 4
+        total = one.total + shape.vocabulary * tokens * (batch * each + 4)
         setting = notation.setting(row["method"], row["w_bits"], row["a_bits"], row["group_size"])
         measured = row["peak_memory_bytes"]
         told.append(

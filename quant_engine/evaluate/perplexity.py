@@ -62,7 +62,7 @@ class Perplexity(Task):
         windows = windows_of(ids, spec, self.title)
         kept = dict(watch.kept.open(revision))
         waiting = [index for index in range(len(windows)) if str(index) not in kept]
-        batch = max(1, TOKENS_AT_ONCE // spec.window)
+        batch = windows_at_once(spec.window)
         for start in range(0, len(waiting), batch):
             some = waiting[start : start + batch]
             fresh = [
@@ -109,6 +109,11 @@ class PublishedPerplexity(Perplexity):
 
     def token_ids(self, tokenizer: Any, window: int, limit: int | None) -> tuple[list[int], str]:
         return self._corpus.token_ids(tokenizer, window, limit)
+
+
+def windows_at_once(window: int) -> int:
+    """How many windows of `window` tokens are read at once."""
+    return max(1, TOKENS_AT_ONCE // window)
 
 
 def windows_of(ids: list[int], spec: RunSpec, title: str) -> torch.Tensor:

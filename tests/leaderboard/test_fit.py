@@ -86,6 +86,7 @@ def test_measured_peaks_stand_beside_the_estimate(make_run):
     assert row["Measured GB"] == 2
     assert row["Error %"] == pytest.approx(100 * (row["Estimated GB"] / 2 - 1), abs=1)
     assert fit.checked(read_paper()).empty
+    assert fit.checked(Store().snapshot().frame.assign(options='{"steps": 60}')).empty  # its peak is its training's
 
 
 def test_the_peak_of_a_gpu_is_that_of_tensors_alone(make_run):
