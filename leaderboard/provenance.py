@@ -57,6 +57,7 @@ def provenance(board: Board, place: int, notes: Notes) -> Provenance:
     measured = row["source"] == "measured"
     origins = [origin for origin in board.origin[place] if origin >= 0]
     result = board.results.iloc[origins[0]].to_dict() if origins else {}
+    run = _run(board, place)
     return Provenance(
         key=row_key(row),
         title=notation.setting(row["method"], row["w_bits"], row["a_bits"], row["group_size"]),
@@ -65,19 +66,30 @@ def provenance(board: Board, place: int, notes: Notes) -> Provenance:
         stored=_stored(row, measured),
         numbers=_numbers(board, place, row, notes),
         about=_about_run(result, board, origins) if measured else _about_study(row),
-        offered=row_run(board, row_key(row)) is not None,
-        command=(_text(result.get("command")) if measured else study_command(row, _tasks(board, place))),
+        command=_text(result.get("command")) if measured else command(run) if run else "",
+        offered=run is not None,
         run_id=_text(row["run_id"]) if measured else "",
     )
 
 
-def study_command(row: dict, tasks: list[str]) -> str:
-    """The command that measures a setting of the study here; empty if there is no such model or method."""
-    spec = study_run(row, tasks)
-    return command(spec) if spec else ""
+def row_run(board: Board, key: str) -> RunSpec | None:
+    """The run that measures a row again: a measured row's own. None if there is no such row, or the engine can't."""
+    place = find_row(board, key)
+    return None if place is None else _run(board, place)
 
 
-def study_run(row: dict, tasks: list[str]) -> RunSpec | None:
+def _run(board: Board, place: int) -> RunSpec | None:
+    row = board.rows.iloc[place].to_dict()
+    if row["source"] != "measured":
+        return _study_run(row, _tasks(board, place))
+    try:
+        spec = run_folder.read(run_folder.place(_text(row["run_id"]))).spec
+    except UserError:
+        return None
+    return spec if spec.model in MODELS and {*spec.tasks} <= TASKS.keys() else None
+
+
+def _study_run(row: dict, tasks: list[str]) -> RunSpec | None:
     """The run that measures a row's setting on those of `tasks` that the engine has; None if it can't."""
     model = next((name for name in MODELS if model_name(name) == row["model"]), None)
     method = "fp16" if row["w_bits"] == 16 else next((n for n in METHODS if method_name(n) == row["method"]), None)
@@ -98,21 +110,6 @@ def study_run(row: dict, tasks: list[str]) -> RunSpec | None:
         )
     except ValidationError:
         return None
-
-
-def row_run(board: Board, key: str) -> RunSpec | None:
-    """The run that measures a row again: a measured row's own. None if there is no such row, or the engine can't."""
-    place = find_row(board, key)
-    if place is None:
-        return None
-    row = board.rows.iloc[place].to_dict()
-    if row["source"] != "measured":
-        return study_run(row, _tasks(board, place))
-    try:
-        spec = run_folder.read(run_folder.place(_text(row["run_id"]))).spec
-    except UserError:
-        return None
-    return spec if spec.model in MODELS and {*spec.tasks} <= TASKS.keys() else None
 
 
 def _tasks(board: Board, place: int) -> list[str]:

@@ -15,7 +15,7 @@ from leaderboard.store import Notes, note_on
 from leaderboard.ui import run_inside
 from leaderboard.ui.chart import DRAW_JS, chart, table_html
 from leaderboard.ui.leaderboard_tab import Boards
-from leaderboard.ui.theme import html
+from leaderboard.ui.theme import html, offer
 from leaderboard.view import Explored, Fitted, PageView, address
 
 LARGEST = ("the largest error", "")
@@ -197,18 +197,19 @@ def build(boards: Boards) -> Wired:
         asked = explored_of(*values)
         explored = settled(boards.current(), asked)
         offered = qualities(boards.current(), explored.model)
-        value = {} if explored.quality == asked.quality else {"value": explored.quality}
-        return [gr.update(choices=offered, **value), *draw(explored)]
+        return [offer(offered, explored.quality, asked.quality), *draw(explored)]
 
     def look_inside(*values) -> list:
         """The chosen run; a linear that it lacks is no longer chosen."""
         explored = settled(boards.current(), explored_of(*values))
-        offered = run_inside.linears(explored.run)
-        lacking = explored.linear is not None and explored.linear not in [place for _, place in offered]
-        if lacking:
+        offered, before = run_inside.linears(explored.run), explored.linear
+        if before not in [place for _, place in offered]:
             explored = explored.model_copy(update={"linear": None})
-        offer = gr.update(choices=[LARGEST, *offered], **({"value": ""} if lacking else {}))
-        return [offer, *run_charts(boards.current(), explored), explore_address(explored)]
+        return [
+            offer([LARGEST, *offered], explored.linear or "", before or ""),
+            *run_charts(boards.current(), explored),
+            explore_address(explored),
+        ]
 
     def weigh(*values) -> list:
         explored = settled(boards.current(), explored_of(*values))

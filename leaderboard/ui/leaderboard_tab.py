@@ -22,7 +22,7 @@ from leaderboard.store import Problem, Store, read_notes
 from leaderboard.ui import table
 from leaderboard.ui.card import card, pins
 from leaderboard.ui.chart import chart
-from leaderboard.ui.theme import html
+from leaderboard.ui.theme import html, offer
 from leaderboard.view import FIRST_MODEL, MOST_PINS, PageView, address, find_row, read_address
 from quant_engine.folders import PROJECT
 from quant_engine.runs import folder as run_folder
@@ -145,7 +145,7 @@ def exported(boards: Boards, search: str, form: str) -> dict[str, str]:
 def zipped(run_id: str) -> dict[str, str]:
     """A run's folder as a zip file, in the same form."""
     root, buffer = run_folder.place(run_id), io.BytesIO()
-    if not run_folder.RUN_ID.fullmatch(run_id) or not (root / "run.json").exists():
+    if not (run_folder.RUN_ID.fullmatch(run_id) and (root / "run.json").exists()):
         raise UserError(f"There is no run {run_id!r} on this machine.")
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as packed:
         for path in sorted(root.rglob("*")):
@@ -344,26 +344,23 @@ def build(boards: Boards) -> Wired:
         signed = beside_signature(boards.state(), view)
         return [pins_html(boards, view.pins), card_html(boards, view), signed, where_of(view)]
 
-    def offer(shown: Shown, before: Query | None = None) -> list[dict]:
+    def filters(shown: Shown, before: Query | None = None) -> list[dict]:
         """What the controls of `filtering` offer for a table, and their values but for those that stay as `before`."""
         values = chosen_of(shown.query)
         old = chosen_of(before) if before else [None] * len(values)
-        return [
-            gr.update(choices=choices, **({} if value == was else {"value": value}))
-            for choices, value, was in zip(offers_of(shown), values, old, strict=True)
-        ]
+        return [offer(*one) for one in zip(offers_of(shown), values, old, strict=True)]
 
     def fill(view: PageView) -> list:
         shown = show(boards, view.query)
         query = shown.query
         typed = [list(query.statuses), range_text(query.stored), range_text(query.size), query.search]
         rest = [query.mode, [query.sort, query.reverse], list(view.pins), view.row]
-        return [*offer(shown), *typed, *draw(shown), *rest, *aside(view)]
+        return [*filters(shown), *typed, *draw(shown), *rest, *aside(view)]
 
     def chosen(*values) -> list:
         query = view_of(*values).query
         shown = show(boards, query)
-        return [*offer(shown, query), *draw(shown)]
+        return [*filters(shown, query), *draw(shown)]
 
     def refine(*values) -> list:
         return draw(show(boards, view_of(*values).query))
@@ -377,7 +374,7 @@ def build(boards: Boards) -> Wired:
         query = view_of(*values).query
         kept = query.model_dump(include={"model", "track", "mode", "sort", "reverse"})
         shown = show(boards, Query(**kept))
-        return [*offer(shown, query), [], "", "", "", *draw(shown)]
+        return [*filters(shown, query), [], "", "", "", *draw(shown)]
 
     def opens(event: gr.EventData, *values) -> list:
         view = view_of(*values).model_copy(update={"row": event._data["row"]})

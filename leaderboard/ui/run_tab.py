@@ -14,7 +14,7 @@ from leaderboard import requests
 from leaderboard.lab import Lab
 from leaderboard.ui import run_card, setting_picker
 from leaderboard.ui.ask_tab import model_note, notice
-from leaderboard.ui.theme import html
+from leaderboard.ui.theme import html, offer
 from quant_engine.evaluate import TASKS
 from quant_engine.methods import METHODS
 from quant_engine.models.catalog import MODELS, available
@@ -208,8 +208,8 @@ def build(lab: Lab) -> Wired:
         too."""
         offered = task_choices(model_id)
         kept = [name for name in wanted if name in {id_ for _, id_ in offered}]
-        value = {} if kept == wanted else {"value": kept or ["perplexity"]}
-        return model_note(model_id), gr.update(choices=offered, **value), gr.update(placeholder=window_of(model_id))
+        value = kept if kept == wanted else kept or ["perplexity"]
+        return model_note(model_id), offer(offered, value, wanted), gr.update(placeholder=window_of(model_id))
 
     def fit_method(method: str) -> list[dict]:
         calibrated = method in METHODS and METHODS[method].card.calibrated

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import gradio as gr
 
 from leaderboard.requests import PER_ROW, method_choices
+from leaderboard.ui.theme import offer
 from quant_engine.methods import METHODS
 
 BITS = ["2", "3", "4", "8"]
@@ -28,6 +29,9 @@ def build(method: str, bits: str, group: str, *, fp16: bool) -> SettingPicker:
         activations = gr.Dropdown(["8"], value="8", label="Activation bits", visible=False, filterable=False)
         groups = gr.Dropdown(GROUPS, value=group, label="Group size", allow_custom_value=True)
 
+    def allowed(value: str | None, offered: list[str]) -> str | None:
+        return value if value in offered else offered[-1] if offered else None
+
     def fit(chosen: str, bits: str, a_bits: str | None) -> tuple[dict, dict, dict]:
         """What the method allows. What is chosen stays if it is allowed: a list that merely loses the focus asks this,
         too."""
@@ -37,8 +41,8 @@ def build(method: str, bits: str, group: str, *, fp16: bool) -> SettingPicker:
         offered = [f"{width:g}" for width in card.bits]
         narrow = [str(width) for width in card.a_bits if width < 16]
         return (
-            gr.update(visible=True, choices=offered, **_else(bits, offered)),
-            gr.update(visible=bool(narrow), choices=narrow, **_else(a_bits, narrow)),
+            offer(offered, allowed(bits, offered), bits, visible=True),
+            offer(narrow, allowed(a_bits, narrow), a_bits, visible=bool(narrow)),
             gr.update(visible=card.grouped),
         )
 
@@ -46,8 +50,3 @@ def build(method: str, bits: str, group: str, *, fp16: bool) -> SettingPicker:
     quick = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
     methods.input(fit, [methods, widths, activations], shown, **quick)
     return SettingPicker(methods, widths, activations, groups)
-
-
-def _else(value: str | None, offered: list[str]) -> dict[str, str | None]:
-    """The last of what is offered, as an update of a list, unless it has the value already."""
-    return {} if value in offered else {"value": offered[-1] if offered else None}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import gradio as gr
 from gradio.themes.utils import colors
@@ -153,3 +154,10 @@ element.querySelector('.switch').addEventListener('click', () => {
   localStorage.setItem('lowbit-theme', dark ? 'dark' : 'light');
 });
 """
+
+
+def offer(choices: list, value: Any, before: Any, **more: Any) -> dict:
+    """An update of a list: its choices, and its value if that changes. One that stays is not written, for the visitor
+    may have chosen another while the answer was on its way."""
+    kept = {} if value == before else {"value": value}
+    return gr.update(choices=choices, **kept, **more)
