@@ -105,7 +105,7 @@ def test_a_list_that_loses_the_focus_changes_nothing(running):
     }
     expect(shown["Activation bits"]).to_have_value("8")
     shown["Activation bits"].click()
-    page.get_by_role("option", name="6").click()
+    page.get_by_role("option", name="6", exact=True).click()
     shown["Perplexity window"].fill("512")
     for name, value in {"Method": "smoothquant", "Model": "demo"}.items():
         with page.expect_response(
