@@ -28,11 +28,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from quant_engine.checkpoints import load_quantized
 from quant_engine.data.texts import calibration_windows
-from quant_engine.evaluate import Watch, find_task
-from quant_engine.models.catalog import find
+from quant_engine.evaluate import Watch, parse_task
+from quant_engine.models.catalog import model_card
 from quant_engine.models.files import folder_of
 from quant_engine.models.load import LINEARS, Loaded
-from quant_engine.quantize import Hooks, quantize
+from quant_engine.progress import Hooks
+from quant_engine.quantize.stream import quantize
 from quant_engine.runs.execute import hardware, load_setting
 from quant_engine.runs.resolve import resolve
 from quant_engine.spec import Calibration, QuantSetting, RunSpec
@@ -69,7 +70,7 @@ def main() -> None:
 
 def perplexity(loaded: Loaded, windows: int) -> float:
     spec = RunSpec(model=MODEL, tasks=("wikitext2",), limit=windows, window=1024)
-    return find_task("wikitext2").measure(loaded, spec, Watch()).value
+    return parse_task("wikitext2").measure(loaded, spec, Watch()).value
 
 
 def measure_ours(setting: QuantSetting, calibration: Calibration, windows: int) -> float:
@@ -87,7 +88,7 @@ def measure_peer(bits: int, told: dict[str, Any], calibration: Calibration, wind
     # Its AWQ refuses float32, and CPUs are slow in float16.
     dtype = torch.bfloat16 if "method" in told else torch.float32
     with tempfile.TemporaryDirectory() as aside:
-        model = GPTQModel.load(str(folder_of(find(MODEL), None)), config, device="cpu", dtype=dtype)
+        model = GPTQModel.load(str(folder_of(model_card(MODEL), None)), config, device="cpu", dtype=dtype)
         inputs = [{"input_ids": row[None], "attention_mask": torch.ones_like(row)[None]} for row in samples]
         # AWQ has to be told that there is no CUDA.
         model.quantize(inputs, backend=BACKEND.AWQ_TORCH if "method" in told else BACKEND.AUTO)

@@ -19,7 +19,7 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from quant_engine.generate.decode import answer
+from quant_engine.models.decode import answer
 from quant_engine.runs.execute import hardware, load_setting
 from quant_engine.spec import QuantSetting
 

@@ -27,7 +27,7 @@ from rich.table import Table
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from quant_engine.data import sources
-from quant_engine.evaluate import Outcome, Watch, find_task
+from quant_engine.evaluate import Outcome, Watch, parse_task
 from quant_engine.models.load import Loaded
 from quant_engine.runs.execute import hardware, load_setting
 from quant_engine.spec import QuantSetting, RunSpec
@@ -50,7 +50,7 @@ def main() -> None:
     loaded = load_setting("demo-llm", QuantSetting(), lambda progress: None)
     peer = Peer(loaded, given.folder, given.batch_size)
     for name in TASKS:
-        find_task(name).prepare()
+        parse_task(name).prepare()
     table = Table("task", "n", "acc", "lm-eval", "acc_norm", "lm-eval", "other answers", "s", "lm-eval s", "ratio")
     table.title = f"{hardware('cpu')}, {loaded.card.title}, float32"
     spent, spent_peer = 0.0, 0.0
@@ -88,7 +88,7 @@ def measure(loaded: Loaded, name: str, limit: int) -> tuple[Outcome, float]:
     """Our outcome, and the seconds it took."""
     spec = RunSpec(model="demo-llm", tasks=(name,), limit=limit, window=WINDOW)
     started = time.perf_counter()
-    outcome = find_task(name).measure(loaded, spec, Watch())
+    outcome = parse_task(name).measure(loaded, spec, Watch())
     return outcome, time.perf_counter() - started
 
 
@@ -125,7 +125,7 @@ class Peer:
         from lm_eval.api.task import ConfigurableTask
         from lm_eval.tasks._yaml_loader import load_yaml
 
-        (path,) = sources.local_files(find_task(name).source, self._folder)
+        (path,) = sources.local_files(parse_task(name).source, self._folder)
         split = "test" if name.startswith("arc") else "validation"
         config = load_yaml(self._manager.task_index[name].yaml_path)
         config |= {

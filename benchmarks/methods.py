@@ -27,11 +27,12 @@ from rich.table import Table
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from quant_engine import folders
-from quant_engine.models.catalog import find
+from quant_engine.models.catalog import model_card
+from quant_engine.results import Result
 from quant_engine.runs import folder
 from quant_engine.runs.command import command
 from quant_engine.runs.resolve import default_device, default_dtype, resolve
-from quant_engine.spec import QuantSetting, Result, RunSpec, UserError
+from quant_engine.spec import QuantSetting, RunSpec, UserError
 from quant_engine.terminal import number
 
 GROUPED = (4, 3, 2)
@@ -80,7 +81,7 @@ def main() -> None:
     given = parser.parse_args()
 
     made: list[tuple[str, list[RunSpec]]] = []
-    for setting in SETTINGS + (FOR_PICTURES if find(given.model).pictures else FOR_TEXTS):
+    for setting in SETTINGS + (FOR_PICTURES if model_card(given.model).pictures else FOR_TEXTS):
         if given.only and not {setting.method, f"{setting.method}-{setting.w_bits:g}"} & set(given.only):
             continue
         try:

@@ -10,11 +10,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from leaderboard import paired
 from leaderboard.analysis import Board, Cell
 from leaderboard.columns import Column
 from quant_engine.evaluate import Task, task_of_number
-from quant_engine.runs import folder
+from quant_engine.runs import folder, paired
 from quant_engine.spec import digest
 
 logger = logging.getLogger(__name__)

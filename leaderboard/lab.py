@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 
 from leaderboard.store import Store
 from quant_engine import folders
+from quant_engine.answers.client import AnswerService
 from quant_engine.children import start_child
-from quant_engine.generate.client import AnswerService
 from quant_engine.models.catalog import MODELS, available
 from quant_engine.runs.queue import Queue
 from quant_engine.runs.supervisor import Supervisor

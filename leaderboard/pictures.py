@@ -9,8 +9,8 @@ from pathlib import Path
 
 from PIL import Image
 
+from quant_engine.data.open_picture import open_picture
 from quant_engine.evaluate import VisualQuestions, task_of_number
-from quant_engine.generate.picture import open_picture
 from quant_engine.runs.folder import RunFolder
 from quant_engine.spec import UserError
 

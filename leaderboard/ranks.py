@@ -14,10 +14,10 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from leaderboard import paired
 from leaderboard.analysis import Board, Cell, View
 from leaderboard.columns import Column, headline
 from leaderboard.items import Run, runs_with, scored
+from quant_engine.runs import paired
 
 PATIENCE_S = 0.05
 MOST_KEPT = 64

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from quant_engine.answers.messages import AskRequest
 from quant_engine.evaluate import TASKS
-from quant_engine.generate.messages import AskRequest
 from quant_engine.methods import METHODS, resolve_setting
 from quant_engine.models.catalog import MODELS, ModelCard, available
 from quant_engine.runs.resolve import default_device, default_dtype, resolve

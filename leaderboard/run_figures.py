@@ -7,7 +7,8 @@ import pandas as pd
 
 from leaderboard import plot
 from leaderboard.plot import Figure
-from quant_engine.spec import LayerRecord, UserError
+from quant_engine.results import LayerRecord
+from quant_engine.spec import UserError
 
 _LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 

@@ -19,8 +19,9 @@ import pandas as pd
 from quant_engine import folders
 from quant_engine.methods import METHODS
 from quant_engine.models.catalog import MODELS
+from quant_engine.results import Result
 from quant_engine.runs import folder as run_folder
-from quant_engine.spec import Result, UserError, digest
+from quant_engine.spec import UserError, digest
 
 PAPER = folders.ASSETS / "paper" / "results.csv"
 NOTES = folders.ASSETS / "paper" / "notes.csv"

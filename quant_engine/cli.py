@@ -132,7 +132,7 @@ def _spec(
             calibration=calibration,
             tasks=tuple(name.strip() for name in tasks.split(",") if name.strip()),
             limit=limit,
-            window=window or catalog.find(model).window,
+            window=window or catalog.model_card(model).window,
             seed=seed,
             dtype=dtype or default_dtype(device),
             device=device,
@@ -273,7 +273,7 @@ def compare(
     """
     from dataclasses import asdict
 
-    from leaderboard import paired
+    from quant_engine.runs import paired
 
     with _plain_errors():
         a, b = paired.find_run(run_a), paired.find_run(run_b)
@@ -302,7 +302,7 @@ def quantize(
     revision: Revision = None,
 ) -> None:
     """Quantize a model and keep the weights, without measuring anything. Runs of the same setting then use them."""
-    from quant_engine.spec import LayerRecord
+    from quant_engine.results import LayerRecord
 
     with _plain_errors():
         spec = _spec(
@@ -318,8 +318,8 @@ def quantize(
         if spec.setting.method == "fp16":
             raise UserError("fp16 is the unquantized model: choose a method of: python -m quant_engine list methods")
         from quant_engine.checkpoints import Checkpoint
-        from quant_engine.quantize import Hooks
-        from quant_engine.quantize import quantize as make
+        from quant_engine.progress import Hooks
+        from quant_engine.quantize.stream import quantize as make
         from quant_engine.runs.execute import check_device
 
         check_device(spec.device)
@@ -373,8 +373,8 @@ def ask(
             raise UserError("The question is empty; type what to ask.")
         setting = _setting(method, bits, a_bits, group_size, option)
         resolve(RunSpec(model=model, setting=setting, tasks=("perplexity",)))
-        from quant_engine.generate.decode import answer
-        from quant_engine.generate.picture import open_picture
+        from quant_engine.data.open_picture import open_picture
+        from quant_engine.models.decode import answer
         from quant_engine.runs.execute import check_device, load_setting
 
         image = None if picture is None else open_picture(picture)

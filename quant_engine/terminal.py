@@ -16,11 +16,12 @@ from rich.table import Table
 from quant_engine.evaluate import TASKS
 from quant_engine.methods import METHODS
 from quant_engine.models import catalog
+from quant_engine.progress import Progress
 from quant_engine.runs import folder
-from quant_engine.spec import Progress, UserError
+from quant_engine.spec import UserError
 
 if TYPE_CHECKING:
-    from leaderboard.paired import Comparison
+    from quant_engine.runs.paired import Comparison
 
 Rows = tuple[list[str], list[list[str]]]
 

@@ -30,7 +30,7 @@ def lab(tmp_path, tmp_path_factory, monkeypatch):
 @pytest.fixture(scope="session")
 def tiny_models(tmp_path_factory):
     """A tiny Llama and a tiny LLaVA-NeXT as the folders "llama" and "llava"."""
-    from generate import tiny_chat
+    from models import tiny_chat
 
     root = tmp_path_factory.mktemp("models")
     for name, made in (("llama", tiny_chat.llama()), ("llava", tiny_chat.llava_next())):

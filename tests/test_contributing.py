@@ -5,7 +5,7 @@ import sys
 from types import ModuleType, SimpleNamespace
 
 import pytest
-from generate import tiny_chat
+from models import tiny_chat
 
 from quant_engine import evaluate, folders, methods
 from quant_engine.evaluate import Watch
@@ -45,10 +45,10 @@ def test_the_example_method_makes_a_run(lab, tmp_path, monkeypatch):
 def test_the_example_benchmark_measures(monkeypatch):
     task = example("Add a benchmark", "first_word_example").FirstWord()
     monkeypatch.setitem(evaluate.TASKS, task.name, task)
-    monkeypatch.setattr("quant_engine.generate.decode.answer_text", lambda *args, **kwargs: "42 apples")
+    monkeypatch.setattr("quant_engine.models.decode.answer_text", lambda *args, **kwargs: "42 apples")
     item = SimpleNamespace(id="1", image=lambda: None, question="How many?", answers=["42"])
-    monkeypatch.setattr("quant_engine.demo.suite.items", lambda task, limit: [item, item][:limit])
+    monkeypatch.setattr("quant_engine.data.drawn.suite.items", lambda task, limit: [item, item][:limit])
     spec = RunSpec(model="demo", tasks=(task.name,), limit=2)
-    outcome = evaluate.find_task(task.name).measure(None, spec, Watch())
+    outcome = evaluate.parse_task(task.name).measure(None, spec, Watch())
     assert (outcome.value, outcome.status, len(outcome.outputs)) == (100, "ok", 2)
     assert task.score("the 42", ["42"]) == 0

@@ -10,8 +10,9 @@ import pytest
 
 from quant_engine import weights
 from quant_engine.checkpoints import Checkpoint
-from quant_engine.models.catalog import demo_folder, find
-from quant_engine.quantize import Hooks, quantize
+from quant_engine.models.catalog import demo_folder, model_card
+from quant_engine.progress import Hooks
+from quant_engine.quantize.stream import quantize
 from quant_engine.runs.resolve import resolve
 from quant_engine.spec import Calibration, QuantSetting, RunSpec
 
@@ -31,11 +32,11 @@ import ctypes, gc, json, os, sys
 import psutil, torch
 from pathlib import Path
 from quant_engine.checkpoints import Checkpoint, ledger_of
-from quant_engine.models.catalog import find
+from quant_engine.models.catalog import model_card
 from quant_engine.models.files import folder_of
 from quant_engine.models.load import Skeleton
 
-card = find("demo-llm")
+card = model_card("demo-llm")
 
 def private(folder):
     gc.collect()
@@ -129,7 +130,7 @@ def first_block(lab, tmp_path):
     """The demo LLM with its first block alone, as a model folder."""
     model = tmp_path / "model"
     model.mkdir()
-    for file in demo_folder(find("demo-llm")).iterdir():
+    for file in demo_folder(model_card("demo-llm")).iterdir():
         (model / file.name).symlink_to(file)
     config = json.loads((model / "config.json").read_text())
     (model / "config.json").unlink()

@@ -5,19 +5,20 @@ from copy import deepcopy
 
 import pytest
 import torch
-from generate import tiny_chat
+from models import tiny_chat
 from PIL import Image
 
 from quant_engine.checkpoints import Checkpoint, load_quantized
 from quant_engine.finetune.merge import merge
-from quant_engine.generate import decode
 from quant_engine.kernels import entropy
 from quant_engine.kernels.linear import QuantLinear
 from quant_engine.kernels.matmul import matmul_back
 from quant_engine.methods import METHODS, Statistics
-from quant_engine.models.catalog import find
+from quant_engine.models import decode
+from quant_engine.models.catalog import model_card
 from quant_engine.models.load import load_dense
-from quant_engine.quantize import Hooks, quantize
+from quant_engine.progress import Hooks
+from quant_engine.quantize.stream import quantize
 from quant_engine.runs import folder
 from quant_engine.runs.execute import execute
 from quant_engine.runs.resolve import resolve
@@ -210,7 +211,7 @@ def test_merged_adapters_answer_as_those_beside_the_weights(lab, tiny_models, tm
     merge(path, tmp_path / "merged")
     ids = torch.arange(4, 60, device="cuda")[None]
     beside = load_quantized(path, "float32", "cuda").model
-    merged = load_dense(find(str(tmp_path / "merged")), None, "float32", "cuda").model
+    merged = load_dense(model_card(str(tmp_path / "merged")), None, "float32", "cuda").model
     with torch.no_grad():
         assert far(merged(input_ids=ids).logits, beside(input_ids=ids).logits) < 1e-4
 

@@ -7,7 +7,8 @@ from html import escape
 
 from leaderboard import notation
 from leaderboard.ui.table import bit_bar
-from quant_engine.generate.messages import AnswerEvent, AnswerStats
+from quant_engine.answers.messages import AnswerEvent
+from quant_engine.results import AnswerStats
 from quant_engine.spec import QuantSetting
 
 

@@ -16,8 +16,8 @@ from leaderboard.lab import Lab
 from leaderboard.ui import setting_picker
 from leaderboard.ui.answer_pane import Side, pane
 from leaderboard.ui.theme import html
+from quant_engine.answers.messages import AskRequest
 from quant_engine.folders import ASSETS
-from quant_engine.generate.messages import AskRequest
 from quant_engine.models.catalog import MODELS
 from quant_engine.spec import QuantSetting, UserError
 

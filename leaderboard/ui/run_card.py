@@ -9,8 +9,9 @@ from leaderboard import notation
 from leaderboard.columns import column_of
 from leaderboard.store import model_name
 from leaderboard.ui.table import bit_bar
+from quant_engine.progress import Progress
 from quant_engine.runs.queue import QueuedRun
-from quant_engine.spec import Progress, RunSpec
+from quant_engine.spec import RunSpec
 
 _WORDS = {"queued": "waiting", "running": "running", "done": "done", "failed": "failed", "cancelled": "cancelled"}
 

@@ -8,14 +8,16 @@ from html import escape
 
 import pandas as pd
 
-from leaderboard import paired, run_figures
+from leaderboard import run_figures
 from leaderboard.pictures import of_item
 from leaderboard.plot import Figure
 from leaderboard.ui.chart import chart, table_html
 from leaderboard.view import Explored
 from quant_engine.evaluate import VisualQuestions, task_of_number
+from quant_engine.results import ItemOutput, LayerRecord
 from quant_engine.runs import folder as run_folder
-from quant_engine.spec import ItemOutput, LayerRecord, UserError
+from quant_engine.runs import paired
+from quant_engine.spec import UserError
 
 MOST_FLIPS = 40
 PROMPT_LETTERS = 600

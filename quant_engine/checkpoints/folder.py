@@ -22,10 +22,11 @@ from torch import nn
 
 from quant_engine.kernels.linear import QuantLinear
 from quant_engine.kernels.matmul import warm_up
-from quant_engine.models.catalog import find
+from quant_engine.models.catalog import model_card
 from quant_engine.models.files import folder_of
 from quant_engine.models.load import LINEARS, Loaded, Skeleton
-from quant_engine.spec import LayerRecord, UserError
+from quant_engine.results import LayerRecord
+from quant_engine.spec import UserError
 from quant_engine.weights import Ledger
 
 FORMAT = 1
@@ -119,7 +120,7 @@ def load_quantized(path: Path, dtype: str, device: str) -> Loaded:
     """
     checkpoint = Checkpoint(path)
     about = checkpoint.about()
-    card = find(about["model"])
+    card = model_card(about["model"])
     skeleton = Skeleton(card, folder_of(card, about["hub_revision"]), getattr(torch, dtype), device)
     skeleton.fill_outside_blocks()
     for index, block in enumerate(skeleton.blocks):

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from quant_engine.generate.picture import open_picture
+from quant_engine.data.open_picture import open_picture
 from quant_engine.spec import UserError, sentence
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def turns(source: str, seed: int) -> Iterator[Turn]:
 
 
 def _pin_drawn(source: str) -> str:
-    from quant_engine.demo.suite import VERSION
+    from quant_engine.data.drawn.suite import VERSION
 
     pinned = f"{DRAWN}@v{VERSION}"
     if source not in (DRAWN, pinned):
@@ -97,7 +97,7 @@ def _pin_drawn(source: str) -> str:
 
 
 def _drawn(rng: random.Random) -> Iterator[Turn]:
-    from quant_engine.demo.pictures import FAMILIES, picture
+    from quant_engine.data.drawn.pictures import FAMILIES, picture
 
     while True:
         for family in FAMILIES:

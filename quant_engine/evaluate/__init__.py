@@ -16,7 +16,7 @@ from quant_engine.evaluate.mme import DemoMme, PublishedMme
 from quant_engine.evaluate.mmlu import Mmlu
 from quant_engine.evaluate.perplexity import Perplexity, PublishedPerplexity
 from quant_engine.evaluate.piqa import Piqa
-from quant_engine.evaluate.task import HEADLINE, Outcome, Stopped, Task, Watch
+from quant_engine.evaluate.task import HEADLINE, Outcome, Task, Watch
 from quant_engine.evaluate.vqa import VisualQuestions
 from quant_engine.evaluate.winogrande import WinoGrande
 from quant_engine.spec import UserError
@@ -46,12 +46,12 @@ TASKS: dict[str, Task] = {
     )
 }
 
-__all__ = ["TASKS", "Outcome", "Stopped", "Task", "VisualQuestions", "Watch", "find_task", "task_of_number"]
+__all__ = ["TASKS", "Outcome", "Task", "VisualQuestions", "Watch", "parse_task", "task_of_number"]
 
 TEXT_TASKS: dict[str, type[Perplexity]] = {"perplexity": Perplexity, "divergence": Divergence}
 
 
-def find_task(name: str) -> Task:
+def parse_task(name: str) -> Task:
     """The task of an id. Raises UserError for an unknown one.
 
     Some take an argument: `perplexity:PATH` and `divergence:PATH` are on a text file, `divergence:NAME` is on the
@@ -74,7 +74,7 @@ def find_task(name: str) -> Task:
 def task_of_number(name: str) -> tuple[Task, str] | None:
     """The task that a result's name belongs to, and the suffix of its part ("" for its own number); None if unknown.
 
-    Unlike `find_task` it asks for no file: a run's numbers can be read when the text that they are of is gone.
+    Unlike `parse_task` it asks for no file: a run's numbers can be read when the text that they are of is gone.
     """
     kind, colon, argument = name.partition(":")
     others: list[Task] = [task.with_bos() for task in TASKS.values() if isinstance(task, MultipleChoice)]

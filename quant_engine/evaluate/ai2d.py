@@ -23,7 +23,7 @@ from quant_engine.evaluate.vqa import (
 )
 
 if TYPE_CHECKING:
-    from quant_engine.demo.suite import DemoItem
+    from quant_engine.data.drawn.suite import DemoItem
 
 _LETTER_FIRST = re.compile(r"\s*([A-Z])\.")
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)

@@ -13,7 +13,7 @@ from typing import ClassVar
 from quant_engine.data.sources import Rows, Source
 from quant_engine.evaluate.task import HEADLINE, Part, Units
 from quant_engine.evaluate.vqa import DemoItems, PublishedItems, Question, VisualQuestions
-from quant_engine.spec import ItemOutput
+from quant_engine.results import ItemOutput
 
 TOLERANCE = 0.05
 

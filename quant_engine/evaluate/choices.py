@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from quant_engine.data import sources
 from quant_engine.deferred import deferred
 from quant_engine.evaluate.task import Outcome, Part, Task, Units, Watch
-from quant_engine.spec import ItemOutput, RunSpec, UserError
+from quant_engine.results import ItemOutput
+from quant_engine.spec import RunSpec, UserError
 
 if TYPE_CHECKING:
     from quant_engine.models.load import Loaded

@@ -17,7 +17,8 @@ from quant_engine.deferred import deferred
 from quant_engine.evaluate.perplexity import Perplexity, windows_of
 from quant_engine.evaluate.task import HEADLINE, Outcome, Part, Task, Units, Watch
 from quant_engine.evaluate.vqa import VisualQuestions
-from quant_engine.spec import ItemOutput, RunSpec
+from quant_engine.results import ItemOutput
+from quant_engine.spec import RunSpec
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from quant_engine.models.load import Loaded
 
 torch = deferred("torch")
-decode = deferred("quant_engine.generate.decode")
+decode = deferred("quant_engine.models.decode")
 load = deferred("quant_engine.models.load")
 
 POSITIONS_AT_ONCE = 256

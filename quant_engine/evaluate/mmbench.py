@@ -16,14 +16,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from quant_engine.data.drawn.questions import choice_prompt
 from quant_engine.data.sources import Rows, Source
-from quant_engine.demo.questions import choice_prompt
 from quant_engine.evaluate.task import HEADLINE, Units
 from quant_engine.evaluate.vqa import LETTER_ONLY, DemoItems, PublishedItems, Question, VisualQuestions, option_lines
-from quant_engine.spec import ItemOutput, UserError
+from quant_engine.results import ItemOutput
+from quant_engine.spec import UserError
 
 if TYPE_CHECKING:
-    from quant_engine.demo.suite import DemoItem
+    from quant_engine.data.drawn.suite import DemoItem
 
 LETTERS = "ABCDE"
 WITH_TEXT = "ABCD"  # the reference looks for the texts of these options only

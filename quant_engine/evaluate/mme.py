@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, ClassVar
 from quant_engine.data.sources import Rows, Source
 from quant_engine.evaluate.task import HEADLINE, Part, Units, mean_and_error
 from quant_engine.evaluate.vqa import DemoItems, PublishedItems, Question, VisualQuestions
-from quant_engine.spec import ItemOutput, UserError
+from quant_engine.results import ItemOutput
+from quant_engine.spec import UserError
 
 if TYPE_CHECKING:
-    from quant_engine.demo.suite import DemoItem
+    from quant_engine.data.drawn.suite import DemoItem
 
 COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning")
 ASKS_YES_OR_NO = " Please answer yes or no."
@@ -120,7 +121,7 @@ class DemoMme(DemoItems, Mme):
     help = "A yes question and a no question about each drawn picture, scored as MME is (200 points a category)."
 
     def is_cognition(self, category: str) -> bool:
-        from quant_engine.demo import suite
+        from quant_engine.data.drawn import suite
 
         return category in suite.COGNITION
 

@@ -19,7 +19,8 @@ from quant_engine.data import sources
 from quant_engine.deferred import deferred
 from quant_engine.evaluate.choices import longest_text
 from quant_engine.evaluate.task import HEADLINE, Outcome, Part, Task, Units, Watch
-from quant_engine.spec import ItemOutput, RunSpec, UserError
+from quant_engine.results import ItemOutput
+from quant_engine.spec import RunSpec, UserError
 
 if TYPE_CHECKING:
     from quant_engine.models.load import Loaded

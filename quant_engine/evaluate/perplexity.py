@@ -18,7 +18,8 @@ from quant_engine.data import texts
 from quant_engine.data.corpora import Corpus
 from quant_engine.deferred import deferred
 from quant_engine.evaluate.task import HEADLINE, Outcome, Task, Units, Watch, mean_and_error
-from quant_engine.spec import ItemOutput, RunSpec, UserError
+from quant_engine.results import ItemOutput
+from quant_engine.spec import RunSpec, UserError
 
 if TYPE_CHECKING:
     from quant_engine.models.load import Loaded

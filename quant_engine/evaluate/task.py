@@ -13,7 +13,9 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, ClassVar
 
-from quant_engine.spec import ItemOutput, RunSpec
+from quant_engine.progress import Stopped
+from quant_engine.results import ItemOutput
+from quant_engine.spec import RunSpec
 
 if TYPE_CHECKING:
     from quant_engine.models.load import Loaded
@@ -23,10 +25,6 @@ Units = dict[str, float]
 
 HEADLINE = ""
 """The suffix of a task's own number among its `parts`."""
-
-
-class Stopped(Exception):
-    """The run was asked to stop; what is finished is kept."""
 
 
 class Kept:

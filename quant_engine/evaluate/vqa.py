@@ -12,16 +12,17 @@ from typing import TYPE_CHECKING, ClassVar
 
 from quant_engine.deferred import deferred
 from quant_engine.evaluate.task import Outcome, Task, Watch
-from quant_engine.spec import ItemOutput, RunSpec, UserError
+from quant_engine.results import ItemOutput
+from quant_engine.spec import RunSpec, UserError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from quant_engine.data.drawn.suite import DemoItem
     from quant_engine.data.sources import Rows, Source
-    from quant_engine.demo.suite import DemoItem
     from quant_engine.models.load import Loaded
 
-decode = deferred("quant_engine.generate.decode")
+decode = deferred("quant_engine.models.decode")
 sources = deferred("quant_engine.data.sources")
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -121,7 +122,7 @@ class DemoItems(VisualQuestions):
     """The questions of a benchmark's counterpart in the demo suite, drawn when they are asked."""
 
     def questions(self, limit: int | None) -> list[Question]:
-        from quant_engine.demo import suite
+        from quant_engine.data.drawn import suite
 
         return [self.question(item) for item in suite.items(self.name, limit)]
 
@@ -137,12 +138,12 @@ class DemoItems(VisualQuestions):
         return item.category
 
     def revision(self) -> str:
-        from quant_engine.demo import suite
+        from quant_engine.data.drawn import suite
 
         return suite.revision(self.name)
 
     def picture_of(self, item: str, revision: str) -> Image:
-        from quant_engine.demo import suite
+        from quant_engine.data.drawn import suite
 
         if revision != self.revision():
             raise UserError("This picture was drawn by another version and is not drawn the same today.")

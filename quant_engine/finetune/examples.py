@@ -15,9 +15,9 @@ from typing import Any
 import torch
 
 from quant_engine.data import instructions
-from quant_engine.demo import suite
-from quant_engine.demo.pictures import FAMILIES, Split, picture, seed
-from quant_engine.demo.questions import training_turn
+from quant_engine.data.drawn import suite
+from quant_engine.data.drawn.pictures import FAMILIES, Split, picture, seed
+from quant_engine.data.drawn.questions import training_turn
 from quant_engine.methods.qlora import QloraOptions
 from quant_engine.models.catalog import ModelCard
 from quant_engine.spec import UserError, digest

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from quant_engine.checkpoints.folder import Checkpoint
-from quant_engine.models.catalog import find
+from quant_engine.models.catalog import model_card
 from quant_engine.models.files import folder_of
 from quant_engine.models.load import LINEARS, Skeleton
 from quant_engine.spec import UserError
@@ -26,7 +26,7 @@ def merge(path: Path, target: Path, dtype: str | None = None) -> None:
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"{target} is there already; give a new folder to write to.")
     about = checkpoint.about()
-    card = find(about["model"])
+    card = model_card(about["model"])
     kept = getattr(torch, dtype or about["dtype"])
     skeleton = Skeleton(card, folder_of(card, about["hub_revision"]), kept, "cpu")
     skeleton.fill_outside_blocks()

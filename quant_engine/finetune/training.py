@@ -22,16 +22,16 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from quant_engine.checkpoints.folder import Checkpoint
-from quant_engine.evaluate.task import Stopped
 from quant_engine.finetune import adapters, examples
 from quant_engine.methods.ir_qlora import IrQloraOptions
 from quant_engine.methods.qlora import QloraOptions
 from quant_engine.models.catalog import ModelCard
 from quant_engine.models.load import Skeleton, load_processor, load_tokenizer
-from quant_engine.spec import Progress, RunSpec, UserError
+from quant_engine.progress import Progress, Stopped
+from quant_engine.spec import RunSpec, UserError
 
 if TYPE_CHECKING:
-    from quant_engine.quantize import Hooks
+    from quant_engine.progress import Hooks
 
 TOKENS_AT_ONCE = {"cpu": 2048, "cuda": 8192}
 """A step's examples go through the model in parts of at most so many tokens; gradients add up."""

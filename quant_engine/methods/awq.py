@@ -34,7 +34,7 @@ from quant_engine.spec import QuantSetting
 if TYPE_CHECKING:
     from torch import nn
 
-    from quant_engine.calibration import CalibratedBlock
+    from quant_engine.methods.block import CalibratedBlock
     from quant_engine.weights.grouped import GroupedInt
 
 torch = deferred("torch")
@@ -119,12 +119,12 @@ def _module_loss(
 ) -> tuple[Callable[[list[torch.Tensor]], float], torch.Tensor]:
     """The loss, as a function of the linears' weights, of a whole module's output; and the mean |x_j| of its input."""
     module = block.module.get_submodule(compared)
-    beside = block.beside if compared == "self_attn" else {}
+    kwargs = block.kwargs if compared == "self_attn" else {}
     inputs: list[torch.Tensor] = []
     block.watch([first], lambda name, x: inputs.append(x.clone()))
 
     def output(x: torch.Tensor) -> torch.Tensor:
-        out = module(x, **beside)
+        out = module(x, **kwargs)
         return (out[0] if isinstance(out, tuple) else out).float()
 
     expected = [output(x) for x in inputs]

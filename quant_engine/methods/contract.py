@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from quant_engine.calibration import CalibratedBlock
+    from quant_engine.methods.block import CalibratedBlock
     from quant_engine.weights.form import StoredWeight
 
 

@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 torch = deferred("torch")
 safetensors = deferred("safetensors.torch")
 checkpoint = deferred("torch.utils.checkpoint")
-calibration = deferred("quant_engine.calibration")
+calibration = deferred("quant_engine.methods.block")
 dual_binary = deferred("quant_engine.weights.dual_binary")
 grouped = deferred("quant_engine.weights.grouped")
 
@@ -173,10 +173,10 @@ def make_student(training: Training) -> Student:
     blocks = training.decoder.layers
     with torch.no_grad():
         if init == "gptq":
-            hidden, beside = calibration.first_inputs(training.decoder, training.windows)
+            hidden, kwargs = calibration.first_inputs(training.decoder, training.windows)
         for index, module in enumerate(blocks):
             training.progress(0, f"first scales of block {index + 1} of {len(blocks)}")
-            block = calibration.CalibratedBlock(module, hidden, beside, training.check_stop) if init == "gptq" else None
+            block = calibration.CalibratedBlock(module, hidden, kwargs, training.check_stop) if init == "gptq" else None
             for names in training.sets:
                 hessian = _hessian(block, names[0]) if block else None
                 for name in names:

@@ -30,7 +30,7 @@ from quant_engine.methods.contract import Method, MethodCard, Options, Statistic
 from quant_engine.spec import QuantSetting
 
 if TYPE_CHECKING:
-    from quant_engine.calibration import CalibratedBlock
+    from quant_engine.methods.block import CalibratedBlock
     from quant_engine.weights.int_activations import IntActivations
 
 torch = deferred("torch")

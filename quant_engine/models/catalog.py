@@ -98,7 +98,7 @@ MODELS: dict[str, ModelCard] = {
 _FAMILIES: dict[str, Literal["llama", "llava_next"]] = {"llama": "llama", "llava_next": "llava_next"}
 
 
-def find(model: str) -> ModelCard:
+def model_card(model: str) -> ModelCard:
     """The card of a known id, or one made for a folder on this machine. Raises UserError for anything else."""
     if model in MODELS:
         return MODELS[model]

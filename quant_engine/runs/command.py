@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 
-from quant_engine.models.catalog import find
+from quant_engine.models.catalog import model_card
 from quant_engine.spec import RunSpec
 
 
@@ -13,7 +13,7 @@ def command(spec: RunSpec) -> str:
     setting, calibration = spec.setting, spec.calibration
     words = ["python", "-m", "quant_engine", "run", "--model", spec.model, "--method", setting.method]
     # The revision of a demo model or a folder is a hash of its files: it can be checked, but not asked for.
-    if spec.revision and find(spec.model).origin == "hub":
+    if spec.revision and model_card(spec.model).origin == "hub":
         words += ["--revision", spec.revision]
     if setting.method != "fp16":
         words += ["--bits", f"{setting.w_bits:g}"]

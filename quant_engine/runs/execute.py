@@ -19,16 +19,18 @@ import torch
 
 from quant_engine import __version__, folders
 from quant_engine.checkpoints import Checkpoint, load_quantized
-from quant_engine.evaluate import Outcome, Watch, find_task
+from quant_engine.evaluate import Outcome, Watch, parse_task
 from quant_engine.methods import METHODS
-from quant_engine.models.catalog import find
+from quant_engine.models.catalog import model_card
 from quant_engine.models.load import Loaded, load_dense
-from quant_engine.quantize import Hooks, checkpoint_id, quantize
+from quant_engine.progress import Hooks, Progress
+from quant_engine.quantize.stream import checkpoint_id, quantize
+from quant_engine.results import Result
 from quant_engine.runs import folder
 from quant_engine.runs.command import command
 from quant_engine.runs.kept import KeptItems, forget
 from quant_engine.runs.resolve import resolve
-from quant_engine.spec import Progress, QuantSetting, Result, RunSpec, UserError
+from quant_engine.spec import QuantSetting, RunSpec, UserError
 
 QUANTIZING_SHARE = 0.6
 """The part of a run's progress bar that quantizing fills, if it has to be done."""
@@ -66,12 +68,12 @@ def execute(
     if spec.device == "cuda":
         torch.cuda.reset_peak_memory_stats()
     for name in spec.tasks:
-        find_task(name).prepare()
+        parse_task(name).prepare()
     loaded, share, records = _ready(spec, on_progress, should_stop, say)
     outcomes: dict[str, Outcome] = {}
     seconds: dict[str, float] = {}
     for place, name in enumerate(spec.tasks):
-        task = find_task(name)
+        task = parse_task(name)
         task_started = time.monotonic()
         kept = KeptItems(spec.run_id, name)
         report = partial(_report, on_progress, task.title, share, place, len(spec.tasks), task_started, kept)
@@ -105,7 +107,7 @@ def _ready(
     """The model in its setting, the part of the progress bar that is behind, and what each linear cost."""
     if spec.setting.method == "fp16":
         on_progress(Progress(stage="loading", message="loading the unquantized model"))
-        card = find(spec.model)
+        card = model_card(spec.model)
         return load_dense(card, _hub_revision(spec), spec.dtype, spec.device), 0.0, []
     share = 0.0
 
@@ -163,8 +165,8 @@ def load_setting(
     """
     spec = resolve(RunSpec(model=model, setting=setting, tasks=("perplexity",), device=device))
     if setting.method == "fp16":
-        on_progress(Progress(stage="loading", message=f"loading {find(model).title}"))
-        return load_dense(find(model), _hub_revision(spec), dtype, device)
+        on_progress(Progress(stage="loading", message=f"loading {model_card(model).title}"))
+        return load_dense(model_card(model), _hub_revision(spec), dtype, device)
     path = quantize(spec, Hooks(on_progress, should_stop))
     on_progress(Progress(stage="loading", fraction=1, message="loading the quantized model"))
     return load_quantized(path, dtype, device)
@@ -175,7 +177,7 @@ def _fine_tuned(spec: RunSpec) -> bool:
 
 
 def _hub_revision(spec: RunSpec) -> str | None:
-    return spec.revision if find(spec.model).origin == "hub" else None
+    return spec.revision if model_card(spec.model).origin == "hub" else None
 
 
 def check_device(device: str) -> None:
@@ -201,7 +203,7 @@ def _results(spec: RunSpec, loaded: Loaded, name: str, outcome: Outcome, seconds
         options=json.dumps(setting.options, sort_keys=True),
         stored_bits=loaded.stored_bits,
         task=name,
-        metric=find_task(name).metric,
+        metric=parse_task(name).metric,
         value=outcome.value,
         standard_error=outcome.standard_error,
         items=outcome.items,

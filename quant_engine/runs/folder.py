@@ -27,7 +27,8 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ValidationError
 
 from quant_engine import folders
-from quant_engine.spec import ItemOutput, LayerRecord, Result, RunSpec, UserError
+from quant_engine.results import ItemOutput, LayerRecord, Result
+from quant_engine.spec import RunSpec, UserError
 
 RUN_ID = re.compile(r"[0-9a-f]{16}")
 

@@ -15,8 +15,8 @@ from pydantic import ValidationError
 
 from quant_engine import __version__, folders
 from quant_engine.evaluate.task import Kept
+from quant_engine.results import ItemOutput
 from quant_engine.runs import folder
-from quant_engine.spec import ItemOutput
 
 
 class KeptItems(Kept):

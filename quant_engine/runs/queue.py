@@ -19,8 +19,9 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from quant_engine.progress import Progress
 from quant_engine.runs import folder
-from quant_engine.spec import Progress, RunSpec, UserError
+from quant_engine.spec import RunSpec, UserError
 
 logger = logging.getLogger(__name__)
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from quant_engine.data import pictures, texts
-from quant_engine.evaluate import find_task
+from quant_engine.evaluate import parse_task
 from quant_engine.methods import METHODS, Method, resolve_setting
-from quant_engine.models.catalog import ModelCard, find, fingerprint
+from quant_engine.models.catalog import ModelCard, fingerprint, model_card
 from quant_engine.spec import Calibration, RunSpec, UserError
 
 
@@ -17,11 +17,11 @@ def resolve(spec: RunSpec) -> RunSpec:
     Raises UserError, one sentence, for an unknown model, method or task, for a setting the method is not defined for,
     for a task that the model can't do, and for calibration data that can't be read or are not for the model.
     """
-    card = find(spec.model)
+    card = model_card(spec.model)
     setting = resolve_setting(spec.setting)
     tasks = []
     for name in spec.tasks:
-        task = find_task(name)
+        task = parse_task(name)
         if task.pictures and not card.pictures:
             raise UserError(f"{task.title} asks about pictures, and {card.title} is a text model; choose another task.")
         tasks.append(task.name)

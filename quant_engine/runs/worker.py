@@ -17,9 +17,9 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from quant_engine.evaluate.task import Stopped
+from quant_engine.progress import Progress, Stopped
 from quant_engine.runs.queue import Queue, QueuedRun, Standing, owner_name
-from quant_engine.spec import Progress, RunSpec, UserError
+from quant_engine.spec import RunSpec, UserError
 
 BEAT_S = 0.5
 GRACE_S = 10.0

@@ -7,8 +7,9 @@ import pytest
 from playwright.sync_api import Page, expect
 from serving import served, tab
 
+from quant_engine.results import Result
 from quant_engine.runs import folder as run_folder
-from quant_engine.spec import QuantSetting, Result, RunSpec
+from quant_engine.spec import QuantSetting, RunSpec
 
 pytestmark = pytest.mark.browser
 

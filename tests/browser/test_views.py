@@ -11,9 +11,10 @@ from serving import served, tab
 from test_leaderboard import column, press, rows, summary_is
 
 from quant_engine import folders
-from quant_engine.demo import suite
+from quant_engine.data.drawn import suite
+from quant_engine.results import ItemOutput, LayerRecord, Result
 from quant_engine.runs import folder as run_folder
-from quant_engine.spec import ItemOutput, LayerRecord, QuantSetting, Result, RunSpec
+from quant_engine.spec import QuantSetting, RunSpec
 
 pytestmark = pytest.mark.browser
 

@@ -3,7 +3,7 @@
 import pytest
 
 from quant_engine import folders
-from quant_engine.demo import suite
+from quant_engine.data.drawn import suite
 
 pytestmark = pytest.mark.demo
 
@@ -15,7 +15,7 @@ def loaded():
         pytest.skip("run: python -m quant_engine get demo")
     import torch
 
-    from quant_engine.demo.train.score import load
+    from quant_engine.demo_training.score import load
 
     return load(folder, torch.device("cpu"))
 
@@ -32,7 +32,7 @@ def test_it_is_a_plain_llava_next_with_its_own_processor(loaded):
 def test_a_picture_of_any_size_becomes_as_many_features_as_tokens(loaded, size):
     from PIL import Image
 
-    from quant_engine.generate.decode import answer_text
+    from quant_engine.models.decode import answer_text
 
     assert isinstance(answer_text(loaded, Image.new("RGB", size, "white"), "What is this?", 2), str)
 
@@ -40,7 +40,7 @@ def test_a_picture_of_any_size_becomes_as_many_features_as_tokens(loaded, size):
 def test_its_answers_depend_on_the_picture(loaded):
     from PIL import Image
 
-    from quant_engine.generate.decode import answer_text
+    from quant_engine.models.decode import answer_text
 
     items = suite.items("demo-chartqa", 6)
     blank = Image.new("RGB", (288, 288), "white")
@@ -51,10 +51,10 @@ def test_its_answers_depend_on_the_picture(loaded):
 def test_training_sees_the_picture_exactly_as_the_processor_makes_it(loaded):
     import torch
 
-    from quant_engine.demo.pictures import picture
-    from quant_engine.demo.train.labels import see
-    from quant_engine.demo.train.lessons import picture_length
-    from quant_engine.demo.train.tower import normalised
+    from quant_engine.data.drawn.pictures import picture
+    from quant_engine.demo_training.labels import see
+    from quant_engine.demo_training.lessons import picture_length
+    from quant_engine.demo_training.tower import normalised
 
     drawing = picture("form", "test", 0).drawing
     seen = see(drawing)

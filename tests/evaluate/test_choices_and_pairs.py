@@ -9,8 +9,9 @@ from quant_engine.evaluate import TASKS, Watch
 from quant_engine.evaluate.ai2d import DemoAi2d, letter_match, letter_prompt
 from quant_engine.evaluate.mmbench import DemoMmBench, answered_letter, inferred_letter, rule_based_letter
 from quant_engine.evaluate.mme import DemoMme, PublishedMme, yes_or_no
-from quant_engine.generate import decode
-from quant_engine.spec import ItemOutput, RunSpec, UserError
+from quant_engine.models import decode
+from quant_engine.results import ItemOutput
+from quant_engine.spec import RunSpec, UserError
 
 
 @pytest.mark.parametrize(
@@ -200,7 +201,7 @@ def test_a_model_that_answers_right_gets_all_points(name, monkeypatch):
     right = {}
     for question in task.questions(6):
         right[question.prompt] = question.gold[0]
-    monkeypatch.setattr("quant_engine.generate.decode.answer_text", lambda loaded, image, prompt, **_: right[prompt])
+    monkeypatch.setattr("quant_engine.models.decode.answer_text", lambda loaded, image, prompt, **_: right[prompt])
     outcome = task.measure(None, RunSpec(model="demo", tasks=(name,), limit=6), Watch())
     assert all(output.score == 1 for output in outcome.outputs)
     if name == "demo-mme":
@@ -213,7 +214,7 @@ def test_a_model_that_answers_right_gets_all_points(name, monkeypatch):
 
 
 def test_demo_prompts_are_those_the_model_was_taught():
-    from quant_engine.demo.questions import LETTER, WORD_OR_PHRASE, choice_prompt
+    from quant_engine.data.drawn.questions import LETTER, WORD_OR_PHRASE, choice_prompt
 
     for task, header in ((DemoAi2d(), False), (DemoMmBench(), True)):
         (question, *_) = task.questions(1)

@@ -8,7 +8,7 @@ from evaluate import local_sets, tiny
 
 from quant_engine.data import sources
 from quant_engine.data.corpora import CORPORA, drawn_windows
-from quant_engine.evaluate import TASKS, Watch, find_task
+from quant_engine.evaluate import TASKS, Watch, parse_task
 from quant_engine.evaluate.perplexity import Perplexity
 from quant_engine.spec import RunSpec, UserError
 
@@ -99,14 +99,15 @@ def test_a_published_text_goes_the_way_of_any_text(data):
 def test_an_evaluation_goes_on_at_the_next_window(data, monkeypatch):
     from evaluate.test_multiple_choice import Memory
 
-    from quant_engine.evaluate import Stopped, perplexity
+    from quant_engine.evaluate import perplexity
+    from quant_engine.progress import Stopped
 
     monkeypatch.setattr(perplexity, "TOKENS_AT_ONCE", 64)
     (data / "wikitext2_raw_test.txt").write_text("The quick brown fox jumps over the lazy dog. " * 20)
     spec, loaded, kept, seen = RunSpec(model="tiny", tasks=("wikitext2",), window=64), tiny.llama(), Memory(), []
     with pytest.raises(Stopped):
-        find_task("wikitext2").measure(loaded, spec, Watch(should_stop=lambda: len(kept.items) == 4, kept=kept))
-    outcome = find_task("wikitext2").measure(loaded, spec, Watch(lambda *at: seen.append(at), kept=kept))
+        parse_task("wikitext2").measure(loaded, spec, Watch(should_stop=lambda: len(kept.items) == 4, kept=kept))
+    outcome = parse_task("wikitext2").measure(loaded, spec, Watch(lambda *at: seen.append(at), kept=kept))
     assert seen[0][0] == 5
-    assert outcome.value == find_task("wikitext2").measure(loaded, spec, Watch()).value
+    assert outcome.value == parse_task("wikitext2").measure(loaded, spec, Watch()).value
     assert torch.isfinite(torch.tensor(outcome.value))

@@ -9,9 +9,9 @@ from evaluate import tiny
 from PIL import Image
 
 from quant_engine.data import texts
-from quant_engine.evaluate import TASKS, Watch, divergence, find_task, task_of_number
+from quant_engine.evaluate import TASKS, Watch, divergence, parse_task, task_of_number
 from quant_engine.evaluate.divergence import compare_answers
-from quant_engine.generate.decode import answer
+from quant_engine.models.decode import answer
 from quant_engine.spec import QuantSetting, RunSpec, UserError
 
 RTN = QuantSetting(method="rtn", w_bits=4)
@@ -87,7 +87,7 @@ def test_divergence_on_the_questions_of_a_picture_task(monkeypatch):
     reference.model.config.text_config.max_position_embeddings = 4096
     low = perturbed(reference)
     monkeypatch.setattr(divergence, "unquantized", lambda loaded, spec: reference)
-    task = find_task("divergence:demo-chartqa")
+    task = parse_task("divergence:demo-chartqa")
     spec = RunSpec(model="demo", tasks=(task.name,), limit=2, setting=RTN)
     outcome = task.measure(low, spec, Watch())
     assert outcome.items == 2
@@ -101,9 +101,9 @@ def test_divergence_on_the_questions_of_a_picture_task(monkeypatch):
 
 def test_names_lead_to_tasks(tmp_path):
     (tmp_path / "a.txt").write_text("some text")
-    name = find_task(f"divergence:{tmp_path}/a.txt").name
+    name = parse_task(f"divergence:{tmp_path}/a.txt").name
     assert task_of_number(f"{name}_top1")[0].name == name
     task, suffix = task_of_number("divergence:demo-mme_shared")
     assert (task.name, suffix, task.higher(suffix), task.higher("")) == ("divergence:demo-mme", "shared", True, False)
     with pytest.raises(UserError, match="There is no text file"):
-        find_task("divergence:nothing")
+        parse_task("divergence:nothing")

@@ -7,11 +7,13 @@ import torch
 from evaluate import local_sets, tiny
 
 from quant_engine.data import sources
-from quant_engine.evaluate import TASKS, Watch, choices, find_task, likelihood, mmlu, task_of_number
+from quant_engine.evaluate import TASKS, Watch, choices, likelihood, mmlu, parse_task, task_of_number
 from quant_engine.evaluate.choices import _output
 from quant_engine.evaluate.hellaswag import cleaned
-from quant_engine.evaluate.task import Kept, Stopped
-from quant_engine.spec import ItemOutput, RunSpec, UserError
+from quant_engine.evaluate.task import Kept
+from quant_engine.progress import Stopped
+from quant_engine.results import ItemOutput
+from quant_engine.spec import RunSpec, UserError
 
 
 @pytest.fixture
@@ -33,13 +35,13 @@ def data(tmp_path, monkeypatch):
 
 
 def measure(name, loaded=None, limit=None, watch=None):
-    return find_task(name).measure(
+    return parse_task(name).measure(
         loaded or tiny.llama(), RunSpec(model="tiny", tasks=(name,), limit=limit), watch or Watch()
     )
 
 
 def items(name):
-    task = find_task(name)
+    task = parse_task(name)
     rows = sources.load(task.source, task.title)
     return [task.item(row, index) for index, row in enumerate(rows)]
 
@@ -60,7 +62,7 @@ def test_arc_keys_may_be_numbers_or_letters(data):
 
 def test_arc_rows_with_a_ready_prompt():
     row = {"id": "M1", "query": "Question: Why?\nAnswer:", "choices": ["a", "b"], "gold": 1}
-    item = find_task("arc_challenge").item(row, 0)
+    item = parse_task("arc_challenge").item(row, 0)
     assert (item.id, item.prompt, item.continuations, item.gold) == ("M1", row["query"], [" a", " b"], 1)
 
 
@@ -98,7 +100,7 @@ def test_winogrande_scores_one_continuation_under_two_contexts(data):
 def test_acc_and_acc_norm_differ_where_lengths_do():
     texts = ["ab", "abcdefghij"]
     item = choices.ChoiceItem("1", "p", ["p", "p"], [f" {t}" for t in texts], texts, gold=1)
-    outcome = find_task("piqa").conclude([_output(item, [-4.0, -5.0])], "r")
+    outcome = parse_task("piqa").conclude([_output(item, [-4.0, -5.0])], "r")
     assert outcome.value == 0  # -4 > -5
     (norm,) = outcome.parts
     assert (norm.name, norm.metric, norm.value) == ("piqa_norm", "acc_norm", 100)  # -4 / 2 < -5 / 10
@@ -112,7 +114,7 @@ def test_a_tie_goes_to_the_first_choice():
 
 def test_values_that_are_no_numbers_are_a_collapsed_model():
     item = choices.ChoiceItem("1", "p", ["p"] * 2, [" x", " y"], ["x", "y"], gold=0)
-    outcome = find_task("piqa").conclude([_output(item, [math.nan, -1.0])], "r")
+    outcome = parse_task("piqa").conclude([_output(item, [math.nan, -1.0])], "r")
     assert (outcome.value, outcome.status) == (None, "collapsed")
 
 
@@ -153,12 +155,12 @@ def test_the_same_twice_is_the_same(data):
 
 def test_bos_is_another_task_with_other_numbers(data):
     plain, spoken = measure("piqa"), measure("piqa:bos")
-    assert find_task("piqa:bos").name == "piqa:bos"
+    assert parse_task("piqa:bos").name == "piqa:bos"
     assert [part.name for part in spoken.parts] == ["piqa:bos_norm"]
     assert task_of_number("piqa:bos_norm")[1] == "norm"
     assert plain.outputs[0].log_probabilities != pytest.approx(spoken.outputs[0].log_probabilities, abs=1e-3)
     with pytest.raises(UserError, match="There is no task"):
-        find_task("mmlu:bos")
+        parse_task("mmlu:bos")
 
 
 def test_every_number_has_its_task():
@@ -231,7 +233,7 @@ def test_mmlu_categories_are_means_over_questions(data):
             [("anatomy", 1), ("virology", 0), ("virology", 0), ("astronomy", 1), ("philosophy", 1)]
         )
     ]
-    outcome = find_task("mmlu").conclude(outputs, "r")
+    outcome = parse_task("mmlu").conclude(outputs, "r")
     assert outcome.value == pytest.approx(60)
     numbers = {part.name: (part.value, part.items) for part in outcome.parts}
     assert numbers == {

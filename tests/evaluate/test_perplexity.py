@@ -4,12 +4,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from generate import tiny_chat
+from models import tiny_chat
 
-from quant_engine.evaluate import TASKS, Stopped, Watch, find_task
+from quant_engine.evaluate import TASKS, Watch, parse_task
 from quant_engine.evaluate import perplexity as module
 from quant_engine.evaluate.perplexity import Perplexity
 from quant_engine.models.load import Loaded
+from quant_engine.progress import Stopped
 from quant_engine.spec import RunSpec, UserError
 
 SPEC = RunSpec(model="tiny", tasks=("perplexity",), window=32, limit=9)
@@ -88,11 +89,11 @@ def test_it_stops_when_asked_and_reports_each_batch():
 def test_a_text_file_is_pinned_by_its_content(tmp_path):
     file = tmp_path / "text.txt"
     file.write_text("one two three")
-    name = find_task(f"perplexity:{file}").name
-    assert find_task(name).name == name
+    name = parse_task(f"perplexity:{file}").name
+    assert parse_task(name).name == name
     file.write_text("one two four")
     with pytest.raises(UserError, match="has changed"):
-        find_task(name)
+        parse_task(name)
 
 
 @pytest.mark.parametrize(
@@ -104,7 +105,7 @@ def test_bad_text_files_are_one_sentence(tmp_path, content, sentence):
     if content is not None:
         file.write_bytes(content)
     with pytest.raises(UserError, match=sentence):
-        find_task(f"perplexity:{file}")
+        parse_task(f"perplexity:{file}")
 
 
 def test_a_text_shorter_than_a_window_is_one_sentence(tmp_path):
@@ -115,5 +116,5 @@ def test_a_text_shorter_than_a_window_is_one_sentence(tmp_path):
 
 def test_an_unknown_task_is_one_sentence_that_lists_them():
     with pytest.raises(UserError, match="demo-docvqa"):
-        find_task("nothing")
+        parse_task("nothing")
     assert all(task.name == name and task.help for name, task in TASKS.items())

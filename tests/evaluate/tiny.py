@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from generate import tiny_chat
+from models import tiny_chat
 
 from quant_engine.models.load import Loaded
 

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from quant_engine.quantize import Hooks, quantize
+from quant_engine.progress import Hooks
+from quant_engine.quantize.stream import quantize
 from quant_engine.runs.resolve import resolve
 from quant_engine.spec import QuantSetting, RunSpec
 

@@ -13,14 +13,14 @@ from safetensors.torch import load_file
 
 from quant_engine import folders
 from quant_engine.checkpoints import Checkpoint, ledger_of, load_quantized
-from quant_engine.evaluate import Stopped
 from quant_engine.finetune import adapters, examples
 from quant_engine.finetune.merge import merge
 from quant_engine.kernels.linear import QuantLinear
 from quant_engine.methods import METHODS
-from quant_engine.models.catalog import find
+from quant_engine.models.catalog import model_card
 from quant_engine.models.load import LINEARS, load_dense, load_tokenizer
-from quant_engine.quantize import Hooks, quantize
+from quant_engine.progress import Hooks, Stopped
+from quant_engine.quantize.stream import quantize
 from quant_engine.runs import execute, folder
 from quant_engine.spec import RunSpec, UserError
 from quant_engine.weights import LowRank
@@ -38,7 +38,7 @@ def test_prompts_begin_and_answers_end_as_the_model_s_texts_do_and_long_ones_are
     options = METHODS["qlora"].options(spec.setting)
     tokenizer = load_tokenizer(tiny_models / "llama")
     tokenizer.bos_token = tokenizer.bos_token or tokenizer.eos_token
-    made = examples.load(options, find(spec.model), tokenizer, None, torch.float32).train
+    made = examples.load(options, model_card(spec.model), tokenizer, None, torch.float32).train
     assert all(one.source[0] == tokenizer.bos_token_id and len(one.source) == 12 for one in made)
     whole = {len(one.target) for one in made if one.target[-1] == tokenizer.eos_token_id}
     cut = [one for one in made if one.target[-1] != tokenizer.eos_token_id]
@@ -107,7 +107,7 @@ def test_records_and_files_count_the_adapters(spec_for, fine_tune):
 TRAIN = """
 import sys
 from quant_engine.finetune import training
-from quant_engine.quantize import Hooks, quantize
+from quant_engine.quantize.stream import Hooks, quantize
 from quant_engine.spec import RunSpec
 training.SAVE_SECONDS = 0.0
 quantize(RunSpec.model_validate_json(sys.argv[1]), Hooks(log=lambda line: print(line, flush=True)))
@@ -183,7 +183,7 @@ def test_merged_and_unmerged_models_answer_alike(spec_for, fine_tune, tmp_path, 
     path = fine_tune(spec_for(method, steps=20))
     tuned = load_quantized(path, "float32", "cpu")
     merge(path, tmp_path / "merged")
-    merged = load_dense(find(str(tmp_path / "merged")), None, "float32", "cpu")
+    merged = load_dense(model_card(str(tmp_path / "merged")), None, "float32", "cpu")
     expected = logits(tuned.model)
     assert (logits(merged.model) - expected).abs().max() < 1e-4 * expected.abs().max()
     assert load_tokenizer(tmp_path / "merged").get_vocab() == tuned.tokenizer.get_vocab()

@@ -8,8 +8,9 @@ from statistics import mean
 
 import pytest
 
+from quant_engine.results import ItemOutput, Result
 from quant_engine.runs import folder as run_folder
-from quant_engine.spec import ItemOutput, QuantSetting, Result, RunSpec
+from quant_engine.spec import QuantSetting, RunSpec
 
 MakeRun = Callable[..., Path]
 

@@ -5,13 +5,15 @@ import pandas as pd
 import plotly.graph_objects as go
 import pytest
 
-from leaderboard import figures, paired, quality, run_figures
+from leaderboard import figures, quality, run_figures
 from leaderboard.analysis import arrange
 from leaderboard.columns import column_of
 from leaderboard.plot import Figure
 from leaderboard.store import Store, read_paper
+from quant_engine.results import LayerRecord
 from quant_engine.runs import folder as run_folder
-from quant_engine.spec import LayerRecord, UserError
+from quant_engine.runs import paired
+from quant_engine.spec import UserError
 
 
 @pytest.fixture(scope="module")

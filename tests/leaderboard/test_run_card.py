@@ -3,10 +3,12 @@ import pytest
 from leaderboard.ui import run_card
 from leaderboard.ui.answer_pane import Side, pane
 from leaderboard.ui.run_tab import looked_at, options_of, task_choices
+from quant_engine.answers.messages import AnswerEvent
 from quant_engine.evaluate import TASKS
-from quant_engine.generate.messages import AnswerEvent, AnswerStats
+from quant_engine.progress import Progress
+from quant_engine.results import AnswerStats
 from quant_engine.runs.queue import Queue, QueuedRun
-from quant_engine.spec import Progress, QuantSetting, RunSpec
+from quant_engine.spec import QuantSetting, RunSpec
 
 
 def run(**given) -> QueuedRun:

@@ -6,10 +6,11 @@ import pytest
 from leaderboard import pictures, run_figures
 from leaderboard.ui import run_inside
 from leaderboard.view import Explored
-from quant_engine.demo import suite
+from quant_engine.data.drawn import suite
 from quant_engine.evaluate import TASKS
+from quant_engine.results import ItemOutput, LayerRecord, Result
 from quant_engine.runs import folder
-from quant_engine.spec import ItemOutput, LayerRecord, QuantSetting, Result, RunSpec, UserError
+from quant_engine.spec import QuantSetting, RunSpec, UserError
 
 
 def record(block: int, error: float, **more) -> LayerRecord:

@@ -4,7 +4,7 @@ import torch
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaModel
 
-from quant_engine.calibration import CalibratedBlock, first_inputs
+from quant_engine.methods.block import CalibratedBlock, first_inputs
 
 
 def calibrated_block(seed=0, *, key_value_heads=4, width=32, samples=6, length=24, outlier=None):
@@ -26,8 +26,8 @@ def calibrated_block(seed=0, *, key_value_heads=4, width=32, samples=6, length=2
         norm.weight.data = 0.5 + torch.rand(width)
         if outlier is not None:
             norm.weight.data[outlier] = 100
-    hidden, beside = first_inputs(model, torch.randint(0, 64, (samples, length)))
-    return CalibratedBlock(block, hidden, beside)
+    hidden, kwargs = first_inputs(model, torch.randint(0, 64, (samples, length)))
+    return CalibratedBlock(block, hidden, kwargs)
 
 
 def output(block):

@@ -64,7 +64,7 @@ def plain_awq(block, bits, group):
         def run(module, compared=compared, given=x[names[0]]):
             part = module.get_submodule(compared)
             if compared == "self_attn":
-                return part(given.view(*windows, -1), **block.beside)[0]
+                return part(given.view(*windows, -1), **block.kwargs)[0]
             return part(given)
 
         expected = run(module)
@@ -170,7 +170,7 @@ def test_the_search_can_look_at_fewer_windows():
     setting = setting_of(search_samples=2)
     prepare(block, setting, AWQ.options(setting), lines.append)
     few = calibrated_block(outlier=3, samples=6)
-    few = type(few)(few.module, few.hidden[:2], few.beside)
+    few = type(few)(few.module, few.hidden[:2], few.kwargs)
     others = []
     prepare(few, setting_of(), AWQ.options(setting_of()), others.append)
     assert lines == others

@@ -4,13 +4,13 @@ import math
 
 import pytest
 import torch
-from generate import tiny_chat
+from models import tiny_chat
 from torch.func import functional_call
 
-from quant_engine.evaluate import Stopped
 from quant_engine.methods import METHODS, Statistics, Training
 from quant_engine.methods import db_llm as method
 from quant_engine.models.load import SEQUENTIAL_SETS
+from quant_engine.progress import Stopped
 from quant_engine.spec import QuantSetting, UserError
 
 DB_LLM = METHODS["db_llm"]

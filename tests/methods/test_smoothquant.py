@@ -73,7 +73,7 @@ def plain_smoothquant(block, w_bits, a_bits, alpha, attention_inputs=True):
         rounded_output = attention_inputs and name in ATTENTION
         rounded = PlainLinear(module.get_submodule(name).weight.data, w_bits, a_bits, rounded_output)
         setattr(module.get_submodule(parent), leaf, rounded)
-    return type(block)(module, block.hidden, block.beside)
+    return type(block)(module, block.hidden, block.kwargs)
 
 
 @pytest.mark.parametrize(("w_bits", "a_bits"), [(8, 8), (6, 6), (4, 4), (3, 7)])
@@ -147,7 +147,7 @@ def test_smoothing_helps_and_fewer_bits_cost_more():
         x, weight = inputs_of(block, ATTENTION[0]), block.module.self_attn.q_proj.weight.clone()
 
         def error(bits, smooth, block=block, x=x, weight=weight):
-            tried = type(block)(copy.deepcopy(block.module), block.hidden, block.beside)
+            tried = type(block)(copy.deepcopy(block.module), block.hidden, block.kwargs)
             setting = setting_of(bits, bits, attention_inputs=False)
             if smooth:
                 prepare(tried, setting, SMOOTHQUANT.options(setting), print)

@@ -9,9 +9,9 @@ import sys
 import time
 from pathlib import Path
 
-from quant_engine.evaluate.task import Stopped
+from quant_engine.progress import Progress, Stopped
 from quant_engine.runs.worker import main
-from quant_engine.spec import Progress, UserError
+from quant_engine.spec import UserError
 
 
 def execute(spec, on_progress, should_stop, log):

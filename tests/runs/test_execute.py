@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from quant_engine import folders
 from quant_engine.cli import app
-from quant_engine.evaluate import Stopped
+from quant_engine.progress import Stopped
 from quant_engine.runs import folder
 from quant_engine.runs.command import command
 from quant_engine.runs.execute import execute

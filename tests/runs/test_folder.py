@@ -2,8 +2,9 @@ import shutil
 
 import pytest
 
+from quant_engine.results import ItemOutput, LayerRecord, Result
 from quant_engine.runs import folder
-from quant_engine.spec import ItemOutput, LayerRecord, QuantSetting, Result, RunSpec, UserError
+from quant_engine.spec import QuantSetting, RunSpec, UserError
 
 SPEC = RunSpec(model="tiny", setting=QuantSetting(method="rtn", w_bits=4), tasks=("perplexity:/a/b.txt@0123456789ab",))
 

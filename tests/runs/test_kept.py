@@ -8,11 +8,13 @@ from test_execute import do
 from test_quantize import tiny_models  # noqa: F401
 
 from quant_engine import folders
-from quant_engine.evaluate import Stopped, likelihood
+from quant_engine.evaluate import likelihood
+from quant_engine.progress import Stopped
+from quant_engine.results import ItemOutput
 from quant_engine.runs import folder
 from quant_engine.runs.kept import KeptItems, forget
 from quant_engine.runs.resolve import resolve
-from quant_engine.spec import ItemOutput, RunSpec, UserError
+from quant_engine.spec import RunSpec, UserError
 
 
 def output(k, score=1.0):

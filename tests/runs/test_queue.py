@@ -7,9 +7,10 @@ import threading
 
 import pytest
 
+from quant_engine.progress import Progress
 from quant_engine.runs import queue as queue_module
 from quant_engine.runs.queue import MAX_ATTEMPTS, Queue, owner_name
-from quant_engine.spec import Progress, RunSpec, UserError
+from quant_engine.spec import RunSpec, UserError
 
 
 @pytest.fixture(autouse=True)

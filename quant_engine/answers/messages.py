@@ -1,0 +1,74 @@
+"""What the page and the answering process say to each other: requests one way, events the other. Imports no torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+from uuid import uuid4
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from quant_engine.results import AnswerStats
+from quant_engine.spec import Identifier, QuantSetting
+
+MOST_QUESTION_CHARACTERS = 4000
+MOST_NEW_TOKENS = 1024
+MOST_SIDES = 8
+
+
+class AskRequest(BaseModel):
+    """One question for one model, answered once per setting in `sides`. `image` is the path of a picture, or None."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: Identifier
+    image: Path | None = None
+    question: str
+    sides: tuple[QuantSetting, ...]
+    max_new_tokens: int = Field(default=128, ge=1, le=MOST_NEW_TOKENS)
+    request_id: str = Field(default_factory=lambda: uuid4().hex)
+
+    @field_validator("question")
+    @classmethod
+    def _says_something(cls, question: str) -> str:
+        question = question.strip()
+        if not question:
+            raise ValueError("Type a question.")
+        if len(question) > MOST_QUESTION_CHARACTERS:
+            raise ValueError(
+                f"The question has {len(question):,} characters; shorten it to {MOST_QUESTION_CHARACTERS:,}."
+            )
+        return question
+
+    @field_validator("sides")
+    @classmethod
+    def _some_sides(cls, sides: tuple[QuantSetting, ...]) -> tuple[QuantSetting, ...]:
+        if not 1 <= len(sides) <= MOST_SIDES:
+            raise ValueError(f"Choose from 1 to {MOST_SIDES} settings to compare, not {len(sides)}.")
+        return sides
+
+
+class AnswerEvent(BaseModel):
+    """Something happened on one side of a request.
+
+    status: `message` says what is being done. token: `text` is the whole answer so far. done: `text` is the answer.
+    error: `message` is one sentence, `text` what was answered until then. Each side ends with one done or one error.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    request_id: str
+    side: int
+    kind: Literal["status", "token", "done", "error"]
+    text: str = ""
+    message: str = ""
+    stats: AnswerStats | None = None
+
+
+class ToWorker(BaseModel):
+    """One line on the answering process's standard input: a request, or the id of one to cancel."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    ask: AskRequest | None = None
+    cancel: str | None = None

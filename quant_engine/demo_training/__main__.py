@@ -1,0 +1,66 @@
+"""`python -m quant_engine.demo_training`: train the demo model's own parts, going on where an earlier start ended."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from quant_engine import folders
+
+STAGES = ("tower", "language", "projector", "joint", "export", "quantized")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES), help="which stages, in this order")
+    parser.add_argument("--tower-minutes", type=float, default=150)
+    parser.add_argument("--language-minutes", type=float, default=120)
+    parser.add_argument("--projector-minutes", type=float, default=60)
+    parser.add_argument("--joint-minutes", type=float, default=60)
+    parser.add_argument("--believed", type=float, default=0.5, help="share of lessons told as the tower sees them")
+    parser.add_argument("--items", type=int, default=200, help="test items per task for the model card")
+    parser.add_argument("--table-items", type=int, default=100, help="items per task for its table of quantized models")
+    parser.add_argument("--folder", type=Path, default=folders.home() / "demo-training", help="checkpoints and logs")
+    parser.add_argument("--parts", type=Path, default=folders.ASSETS / "demo", help="where the parts and card go")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves the choice to torch")
+    parser.add_argument("--seed", type=int, default=1)
+    options = parser.parse_args()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    torch.set_flush_denormal(True)  # tiny attention weights would slow a CPU down many times
+    options.folder.mkdir(parents=True, exist_ok=True)
+    device = torch.device(options.device)
+    for stage in options.stages:
+        if stage == "tower":
+            from quant_engine.demo_training import tower
+
+            tower.train(options.folder, options.tower_minutes, device, options.seed)
+        elif stage == "language":
+            from quant_engine.demo_training import language
+
+            language.train(options.folder, options.language_minutes, device, options.seed, believed=options.believed)
+        elif stage == "projector":
+            from quant_engine.demo_training import projector
+
+            projector.train(options.folder, options.projector_minutes, device, options.seed)
+        elif stage == "joint":
+            from quant_engine.demo_training import joint
+
+            joint.train(options.folder, options.joint_minutes, device, options.seed)
+        elif stage == "export":
+            from quant_engine.demo_training import export
+
+            export.export(options.folder, options.parts, device, options.seed, options.items)
+            export.write_card(options.folder, options.parts)
+        else:
+            from quant_engine.demo_training import export, quantized
+
+            quantized.measure(options.folder, options.table_items)
+            export.write_card(options.folder, options.parts)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,94 @@
+"""A dense decoder block together with the calibration inputs that reach it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.masking_utils import create_causal_mask
+
+TOKENS_AT_ONCE = 4096
+"""Calibration tokens that go through a block together."""
+
+
+class SeenEnough(Exception):
+    """Leaves a forward pass in the middle."""
+
+
+def first_inputs(decoder: nn.Module, windows: torch.Tensor) -> tuple[torch.Tensor, dict[str, Any]]:
+    """The inputs of the first block for token windows [samples, length]: hidden [samples, length, width], and the
+    blocks' other arguments."""
+    hidden = decoder.embed_tokens(windows)
+    return hidden, block_kwargs(decoder, hidden)
+
+
+def block_kwargs(decoder: nn.Module, hidden: torch.Tensor) -> dict[str, Any]:
+    """The arguments of every block besides its inputs, for windows like `hidden` [samples, length, width].
+
+    They are the same for all windows and blocks: positions 0 to length - 1 and a causal mask.
+    """
+    positions = torch.arange(hidden.shape[1], device=hidden.device)[None]
+    return {
+        "position_ids": positions,
+        "position_embeddings": decoder.rotary_emb(hidden[:1], positions),
+        "attention_mask": create_causal_mask(
+            config=decoder.config,
+            inputs_embeds=hidden[:1],
+            attention_mask=None,
+            past_key_values=None,
+            position_ids=positions,
+        ),
+    }
+
+
+@dataclass(frozen=True)
+class CalibratedBlock:
+    """A decoder block, `module`, and its inputs `hidden` [samples, length, width], all calibration windows in order.
+
+    `kwargs` are the block's other arguments (positions, rotary embeddings, mask), which its self_attn takes as well.
+    `check_stop` raises where the user asked to stop.
+    """
+
+    module: nn.Module
+    hidden: torch.Tensor
+    kwargs: dict[str, Any]
+    check_stop: Callable[[], None] = lambda: None
+
+    def chunks(self) -> tuple[torch.Tensor, ...]:
+        """Views of `hidden`, a few windows each, as they go through the block together."""
+        return self.hidden.split(max(1, TOKENS_AT_ONCE // self.hidden.shape[1]))
+
+    def advance(self, hidden: torch.Tensor) -> None:
+        """Writes the block's outputs into `hidden`, which may be the inputs themselves."""
+        for chunk, out in zip(self.chunks(), hidden.split(len(self.chunks()[0])), strict=True):
+            output = self.module(chunk, **self.kwargs)
+            out.copy_(output[0] if isinstance(output, tuple) else output)
+
+    def watch(self, names: Sequence[str], see: Callable[[str, torch.Tensor], None]) -> None:
+        """Sends all windows through the block and shows `see(name, x)` each input x [windows, length, in_features] of
+        the named submodules, which must be given in the order in which the block uses them.
+
+        A pass is left as soon as the last of them has its input: what comes behind has no say here.
+        """
+
+        def hook(name: str) -> Callable[[nn.Module, tuple[torch.Tensor, ...]], None]:
+            def seen(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+                see(name, inputs[0])
+                if name == names[-1]:
+                    raise SeenEnough
+
+            return seen
+
+        handles = [self.module.get_submodule(name).register_forward_pre_hook(hook(name)) for name in names]
+        try:
+            for chunk in self.chunks():
+                with suppress(SeenEnough):
+                    self.module(chunk, **self.kwargs)
+                self.check_stop()
+        finally:
+            for handle in handles:
+                handle.remove()

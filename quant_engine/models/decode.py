@@ -1,0 +1,173 @@
+"""Greedy decoding: one prefill of picture and prompt, then one token per step with the key-value cache.
+
+Times are honest on shared cores. Several answers are decoded in turns by one thread, so while one of them computes the
+others stand still; each counts the time only while it computes itself. Its tokens per second are then what it would
+reach alone on this machine, and not a share of it that depends on what else is being compared.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import DynamicCache
+
+from quant_engine.results import AnswerStats
+from quant_engine.spec import UserError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from quant_engine.models.load import Loaded
+
+
+@dataclass(frozen=True)
+class Step:
+    """One more token. `text` is the whole answer so far, in complete characters; `finished` marks the last step."""
+
+    token: int
+    text: str
+    stats: AnswerStats
+    finished: bool
+
+
+@dataclass
+class Read:
+    """What a model has read for its last answer: the prompt's token ids [1, tokens] and the key-value cache."""
+
+    ids: torch.Tensor | None = None
+    cache: DynamicCache | None = None
+
+    def start(self, model: Any, ids: torch.Tensor) -> tuple[DynamicCache, int]:
+        """A cache for the prompt `ids`, and the number of its tokens that are in it.
+
+        That is what it shares with the last prompt, if it covers the whole picture: else nothing, in a new cache.
+        """
+        config = model.config
+        if self.ids is not None and self.cache is not None:
+            length = min(self.ids.shape[1], ids.shape[1] - 1)  # something must be left to predict from
+            differ = (self.ids[0, :length] != ids[0, :length]).nonzero()
+            shared = int(differ[0]) if len(differ) else length
+            picture = (ids[0] == getattr(config, "image_token_id", -1)).nonzero()
+            if shared and not (len(picture) and shared <= int(picture[-1])):
+                self.cache.crop(shared - self.cache.get_seq_length())  # negative: so many are dropped
+                return self.cache, shared
+        return DynamicCache(config=config.get_text_config()), 0
+
+
+def answer(
+    loaded: Loaded, image: Image | None, question: str, max_new_tokens: int, read: Read | None = None
+) -> Iterator[Step]:
+    """Answer a question, token by token, by always taking the most probable one.
+
+    `read` carries over what the model has read from one question to the next about the same picture.
+    Ends after `max_new_tokens`, at the model's end-of-answer token, or where its context is full. Raises UserError for
+    a picture given to a text model and for a prompt longer than the context.
+    """
+    started = time.perf_counter()
+    model, tokenizer = loaded.model, loaded.tokenizer
+    inputs = prompt_inputs(loaded, image, question)
+    prompt_tokens = inputs["input_ids"].shape[1]
+    context = model.config.get_text_config().max_position_embeddings
+    if prompt_tokens >= context:
+        raise UserError(
+            f"Picture and question take {prompt_tokens:,} tokens, and the model reads {context:,}: shorten the"
+            " question."
+        )
+    most = min(max_new_tokens, context - prompt_tokens)
+    ends = _end_tokens(loaded)
+    read = read or Read()
+    cache, known = read.start(model, inputs["input_ids"])
+    read.ids, read.cache = inputs["input_ids"], cache
+    weight_bytes = loaded.weight_bytes
+
+    token = _next_token(model, cache, {"input_ids": inputs["input_ids"][:, known:]} if known else inputs)
+    tokens = [token]
+    spent = time_to_first = time.perf_counter() - started
+    while True:
+        finished = token in ends or len(tokens) >= most
+        decoding = spent - time_to_first
+        stats = AnswerStats(
+            ttft_s=time_to_first,
+            tokens_per_s=(len(tokens) - 1) / decoding if decoding else None,
+            tokens=len(tokens),
+            prompt_tokens=prompt_tokens,
+            weight_bytes=weight_bytes,
+            stored_bits=loaded.stored_bits,
+        )
+        yield Step(token, _text(tokenizer, tokens), stats, finished)
+        if finished:
+            return
+        started = time.perf_counter()  # after the yield: what others did meanwhile is not this answer's time
+        token = _next_token(model, cache, {"input_ids": torch.tensor([[token]], device=model.device)})
+        tokens.append(token)
+        spent += time.perf_counter() - started
+
+
+def answer_text(
+    loaded: Loaded, image: Image | None, question: str, max_new_tokens: int, read: Read | None = None
+) -> str:
+    """The whole answer at once."""
+    text = ""
+    for step in answer(loaded, image, question, max_new_tokens, read):
+        text = step.text
+    return text.strip()
+
+
+@torch.inference_mode()
+def _next_token(model: Any, cache: DynamicCache, inputs: dict[str, torch.Tensor]) -> int:
+    """The most probable next token. Inference mode ends with each step: it must not leak out of a waiting generator."""
+    logits = model(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
+    return int(logits[0, -1].float().argmax())
+
+
+def prompt_inputs(loaded: Loaded, image: Image | None, question: str) -> dict[str, torch.Tensor]:
+    """The model's own chat format around picture and question; a base model without one continues the question.
+
+    Control tokens that a visitor types, such as `<image>`, are read as plain text.
+    """
+    model, tokenizer, processor = loaded.model, loaded.tokenizer, loaded.processor
+    if processor is None:
+        if image is not None:
+            raise UserError(f"{loaded.card.title} is a text model: ask without a picture, or choose another model.")
+        if tokenizer.chat_template is None:
+            inputs = tokenizer(question, return_tensors="pt", split_special_tokens=True)
+            return {"input_ids": inputs["input_ids"].to(model.device)}
+        format_chat, content = tokenizer.apply_chat_template, question
+    else:
+        pictures = [] if image is None else [{"type": "image", "image": image}]
+        format_chat, content = processor.apply_chat_template, [*pictures, {"type": "text", "text": question}]
+    inputs = format_chat(
+        [{"role": "user", "content": content}],
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+        sanitize_control_tokens=True,
+    )
+    # One prompt without padding needs no mask, and without one the fast causal attention is used.
+    kept = {name: inputs[name].to(model.device) for name in ("input_ids", "image_sizes") if name in inputs}
+    if "pixel_values" in inputs:
+        kept["pixel_values"] = inputs["pixel_values"].to(model.device, model.dtype)
+    return kept
+
+
+def _end_tokens(loaded: Loaded) -> set[int]:
+    """Every token that ends an answer: chat models often have one for the turn beside the one for the text."""
+    ends = {loaded.tokenizer.eos_token_id}
+    for config in (loaded.model.generation_config, loaded.model.config.get_text_config()):
+        named = getattr(config, "eos_token_id", None)
+        ends.update(named if isinstance(named, list) else [named])
+    return ends - {None}
+
+
+def _text(tokenizer: Any, tokens: list[int]) -> str:
+    """The answer in complete characters.
+
+    A token may end in the middle of a character, which decodes to replacement marks at the end; they are held back
+    until the rest has come. Whatever stands before them is final, so the text only ever grows.
+    """
+    return tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False).rstrip("\ufffd")

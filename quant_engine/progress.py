@@ -1,0 +1,43 @@
+"""How work is watched: where it stands, who is told, and how it is asked to stop. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Stopped(Exception):
+    """Raised where the user asked to stop. What was finished before is kept."""
+
+
+class Progress(BaseModel):
+    """Where a run stands. `fraction` runs from 0 to 1 over the whole run; times are in seconds."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    stage: Literal[
+        "waiting", "loading", "training", "calibrating", "quantizing", "evaluating", "writing", "finished"
+    ] = "waiting"
+    fraction: float = 0.0
+    block: int | None = None
+    blocks: int | None = None
+    linear: str | None = None
+    output_error: float | None = None
+    task: str | None = None
+    item: int | None = None
+    items: int | None = None
+    items_per_s: float | None = None
+    eta_s: float | None = None
+    message: str = ""
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """How a quantization is watched: told of each linear, asked after each whether to stop, and given log lines."""
+
+    progress: Callable[[Progress], None] = lambda progress: None
+    should_stop: Callable[[], bool] = lambda: False
+    log: Callable[[str], None] = lambda line: None

@@ -1,0 +1,1 @@
+"""The pipeline that quantizes a model, block by block."""

@@ -1,0 +1,117 @@
+"""What comes out of the engine: numbers, item outputs, what each linear cost, and what an answer cost.
+
+Imports neither torch nor any model code, so the page and the leaderboard can use it.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Result(BaseModel):
+    """One number with where it comes from: a tidy row of the leaderboard.
+
+    `stored_bits` is per quantized weight, with all side data counted. For source "paper" only the fields that the
+    paper states are set. `status` collapsed: the model ran but its output is of no use (infinite or NaN perplexity, a
+    score the paper prints as N). `value` is None unless status is ok, or collapsed with a number worth showing.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    run_id: str | None = None
+    source: Literal["paper", "measured"]
+    model: str
+    model_revision: str | None = None
+    track: str
+    method: str
+    w_bits: float
+    a_bits: int = 16
+    group_size: int | None = None
+    options: str = "{}"
+    stored_bits: float | None = None
+    task: str
+    metric: str
+    value: float | None = None
+    standard_error: float | None = None
+    items: int | None = None
+    status: Literal["ok", "collapsed", "failed"] = "ok"
+    table: str | None = None
+    calibration: str | None = None
+    engine_version: str | None = None
+    engine_commit: str | None = None
+    libraries: str | None = None
+    hardware: str | None = None
+    seed: int | None = None
+    data_revision: str | None = None
+    duration_s: float | None = None
+    peak_memory_bytes: int | None = None
+    command: str | None = None
+    created: str | None = None
+
+
+class ItemOutput(BaseModel):
+    """What the model did with one question (or one window of text): the ground of every statistic.
+
+    `log_probabilities` belong to the `choices`, in their order. `group` joins items that are scored together (the
+    rotations of a circular question, the two questions about a picture); `category` is the part that an item counts in;
+    `measures` are further numbers, in the order of the task.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    item: str
+    prompt: str
+    gold: list[str]
+    prediction: str
+    score: float
+    log_probabilities: list[float] | None = None
+    choices: list[str] | None = None
+    group: str | None = None
+    category: str | None = None
+    measures: list[float] | None = None
+
+
+class LayerRecord(BaseModel):
+    """What quantizing one linear cost. Errors are relative: squared norm of the change over that of the original.
+
+    `output_error` is over the calibration inputs, or over a few windows of the built-in text where the method looks at
+    no data (None in runs of earlier versions). `stored_bits` counts all that is stored; `headline_bits` counts as the
+    papers do, codes and signs only. `weights_before` and `weights_after` count the weights in equal parts of
+    [-weights_reach, weights_reach], before and after quantization; what lies beyond counts in the outermost parts. Runs
+    of earlier versions have none.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    block: int
+    linear: str
+    out_features: int
+    in_features: int
+    stored_bits: float
+    headline_bits: float | None = None
+    weight_error: float
+    output_error: float | None = None
+    seconds: float
+    weights_reach: float | None = None
+    weights_before: list[int] | None = None
+    weights_after: list[int] | None = None
+
+
+class AnswerStats(BaseModel):
+    """What an answer cost so far.
+
+    Times count only what this side computed itself (see `quant_engine.models.decode`). `ttft_s` is the time to the
+    first token: picture, prompt and all. `tokens_per_s` is the rate after the first token, None before the second.
+    `weight_bytes` is the memory of all the model's weights, `stored_bits` the bits stored per quantized weight.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    ttft_s: float
+    tokens_per_s: float | None
+    tokens: int
+    prompt_tokens: int
+    weight_bytes: int
+    stored_bits: float

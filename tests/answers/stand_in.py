@@ -1,0 +1,41 @@
+"""The real answering process with models made on the spot: what loading does is said by the name of the model."""
+
+import os
+import sys
+import time
+from pathlib import Path
+
+sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1])]
+
+from models import tiny_chat
+
+from quant_engine.answers.worker import main
+from quant_engine.progress import Progress
+from quant_engine.spec import UserError
+
+
+def load(model, setting, on_progress):
+    what, _, detail = model.partition("=")
+    print("a library prints to standard output")
+    os.system("echo a child process does so too")
+    if setting.method == "refused":
+        raise UserError("Method refused has no 4 bits: choose rtn.")
+    if what == "bug":
+        raise ZeroDivisionError
+    if what == "memory":
+        raise MemoryError
+    if what == "die":
+        os.kill(os.getpid(), int(detail))
+    if what == "quantize":  # for so many seconds
+        for block in range(int(float(detail) * 50)):
+            on_progress(Progress(stage="quantizing", block=block, blocks=30))
+            time.sleep(0.02)
+    loaded = tiny_chat.llava_next() if what == "pictures" else tiny_chat.llama(seed=1)
+    if setting.method == "slow":
+        forward = loaded.model.forward
+        loaded.model.forward = lambda *given, **named: (time.sleep(0.1), forward(*given, **named))[1]
+    return loaded
+
+
+if __name__ == "__main__":
+    main(load)

@@ -1,0 +1,237 @@
+"""The answering service from the page's side: several visitors, visitors who leave, and a process that dies."""
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from quant_engine.answers.client import AnswerService
+from quant_engine.answers.messages import AskRequest
+from quant_engine.spec import QuantSetting, sentence
+
+STAND_IN = (sys.executable, str(Path(__file__).with_name("stand_in.py")))
+FP16 = QuantSetting()
+RTN = QuantSetting(method="rtn", w_bits=4, group_size=32)
+SLOW = QuantSetting(method="slow", w_bits=4)
+REFUSED = QuantSetting(method="refused", w_bits=4)
+
+
+@pytest.fixture(scope="module")
+def shared():
+    service = AnswerService(STAND_IN)
+    service.warm_up()
+    yield service
+    service.close()
+
+
+@pytest.fixture
+def service():
+    service = AnswerService(STAND_IN)
+    yield service
+    service.close()
+
+
+def request(model="text", sides=(FP16,), **more):
+    return AskRequest(model=model, question=more.pop("question", "Why?"), sides=sides, **more)
+
+
+def last(events):
+    """The last event of each side."""
+    ends = {}
+    for event in events:
+        ends[event.side] = event
+    return ends
+
+
+def until(events, kind):
+    for event in events:
+        if event.kind == kind and (event.text or kind == "status"):
+            return event
+    raise AssertionError(f"no {kind} came")
+
+
+def test_both_sides_stream_at_the_same_time_and_end_with_their_figures(shared):
+    events = list(shared.ask(request(sides=(FP16, RTN), max_new_tokens=12)))
+    order = [event.side for event in events if event.kind == "token"]
+    assert order == [0, 1] * 11
+    for side, end in last(events).items():
+        texts = [event.text for event in events if event.side == side and event.kind == "token"]
+        assert end.kind == "done"
+        assert end.text.startswith(texts[-1])
+        assert len(texts[-1]) > len(texts[0])
+        assert end.stats.tokens == 12
+        assert end.stats.tokens_per_s > 0 < end.stats.ttft_s
+        assert end.stats.weight_bytes > 1000
+    assert last(events)[0].text == last(events)[1].text
+
+
+def test_a_picture_is_looked_at(shared, tmp_path):
+    from PIL import Image
+
+    def tokens_read(image):
+        return last(shared.ask(request("pictures", image=image, max_new_tokens=2)))[0].stats.prompt_tokens
+
+    Image.new("RGB", (60, 40), "red").save(tmp_path / "red.png")
+    assert tokens_read(tmp_path / "red.png") > tokens_read(None)
+
+
+@pytest.mark.parametrize(
+    ("model", "sides", "image", "said"),
+    [
+        ("text", (FP16,), "notes.txt", "'notes.txt' is not a picture: give a PNG"),
+        ("text", (FP16,), "missing.png", "There is no picture 'missing.png'"),
+        ("text", (REFUSED,), None, "Method refused has no 4 bits: choose rtn."),
+        ("bug", (FP16,), None, "The answer failed inside the engine (ZeroDivisionError): the log has the details."),
+        ("memory", (FP16,), None, "Memory ran out: choose a smaller model"),
+    ],
+)
+def test_what_cannot_be_answered_is_one_sentence(shared, tmp_path, model, sides, image, said):
+    (tmp_path / "notes.txt").write_text("no picture")
+    end = last(shared.ask(request(model, sides, image=image and tmp_path / image)))[0]
+    assert end.kind == "error"
+    assert said in end.message
+
+
+def test_a_side_that_cannot_be_answered_leaves_the_others_alone(shared):
+    ends = last(shared.ask(request(sides=(REFUSED, FP16), max_new_tokens=3)))
+    assert (ends[0].kind, ends[1].kind) == ("error", "done")
+
+
+def test_loading_tells_what_it_does(shared):
+    messages = [event.message for event in shared.ask(request("quantize=0.2", max_new_tokens=1))]
+    assert "Loading FP16" in messages
+    assert "Quantizing block 7 of 30" in messages
+
+
+def test_two_visitors_who_ask_at_once_both_get_answers_and_the_second_knows_its_place(shared):
+    collected = {}
+
+    def visit(name, sides):
+        collected[name] = list(shared.ask(request(sides=sides, max_new_tokens=8, question=name)))
+
+    visitors = [threading.Thread(target=visit, args=(name, (SLOW,))) for name in ("Anna?", "Ben?")]
+    for visitor in visitors:
+        visitor.start()
+    for visitor in visitors:
+        visitor.join(30)
+    assert {last(events)[0].kind for events in collected.values()} == {"done"}
+    waited = [any("1 question is answered first" in event.message for event in events) for events in collected.values()]
+    assert sorted(waited) == [False, True]
+
+
+def test_a_visitor_who_asks_again_after_an_answer_is_not_told_to_wait_for_it(shared):
+    for _ in range(20):
+        messages = [event.message for event in shared.ask(request(max_new_tokens=1))]
+        assert not any("answered first" in message for message in messages)
+
+
+def test_a_cancelled_answer_stops_within_a_token_and_keeps_its_text(shared):
+    asked = request(sides=(SLOW,), max_new_tokens=200)
+    events = shared.ask(asked)
+    until(events, "token")
+    started = time.monotonic()
+    shared.cancel(asked.request_id)
+    end = last(events)[0]
+    assert (end.kind, end.message) == ("error", "Stopped.")
+    assert end.text
+    assert time.monotonic() - started < 1
+
+
+def test_a_visitor_who_leaves_makes_room_for_the_next(shared):
+    events = shared.ask(request(sides=(SLOW,), max_new_tokens=400))
+    until(events, "token")
+    events.close()
+    started = time.monotonic()
+    assert last(shared.ask(request(max_new_tokens=2)))[0].kind == "done"
+    assert time.monotonic() - started < 2
+
+
+def test_a_visitor_may_leave_while_the_model_is_quantized_or_while_waiting_in_line(shared):
+    quantizing = shared.ask(request("quantize=30"))
+    while "block" not in next(quantizing).message:
+        pass
+    waiting = request()
+    line = shared.ask(waiting)
+    assert "1 question is answered first" in next(line).message
+    shared.cancel(waiting.request_id)
+    assert next(line).message == "Stopped."
+    quantizing.close()
+    assert last(shared.ask(request(max_new_tokens=2)))[0].kind == "done"
+
+
+def test_a_dead_process_ends_every_open_request_with_a_sentence_and_the_next_one_starts_another(service):
+    first = service.ask(request(sides=(SLOW, RTN), max_new_tokens=400))
+    second = service.ask(request())
+    answered = until(first, "token").text
+    until(second, "status")
+    service._worker._process.kill()
+    for ends in (last(first), last(second)):
+        assert {end.kind for end in ends.values()} == {"error"}
+        assert all("signal 9" in end.message and "memory ran out" in end.message for end in ends.values())
+    assert answered
+    ends = last(service.ask(request("die=11")))
+    assert "crashed (signal 11)" in ends[0].message
+
+
+def test_a_process_that_cannot_start_is_a_sentence():
+    service = AnswerService((sys.executable, "-c", "import sys; sys.stdin.readline(); sys.exit(3)"))
+    assert "exit code 3" in last(service.ask(request()))[0].message
+    service.close()
+
+
+def test_an_idle_process_ends():
+    service = AnswerService(STAND_IN, idle_s=0.3)
+    assert last(service.ask(request(max_new_tokens=2)))[0].kind == "done"
+    process = service._worker._process
+    process.wait(10)
+    assert process.returncode == 0
+    assert service._worker is None
+    service.close()
+
+
+def test_the_process_ends_with_its_page():
+    code = (
+        "import sys, time; from quant_engine.answers.client import AnswerService\n"
+        "service = AnswerService(sys.argv[1:]); service.warm_up(); print(service._worker._process.pid, flush=True)\n"
+        "time.sleep(60)"
+    )
+    page = subprocess.Popen(
+        [sys.executable, "-c", code, *STAND_IN],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+    )
+    pid = int(page.stdout.readline())
+    page.kill()
+    page.wait()
+    end = time.monotonic() + 20
+    while Path(f"/proc/{pid}").exists() and time.monotonic() < end:
+        time.sleep(0.1)
+    assert not Path(f"/proc/{pid}").exists()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"question": "  "}, "Type a question."),
+        ({"question": "x" * 5000}, "5,000 characters; shorten it to 4,000"),
+        ({"sides": ()}, "Choose from 1 to 8 settings"),
+    ],
+)
+def test_a_request_that_makes_no_sense_is_a_sentence(wrong, said):
+    with pytest.raises(ValidationError) as caught:
+        request(**wrong)
+    assert said in sentence(caught.value)
+
+
+def test_the_page_side_imports_no_torch():
+    code = (
+        "import sys, quant_engine.answers.client, quant_engine.data.open_picture\n"
+        "sys.exit(bool({'torch', 'transformers'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], check=False).returncode == 0

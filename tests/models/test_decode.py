@@ -1,0 +1,149 @@
+"""Greedy decoding agrees with transformers' own, streams whole characters, and counts only its own time."""
+
+import time
+from itertools import pairwise
+
+import pytest
+import tiny_chat as tiny
+import torch
+from PIL import Image
+
+from quant_engine.models import decode
+from quant_engine.models.decode import answer, answer_text
+from quant_engine.spec import UserError
+
+
+@pytest.fixture(scope="module")
+def llama():
+    return tiny.llama()
+
+
+@pytest.fixture(scope="module")
+def llava():
+    return tiny.llava_next()
+
+
+def picture(width=60, height=40):
+    return Image.linear_gradient("L").resize((width, height)).convert("RGB")
+
+
+def generated(loaded, most, **inputs):
+    out = loaded.model.generate(**inputs, max_new_tokens=most, do_sample=False)
+    return out[0, inputs["input_ids"].shape[1] :].tolist()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_text_model_answers_the_tokens_that_transformers_generates(seed):
+    loaded = tiny.llama(seed=seed)
+    inputs = loaded.tokenizer.apply_chat_template(
+        [{"role": "user", "content": "Why?"}], add_generation_prompt=True, return_dict=True, return_tensors="pt"
+    )
+    steps = list(answer(loaded, None, "Why?", 40))
+    assert [step.token for step in steps] == generated(loaded, 40, **inputs)
+    assert [step.finished for step in steps] == [False] * (len(steps) - 1) + [True]
+
+
+@pytest.mark.parametrize("size", [(60, 40), (30, 100), (28, 28), (300, 12)])
+def test_a_picture_model_answers_the_tokens_that_transformers_generates(llava, size):
+    prompt = "<s>user: <image>\nWhat?</s><s>assistant: "
+    inputs = llava.processor(images=picture(*size), text=prompt, return_tensors="pt", add_special_tokens=False)
+    steps = list(answer(llava, picture(*size), "What?", 30))
+    assert [step.token for step in steps] == generated(llava, 30, **inputs)
+    assert steps[0].stats.prompt_tokens == inputs["input_ids"].shape[1]
+
+
+def test_a_picture_model_answers_without_a_picture_too(llava):
+    inputs = llava.tokenizer("<s>user: What?</s><s>assistant: ", return_tensors="pt", add_special_tokens=False)
+    assert [step.token for step in answer(llava, None, "What?", 20)] == generated(llava, 20, **inputs)
+
+
+def test_answers_decoded_in_turns_equal_answers_decoded_alone(llava):
+    other = tiny.llava_next(seed=1)
+    alone = [[step.token for step in answer(one, picture(), "What?", 25)] for one in (llava, other)]
+    turns = [answer(one, picture(), "What?", 25) for one in (llava, other)]
+    together = [[], []]
+    for _ in range(25):
+        for side in (0, 1):
+            step = next(turns[side], None)
+            if step:
+                together[side].append(step.token)
+    assert together == alone
+
+
+def test_time_that_others_take_between_two_tokens_is_not_counted(llama):
+    steps = []
+    for step in answer(llama, None, "Why?", 8):
+        steps.append(step)
+        time.sleep(0.05)
+    stats = steps[-1].stats
+    assert stats.tokens == len(steps) > 4
+    assert (stats.tokens - 1) / stats.tokens_per_s < 0.05 * (len(steps) - 1)
+    assert stats.ttft_s == steps[0].stats.ttft_s
+    assert steps[0].stats.tokens_per_s is None
+
+
+def script(loaded, monkeypatch, tokens):
+    """Makes the model say exactly these tokens."""
+    said = iter(tokens)
+    monkeypatch.setattr(decode, "_next_token", lambda *_: next(said))
+
+
+def test_an_answer_ends_at_any_end_token_and_its_text_leaves_the_token_out(llama, monkeypatch):
+    words = llama.tokenizer.encode("Yes", add_special_tokens=False)
+    script(llama, monkeypatch, [*words, llama.tokenizer.eos_token_id, *words])
+    steps = list(answer(llama, None, "Why?", 40))
+    assert steps[-1].finished
+    assert (steps[-1].text, len(steps)) == ("Yes", 4)
+
+
+def test_streamed_text_never_shows_a_part_of_a_character_and_only_grows(llama, monkeypatch):
+    text = "Zürich 東京 👩‍🔬 naïve é"
+    tokens = llama.tokenizer.encode(text, add_special_tokens=False)
+    assert len(tokens) > len(text)
+    script(llama, monkeypatch, tokens)
+    seen = [step.text for step in answer(llama, None, "Why?", len(tokens))]
+    assert all("\ufffd" not in part for part in seen)
+    assert all(later.startswith(earlier) for earlier, later in pairwise(seen))
+    assert seen[-1] == text
+
+
+def test_a_broken_model_that_says_impossible_bytes_still_streams_what_follows(llama, monkeypatch):
+    first_byte_of_three = llama.tokenizer.encode("東", add_special_tokens=False)[0]
+    word = llama.tokenizer.encode("ok", add_special_tokens=False)
+    script(llama, monkeypatch, [first_byte_of_three, *word, first_byte_of_three])
+    assert [step.text for step in answer(llama, None, "Why?", 4)] == ["", "\ufffdo", "\ufffdok", "\ufffdok"]
+
+
+def test_a_model_that_computes_nothing_but_nan_still_answers():
+    loaded = tiny.llama()
+    with torch.no_grad():
+        loaded.model.lm_head.weight.fill_(float("nan"))
+    assert len(list(answer(loaded, None, "Why?", 5))) == 5
+
+
+def test_control_tokens_in_a_question_are_plain_text(llava):
+    plain = next(answer(llava, picture(), "What?", 1)).stats.prompt_tokens
+    typed = next(answer(llava, picture(), "What?<image></s>", 1)).stats.prompt_tokens
+    assert typed == plain + len("<image></s>")
+
+
+def test_a_picture_for_a_text_model_is_a_sentence(llama):
+    with pytest.raises(UserError, match="Tiny Llama is a text model: ask without a picture"):
+        next(answer(llama, picture(), "What?", 5))
+
+
+def test_a_base_model_without_a_chat_format_continues_the_question():
+    loaded = tiny.llama()
+    loaded.tokenizer.chat_template = None
+    assert next(answer(loaded, None, "Once", 1)).stats.prompt_tokens == 4
+
+
+def test_a_full_context_ends_the_answer_and_a_longer_prompt_is_a_sentence(llama):
+    room = 512 - next(answer(llama, None, "a" * 400, 1)).stats.prompt_tokens
+    assert len(list(answer(llama, None, "a" * (400 + room - 3), 50))) <= 3
+    with pytest.raises(UserError, match="the model reads 512: shorten the question"):
+        next(answer(llama, None, "a" * 600, 5))
+
+
+def test_the_whole_answer_at_once_is_the_last_text(llama):
+    assert answer_text(llama, None, "Why?", 12) == list(answer(llama, None, "Why?", 12))[-1].text.strip()

@@ -1,0 +1,52 @@
+"""Files and folders are whole under their names, whatever happens while they are written."""
+
+import pytest
+
+from quant_engine import disk
+
+
+def names(folder):
+    return sorted(path.name for path in folder.rglob("*"))
+
+
+def test_a_file_takes_the_place_of_the_old_one(tmp_path):
+    disk.write_json(tmp_path / "new" / "a.json", {"a": 1})
+    disk.write_text(tmp_path / "new" / "a.json", "two")
+    assert (tmp_path / "new" / "a.json").read_text() == "two"
+    assert names(tmp_path) == ["a.json", "new"]
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):
+    disk.write_text(tmp_path / "a", "old")
+
+    def fail():
+        with disk.replacing(tmp_path / "a") as aside:
+            aside.write_text("half")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert (tmp_path / "a").read_text() == "old"
+    assert names(tmp_path) == ["a"]
+
+
+def test_a_folder_takes_the_place_of_the_old_one(tmp_path):
+    for content in ("old", "new"):
+        with disk.replacing_folder(tmp_path / "run") as aside:
+            (aside / content).write_text(content)
+            assert not (tmp_path / "run" / content).exists()
+    assert names(tmp_path) == ["new", "run"]
+
+
+def test_a_folder_that_fails_leaves_the_old_one_and_nothing_else(tmp_path):
+    with disk.replacing_folder(tmp_path / "run") as aside:
+        (aside / "old").write_text("old")
+
+    def fail():
+        with disk.replacing_folder(tmp_path / "run") as aside:
+            (aside / "half").write_text("half")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert names(tmp_path) == ["old", "run"]
