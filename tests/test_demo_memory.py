@@ -14,7 +14,7 @@ from quant_engine.models.catalog import demo_folder, model_card
 from quant_engine.progress import Hooks
 from quant_engine.quantize.stream import quantize
 from quant_engine.runs.resolve import resolve
-from quant_engine.spec import Calibration, QuantSetting, RunSpec
+from quant_engine.spec import Calibration, QuantSetting, RunSpec, WeightSpec
 
 pytestmark = pytest.mark.demo
 
@@ -118,7 +118,9 @@ def file_bytes(path):
 @pytest.mark.parametrize("bits", [3, 4])
 def test_process_memory_and_files_agree_with_the_ledger_within_3_percent(lab, bits):
     setting = QuantSetting(method="rtn", w_bits=bits, group_size=64)
-    path = quantize(resolve(RunSpec(model="demo-llm", setting=setting, tasks=("perplexity",))), Hooks())
+    path = quantize(
+        resolve(RunSpec(weights=WeightSpec(model="demo-llm", setting=setting), tasks=("perplexity",))), Hooks()
+    )
     check_memory({"rtn": path})
     stored = stored_bytes(Checkpoint(path))
     assert file_bytes(path) == pytest.approx(stored, rel=0.03)
@@ -143,7 +145,9 @@ def test_memory_and_files_of_every_storage_form_agree_with_the_ledger_within_3_p
     """The first block of the demo LLM in each form, as a method makes it; copies of it stand for the others."""
     paths, files, stored, forms = {}, {}, {}, {"grouped_int", "binary"}  # RTN above, and the 1-bit parts of mixed width
     for name, setting in FORMS.items():
-        spec = RunSpec(model=str(first_block), setting=setting, calibration=TINY, tasks=("perplexity",))
+        spec = RunSpec(
+            weights=WeightSpec(model=str(first_block), setting=setting, calibration=TINY), tasks=("perplexity",)
+        )
         paths[name] = quantize(resolve(spec), Hooks())
         files[name], stored[name] = file_bytes(paths[name]), stored_bytes(Checkpoint(paths[name]))
         forms |= {one["form"] for one in json.loads((paths[name] / "000.json").read_text())["linears"].values()}

@@ -22,7 +22,7 @@ from quant_engine.quantize.stream import quantize
 from quant_engine.runs import folder
 from quant_engine.runs.execute import execute
 from quant_engine.runs.resolve import resolve
-from quant_engine.spec import Calibration, QuantSetting, RunSpec
+from quant_engine.spec import Calibration, QuantSetting, RunSpec, WeightSpec
 from quant_engine.weights import MixedWidth, codebook, packing
 
 pytestmark = pytest.mark.gpu
@@ -164,9 +164,11 @@ def test_a_model_quantized_on_the_gpu_answers_as_on_the_processor(lab, tiny_mode
         setting = setting.model_copy(update={"options": {**setting.options, "data": says(tmp_path)}})
     spec = resolve(
         RunSpec(
-            model=str(tiny_models / family),
-            setting=setting,
-            calibration=Calibration(samples=6, length=40) if METHODS[setting.method].card.calibrated else None,
+            weights=WeightSpec(
+                model=str(tiny_models / family),
+                setting=setting,
+                calibration=Calibration(samples=6, length=40) if METHODS[setting.method].card.calibrated else None,
+            ),
             tasks=("perplexity",),
             window=64,
             limit=4,
@@ -206,7 +208,9 @@ def silent():
 
 def test_merged_adapters_answer_as_those_beside_the_weights(lab, tiny_models, tmp_path):
     setting = QuantSetting(method="ir_qlora", w_bits=4, options={**TRAINED, "data": says(tmp_path)})
-    spec = RunSpec(model=str(tiny_models / "llama"), setting=setting, tasks=("perplexity",), device="cuda")
+    spec = RunSpec(
+        weights=WeightSpec(model=str(tiny_models / "llama"), setting=setting), tasks=("perplexity",), device="cuda"
+    )
     path = quantize(resolve(spec), Hooks())
     merge(path, tmp_path / "merged")
     ids = torch.arange(4, 60, device="cuda")[None]

@@ -7,7 +7,7 @@ import pytest
 from quant_engine.progress import Hooks
 from quant_engine.quantize.stream import quantize
 from quant_engine.runs.resolve import resolve
-from quant_engine.spec import QuantSetting, RunSpec
+from quant_engine.spec import QuantSetting, RunSpec, WeightSpec
 
 ROWS = [
     {
@@ -35,7 +35,11 @@ def spec_for(lab, tiny_models, data):
     def make(method="qlora", family="llama", bits=4, **options):
         options = {"data": str(data), **OPTIONS, **options}
         setting = QuantSetting(method=method, w_bits=bits, options=options)
-        return resolve(RunSpec(model=str(tiny_models / family), setting=setting, tasks=("perplexity",), window=64))
+        return resolve(
+            RunSpec(
+                weights=WeightSpec(model=str(tiny_models / family), setting=setting), tasks=("perplexity",), window=64
+            )
+        )
 
     return make
 

@@ -35,10 +35,10 @@ def logits(model):
 
 def test_prompts_begin_and_answers_end_as_the_model_s_texts_do_and_long_ones_are_cut(spec_for, tiny_models):
     spec = spec_for(source_length=12, target_length=5, held_out=0)
-    options = METHODS["qlora"].options(spec.setting)
+    options = METHODS["qlora"].options(spec.weights.setting)
     tokenizer = load_tokenizer(tiny_models / "llama")
     tokenizer.bos_token = tokenizer.bos_token or tokenizer.eos_token
-    made = examples.load(options, model_card(spec.model), tokenizer, None, torch.float32).train
+    made = examples.load(options, model_card(spec.weights.model), tokenizer, None, torch.float32).train
     assert all(one.source[0] == tokenizer.bos_token_id and len(one.source) == 12 for one in made)
     whole = {len(one.target) for one in made if one.target[-1] == tokenizer.eos_token_id}
     cut = [one for one in made if one.target[-1] != tokenizer.eos_token_id]
@@ -68,7 +68,7 @@ def test_the_base_stays_frozen_and_the_adapters_lie_beside_it_in_the_ledger(spec
     plain = spec.model_copy(
         update={
             "setting": METHODS["normal_float"].resolve(
-                spec.setting.model_copy(update={"method": "normal_float", "options": {}})
+                spec.weights.setting.model_copy(update={"method": "normal_float", "options": {}})
             )
         }
     )

@@ -19,7 +19,7 @@ from quant_engine.models.load import LINEARS, load_dense
 from quant_engine.progress import Hooks, Stopped
 from quant_engine.quantize.stream import quantize
 from quant_engine.runs.resolve import resolve
-from quant_engine.spec import Calibration, QuantSetting, RunSpec
+from quant_engine.spec import Calibration, QuantSetting, RunSpec, WeightSpec
 
 TEXT = Calibration(samples=6, length=40)
 SETTINGS = {
@@ -49,7 +49,10 @@ def tiny_models(tmp_path_factory):
 
 def spec_for(folder, method, dtype="float32"):
     spec = RunSpec(
-        model=str(folder), setting=SETTINGS[method], calibration=TEXT, tasks=("perplexity",), window=64, dtype=dtype
+        weights=WeightSpec(model=str(folder), setting=SETTINGS[method], calibration=TEXT),
+        tasks=("perplexity",),
+        window=64,
+        dtype=dtype,
     )
     return resolve(spec)
 
@@ -57,22 +60,22 @@ def spec_for(folder, method, dtype="float32"):
 def in_memory(folder, spec):
     """The model quantized whole: blocks one after the other, each on the outputs of the original one before it."""
     loaded = load_dense(model_card(str(folder)), None, "float32", "cpu")
-    model, method = loaded.model, METHODS[spec.setting.method]
-    options = method.options(spec.setting)
+    model, method = loaded.model, METHODS[spec.weights.setting.method]
+    options = method.options(spec.weights.setting)
     with torch.no_grad():
         hidden, kwargs = first_inputs(model.get_decoder(), calibration_windows(TEXT, loaded.tokenizer))
         for module in model.get_decoder().layers:
             block = CalibratedBlock(module, hidden, kwargs)
             following = torch.empty_like(hidden)
             block.advance(following)
-            method.prepare(block, spec.setting, options, print)
+            method.prepare(block, spec.weights.setting, options, print)
             inputs = {}
             block.watch(LINEARS, lambda name, x, inputs=inputs: inputs.setdefault(name, []).append(x.clone()))
             for name in LINEARS:
                 x = torch.cat(inputs[name]).flatten(0, -2)
                 statistics = Statistics(2 / 6 * x.T @ x, 6, linear=name, inputs=x)
                 weight = module.get_submodule(name).weight
-                stored = method.quantize(weight.clone(), statistics, spec.setting, options, print)
+                stored = method.quantize(weight.clone(), statistics, spec.weights.setting, options, print)
                 parent, _, leaf = name.rpartition(".")
                 setattr(module.get_submodule(parent), leaf, QuantLinear(stored))
             hidden = following
@@ -128,7 +131,7 @@ def test_folding_scales_into_all_blocks_leaves_the_logits_as_they_are(tiny_model
         norm = model.get_decoder().layers[0].post_attention_layernorm.weight.clone()
         for module in model.get_decoder().layers:
             block = CalibratedBlock(module, hidden, kwargs)
-            METHODS[method].prepare(block, spec.setting, METHODS[method].options(spec.setting), print)
+            METHODS[method].prepare(block, spec.weights.setting, METHODS[method].options(spec.weights.setting), print)
             block.advance(hidden)
         after = model(input_ids=ids).logits
     assert not torch.equal(model.get_decoder().layers[0].post_attention_layernorm.weight, norm)

@@ -17,7 +17,7 @@ from quant_engine.progress import Hooks
 from quant_engine.quantize.inputs import picture_inputs
 from quant_engine.quantize.stream import quantize
 from quant_engine.runs.resolve import resolve
-from quant_engine.spec import Calibration, QuantSetting, RunSpec, UserError
+from quant_engine.spec import Calibration, QuantSetting, RunSpec, UserError, WeightSpec
 
 GPTQ = QuantSetting(method="gptq", w_bits=3, group_size=16)
 
@@ -35,7 +35,9 @@ def folder(tmp_path):
 
 def spec_for(model, source, setting=GPTQ, **text):
     calibration = Calibration(source=source, **{"samples": 3, "length": 260, **text})
-    return RunSpec(model=str(model), setting=setting, calibration=calibration, tasks=("perplexity",), window=64)
+    return RunSpec(
+        weights=WeightSpec(model=str(model), setting=setting, calibration=calibration), tasks=("perplexity",), window=64
+    )
 
 
 def model_inputs(loaded, turn):
@@ -88,12 +90,12 @@ def test_windows_begin_with_a_whole_turn_and_are_filled_with_further_ones(folder
 @pytest.mark.parametrize("source", ["pictures", "pictures:FOLDER"])
 def test_a_model_is_calibrated_on_pictures_and_the_run_says_so(lab, tiny_models, folder, source):
     spec = resolve(spec_for(tiny_models / "llava", source.replace("FOLDER", str(folder))))
-    assert re.fullmatch(r"pictures@v\d+|pictures:/.+@[0-9a-f]{12}", spec.calibration.source)
+    assert re.fullmatch(r"pictures@v\d+|pictures:/.+@[0-9a-f]{12}", spec.weights.calibration.source)
     assert resolve(spec) == spec
     text = resolve(spec_for(tiny_models / "llava", "builtin"))
     assert spec.run_id != text.run_id
     path, other = quantize(spec, Hooks()), quantize(text, Hooks())
-    assert Checkpoint(path).about()["calibration"]["source"] == spec.calibration.source
+    assert Checkpoint(path).about()["calibration"]["source"] == spec.weights.calibration.source
     records = Checkpoint(path).records()
     assert len(records) == 14
     assert all(0 < record.output_error < 1 for record in records)

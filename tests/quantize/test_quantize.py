@@ -19,7 +19,7 @@ from quant_engine.models.load import LINEARS, load_dense
 from quant_engine.progress import Hooks, Stopped
 from quant_engine.quantize.stream import histogram, quantize
 from quant_engine.runs.resolve import resolve
-from quant_engine.spec import Calibration, QuantSetting, RunSpec, UserError
+from quant_engine.spec import Calibration, QuantSetting, RunSpec, UserError, WeightSpec
 
 
 @pytest.fixture(scope="session")
@@ -38,9 +38,11 @@ TEXT = Calibration(samples=6, length=40)
 def spec_for(folder, method="gptq", bits=3, group=16, **options):
     return resolve(
         RunSpec(
-            model=str(folder),
-            setting=QuantSetting(method=method, w_bits=bits, group_size=group, options=options),
-            calibration=TEXT,
+            weights=WeightSpec(
+                model=str(folder),
+                setting=QuantSetting(method=method, w_bits=bits, group_size=group, options=options),
+                calibration=TEXT,
+            ),
             tasks=("perplexity",),
             window=64,
         )
@@ -51,8 +53,8 @@ def plain_llama(folder, spec):
     """Quantizes with the whole dense model in memory: one forward per set of linears, hooks on the dense layers."""
     loaded = load_dense(model_card(str(folder)), None, "float32", "cpu")
     decoder = loaded.model.model.language_model if loaded.card.pictures else loaded.model.model
-    method = METHODS[spec.setting.method]
-    options = method.options(spec.setting)
+    method = METHODS[spec.weights.setting.method]
+    options = method.options(spec.weights.setting)
     windows = calibration_windows(TEXT, loaded.tokenizer)
     for block in decoder.layers:
         for names in (LINEARS[:3], LINEARS[3:4], LINEARS[4:6], LINEARS[6:]):
@@ -72,7 +74,7 @@ def plain_llama(folder, spec):
                 x = torch.cat(inputs[name]).reshape(-1, inputs[name][0].shape[-1])
                 statistics = Statistics(2 / len(windows) * x.T @ x, len(windows))
                 layer = block.get_submodule(name)
-                stored = method.quantize(layer.weight.data.clone(), statistics, spec.setting, options, print)
+                stored = method.quantize(layer.weight.data.clone(), statistics, spec.weights.setting, options, print)
                 layer.weight.data = stored.dequantize()
     return loaded.model
 

@@ -13,7 +13,7 @@ from quant_engine.methods import METHODS
 from quant_engine.progress import Hooks
 from quant_engine.quantize.stream import quantize
 from quant_engine.runs.resolve import resolve
-from quant_engine.spec import Calibration, QuantSetting, RunSpec
+from quant_engine.spec import Calibration, QuantSetting, RunSpec, WeightSpec
 from quant_engine.weights.rotated import RotatedInt
 
 SETTINGS = [
@@ -46,9 +46,9 @@ def test_what_was_quantized_is_what_answers(lab, tiny_models, monkeypatch, famil
     monkeypatch.setitem(METHODS, method, replace(before, quantize=keep))
     spec = resolve(
         RunSpec(
-            model=str(tiny_models / family),
-            setting=setting,
-            calibration=Calibration(samples=6, length=40),
+            weights=WeightSpec(
+                model=str(tiny_models / family), setting=setting, calibration=Calibration(samples=6, length=40)
+            ),
             tasks=("perplexity",),
             window=64,
         )

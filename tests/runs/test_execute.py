@@ -16,16 +16,18 @@ from quant_engine.runs import folder
 from quant_engine.runs.command import command
 from quant_engine.runs.execute import execute
 from quant_engine.runs.resolve import resolve
-from quant_engine.spec import Calibration, QuantSetting, RunSpec, UserError
+from quant_engine.spec import Calibration, QuantSetting, RunSpec, UserError, WeightSpec
 
 
 @pytest.fixture
 def spec(lab, tiny_models):  # noqa: F811
     return resolve(
         RunSpec(
-            model=str(tiny_models / "llama"),
-            setting=QuantSetting(method="gptq", w_bits=3, group_size=16),
-            calibration=Calibration(samples=4, length=32),
+            weights=WeightSpec(
+                model=str(tiny_models / "llama"),
+                setting=QuantSetting(method="gptq", w_bits=3, group_size=16),
+                calibration=Calibration(samples=4, length=32),
+            ),
             tasks=("perplexity",),
             window=64,
             limit=5,

@@ -1,13 +1,13 @@
 import pytest
 
 from quant_engine.runs.resolve import resolve
-from quant_engine.spec import Calibration, QuantSetting, RunSpec, UserError
+from quant_engine.spec import Calibration, QuantSetting, RunSpec, UserError, WeightSpec
 
 pytestmark = pytest.mark.demo
 
 
 def spec(model="demo-llm", tasks=("perplexity",), **fields):
-    return RunSpec(model=model, tasks=tasks, **fields)
+    return RunSpec(weights=WeightSpec(model=model), tasks=tasks, **fields)
 
 
 def test_equal_questions_have_equal_ids_however_they_are_put():
