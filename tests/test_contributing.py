@@ -9,6 +9,7 @@ from models import tiny_chat
 
 from quant_engine import evaluate, folders, methods
 from quant_engine.evaluate import Watch
+from quant_engine.progress import Hooks
 from quant_engine.runs import execute, folder
 from quant_engine.runs.resolve import resolve
 from quant_engine.spec import QuantSetting, RunSpec, WeightSpec
@@ -39,8 +40,8 @@ def test_the_example_method_makes_a_run(lab, tmp_path, monkeypatch):
             window=64,
             limit=2,
         )
-    )
-    path = execute.execute(spec, lambda progress: None, lambda: False, lambda line: None)
+    ).spec
+    path = execute.execute(spec, Hooks())
     assert folder.read(path).results[0].stored_bits == pytest.approx(3 + 19 / 16, abs=0.2)
 
 

@@ -164,9 +164,9 @@ def write(tmp_path, monkeypatch):
             weights=WeightSpec(model="demo-llm", setting=QuantSetting(**setting)), tasks=(task,), limit=len(scores)
         )
         row = Result(
-            run_id=spec.run_id, source="measured", model="SmolLM2-135M", track="llm_ptq", method=spec.weights.setting.method,
-            w_bits=spec.weights.setting.w_bits, task=task, metric="accuracy", value=100 * mean(scores), data_revision=data,
-            stored_bits=4,
+            run_id=spec.run_id, source="measured", model="SmolLM2-135M", track="llm_ptq",
+            method=spec.weights.setting.method, w_bits=spec.weights.setting.w_bits, task=task, metric="accuracy",
+            value=100 * mean(scores), data_revision=data, stored_bits=4,
         )  # fmt: skip
         return folder.read(folder.write(spec, {}, [row], [], {task: outputs(scores)}, ""))
 

@@ -40,7 +40,7 @@ def test_a_killed_run_resumes_after_its_last_finished_block_and_its_results_are_
     setting = QuantSetting(method="rtn", w_bits=4, group_size=64)
     spec = resolve(
         RunSpec(weights=WeightSpec(model="demo-llm", setting=setting), tasks=("perplexity",), limit=1, window=128)
-    )
+    ).spec
     run_id = queue.submit(spec)
     run = wait_for(queue, run_id, lambda run: run.progress.stage == "quantizing" and (run.progress.block or 0) >= 3)
     os.kill(int(run.owner.rpartition(":")[2]), signal.SIGKILL)
