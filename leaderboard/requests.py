@@ -30,7 +30,7 @@ def picture_models() -> list[ModelCard]:
     """
     gpu = default_device() == "cuda"
     asked = [card for card in MODELS.values() if card.pictures]
-    here = [card for card in asked if card.origin == "demo" or available(card) or (gpu and reachable(card.place))]
+    here = [card for card in asked if card.origin == "demo" or available(card) or (gpu and reachable(card.location))]
     return sorted(here, key=lambda card: card.origin == "demo") if gpu else here
 
 
