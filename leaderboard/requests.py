@@ -15,7 +15,8 @@ from quant_engine.answers.messages import AskRequest
 from quant_engine.evaluate import TASKS
 from quant_engine.methods import METHODS, resolve_setting
 from quant_engine.models.catalog import MODELS, ModelCard, available
-from quant_engine.runs.resolve import default_device, default_dtype, resolve
+from quant_engine.models.device import default_device, default_dtype
+from quant_engine.runs.resolve import resolve
 from quant_engine.spec import Calibration, OptionValue, QuantSetting, RunSpec, UserError, sentence
 
 HUB_PATIENCE = 3.0  # seconds

@@ -23,9 +23,10 @@ from rich.table import Table
 from quant_engine import folders, terminal
 from quant_engine.methods import METHODS
 from quant_engine.models import catalog
+from quant_engine.models.device import check_device, default_device, default_dtype
 from quant_engine.runs import folder
 from quant_engine.runs.command import command
-from quant_engine.runs.resolve import default_device, default_dtype, resolve
+from quant_engine.runs.resolve import resolve
 from quant_engine.spec import Calibration, OptionValue, QuantSetting, RunSpec, UserError, sentence
 
 console = Console()
@@ -320,7 +321,6 @@ def quantize(
         from quant_engine.checkpoints import Checkpoint
         from quant_engine.progress import Hooks
         from quant_engine.quantize.stream import quantize as make
-        from quant_engine.runs.execute import check_device
 
         check_device(spec.device)
         with terminal.progress_bar(errors) as show:
@@ -375,7 +375,7 @@ def ask(
         resolve(RunSpec(model=model, setting=setting, tasks=("perplexity",)))
         from quant_engine.data.open_picture import open_picture
         from quant_engine.models.decode import answer
-        from quant_engine.runs.execute import check_device, load_setting
+        from quant_engine.runs.execute import load_setting
 
         image = None if picture is None else open_picture(picture)
         device = device or default_device()

@@ -249,8 +249,8 @@ def main(load: Load | None = None) -> None:
 
 def _loader() -> Load:
     """The engine's own loading, on the GPU where there is one."""
+    from quant_engine.models.device import default_device, default_dtype
     from quant_engine.runs.execute import load_setting
-    from quant_engine.runs.resolve import default_device, default_dtype
 
     device = default_device()
     return partial(load_setting, device=device, dtype=default_dtype(device))

@@ -22,6 +22,7 @@ from quant_engine.checkpoints import Checkpoint, load_quantized
 from quant_engine.evaluate import Outcome, Watch, parse_task
 from quant_engine.methods import METHODS
 from quant_engine.models.catalog import model_card
+from quant_engine.models.device import check_device
 from quant_engine.models.load import Loaded, load_dense
 from quant_engine.progress import Hooks, Progress
 from quant_engine.quantize.stream import checkpoint_id, quantize
@@ -30,7 +31,7 @@ from quant_engine.runs import folder
 from quant_engine.runs.command import command
 from quant_engine.runs.kept import KeptItems, forget
 from quant_engine.runs.resolve import resolve
-from quant_engine.spec import QuantSetting, RunSpec, UserError
+from quant_engine.spec import QuantSetting, RunSpec
 
 QUANTIZING_SHARE = 0.6
 """The part of a run's progress bar that quantizing fills, if it has to be done."""
@@ -178,12 +179,6 @@ def _fine_tuned(spec: RunSpec) -> bool:
 
 def _hub_revision(spec: RunSpec) -> str | None:
     return spec.revision if model_card(spec.model).origin == "hub" else None
-
-
-def check_device(device: str) -> None:
-    """Raises UserError if the machine has no such device."""
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UserError("This machine has no CUDA device that torch can use; choose device cpu.")
 
 
 def _results(spec: RunSpec, loaded: Loaded, name: str, outcome: Outcome, seconds: float, about: dict) -> list[Result]:

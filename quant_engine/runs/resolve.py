@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from quant_engine.data import pictures, texts
 from quant_engine.evaluate import parse_task
 from quant_engine.methods import METHODS, Method, resolve_setting
@@ -52,13 +50,3 @@ def _calibration_source(source: str, card: ModelCard, method: Method) -> str:
     if method.train:
         raise UserError(f"{method.card.title} trains on texts alone: calibrate it on a text.")
     return pictures.pin(source)
-
-
-def default_device() -> str:
-    """ "cuda" on a machine with an NVIDIA device, else "cpu"; found out without loading torch."""
-    return "cuda" if Path("/dev/nvidia0").exists() else "cpu"
-
-
-def default_dtype(device: str) -> str:
-    """float32 on the CPU, so that numbers are the same on every machine; bfloat16 on a GPU, as models come."""
-    return "float32" if device == "cpu" else "bfloat16"
