@@ -28,10 +28,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from quant_engine import folders
 from quant_engine.models.catalog import model_card
+from quant_engine.models.device import default_device, default_dtype
 from quant_engine.results import Result
 from quant_engine.runs import folder
 from quant_engine.runs.command import command
-from quant_engine.runs.resolve import default_device, default_dtype, resolve
+from quant_engine.runs.resolve import resolve
 from quant_engine.spec import QuantSetting, RunSpec, UserError, WeightSpec
 from quant_engine.terminal import number
 

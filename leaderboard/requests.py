@@ -15,7 +15,8 @@ from quant_engine.answers.messages import AskRequest
 from quant_engine.evaluate import TASKS
 from quant_engine.methods import METHODS, resolve_setting
 from quant_engine.models.catalog import MODELS, ModelCard, available
-from quant_engine.runs.resolve import default_device, default_dtype, resolve
+from quant_engine.models.device import default_device, default_dtype
+from quant_engine.runs.resolve import resolve
 from quant_engine.spec import Calibration, OptionValue, QuantSetting, RunSpec, UserError, WeightSpec, sentence
 
 HUB_PATIENCE = 3.0  # seconds
@@ -30,7 +31,7 @@ def picture_models() -> list[ModelCard]:
     """
     gpu = default_device() == "cuda"
     asked = [card for card in MODELS.values() if card.pictures]
-    here = [card for card in asked if card.origin == "demo" or available(card) or (gpu and reachable(card.place))]
+    here = [card for card in asked if card.origin == "demo" or available(card) or (gpu and reachable(card.location))]
     return sorted(here, key=lambda card: card.origin == "demo") if gpu else here
 
 

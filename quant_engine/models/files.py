@@ -25,15 +25,15 @@ def folder_of(card: ModelCard, revision: str | None) -> Path:
             raise UserError(f"{card.title} is not on this machine yet: run `python -m quant_engine get demo`.")
         return folder
     if card.origin == "folder":
-        return Path(card.place)
+        return Path(card.location)
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
     try:
-        return Path(snapshot_download(card.place, revision=revision, allow_patterns=PATTERNS))
+        return Path(snapshot_download(card.location, revision=revision, allow_patterns=PATTERNS))
     except (GatedRepoError, RepositoryNotFoundError):
         raise UserError(
-            f"The repository {card.place} is gated or unknown to the hub: accept its terms there and set HF_TOKEN."
+            f"The repository {card.location} is gated or unknown to the hub: accept its terms there and set HF_TOKEN."
         ) from None
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         raise UserError(
