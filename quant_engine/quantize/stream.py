@@ -27,7 +27,7 @@ from quant_engine.checkpoints.folder import FORMAT, Checkpoint, ledger_of
 from quant_engine.data import pictures
 from quant_engine.data.texts import calibration_windows
 from quant_engine.kernels.linear import QuantLinear
-from quant_engine.methods import METHODS, Method, Options, Statistics, Training
+from quant_engine.methods import METHODS, Layer, Method, Options, Statistics, Training
 from quant_engine.methods.block import CalibratedBlock, block_kwargs, first_inputs
 from quant_engine.models.catalog import model_card
 from quant_engine.models.files import folder_of
@@ -321,11 +321,13 @@ class _Pipeline:
         layer = block.get_submodule(name)
         weight = layer.weight.float()
         stored = self.method.quantize(
-            weight.clone(),
-            statistics if self.method.card.calibrated else None,
-            self.spec.setting,
-            self.options,
-            lambda line: self.hooks.log(f"block {index} {name}: {line}"),
+            Layer(
+                weight.clone(),
+                statistics if self.method.card.calibrated else None,
+                self.spec.setting,
+                self.options,
+                lambda line: self.hooks.log(f"block {index} {name}: {line}"),
+            )
         )
         seconds = time.monotonic() - started
         after = stored.dequantize().float()
