@@ -65,7 +65,7 @@ def plain_llama(folder, plan):
                 x = torch.cat(inputs[name]).reshape(-1, inputs[name][0].shape[-1])
                 statistics = Statistics(2 / len(windows) * x.T @ x, len(windows))
                 layer = block.get_submodule(name)
-                stored = method.quantize(layer.weight.data.clone(), statistics, setting, options, print)
+                stored = method.quantize(Layer(layer.weight.data.clone(), statistics, setting, options, print))
                 layer.weight.data = stored.dequantize()
     return loaded.model
 
