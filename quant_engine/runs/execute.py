@@ -51,9 +51,9 @@ def execute(
     """
     spec = resolve(spec)
     if folder.exists(spec.run_id):
-        log(f"This run was made before: {folder.place(spec.run_id)}")
+        log(f"This run was made before: {folder.run_path(spec.run_id)}")
         on_progress(Progress(stage="finished", fraction=1, message="found: this run was made before"))
-        return folder.place(spec.run_id)
+        return folder.run_path(spec.run_id)
     folder.check_writable()
     check_device(spec.device)
     lines: list[str] = []
