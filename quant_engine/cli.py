@@ -387,7 +387,7 @@ def _do(spec: RunSpec, as_json: bool) -> None:
             )
             errors.print(f"Its log: {queue.log_path(spec.run_id)}", highlight=False, soft_wrap=True)
             raise typer.Exit(130 if ended.state == "cancelled" else 1)
-    run = folder.read(folder.place(spec.run_id))
+    run = folder.read(folder.run_path(spec.run_id))
     if as_json:
         sys.stdout.write(json.dumps([result.model_dump(mode="json") for result in run.results], indent=1) + "\n")
         return

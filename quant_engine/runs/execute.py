@@ -38,9 +38,9 @@ def execute(spec: RunSpec, hooks: Hooks) -> Path:
     plan = resolve(spec)
     run_id = plan.spec.run_id
     if folder.exists(run_id):
-        hooks.log(f"This run was made before: {folder.place(run_id)}")
+        hooks.log(f"This run was made before: {folder.run_path(run_id)}")
         hooks.progress(Progress(stage="finished", fraction=1, message="found: this run was made before"))
-        return folder.place(run_id)
+        return folder.run_path(run_id)
     folder.check_writable()
     check_device(spec.device)
     path = _Run(plan, hooks).do()

@@ -13,7 +13,7 @@ from quant_engine import folders
 from quant_engine.checkpoints import Checkpoint, checkpoint_id, ledger_of, load_quantized
 from quant_engine.data.texts import calibration_windows
 from quant_engine.kernels.linear import QuantLinear
-from quant_engine.methods import Statistics
+from quant_engine.methods import Layer, Statistics
 from quant_engine.models.catalog import model_card
 from quant_engine.models.load import LINEARS, load_dense
 from quant_engine.progress import Hooks, Stopped
