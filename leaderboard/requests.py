@@ -11,6 +11,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from quant_engine import hub
 from quant_engine.answers.messages import AskRequest
 from quant_engine.evaluate import TASKS
 from quant_engine.methods import METHODS, resolve_setting
@@ -39,14 +40,7 @@ def picture_models() -> list[ModelCard]:
 def reachable(repository: str) -> bool:
     """Whether the hub answers and has the repository; asked once. Without network, without access, or switched off
     (HF_HUB_OFFLINE), it has not."""
-    from huggingface_hub import model_info
-    from huggingface_hub.errors import HTTPError
-
-    try:
-        model_info(repository, timeout=HUB_PATIENCE)
-    except (HTTPError, OSError, ValueError):  # ValueError: something else answered than the hub
-        return False
-    return True
+    return hub.offers_model(repository, HUB_PATIENCE)
 
 
 def setting(

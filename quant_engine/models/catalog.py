@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from quant_engine import folders
+from quant_engine import folders, hub
 from quant_engine.spec import UserError, digest
 
 
@@ -135,19 +135,18 @@ def available(card: ModelCard) -> bool:
         return (demo_folder(card) / "complete.json").exists()
     if card.origin == "folder":
         return True
-    from huggingface_hub import try_to_load_from_cache
-
-    return isinstance(try_to_load_from_cache(card.location, "config.json", revision=card.revision), str)
+    return hub.cached(card.location, "model", card.revision, ["config.json"]) is not None
 
 
-def fingerprint(card: ModelCard, revision: str | None = None) -> str | None:
-    """What identifies the weights, so that other weights make another run: the hub revision, or a hash of what the
-    demo model was composed from, or of the names, sizes and times of a folder's weight files. None if not known.
+def fingerprint(card: ModelCard, revision: str | None = None) -> str:
+    """What identifies the weights, so that other weights make another run.
 
-    Raises UserError for a demo model that is not on this machine.
+    For a hub model the commit that `revision` (a branch, tag or commit; None: the card's, or the default branch) stands
+    at; for the demo model a hash of what it was composed from; for a folder a hash of the names, sizes and times of its
+    weight files. Raises UserError for a demo model that is not on this machine, or a commit that nobody can tell.
     """
     if card.origin == "hub":
-        return revision or card.revision
+        return hub.commit(card.location, "model", revision or card.revision, title=card.title)
     folder = demo_folder(card) if card.origin == "demo" else Path(card.location)
     if card.origin == "demo":
         if not available(card):
