@@ -26,9 +26,9 @@ from quant_engine.models.load import Loaded, load_dense
 from quant_engine.progress import Hooks, Progress
 from quant_engine.quantize.stream import checkpoint_id, quantize
 from quant_engine.results import Result
-from quant_engine.runs import folder
+from quant_engine.runs import finished_items, folder
 from quant_engine.runs.command import command
-from quant_engine.runs.kept import KeptItems, forget
+from quant_engine.runs.finished_items import FinishedItemsFile
 from quant_engine.runs.resolve import resolve
 from quant_engine.spec import QuantSetting, RunSpec, UserError
 
@@ -75,10 +75,10 @@ def execute(
     for place, name in enumerate(spec.tasks):
         task = parse_task(name)
         task_started = time.monotonic()
-        kept = KeptItems(spec.run_id, name)
-        report = partial(_report, on_progress, task.title, share, place, len(spec.tasks), task_started, kept)
+        finished = FinishedItemsFile(spec.run_id, name)
+        report = partial(_report, on_progress, task.title, share, place, len(spec.tasks), task_started, finished)
         report(0, 1)
-        outcome = task.measure(loaded, spec, Watch(report, should_stop, kept))
+        outcome = task.measure(loaded, spec, Watch(report, should_stop, finished))
         outcomes[name], seconds[name] = outcome, time.monotonic() - task_started
         shown = "no number" if outcome.value is None else f"{outcome.value:.4g} {task.unit}"
         say(f"{task.title}: {shown}, {outcome.items} items, {outcome.status}, {seconds[name]:.1f} s")
@@ -93,7 +93,7 @@ def execute(
     ]
     items = {name: outcome.outputs for name, outcome in outcomes.items()}
     made = folder.write(spec, about, results, records, items, "\n".join(lines) + "\n")
-    forget(spec.run_id)
+    finished_items.remove(spec.run_id)
     on_progress(Progress(stage="finished", fraction=1))
     return made
 
@@ -131,12 +131,12 @@ def _report(
     place: int,
     tasks: int,
     started: float,
-    kept: KeptItems,
+    finished: FinishedItemsFile,
     done: int,
     total: int,
 ) -> None:
-    """Rate and time left are of the items that this process did; those kept from an earlier try took it no time."""
-    rate = max(done - kept.found, 0) / max(time.monotonic() - started, 1e-9)
+    """Rate and time left are of the items that this process did; those of an earlier try took it no time."""
+    rate = max(done - finished.earlier_count, 0) / max(time.monotonic() - started, 1e-9)
     on_progress(
         Progress(
             stage="evaluating",
