@@ -30,7 +30,7 @@ from quant_engine.data import sources
 from quant_engine.evaluate import Outcome, Watch, parse_task
 from quant_engine.models.load import Loaded
 from quant_engine.runs.execute import hardware, load_setting
-from quant_engine.spec import QuantSetting, RunSpec
+from quant_engine.spec import QuantSetting, RunSpec, WeightSpec
 
 TASKS = ("piqa", "arc_easy", "arc_challenge", "hellaswag", "winogrande")
 ARC_ROWS = {"doc_to_text": "{{query}}", "doc_to_choice": "{{choices}}", "doc_to_target": "gold"}
@@ -86,7 +86,7 @@ def main() -> None:
 
 def measure(loaded: Loaded, name: str, limit: int) -> tuple[Outcome, float]:
     """Our outcome, and the seconds it took."""
-    spec = RunSpec(model="demo-llm", tasks=(name,), limit=limit, window=WINDOW)
+    spec = RunSpec(weights=WeightSpec(model="demo-llm"), tasks=(name,), limit=limit, window=WINDOW)
     started = time.perf_counter()
     outcome = parse_task(name).measure(loaded, spec, Watch())
     return outcome, time.perf_counter() - started

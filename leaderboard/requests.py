@@ -16,7 +16,7 @@ from quant_engine.evaluate import TASKS
 from quant_engine.methods import METHODS, resolve_setting
 from quant_engine.models.catalog import MODELS, ModelCard, available
 from quant_engine.runs.resolve import default_device, default_dtype, resolve
-from quant_engine.spec import Calibration, OptionValue, QuantSetting, RunSpec, UserError, sentence
+from quant_engine.spec import Calibration, OptionValue, QuantSetting, RunSpec, UserError, WeightSpec, sentence
 
 HUB_PATIENCE = 3.0  # seconds
 PER_ROW = "per row"
@@ -95,19 +95,17 @@ def run(
     device = default_device()
     try:
         spec = RunSpec(
-            model=model,
+            weights=WeightSpec(model=model, setting=chosen, calibration=calibration),
             device=device,
             dtype=default_dtype(device),
-            setting=chosen,
             tasks=tuple(tasks),
             limit=_count(limit, "Items per task"),
-            calibration=calibration,
             **{name: value for name, value in wanted.items() if value},
         )
     except ValidationError as error:
         raise UserError(sentence(error)) from None
-    resolved = resolve(spec)
-    _check_here(resolved.model)
+    resolved = resolve(spec).spec
+    _check_here(resolved.weights.model)
     return resolved
 
 

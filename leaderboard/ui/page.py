@@ -66,9 +66,9 @@ def build(lab: Lab) -> gr.Blocks:
             except UserError:
                 return [gr.skip()] * (len(board.outputs) + 1)
             view = leaderboard_tab.view_of(*values)
-            track = MODELS[spec.model].track if spec.model in MODELS else "llm_ptq"
+            track = MODELS[spec.weights.model].track if spec.weights.model in MODELS else "llm_ptq"
             kept = view.query.model_dump(include={"mode", "sort", "reverse"})
-            query = Query(model=model_name(spec.model), track=track, **kept)
+            query = Query(model=model_name(spec.weights.model), track=track, **kept)
             return to_board(view.model_copy(update={"query": query}))
 
         def see_method(event: gr.EventData) -> list:

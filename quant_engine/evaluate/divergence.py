@@ -143,11 +143,10 @@ def _answer_states(loaded: Loaded, picture: Image | None, question: str, answer:
 
 
 def unquantized(loaded: Loaded, spec: RunSpec) -> Loaded:
-    """A model without quantization: loaded anew, or `loaded` itself where it has none."""
-    if spec.setting.method == "fp16":
+    """The unquantized model of a run; `loaded` itself, if it is that."""
+    if spec.weights.setting.method == "fp16":
         return loaded
-    revision = spec.revision if loaded.card.origin == "hub" else None
-    return load.load_dense(loaded.card, revision, spec.dtype, spec.device)
+    return load.load_dense(loaded.card, spec.weights.revision, spec.dtype, spec.device)
 
 
 def hidden_states(loaded: Loaded, window: Any) -> Any:

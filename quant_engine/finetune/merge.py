@@ -8,7 +8,6 @@ import torch
 from torch import nn
 
 from quant_engine.checkpoints.folder import Checkpoint
-from quant_engine.models.catalog import model_card
 from quant_engine.models.files import folder_of
 from quant_engine.models.load import LINEARS, Skeleton
 from quant_engine.spec import UserError
@@ -25,10 +24,9 @@ def merge(path: Path, target: Path, dtype: str | None = None) -> None:
         raise UserError(f"{path} holds no finished quantized weights; make them with the command quantize.")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"{target} is there already; give a new folder to write to.")
-    about = checkpoint.about()
-    card = model_card(about["model"])
-    kept = getattr(torch, dtype or about["dtype"])
-    skeleton = Skeleton(card, folder_of(card, about["hub_revision"]), kept, "cpu")
+    card, spec = checkpoint.base_model(), checkpoint.spec()
+    kept = getattr(torch, dtype or spec.dtype)
+    skeleton = Skeleton(card, folder_of(card, spec.revision), kept, "cpu")
     skeleton.fill_outside_blocks()
     for index, block in enumerate(skeleton.blocks):
         checkpoint.fill_block(index, block, "cpu", kept)

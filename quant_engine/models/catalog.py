@@ -140,14 +140,14 @@ def available(card: ModelCard) -> bool:
     return isinstance(try_to_load_from_cache(card.place, "config.json", revision=card.revision), str)
 
 
-def fingerprint(card: ModelCard) -> str | None:
+def fingerprint(card: ModelCard, revision: str | None = None) -> str | None:
     """What identifies the weights, so that other weights make another run: the hub revision, or a hash of what the
     demo model was composed from, or of the names, sizes and times of a folder's weight files. None if not known.
 
     Raises UserError for a demo model that is not on this machine.
     """
     if card.origin == "hub":
-        return card.revision
+        return revision or card.revision
     folder = demo_folder(card) if card.origin == "demo" else Path(card.place)
     if card.origin == "demo":
         if not available(card):

@@ -12,7 +12,7 @@ from quant_engine.data import texts
 from quant_engine.evaluate import TASKS, Watch, divergence, parse_result_name, parse_task
 from quant_engine.evaluate.divergence import compare_answers
 from quant_engine.models.decode import answer
-from quant_engine.spec import QuantSetting, RunSpec, UserError
+from quant_engine.spec import QuantSetting, RunSpec, UserError, WeightSpec
 
 RTN = QuantSetting(method="rtn", w_bits=4)
 
@@ -39,7 +39,7 @@ def pair(monkeypatch):
 def test_divergence_on_a_text_is_the_definition(pair, monkeypatch):
     reference, low = pair
     monkeypatch.setattr(divergence, "POSITIONS_AT_ONCE", 7)
-    spec = RunSpec(model="tiny", tasks=("divergence",), window=32, limit=3, setting=RTN)
+    spec = RunSpec(weights=WeightSpec(model="tiny", setting=RTN), tasks=("divergence",), window=32, limit=3)
     outcome = TASKS["divergence"].measure(low, spec, Watch())
     ids = torch.tensor(reference.tokenizer(texts.read(texts.BUILTIN_EVALUATION))["input_ids"])
     divergences, same = [], []
@@ -58,7 +58,7 @@ def test_divergence_on_a_text_is_the_definition(pair, monkeypatch):
 
 def test_a_model_does_not_diverge_from_itself(pair):
     reference, _ = pair
-    spec = RunSpec(model="tiny", tasks=("divergence",), window=32, limit=2)
+    spec = RunSpec(weights=WeightSpec(model="tiny"), tasks=("divergence",), window=32, limit=2)
     outcome = TASKS["divergence"].measure(reference, spec, Watch())
     assert outcome.value == pytest.approx(0, abs=1e-9)
     assert outcome.parts[0].value == 100
@@ -89,7 +89,7 @@ def test_divergence_on_the_questions_of_a_picture_task(monkeypatch):
     low = perturbed(reference)
     monkeypatch.setattr(divergence, "unquantized", lambda loaded, spec: reference)
     task = parse_task("divergence:demo-chartqa")
-    spec = RunSpec(model="demo", tasks=(task.name,), limit=2, setting=RTN)
+    spec = RunSpec(weights=WeightSpec(model="demo", setting=RTN), tasks=(task.name,), limit=2)
     outcome = task.measure(low, spec, Watch())
     assert outcome.items == 2
     assert {part.name for part in outcome.parts} == {

@@ -13,7 +13,7 @@ from quant_engine.evaluate.hellaswag import clean_text
 from quant_engine.evaluate.task import FinishedItems
 from quant_engine.progress import Stopped
 from quant_engine.results import ItemOutput
-from quant_engine.spec import RunSpec, UserError
+from quant_engine.spec import RunSpec, UserError, WeightSpec
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def data(tmp_path, monkeypatch):
 
 def measure(name, loaded=None, limit=None, watch=None):
     return parse_task(name).measure(
-        loaded or tiny.llama(), RunSpec(model="tiny", tasks=(name,), limit=limit), watch or Watch()
+        loaded or tiny.llama(), RunSpec(weights=WeightSpec(model="tiny"), tasks=(name,), limit=limit), watch or Watch()
     )
 
 

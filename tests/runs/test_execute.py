@@ -10,30 +10,32 @@ from typer.testing import CliRunner
 
 from quant_engine import folders
 from quant_engine.cli import app
-from quant_engine.progress import Stopped
+from quant_engine.progress import Hooks, Stopped
 from quant_engine.runs import folder
 from quant_engine.runs.command import command
 from quant_engine.runs.execute import execute
 from quant_engine.runs.resolve import resolve
-from quant_engine.spec import Calibration, QuantSetting, RunSpec, UserError
+from quant_engine.spec import Calibration, QuantSetting, RunSpec, UserError, WeightSpec
 
 
 @pytest.fixture
 def spec(lab, tiny_models):
     return resolve(
         RunSpec(
-            model=str(tiny_models / "llama"),
-            setting=QuantSetting(method="gptq", w_bits=3, group_size=16),
-            calibration=Calibration(samples=4, length=32),
+            weights=WeightSpec(
+                model=str(tiny_models / "llama"),
+                setting=QuantSetting(method="gptq", w_bits=3, group_size=16),
+                calibration=Calibration(samples=4, length=32),
+            ),
             tasks=("perplexity",),
             window=64,
             limit=5,
         )
-    )
+    ).spec
 
 
 def do(spec, on_progress=lambda progress: None, should_stop=lambda: False):
-    return execute(spec, on_progress, should_stop, lambda line: None)
+    return execute(spec, Hooks(on_progress, should_stop))
 
 
 def test_a_run_is_a_folder_with_its_numbers_and_where_they_come_from(spec):
@@ -90,7 +92,7 @@ def test_two_runs_of_one_setting_share_the_quantized_weights(spec):
     seen = []
     do(spec.model_copy(update={"limit": 2}), seen.append)
     assert not any(progress.stage == "quantizing" for progress in seen)
-    assert len(list(folders.checkpoints().iterdir())) == 1
+    assert len(list(folders.checkpoints().glob("[0-9a-f]*"))) == 1
 
 
 def test_the_same_run_twice_gives_the_same_number(spec):

@@ -16,7 +16,7 @@ from quant_engine.results import ItemOutput
 from quant_engine.runs import folder
 from quant_engine.runs.finished_items import FinishedItemsFile, remove
 from quant_engine.runs.resolve import resolve
-from quant_engine.spec import RunSpec, UserError
+from quant_engine.spec import RunSpec, UserError, WeightSpec
 
 
 def output(k, score=1.0):
@@ -82,7 +82,7 @@ def piqa(lab, tiny_models, tmp_path, monkeypatch):
     monkeypatch.setenv("LOWBIT_DATA", str(tmp_path))
     monkeypatch.setitem(likelihood.BATCH_TOKENS, "cpu", 1)
     local_sets.jsonl(tmp_path / "piqa_val.jsonl", local_sets.PIQA)
-    return resolve(RunSpec(model=str(tiny_models / "llama"), tasks=("piqa",)))
+    return resolve(RunSpec(weights=WeightSpec(model=str(tiny_models / "llama")), tasks=("piqa",)))
 
 
 def test_a_run_that_was_stopped_goes_on_at_the_next_item(piqa):

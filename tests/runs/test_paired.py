@@ -12,7 +12,7 @@ from quant_engine.cli import app
 from quant_engine.evaluate import parse_task
 from quant_engine.results import ItemOutput, Result
 from quant_engine.runs import folder, paired
-from quant_engine.spec import QuantSetting, RunSpec, UserError
+from quant_engine.spec import QuantSetting, RunSpec, UserError, WeightSpec
 
 
 def outputs(scores, predictions=None, gold=("x",), prompt="q"):
@@ -160,11 +160,13 @@ def write(tmp_path, monkeypatch):
     monkeypatch.setenv("LOWBIT_RESULTS", str(tmp_path / "results"))
 
     def make(scores, task="arc_easy", data="rows 1", **setting):
-        spec = RunSpec(model="demo-llm", setting=QuantSetting(**setting), tasks=(task,), limit=len(scores))
+        spec = RunSpec(
+            weights=WeightSpec(model="demo-llm", setting=QuantSetting(**setting)), tasks=(task,), limit=len(scores)
+        )
         row = Result(
-            run_id=spec.run_id, source="measured", model="SmolLM2-135M", track="llm_ptq", method=spec.setting.method,
-            w_bits=spec.setting.w_bits, task=task, metric="accuracy", value=100 * mean(scores), data_revision=data,
-            stored_bits=4,
+            run_id=spec.run_id, source="measured", model="SmolLM2-135M", track="llm_ptq",
+            method=spec.weights.setting.method, w_bits=spec.weights.setting.w_bits, task=task, metric="accuracy",
+            value=100 * mean(scores), data_revision=data, stored_bits=4,
         )  # fmt: skip
         return folder.read(folder.write(spec, {}, [row], [], {task: outputs(scores)}, ""))
 

@@ -10,7 +10,7 @@ import pytest
 from quant_engine.progress import Progress
 from quant_engine.runs import queue as queue_module
 from quant_engine.runs.queue import MAX_ATTEMPTS, Queue, owner_name
-from quant_engine.spec import RunSpec, UserError
+from quant_engine.spec import RunSpec, UserError, WeightSpec
 
 
 @pytest.fixture(autouse=True)
@@ -24,7 +24,7 @@ def queue(tmp_path):
 
 
 def spec(model="m", **more):
-    return RunSpec(model=model, tasks=("perplexity",), **more)
+    return RunSpec(weights=WeightSpec(model=model), tasks=("perplexity",), **more)
 
 
 def write_results(tmp_path, run_id):
@@ -262,7 +262,7 @@ def test_a_full_disk_is_a_sentence_and_leaves_the_queue_as_it_was(queue, monkeyp
     full = "PRAGMA max_page_count = 1"  # SQLite then refuses to grow, with the error of a full disk
     monkeypatch.setattr(queue_module, "_SCHEMA", full)
     with pytest.raises(UserError, match="the disk is full: free some space"):
-        queue.submit(RunSpec(model="m", tasks=tuple("t" * 300 + str(i) for i in range(100))))
+        queue.submit(RunSpec(weights=WeightSpec(model="m"), tasks=tuple("t" * 300 + str(i) for i in range(100))))
     assert queue.get(run_id).state == "queued"
 
 
