@@ -18,7 +18,7 @@ from quant_engine.models.catalog import model_card
 from quant_engine.models.load import LINEARS, load_dense
 from quant_engine.progress import Hooks, Stopped
 from quant_engine.runs.resolve import resolve_weights
-from quant_engine.runs.weights import quantize
+from quant_engine.runs.weights import checkpoint_folder, quantize
 from quant_engine.spec import Calibration, QuantSetting, WeightSpec
 
 TEXT = Calibration(samples=6, length=40)
@@ -189,7 +189,7 @@ def test_a_stopped_quantization_goes_on_to_the_same_weights(lab, tiny_models, me
         quantize(
             plan, "cpu", Hooks(progress=at.append, should_stop=lambda: at[-1].block == 2 and at[-1].linear is not None)
         )
-    assert Checkpoint(next(folders.checkpoints().iterdir())).finished_blocks() == 1
+    assert Checkpoint(checkpoint_folder(plan.spec)).finished_blocks() == 1
     at.clear()
     again = load_quantized(quantize(plan, "cpu", Hooks(progress=at.append)), "float32", "cpu").model
     assert {progress.block for progress in at if progress.stage == "quantizing"} == {2, 3}

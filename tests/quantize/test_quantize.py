@@ -19,7 +19,7 @@ from quant_engine.models.load import LINEARS, load_dense
 from quant_engine.progress import Hooks, Stopped
 from quant_engine.quantize.record import histogram
 from quant_engine.runs.resolve import resolve_weights
-from quant_engine.runs.weights import quantize
+from quant_engine.runs.weights import checkpoint_folder, quantize
 from quant_engine.spec import Calibration, QuantSetting, UserError, WeightSpec
 
 
@@ -126,7 +126,7 @@ def test_a_stopped_quantization_goes_on_behind_its_last_finished_block(lab, tiny
         quantize(
             plan, "cpu", Hooks(progress=at.append, should_stop=lambda: at[-1].block == 2 and at[-1].linear is not None)
         )
-    finished = Checkpoint(next(path for path in folders.checkpoints().iterdir() if path.is_dir()))
+    finished = Checkpoint(checkpoint_folder(plan.spec))
     assert finished.finished_blocks() == 1
     before = (finished.path / "000.safetensors").stat().st_mtime_ns
 
