@@ -134,7 +134,7 @@ def _numbers(board: Board, place: int, row: dict, notes: Notes) -> list[Number]:
         result = board.results.iloc[origin] if origin >= 0 else None
         value = board.values[place, at]
         if np.isnan(value):
-            text = {Cell.COLLAPSED: "collapsed", Cell.FAILED: "failed"}.get(cell, "·")
+            text = "collapsed" if cell is Cell.COLLAPSED else "·"
         elif column.cost:
             text = notation.cost(value, column.digits)
         elif column.group == "Perplexity":

@@ -6,7 +6,6 @@ import shlex
 
 import pytest
 import torch
-from test_quantize import tiny_models  # noqa: F401
 from typer.testing import CliRunner
 
 from quant_engine import folders
@@ -20,7 +19,7 @@ from quant_engine.spec import Calibration, QuantSetting, RunSpec, UserError, Wei
 
 
 @pytest.fixture
-def spec(lab, tiny_models):  # noqa: F811
+def spec(lab, tiny_models):
     return resolve(
         RunSpec(
             weights=WeightSpec(
