@@ -23,7 +23,7 @@ def spec(lab, tiny_models):
     return resolve(
         RunSpec(
             weights=WeightSpec(
-                model=str(tiny_models / "llama"),
+                model=str(tiny_models / "deep"),
                 setting=QuantSetting(method="gptq", w_bits=3, group_size=16),
                 calibration=Calibration(samples=4, length=32),
             ),
