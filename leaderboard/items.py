@@ -96,7 +96,7 @@ def _units(run_id: str, stamp: int, number: str) -> tuple[str, np.ndarray] | Non
     """What identifies the units that a number of a run is the mean of, and their scores; None if they can't be read."""
     task, suffix = parse_result_name(number)
     try:
-        units = task.units(folder.read_items(folder.place(run_id), task.name))[suffix]
+        units = task.units(folder.read_items(folder.run_path(run_id), task.name))[suffix]
     except Exception:  # whatever is wrong with one run's files, the others are ranked
         logger.warning("The items of run %s can't be compared.", run_id, exc_info=True)
         return None
@@ -106,6 +106,6 @@ def _units(run_id: str, stamp: int, number: str) -> tuple[str, np.ndarray] | Non
 
 def _stamp(run_id: str) -> int:
     try:
-        return (folder.place(run_id) / "results.parquet").stat().st_mtime_ns
+        return (folder.run_path(run_id) / "results.parquet").stat().st_mtime_ns
     except OSError:
         return 0

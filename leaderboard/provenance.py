@@ -83,7 +83,7 @@ def _run(board: Board, place: int) -> RunSpec | None:
     if row["source"] != "measured":
         return _study_run(row, _tasks(board, place))
     try:
-        spec = run_folder.read(run_folder.place(_text(row["run_id"]))).spec
+        spec = run_folder.read(run_folder.run_path(_text(row["run_id"]))).spec
     except UserError:
         return None
     return spec if spec.weights.model in MODELS and {*spec.tasks} <= TASKS.keys() else None

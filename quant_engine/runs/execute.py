@@ -14,6 +14,7 @@ import torch
 
 from quant_engine.checkpoints import Checkpoint
 from quant_engine.evaluate import Outcome, Task, Watch
+from quant_engine.models.device import check_device
 from quant_engine.models.load import Loaded
 from quant_engine.progress import Hooks, Progress
 from quant_engine.results import LayerRecord, Result
@@ -22,7 +23,7 @@ from quant_engine.runs.about import provenance, result_rows
 from quant_engine.runs.command import command
 from quant_engine.runs.finished_items import FinishedItemsFile
 from quant_engine.runs.resolve import RunPlan, resolve
-from quant_engine.spec import RunSpec, UserError
+from quant_engine.spec import RunSpec
 
 QUANTIZING_SHARE = 0.6
 """The part of a run's progress bar that quantizing fills, if it has to be done."""
@@ -37,21 +38,15 @@ def execute(spec: RunSpec, hooks: Hooks) -> Path:
     plan = resolve(spec)
     run_id = plan.spec.run_id
     if folder.exists(run_id):
-        hooks.log(f"This run was made before: {folder.place(run_id)}")
+        hooks.log(f"This run was made before: {folder.run_path(run_id)}")
         hooks.progress(Progress(stage="finished", fraction=1, message="found: this run was made before"))
-        return folder.place(run_id)
+        return folder.run_path(run_id)
     folder.check_writable()
     check_device(spec.device)
     path = _Run(plan, hooks).do()
     finished_items.remove(run_id)
     hooks.progress(Progress(stage="finished", fraction=1))
     return path
-
-
-def check_device(device: str) -> None:
-    """Raises UserError if the machine has no such device."""
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UserError("This machine has no CUDA device that torch can use; choose device cpu.")
 
 
 @dataclass

@@ -13,7 +13,7 @@ from quant_engine import folders
 from quant_engine.checkpoints import Checkpoint, checkpoint_id, ledger_of, load_quantized
 from quant_engine.data.texts import calibration_windows
 from quant_engine.kernels.linear import QuantLinear
-from quant_engine.methods import Statistics
+from quant_engine.methods import Layer, Statistics
 from quant_engine.models.catalog import model_card
 from quant_engine.models.load import LINEARS, load_dense
 from quant_engine.progress import Hooks, Stopped
@@ -65,7 +65,7 @@ def plain_llama(folder, plan):
                 x = torch.cat(inputs[name]).reshape(-1, inputs[name][0].shape[-1])
                 statistics = Statistics(2 / len(windows) * x.T @ x, len(windows))
                 layer = block.get_submodule(name)
-                stored = method.quantize(layer.weight.data.clone(), statistics, setting, options, print)
+                stored = method.quantize(Layer(layer.weight.data.clone(), statistics, setting, options, print))
                 layer.weight.data = stored.dequantize()
     return loaded.model
 

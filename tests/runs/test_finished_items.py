@@ -110,7 +110,7 @@ def test_a_run_that_was_stopped_goes_on_at_the_next_item(piqa):
 def test_absent_data_is_said_before_any_work(piqa, monkeypatch, tmp_path):
     monkeypatch.setenv("LOWBIT_DATA", str(tmp_path / "home"))
     (tmp_path / "home").mkdir(exist_ok=True)
-    monkeypatch.setattr("quant_engine.data.sources.hub_answers", lambda: False)
+    monkeypatch.setattr("quant_engine.hub.answers", lambda: False)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "none"))
     seen = []
     spec = piqa.model_copy(update={"tasks": ("hellaswag",)})
