@@ -101,15 +101,15 @@ class VisualQuestions(Task):
         revision = self.revision()
         kept = watch.kept.open(revision)
         outputs: list[ItemOutput] = []
-        read, picture = decode.Read(), None
+        prompt_cache, picture = decode.PromptCache(), None
         for question in questions:
             if question.id in kept:
                 outputs.append(kept[question.id])
                 continue
             if question.group is None or (question.category, question.group) != picture:
-                read, picture = decode.Read(), (question.category, question.group)
+                prompt_cache, picture = decode.PromptCache(), (question.category, question.group)
             answer = decode.answer_text(
-                loaded, question.picture(), question.prompt, max_new_tokens=self.most_tokens, read=read
+                loaded, question.picture(), question.prompt, max_new_tokens=self.most_tokens, prompt_cache=prompt_cache
             )
             output = self.output(question, answer)
             watch.kept.add([output])
