@@ -155,13 +155,13 @@ def _row(s: Score) -> str:
 def _verdict(scores: list[Score]) -> str:
     """Which tasks it answers from the picture: drawn above blank by more than two standard errors of the difference."""
     by_view = {(s.task, s.pictures): s for s in scores if s.split == "test"}
-    seen, guessed = [], []
+    answered, guessed = [], []
     for task in dict.fromkeys(s.task for s in scores):
         drawn, blank = by_view[task, "drawn"], by_view[task, "blank"]
         clear = drawn.right - blank.right > 2 * math.hypot(drawn.right_error, blank.right_error)
-        (seen if clear else guessed).append(task)
+        (answered if clear else guessed).append(task)
     return (
-        f"Clearly better than on blank pictures (by more than two standard errors): {', '.join(seen) or 'none'}. "
+        f"Clearly better than on blank pictures (by more than two standard errors): {', '.join(answered) or 'none'}. "
         f"Not clearly better, so to be taken as guesses: {', '.join(guessed) or 'none'}."
     )
 

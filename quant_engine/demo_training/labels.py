@@ -64,7 +64,7 @@ _WORD = {w: i + 1 for i, w in enumerate(WORDS)}
 
 
 @dataclass(frozen=True)
-class Seen:
+class Views:
     """A picture as the model gets it.
 
     `tiles` uint8 [1 + rows * columns, TILE, TILE, 3]: the whole picture squeezed, then its tiles row by row.
@@ -85,7 +85,7 @@ class Seen:
         return np.concatenate([self.whole[None], cut.reshape(-1, SIDE, SIDE, fields)])
 
 
-def see(drawing: Drawing) -> Seen:
+def cut_views(drawing: Drawing) -> Views:
     """The two views of a picture whose sides are multiples of TILE, and their labels."""
     whole, parts = grids(drawing)
     image = drawing.image
@@ -93,13 +93,13 @@ def see(drawing: Drawing) -> Seen:
     rows, columns = image.height // TILE, image.width // TILE
     cut = pixels.reshape(rows, TILE, columns, TILE, 3).transpose(0, 2, 1, 3, 4).reshape(-1, TILE, TILE, 3)
     squeezed = np.asarray(image.resize((TILE, TILE), Image.Resampling.BICUBIC))
-    return Seen(np.concatenate([squeezed[None], cut]), whole, parts)
+    return Views(np.concatenate([squeezed[None], cut]), whole, parts)
 
 
-def tile_of(drawing: Drawing) -> Seen:
+def tile_of(drawing: Drawing) -> Views:
     """A picture of exactly one tile, seen alone at full size."""
     labels = _labels(drawing, SIDE, SIDE, 1.0, 1.0)
-    return Seen(np.asarray(drawing.image)[None], labels, labels[:0])
+    return Views(np.asarray(drawing.image)[None], labels, labels[:0])
 
 
 def grids(drawing: Drawing) -> tuple[np.ndarray, np.ndarray]:

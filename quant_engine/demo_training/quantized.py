@@ -42,8 +42,8 @@ def measure(folder: Path, items: int, windows: int = 8) -> None:
         results: list[Result] = []
         for spec in pair:
             print(command(spec), flush=True)
-            place = execute(spec, lambda progress: None, lambda: False, print)
-            results += run_folder.read(place).results
+            run_dir = execute(spec, lambda progress: None, lambda: False, print)
+            results += run_folder.read(run_dir).results
         rows.append({"results": [r.model_dump(mode="json") for r in results], "command": command(pair[0])})
         (folder / FILE).write_text(json.dumps(rows, indent=1), encoding="utf-8")
 
