@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from transformers import AutoTokenizer, LlamaForCausalLM
 
+from quant_engine import disk
 from quant_engine.data.drawn import suite
 from quant_engine.demo import fetch, model
 from quant_engine.demo_training import joint, quantized
@@ -116,7 +117,7 @@ def export(folder: Path, parts: Path, device: torch.device, seed: int, items: in
         "torch": version("torch"),
     }
     about["scores_data"] = [asdict(s) for s in scores]
-    (folder / ABOUT).write_text(json.dumps(about, indent=1), encoding="utf-8")
+    disk.write_json(folder / ABOUT, about)
     return scores
 
 
@@ -125,7 +126,7 @@ def write_card(folder: Path, parts: Path) -> None:
     about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
     notes = folder / NOTES
     about["notes"] = notes.read_text(encoding="utf-8") if notes.exists() else ""
-    (parts / "README.md").write_text(CARD.format(quantized=quantized.table(folder), **about), encoding="utf-8")
+    disk.write_text(parts / "README.md", CARD.format(quantized=quantized.table(folder), **about))
 
 
 def write_parts(folder: Path, parts: Path) -> None:
