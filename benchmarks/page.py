@@ -34,7 +34,7 @@ sys.path.insert(0, str(PROJECT))
 
 from leaderboard import analysis, figures, fit  # noqa: E402
 from leaderboard.analysis import Query  # noqa: E402
-from leaderboard.provenance import provenance  # noqa: E402
+from leaderboard.provenance import provenance_of  # noqa: E402
 from leaderboard.ranks import Comparisons, ranking  # noqa: E402
 from leaderboard.store import read_notes, read_paper  # noqa: E402
 from leaderboard.ui import table  # noqa: E402
@@ -123,7 +123,7 @@ def in_functions(results: pd.DataFrame, repeat: int) -> dict[str, str]:
         ("methods and tasks figures", lambda: [figures.methods_and_bits(board, MODEL, "wikitext2"),
                                                figures.loss_by_task(board, MODEL, 4)]),
         ("what fits", lambda: fit.figure(board, Fitted())),
-        ("provenance card", lambda: provenance(board, len(board.rows) // 2, NOTES)),
+        ("provenance card", lambda: provenance_of(board, len(board.rows) // 2, NOTES)),
     ):  # fmt: skip
         spent[name] = milliseconds(draw, repeat)
     return spent
@@ -174,7 +174,7 @@ def serve(rows: int) -> None:
 
 def render(board: analysis.Board, query: Query, comparisons: Comparisons) -> str:
     seen = analysis.view(board, query)
-    return table.table(seen, NOTES, len(board.rows), ranking(board, seen, comparisons))
+    return table.results_html(seen, NOTES, len(board.rows), ranking(board, seen, comparisons))
 
 
 def generated(count: int) -> pd.DataFrame:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from quant_engine import notation
 from quant_engine.evaluate import task_of_number
 
 Group = Literal["Perplexity", "CommonSenseQA", "MMLU", "Pictures", "Cost"]
@@ -33,6 +34,12 @@ class Column:
     @property
     def arrow(self) -> str:
         return "↑" if self.better == "higher" else "↓"
+
+    def text(self, value: float, *, measured: bool) -> str:
+        """How a number of the column is written. Measured perplexities have more digits than the study prints."""
+        if self.cost:
+            return notation.cost(value, self.digits)
+        return notation.perplexity(value, measured=measured) if self.better == "lower" else notation.score(value)
 
 
 def _perplexity(task: str, title: str, text: str = "") -> Column:

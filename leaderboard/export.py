@@ -14,9 +14,9 @@ from itertools import groupby
 import numpy as np
 import pandas as pd
 
-from leaderboard import notation
 from leaderboard.analysis import Cell, View
 from leaderboard.store import Notes, note_on
+from quant_engine import notation
 from quant_engine.folders import PROJECT
 
 FIELDS = [

@@ -87,7 +87,7 @@ def ranking(board: Board, seen: View, comparisons: Comparisons) -> Ranking | Non
     if column is None:
         return None
     place = board.columns.index(column)
-    ranks = _by_value(seen, board.values[seen.places, place], lower_is_better=column.better == "lower")
+    ranks = _by_value(seen, board.values[seen.board_rows, place], lower_is_better=column.better == "lower")
     shared = np.zeros(len(ranks), dtype=bool)
     waiting = False
     run_ids = seen.rows["run_id"].where(seen.measured, "").to_numpy()

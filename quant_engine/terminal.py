@@ -13,6 +13,7 @@ from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 from rich.table import Table
 
+from quant_engine import notation
 from quant_engine.evaluate import TASKS
 from quant_engine.methods import METHODS
 from quant_engine.models import catalog
@@ -68,18 +69,12 @@ def _runs() -> Rows:
         except UserError as error:
             rows.append([path.name, "", "", str(error)])
             continue
-        numbers = ", ".join(f"{one.task} {number(one.value)}" for one in run.results)
+        numbers = ", ".join(f"{one.task} {notation.number(one.value)}" for one in run.results)
         rows.append([path.name, run.results[0].model, run.spec.setting.label, numbers])
     return ["run", "model", "setting", "results"], rows
 
 
 LISTS = {"methods": _methods, "models": _models, "tasks": _tasks, "runs": _runs}
-
-
-def number(value: float | None) -> str:
-    if value is None:
-        return "-"
-    return f"{value:.4g}" if abs(value) < 1e5 else f"{value:.2e}"
 
 
 def results_table(run: folder.RunFolder) -> Table:
@@ -88,8 +83,8 @@ def results_table(run: folder.RunFolder) -> Table:
     title = f"{first.model}, {run.spec.setting.label}, {first.stored_bits:.4g} stored bits per weight"
     table = Table("task", "metric", "value", "± error", "items", "status", title=title, title_justify="left")
     for one in run.results:
-        error = "" if one.standard_error is None else f"{one.standard_error:.2g}"
-        table.add_row(escape(one.task), one.metric, number(one.value), error, str(one.items), one.status)
+        error = "" if one.standard_error is None else notation.standard_error(one.standard_error)
+        table.add_row(escape(one.task), one.metric, notation.number(one.value), error, str(one.items), one.status)
     return table
 
 
@@ -104,8 +99,8 @@ def comparison_table(a: folder.RunFolder, b: folder.RunFolder, made: Sequence[Co
         told = one.flips
         table.add_row(
             escape(one.name),
-            number(one.a),
-            number(one.b),
+            notation.number(one.a),
+            notation.number(one.b),
             f"{one.difference:+.3g}{'*' if one.separable else ''}",
             f"{one.low:+.3g} to {one.high:+.3g}",
             "" if one.p is None else f"{one.p:.2g}",
@@ -148,5 +143,5 @@ def _where(progress: Progress) -> str:
     if progress.task:
         parts.append(progress.task + (f" {progress.item}/{progress.items}" if progress.items else ""))
     if progress.items_per_s:
-        parts.append(f"{number(progress.items_per_s)} items/s")
+        parts.append(f"{notation.number(progress.items_per_s)} items/s")
     return ", ".join([*parts, progress.message] if progress.message else parts)

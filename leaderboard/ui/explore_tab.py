@@ -8,15 +8,16 @@ from html import escape
 
 import gradio as gr
 
-from leaderboard import analysis, figures, fit, notation
+from leaderboard import analysis, figures, fit
 from leaderboard.analysis import Board
+from leaderboard.boards import Boards
 from leaderboard.plot import Figure
 from leaderboard.store import Notes, note_on
 from leaderboard.ui import run_inside
 from leaderboard.ui.chart import DRAW_JS, chart, table_html
-from leaderboard.ui.leaderboard_tab import Boards
 from leaderboard.ui.theme import html, offer
 from leaderboard.view import Explored, Fitted, PageView, address
+from quant_engine import notation
 
 LARGEST = ("the largest error", "")
 OTHER_CARD = "Other: type the memory"

@@ -3,7 +3,7 @@ window.lowbit = (() => {
   // --- the view in the address. Each part of the page owns its parameters; the rest is left as it is. ---
   const owns = {
     board: (name) => !/^(x\.|fit\.|tab$|row$|pin$|__)/.test(name),
-    beside: (name) => name === 'row' || name === 'pin',
+    details: (name) => name === 'row' || name === 'pin',
     explore: (name) => name.startsWith('x.'),
     fit: (name) => name.startsWith('fit.'),
     tab: (name) => name === 'tab',

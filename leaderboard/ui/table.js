@@ -12,7 +12,7 @@ element.addEventListener('click', async (event) => {
       return lowbit.save(file.name, 'application/octet-stream', file.content);
     }
     if (at('folder')) {
-      const file = await server.zipped(at('folder'));
+      const file = await server.zip_run(at('folder'));
       return lowbit.save(file.name, 'application/zip', file.content);
     }
   } catch {

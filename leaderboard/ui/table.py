@@ -60,7 +60,7 @@ class _Sheet:
     marked: dict[str, int] = field(default_factory=dict)
 
 
-def table(view: View, notes: Notes, total: int, ranking: Ranking | None = None) -> str:
+def results_html(view: View, notes: Notes, total: int, ranking: Ranking | None = None) -> str:
     """The view as HTML, with the notes on the cells that are shown and how much of `total` rows they are. At most
     MOST_ROWS rows, and it says so. Ranks have a column if there are any."""
     if not len(view.rows):

@@ -1,9 +1,9 @@
 import pytest
 
 from leaderboard.analysis import arrange
-from leaderboard.provenance import provenance, row_run
+from leaderboard.provenance import provenance_of, row_run
 from leaderboard.store import Store, read_notes, read_paper
-from leaderboard.ui.card import card
+from leaderboard.ui.card import card_html
 from leaderboard.view import find_row
 from quant_engine.runs.command import command
 
@@ -14,7 +14,7 @@ def board():
 
 
 def told(board, key):
-    return provenance(board, find_row(board, key), read_notes())
+    return provenance_of(board, find_row(board, key), read_notes())
 
 
 def test_a_number_of_the_study_names_its_table_and_its_oddity(board):
@@ -58,12 +58,23 @@ def test_a_measured_number_names_its_run(make_run):
     assert row_run(board, one.key).run_id == folder.name
 
 
+def test_only_scores_have_a_standard_error_and_items(write_run):
+    run_id = write_run([1.0] * 15 + [0.0] * 5, standard_error=9.7)
+    frame = Store().snapshot().frame.assign(duration_s=90.0, peak_memory_bytes=2e9)
+    board = arrange(frame)
+    numbers = {number.title: number for number in told(board, f"run~{run_id}").numbers}
+    assert (numbers["ARC-e ↑"].error, numbers["ARC-e ↑"].source) == ("± 9.7", "20 items, data rows 1")
+    costs = [number for number in numbers.values() if number.group == "Cost"]
+    assert [number.text for number in costs] == ["4.30", "2.00", "1.5"]
+    assert {(number.error, number.source) for number in costs} == {("", "this run")}
+
+
 def test_the_card_escapes_what_it_shows_and_offers_what_there_is(board, make_run):
-    paper = card(told(board, "LLaMA3-8B~llm_ptq~QuIP~4~16~0"), pinned=False, w_bits=4)
+    paper = card_html(told(board, "LLaMA3-8B~llm_ptq~QuIP~4~16~0"), pinned=False, w_bits=4)
     assert "Pin to compare" in paper
     assert "data-folder" not in paper
     folder = make_run(perplexity=25.5)
     measured = arrange(Store().snapshot().frame)
-    shown = card(told(measured, f"run~{folder.name}"), pinned=True, w_bits=4)
+    shown = card_html(told(measured, f"run~{folder.name}"), pinned=True, w_bits=4)
     assert f'data-folder="{folder.name}"' in shown
     assert "Unpin" in shown

@@ -5,9 +5,11 @@ import pytest
 
 from leaderboard import analysis, ranks
 from leaderboard.analysis import Query, arrange
+from leaderboard.boards import Boards
 from leaderboard.ranks import Comparisons
 from leaderboard.store import Store, read_paper
-from leaderboard.ui.leaderboard_tab import Boards, show
+from leaderboard.table_view import select_table
+from leaderboard.ui.table import results_html
 from quant_engine.runs import folder
 
 MEASURED = Query(model="SmolLM2-135M", sources=("measured",))
@@ -68,18 +70,19 @@ def test_a_run_with_damaged_items_has_no_rank_and_the_rest_have(runs):
 def test_a_table_does_not_wait_and_comes_again_with_ranks(runs):
     boards = Boards(Store())
     boards.comparisons = Comparisons(patience=0)
-    first = show(boards, MEASURED)
-    assert "Rank" not in first.table
+    first = select_table(boards, MEASURED)
+    assert "Rank" not in results_html(first.view, boards.notes, 4, first.ranking)
     boards.comparisons._pool.shutdown(wait=True)
-    assert show(boards, MEASURED).drawn != first.drawn
-    assert '<td class="k kr">1<i>=</i></td>' in show(boards, MEASURED).table
+    again = select_table(boards, MEASURED)
+    assert again.signature != first.signature
+    assert '<td class="k kr">1<i>=</i></td>' in results_html(again.view, boards.notes, 4, again.ranking)
 
 
 def test_rows_of_the_study_are_ranked_by_the_printed_number():
     board = arrange(read_paper())
     seen = analysis.view(board, Query(model="LLaMA3-8B", bits=(4.0, 16.0), sort="wikitext2", mode="difference"))
     found = ranks.ranking(board, seen, Comparisons(0))
-    values = board.values[seen.places, board.columns.index(found.column)]
+    values = board.values[seen.board_rows, board.columns.index(found.column)]
     assert found.ranks.tolist() == [int((values < value).sum()) + 1 if value == value else 0 for value in values]
     tied = found.ranks[found.shared]
     assert all((found.ranks == rank).sum() > 1 for rank in tied)

@@ -34,6 +34,18 @@ def cost(value: float, digits: int | None = None) -> str:
     return _signed(value, 2).rstrip("0").rstrip(".") if digits is None else _signed(value, digits)
 
 
+def number(value: float | None) -> str:
+    """A number of any kind, with four digits; a dash for none."""
+    if value is None:
+        return "-"
+    return f"{value:.4g}" if abs(value) < 1e5 else f"{value:.2e}"
+
+
+def standard_error(value: float) -> str:
+    """Two digits: an error is not known better."""
+    return f"{value:.2g}"
+
+
 def difference(text: str) -> str:
     """A written number with its sign shown, as differences are."""
     return text if text.startswith(MINUS) or not text.strip("0.") else f"+{text}"

@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from leaderboard import notation
+from quant_engine import notation
 
 
 @pytest.mark.parametrize(
