@@ -10,7 +10,7 @@ LARGEST_LOSS = 0.5
 """So does a score that loses this share of FP16's."""
 
 
-def percent_kept(
+def percent_of_fp16(
     values: np.ndarray, reference: np.ndarray, lower: np.ndarray | bool, collapsed: np.ndarray | bool = False
 ) -> np.ndarray:
     """Percent of FP16's quality that is kept; NaN where there is nothing to compare, 0 where that is a collapse.
@@ -30,7 +30,7 @@ def shade(
     values: np.ndarray, reference: np.ndarray, lower: np.ndarray | bool, collapsed: np.ndarray | bool = False
 ) -> np.ndarray:
     """How far numbers are from FP16's, for the colour of a cell: from -1 (lost) over 0 to 1 (gained), NaN and collapses
-    as in `percent_kept`, whose arguments these are. The root keeps small losses visible beside collapses."""
+    as in `percent_of_fp16`, whose arguments these are. The root keeps small losses visible beside collapses."""
     with np.errstate(divide="ignore", invalid="ignore"):
         by_ratio = np.log(reference / values) / np.log(LARGEST_RATIO)
         by_share = (values - reference) / np.abs(reference) / LARGEST_LOSS

@@ -180,7 +180,7 @@ def view(board: Board, query: Query) -> View:
     shade[:, costs] = np.nan
     if query.mode != "absolute":
         percents = query.mode == "retained"
-        compared = against_fp16.percent_kept(values, reference, lower) if percents else values - reference
+        compared = against_fp16.percent_of_fp16(values, reference, lower) if percents else values - reference
         with_number = np.isin(cells, (Cell.OK, Cell.COMPUTED))
         cells[with_number & np.isnan(compared) & ~costs] = Cell.NO_REFERENCE
         values = np.where(costs, values, compared)

@@ -32,11 +32,11 @@ class Boards:
         return self.store.snapshot().problems
 
 
-def table_signature(state: str, query: Query) -> str:
-    """Identifies a table: what it is drawn from (see `Boards.state`), and the query."""
+def sign_table(state: str, query: Query) -> str:
+    """What identifies a table: what it is drawn from (see `Boards.state`), and the query."""
     return digest([state, query.model_dump(mode="json")])
 
 
-def details_signature(state: str, view: PageView) -> str:
-    """Identifies the open card and the pins as they are drawn; empty if there are none, whatever the results are."""
+def sign_details(state: str, view: PageView) -> str:
+    """What identifies the open card and the pins; empty if there are none, whatever the results are."""
     return digest([state, list(view.pins), view.row]) if view.pins or view.row else ""

@@ -207,7 +207,7 @@ def loss_by_task(board: Board, model: str, w_bits: float) -> Figure:
         "average. One dot a method, its best group size; for perplexity, FP16's over the setting's."
     )
     layout = {
-        "xaxis": plot.kept_axis(),
+        "xaxis": plot.percent_axis(),
         "yaxis": plot.names_axis(),
         "height": 130 + 26 * len(titles),
         "shapes": [plot.level(100.0, vertical=True)],
@@ -246,8 +246,8 @@ def language_and_pictures(board: Board, model: str) -> Figure:
         "Means over all scores; a collapsed score counts as 0."
     )
     layout = {
-        "xaxis": plot.kept_axis(f"{pair[0]}: percent of FP16 kept"),
-        "yaxis": plot.kept_axis(f"{pair[1]}: percent of FP16 kept"),
+        "xaxis": plot.percent_axis(f"{pair[0]}: percent of FP16 kept"),
+        "yaxis": plot.percent_axis(f"{pair[1]}: percent of FP16 kept"),
         "shapes": [
             {"type": "line", "x0": 0, "y0": 0, "x1": 100, "y1": 100, "line": {"color": "var(--edge)", "width": 1}}
         ],
@@ -320,7 +320,7 @@ def dumbbells(labels: list[str], columns: Sequence[Column], percents: np.ndarray
              "hovertemplate": label + "<br>%{y}: %{x:.1f}% of FP16<extra></extra>"}
         )  # fmt: skip
     layout = {
-        "xaxis": plot.kept_axis(),
+        "xaxis": plot.percent_axis(),
         "yaxis": plot.names_axis(),
         "height": 130 + 28 * len(titles),
         "shapes": [plot.level(100.0, vertical=True)],

@@ -136,15 +136,15 @@ def pareto_chance(
     """
     errors = settings["error"].to_numpy()
     generator = np.random.default_rng(seed)
-    drawn = settings["value"].to_numpy() + np.nan_to_num(errors) * generator.standard_normal((draws, len(settings)))
+    values = settings["value"].to_numpy() + np.nan_to_num(errors) * generator.standard_normal((draws, len(settings)))
     by_items = settings["run_id"].isin(resampled.keys()).to_numpy()
     for index in np.flatnonzero(by_items):
-        drawn[:, index] = resampled[settings["run_id"].iloc[index]]
+        values[:, index] = resampled[settings["run_id"].iloc[index]]
     moving = by_items | ~np.isnan(errors)
     if not moving.any():
         return np.full(len(settings), np.nan)
     sizes, hits = settings["size_gb"].to_numpy(), np.zeros(len(settings))
-    for part in np.array_split(drawn, 10):  # not all at once: there may be thousands of points
+    for part in np.array_split(values, 10):  # not all at once: there may be thousands of points
         hits += pareto(sizes, part, higher_is_better=higher_is_better).sum(axis=0)
     return np.where(moving, hits / draws, np.nan)
 
@@ -171,7 +171,7 @@ def score_percents(board: Board, rows: np.ndarray) -> tuple[list[Column], np.nda
     scores = np.flatnonzero(~analysis.cost_columns(board.columns))
     columns, part = [board.columns[index] for index in scores], np.ix_(rows, scores)
     collapsed, lower = board.cells[part] == Cell.COLLAPSED, analysis.lower_columns(columns)
-    return columns, against_fp16.percent_kept(board.values[part], board.reference[part], lower, collapsed)
+    return columns, against_fp16.percent_of_fp16(board.values[part], board.reference[part], lower, collapsed)
 
 
 def quantized_rows(board: Board, model: str) -> np.ndarray:
@@ -185,10 +185,10 @@ def mean_percents(board: Board, model: str, *, pictures: bool) -> pd.DataFrame:
     indices = quantized_rows(board, model)
     columns, percents = score_percents(board, indices)
     groups = np.array([column.group for column in columns])
-    chosen = groups == "Pictures" if pictures else np.isin(groups, ("CommonSenseQA", "MMLU"))
-    if not pictures and np.isnan(percents[:, chosen]).all():
-        chosen = groups == "Perplexity"
-    rows, percents = board.rows.iloc[indices], percents[:, chosen]
+    averaged = groups == "Pictures" if pictures else np.isin(groups, ("CommonSenseQA", "MMLU"))
+    if not pictures and np.isnan(percents[:, averaged]).all():
+        averaged = groups == "Perplexity"
+    rows, percents = board.rows.iloc[indices], percents[:, averaged]
     filled = ~np.isnan(percents).all(axis=1) if percents.size else np.zeros(len(rows), dtype=bool)
     means = np.nanmean(percents[filled], axis=1) if filled.any() else []
     rows = rows[filled].assign(group=rows["group_size"].fillna(0), percent=means)

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from leaderboard import analysis
 from leaderboard.analysis import Query, Range, View
-from leaderboard.boards import Boards, table_signature
-from leaderboard.ranks import Ranking, ranking
+from leaderboard.boards import Boards, sign_table
+from leaderboard.ranks import Ranking, rank
 from leaderboard.view import FIRST_MODEL, MOST_PINS
 
 FILTERS = ("methods", "bits", "groups", "sources", "a_bits", "columns")
@@ -45,8 +45,8 @@ def select_table(boards: Boards, query: Query) -> TableView:
         choices = analysis.choices(board, query.model, query.track)
     possible = {name: tuple(v for v in getattr(query, name) if v in getattr(choices, name)) for name in FILTERS}
     view = analysis.view(board, query.model_copy(update=possible))
-    ranks = ranking(board, view, boards.comparisons)
-    return TableView(view, ranks, table_signature(state, view.query), choices, models)
+    ranking = rank(board, view, boards.comparisons)
+    return TableView(view, ranking, sign_table(state, view.query), choices, models)
 
 
 def toggle_pin(pins: tuple[str, ...], row: str) -> tuple[str, ...]:

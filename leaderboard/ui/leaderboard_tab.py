@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import gradio as gr
 
 from leaderboard import analysis
 from leaderboard.analysis import PER_ROW, Query
-from leaderboard.boards import Boards, details_signature, table_signature
+from leaderboard.boards import Boards, sign_details, sign_table
 from leaderboard.downloads import export_table, zip_run
 from leaderboard.table_view import FILTERS, TableView, next_sort, parse_range, range_text, select_table, toggle_pin
 from leaderboard.ui import table
@@ -60,11 +60,11 @@ def control_values(view: PageView) -> dict[str, Any]:
     }
 
 
-def control_choices(shown: TableView) -> dict[str, list[tuple[str, Any]]]:
+def control_choices(table_view: TableView) -> dict[str, list[tuple[str, Any]]]:
     """What the choosers and the filters offer beside a table, as (label, value), by the control's name."""
-    choices = shown.choices
+    choices = table_view.choices
     return {
-        "model": [(name, name) for name in (*shown.models, EVERY_MODEL)],
+        "model": [(name, name) for name in (*table_view.models, EVERY_MODEL)],
         "track": [(analysis.TRACKS[track], track) for track in choices.tracks],
         "methods": [(name, name) for name in choices.methods],
         "bits": [(f"{bits:g}", float(bits)) for bits in choices.bits],
@@ -82,10 +82,10 @@ class LeaderboardTab:
     def __init__(self, boards: Boards) -> None:
         """Lays out the tab and connects it."""
         self.boards = boards
-        shown = select_table(boards, Query(model=FIRST_MODEL))
-        choices = control_choices(shown)
+        table_view = select_table(boards, Query(model=FIRST_MODEL))
+        choices = control_choices(table_view)
         self.controls = self._lay_out_choosers(choices) | self._lay_out_filters(choices)
-        self._lay_out_results(shown)
+        self._lay_out_results(table_view)
         # In the browser like all other controls: a question never mixes what is old there with what is new here.
         self.controls |= {
             "sort": gr.JSON([None, False], visible="hidden"),
@@ -95,38 +95,41 @@ class LeaderboardTab:
         # What the table in the browser was drawn from. Answers may arrive in another order than questions were asked:
         # the timer compares this with the controls and draws again what came out wrong, as it does when there are new
         # results.
-        self.drawn, self.drawn_details = (gr.Textbox(text, visible="hidden") for text in (shown.signature, ""))
+        self.table_signature, self.details_signature = (
+            gr.Textbox(text, visible="hidden") for text in (table_view.signature, "")
+        )
         self.address, self.details_address = (gr.Textbox("", visible="hidden") for _ in range(2))
-        self.table_outputs = [self.board, self.drawn, self.address]
-        self.details_outputs = [self.pinned, self.card, self.drawn_details, self.details_address]
+        self.table_outputs = [self.board, self.table_signature, self.address]
+        self.details_outputs = [self.pinned, self.card, self.details_signature, self.details_address]
         self.outputs = [*self.controls.values(), *self.table_outputs, *self.details_outputs]
         self._connect()
 
     def fill(self, view: PageView) -> Updates:
         """Everything set to a view."""
-        shown = select_table(self.boards, view.query)
-        values = control_values(view.model_copy(update={"query": shown.query}))
+        table_view = select_table(self.boards, view.query)
+        values = control_values(view.model_copy(update={"query": table_view.query}))
         rest = {self.controls[name]: value for name, value in values.items()}
-        return rest | self._offers(shown) | self._table(shown) | self._details(view)
+        return rest | self._offers(table_view) | self._table(table_view) | self._details(view)
 
-    def connect_refresh(self, trigger: Any) -> None:
-        """Lets an event draw anew what is not as it should be."""
-        drawn = {"drawn": self.drawn, "drawn_details": self.drawn_details}
+    def connect_refresh(self, event: Callable) -> None:
+        """Lets an event of the page draw anew what is not as it should be."""
+        signatures = {"table_signature": self.table_signature, "details_signature": self.details_signature}
         outputs = [*self._controls(*FILTERS, "model", "track"), self.problems]
         outputs += [*self.table_outputs, *self.details_outputs]
-        trigger(self.refresh, None, outputs, inputs_kwargs=drawn | self.controls, **QUICK)
+        event(self.refresh, None, outputs, inputs_kwargs=signatures | self.controls, **QUICK)
 
-    def refresh(self, drawn: str, drawn_details: str, **values: Any) -> Updates:
+    def refresh(self, table_signature: str, details_signature: str, **values: Any) -> Updates:
         """Draws anew what is not as it should be. Choices are left alone: they may be changing meanwhile, and so may
         the card and the pins."""
         view, state = page_view(values), self.boards.state()
         updates: Updates = {}
-        if details_signature(state, view) != drawn_details:
+        if sign_details(state, view) != details_signature:
             updates |= self._details(view)
-        if table_signature(state, view.query) != drawn:
-            shown = select_table(self.boards, view.query)
-            updates |= {self.controls[name]: gr.update(choices=c) for name, c in control_choices(shown).items()}
-            updates |= {self.problems: problems_html(self.boards.problems())} | self._table(shown)
+        if sign_table(state, view.query) != table_signature:
+            table_view = select_table(self.boards, view.query)
+            for name, choices in control_choices(table_view).items():
+                updates[self.controls[name]] = gr.update(choices=choices)
+            updates |= {self.problems: problems_html(self.boards.problems())} | self._table(table_view)
         return updates or gr.skip()
 
     def _lay_out_choosers(self, choices: Mapping[str, list]) -> dict[str, gr.components.Component]:
@@ -168,14 +171,16 @@ class LeaderboardTab:
                 "size": range_box("Size of weights, GB", "<6"),
             }
 
-    def _lay_out_results(self, shown: TableView) -> None:
+    def _lay_out_results(self, table_view: TableView) -> None:
         def export_view(arguments: list[str]) -> dict[str, str]:
             """`arguments` are the address and the format: several of the browser come as one list."""
             return export_table(self.boards, *arguments)
 
         self.problems = html(problems_html(self.boards.problems()), elem_id="problems")
         self.pinned = html("", elem_id="pins", js_on_load=_JS)
-        self.board = html(self._results_html(shown), elem_id="board", js_on_load=_JS, server_functions=[export_view])
+        self.board = html(
+            self._results_html(table_view), elem_id="board", js_on_load=_JS, server_functions=[export_view]
+        )
         self.card = html("", elem_id="card", js_on_load=_JS, server_functions=[zip_run])
 
     def _connect(self) -> None:
@@ -192,7 +197,7 @@ class LeaderboardTab:
             gr.on([control.input for control in inputs], function, None, outputs, **controls, **latest, **QUICK)
         self.board.sort(self._sort, None, [*table_outputs, self.controls["sort"]], **controls, **QUICK)
         self.clear.click(self._clear, None, [*offering, *typed, *table_outputs], **controls, **QUICK)
-        opening = [self.controls["row"], self.card, self.drawn_details, self.details_address]
+        opening = [self.controls["row"], self.card, self.details_signature, self.details_address]
         pinning = [self.controls["pins"], *self.details_outputs]
         for part in (self.board, self.card, self.pinned):
             part.open(self._open, None, opening, **controls, trigger_mode="multiple", **QUICK)
@@ -206,8 +211,8 @@ class LeaderboardTab:
 
     def _choose(self, **values: Any) -> Updates:
         query = page_view(values).query
-        shown = select_table(self.boards, query)
-        return self._offers(shown, query) | self._table(shown)
+        table_view = select_table(self.boards, query)
+        return self._offers(table_view, query) | self._table(table_view)
 
     def _refine(self, **values: Any) -> Updates:
         return self._table(select_table(self.boards, page_view(values).query))
@@ -219,10 +224,10 @@ class LeaderboardTab:
     def _clear(self, **values: Any) -> Updates:
         query = page_view(values).query
         lasting = query.model_dump(include={"model", "track", "mode", "sort", "reverse"})
-        shown = select_table(self.boards, Query(**lasting))
+        table_view = select_table(self.boards, Query(**lasting))
         empty = {"statuses": [], "stored": "", "size": "", "search": ""}
         emptied = {self.controls[name]: value for name, value in empty.items()}
-        return self._offers(shown, query) | emptied | self._table(shown)
+        return self._offers(table_view, query) | emptied | self._table(table_view)
 
     def _open(self, event: gr.EventData, **values: Any) -> Updates:
         view = page_view(values).model_copy(update={"row": event._data["row"]})
@@ -236,29 +241,32 @@ class LeaderboardTab:
     def _controls(self, *names: str) -> list[gr.components.Component]:
         return [self.controls[name] for name in names]
 
-    def _offers(self, shown: TableView, before: Query | None = None) -> Updates:
+    def _offers(self, table_view: TableView, before: Query | None = None) -> Updates:
         """What the choosers and the filters offer for a table, and their values but for those that stay as `before`."""
-        values = control_values(PageView(query=shown.query))
+        values = control_values(PageView(query=table_view.query))
         old = control_values(PageView(query=before)) if before else {}
         return {
             self.controls[name]: offer(choices, values[name], old.get(name))
-            for name, choices in control_choices(shown).items()
+            for name, choices in control_choices(table_view).items()
         }
 
-    def _table(self, shown: TableView) -> Updates:
-        where = address(PageView(query=shown.query))
-        return {self.board: self._results_html(shown), self.drawn: shown.signature, self.address: where}
+    def _table(self, table_view: TableView) -> Updates:
+        return {
+            self.board: self._results_html(table_view),
+            self.table_signature: table_view.signature,
+            self.address: address(PageView(query=table_view.query)),
+        }
 
     def _details(self, view: PageView) -> Updates:
         return self._card(view) | {self.pinned: pinned_rows(self.boards, view.pins)}
 
     def _card(self, view: PageView) -> Updates:
-        signature = details_signature(self.boards.state(), view)
+        signature = sign_details(self.boards.state(), view)
         return {
             self.card: open_card(self.boards, view),
-            self.drawn_details: signature,
+            self.details_signature: signature,
             self.details_address: address(PageView(pins=view.pins, row=view.row)),
         }
 
-    def _results_html(self, shown: TableView) -> str:
-        return table.results_html(shown.view, self.boards.notes, shown.choices.rows, shown.ranking)
+    def _results_html(self, table_view: TableView) -> str:
+        return table.results_html(table_view.view, self.boards.notes, table_view.choices.rows, table_view.ranking)

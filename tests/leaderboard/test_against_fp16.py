@@ -1,16 +1,16 @@
 import numpy as np
 import pytest
 
-from leaderboard.against_fp16 import percent_kept, shade
+from leaderboard.against_fp16 import percent_of_fp16, shade
 
 NAN = float("nan")
 
 
-def test_percent_kept_is_the_share_of_the_score_or_of_the_perplexity_turned_over():
+def test_the_percent_is_the_share_of_the_score_or_of_the_perplexity_turned_over():
     values, reference = np.array([[8.0, 60.0], [NAN, 80.0]]), np.array([[6.0, 80.0], [6.0, NAN]])
     lower, collapsed = np.array([True, False]), np.array([[False, False], [True, False]])
-    np.testing.assert_allclose(percent_kept(values, reference, lower), [[75, 75], [NAN, NAN]])
-    np.testing.assert_allclose(percent_kept(values, reference, lower, collapsed), [[75, 75], [0, NAN]])
+    np.testing.assert_allclose(percent_of_fp16(values, reference, lower), [[75, 75], [NAN, NAN]])
+    np.testing.assert_allclose(percent_of_fp16(values, reference, lower, collapsed), [[75, 75], [0, NAN]])
 
 
 @pytest.mark.parametrize(

@@ -110,12 +110,12 @@ def test_drawing_the_table_anew_leaves_a_card_alone_that_was_opened_meanwhile(ta
 def test_an_open_card_is_drawn_anew_when_it_is_not_that_of_the_open_row(tab):
     first = tab.refresh("", "", **control_values(PageView(row=GPTQ)))
     assert GPTQ in first[tab.card]
-    signature = first[tab.drawn_details]
+    signature = first[tab.details_signature]
     assert tab.card not in tab.refresh("", signature, **control_values(PageView(row=GPTQ)))
     assert RTN in tab.refresh("", signature, **control_values(PageView(row=RTN)))[tab.card]
 
 
 def test_what_is_as_it_should_be_is_not_drawn_anew(tab):
     first = tab.refresh("", "", **control_values(PageView(row=GPTQ)))
-    again = tab.refresh(first[tab.drawn], first[tab.drawn_details], **control_values(PageView(row=GPTQ)))
+    again = tab.refresh(first[tab.table_signature], first[tab.details_signature], **control_values(PageView(row=GPTQ)))
     assert again == gr.skip()

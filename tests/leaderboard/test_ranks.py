@@ -30,7 +30,7 @@ def runs(write_run) -> dict[str, str]:
 def ranked(query: Query, patience: float = 20.0):
     board = arrange(Store().snapshot().frame)
     seen = analysis.view(board, query)
-    return seen, ranks.ranking(board, seen, Comparisons(patience))
+    return seen, ranks.rank(board, seen, Comparisons(patience))
 
 
 def test_runs_that_cannot_be_told_apart_share_a_rank_and_other_items_have_none(runs):
@@ -52,11 +52,11 @@ def test_items_are_read_once_however_the_table_is_filtered(runs, write_run, monk
     monkeypatch.setattr(folder, "read_items", lambda *given, real=folder.read_items: read.append(given) or real(*given))
     board, comparisons = arrange(Store().snapshot().frame), Comparisons(20)
     for change in ({}, {"bits": (4.0,)}, {"sort": "arc_easy", "reverse": True}, {"mode": "retained"}):
-        ranks.ranking(board, analysis.view(board, MEASURED.model_copy(update=change)), comparisons)
+        ranks.rank(board, analysis.view(board, MEASURED.model_copy(update=change)), comparisons)
     assert len(read) == len(runs)
     write_run([1.0] * 200, "gptq")
     board = arrange(Store().snapshot().frame)
-    ranks.ranking(board, analysis.view(board, MEASURED), comparisons)
+    ranks.rank(board, analysis.view(board, MEASURED), comparisons)
     assert len(read) == len(runs) + 1
 
 
@@ -81,7 +81,7 @@ def test_a_table_does_not_wait_and_comes_again_with_ranks(runs):
 def test_rows_of_the_study_are_ranked_by_the_printed_number():
     board = arrange(read_paper())
     seen = analysis.view(board, Query(model="LLaMA3-8B", bits=(4.0, 16.0), sort="wikitext2", mode="difference"))
-    found = ranks.ranking(board, seen, Comparisons(0))
+    found = ranks.rank(board, seen, Comparisons(0))
     values = board.values[seen.board_rows, board.columns.index(found.column)]
     assert found.ranks.tolist() == [int((values < value).sum()) + 1 if value == value else 0 for value in values]
     tied = found.ranks[found.shared]
@@ -91,4 +91,4 @@ def test_rows_of_the_study_are_ranked_by_the_printed_number():
 def test_costs_are_no_ranking(results):
     board = arrange(read_paper())
     seen = analysis.view(board, Query(model="LLaMA3-8B", track="efficiency"))
-    assert ranks.ranking(board, seen, Comparisons(0)) is None
+    assert ranks.rank(board, seen, Comparisons(0)) is None
