@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict
 
 from leaderboard import against_fp16, search, sizes
 from leaderboard.columns import COMMONSENSE, GROUPS, Column, ordered
-from leaderboard.store import chosen_options
+from leaderboard.store import options_text
 from quant_engine import notation
 
 Mode = Literal["absolute", "difference", "retained"]
@@ -81,7 +81,7 @@ class Query(BaseModel):
 class Board:
     """Every result arranged: arrays are [rows, columns]. `origin` is the result's row in `results`, or -1. Besides what
     names a row, `rows` holds `stored_bits` and `size_gb`: measured where the run says so, else counted (see sizes); and
-    `chosen`, the options of a run that are not its method's defaults. `haystack` is what a search looks at, per row."""
+    `options`, those of a run that are not its method's defaults. `haystack` [rows] is what a search looks at."""
 
     results: pd.DataFrame
     rows: pd.DataFrame
@@ -151,7 +151,7 @@ def arrange(results: pd.DataFrame) -> Board:
     first = np.unique(row_of, return_index=True)[1]
     rows = _with_sizes(results.loc[first, [*ROW_KEY, "calibration", "stored_bits"]].reset_index(drop=True))
     options = results.loc[first, "options"].astype(object).fillna("{}")
-    rows["chosen"] = [chosen_options(*pair) for pair in zip(rows["method"], options, strict=True)]
+    rows["options"] = [options_text(*pair) for pair in zip(rows["method"], options, strict=True)]
     shape = (len(rows), len(columns))
     values = np.full(shape, np.nan)
     cells = np.full(shape, Cell.MISSING, dtype=np.int8)
@@ -300,7 +300,7 @@ def _haystack(rows: pd.DataFrame) -> pd.Series:
     bits = rows["w_bits"].map("w{:g}".format) + rows["a_bits"].map("a{:g}".format)
     setting = rows["w_bits"].map("{:g} bit ".format) + rows["w_bits"].map("{:g}-bit ".format)
     text = rows["model"] + " " + rows["method"] + " " + bits + " " + group + " " + setting + rows["source"]
-    for column in ("run_id", "calibration", "chosen"):
+    for column in ("run_id", "calibration", "options"):
         text = text + " " + rows[column].astype(object).fillna("").astype(str)
     return text.str.lower()
 

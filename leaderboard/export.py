@@ -34,7 +34,7 @@ _MODES = {"absolute": "values", "difference": "differences to FP16", "retained":
 
 def frame(view: View) -> pd.DataFrame:
     """A line per row: what names the setting, then each task's number in the view's mode (NaN: none)."""
-    table = view.rows.rename(columns={"chosen": "options"})[FIELDS].copy()
+    table = view.rows[FIELDS].copy()
     table["run_id"] = table["run_id"].astype(object).where(table["run_id"].notna(), None)
     for index, column in enumerate(view.columns):
         table[column.task] = view.values[:, index]
@@ -152,7 +152,7 @@ def with_notes(view: View, notes: Notes) -> list[str]:
 
 def _names(view: View) -> list[tuple[str, str, str]]:
     """Model, setting and source of every row."""
-    fields = view.rows[["model", "source", "chosen", "method", "w_bits", "a_bits", "group_size"]]
+    fields = view.rows[["model", "source", "options", "method", "w_bits", "a_bits", "group_size"]]
     return [
         (model, f"{notation.setting(*setting)}{f' ({options})' if options else ''}", source)
         for model, source, options, *setting in fields.itertuples(index=False)

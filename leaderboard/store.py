@@ -181,7 +181,7 @@ def method_name(method: str) -> str:
 
 
 @cache
-def chosen_options(method: str, options: str) -> str:
+def options_text(method: str, options: str) -> str:
     """Of a run's `options` (JSON), those that are not the defaults of its method: "act_order, groups=static". Nothing
     where they can't be read: one run's file takes no other row down."""
     fields = next((entry.Options.model_fields for name, entry in METHODS.items() if method_name(name) == method), {})

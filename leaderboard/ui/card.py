@@ -48,29 +48,23 @@ def card_html(provenance: Provenance, *, pinned: bool, w_bits: float) -> str:
 
 
 def pinned_rows(boards: Boards, keys: tuple[str, ...]) -> str:
-    """The pinned rows that there are, and how they compare task by task."""
+    """The pinned rows that there are, and how they compare task by task; nothing if there are none."""
     board = boards.current()
     rows = {key: index for key in keys if (index := find_row(board, key)) is not None}
     if not rows:
         return ""
     indices = list(rows.values())
     titles = [_pin_title(board.rows.iloc[index].to_dict(), with_model=len(rows) > 1) for index in indices]
-    columns, percents = quality.score_percents(board, np.array(indices))
-    figure = chart(lambda: figures.dumbbells(titles, columns, percents), "Pinned settings")
-    return pins_html(list(zip(rows, titles, strict=True)), figure)
-
-
-def pins_html(titles: list[tuple[str, str]], figure: str) -> str:
-    """The pinned rows, (key, title) each, and the figure that compares them; nothing if none is pinned."""
-    if not titles:
-        return ""
     chips = "".join(
         f'<span>{escape(title)}<button type="button" data-pin="{escape(key)}" aria-label="Unpin {escape(title)}">✕'
         "</button></span>"
-        for key, title in titles
+        for key, title in zip(rows, titles, strict=True)
     )
-    more = figure if len(titles) > 1 else '<p class="hint">Pin another row to compare the two.</p>'
-    return f'<div class="pinned"><div class="chips"><b>Pinned</b>{chips}</div>{more}</div>'
+    figure = '<p class="hint">Pin another row to compare the two.</p>'
+    if len(rows) > 1:
+        columns, percents = quality.score_percents(board, np.array(indices))
+        figure = chart(lambda: figures.dumbbells(titles, columns, percents), "Pinned settings")
+    return f'<div class="pinned"><div class="chips"><b>Pinned</b>{chips}</div>{figure}</div>'
 
 
 def problems_html(problems: tuple[Problem, ...]) -> str:

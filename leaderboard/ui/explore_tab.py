@@ -52,7 +52,7 @@ def settled(board: Board, explored: Explored) -> Explored:
 def runs_of(board: Board) -> list[tuple[str, str]]:
     """The measured runs, newest setting last, as (what it is, id)."""
     rows = board.rows[(board.rows["source"] == "measured") & (board.rows["w_bits"] <= 16)]
-    fields = rows[["model", "run_id", "chosen", "method", "w_bits", "a_bits", "group_size"]].drop_duplicates("run_id")
+    fields = rows[["model", "run_id", "options", "method", "w_bits", "a_bits", "group_size"]].drop_duplicates("run_id")
     return [
         (" · ".join(filter(None, [model, notation.setting(*setting), chosen, run_id[:6]])), run_id)
         for model, run_id, chosen, *setting in fields.head(500).itertuples(index=False)

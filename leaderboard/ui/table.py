@@ -152,12 +152,12 @@ def _row(sheet: _Sheet, index: int, row: dict) -> str:
     where = f"run {row['run_id']}" if measured else "the study"
     marks = [f"{short} {'g' + group if group.isdigit() else group}", "measured" if measured else ""]
     rank = sheet.ranking.text(index) if sheet.ranking else ""
-    marks += [f"rank {rank}" if rank else "", escape(row["chosen"])]
+    marks += [f"rank {rank}" if rank else "", escape(row["options"])]
     small = " · ".join(filter(None, [escape(row["model"]) if sheet.with_model else "", *marks]))
     cells = f'<td class="k kr">{rank.replace("=", "<i>=</i>")}</td>' if sheet.ranking else ""
     cells += f'<td class="k k0">{escape(row["model"])}</td>' if sheet.with_model else ""
     key = escape(row_key(row))
-    options = f'<em title="{escape(row["chosen"])}">{escape(row["chosen"])}</em>' if row["chosen"] else ""
+    options = f'<em title="{escape(row["options"])}">{escape(row["options"])}</em>' if row["options"] else ""
     cells += (
         f'<th class="k k1" scope="row"><button type="button" class="open">{escape(row["method"])}</button>'
         f'<button type="button" class="pin" data-pin="{key}" aria-label="Pin {escape(row["method"])} {short} {group}" '

@@ -77,9 +77,9 @@ def test_losses_are_points_of_percentages_and_shares_of_perplexity():
 
 def test_the_cheapest_setting_is_within_the_points_and_none_smaller_is(board):
     found = quality.points(board, "LLaMA3-8B", "commonsense_avg")
-    one = quality.cheapest(found, 3)
-    assert one["loss"] <= 3
-    smaller = found[(found.stored_bits < one["stored_bits"]) & (found.w_bits < 16)]
+    cheapest = quality.cheapest(found, 3)
+    assert cheapest["loss"] <= 3
+    smaller = found[(found.stored_bits < cheapest["stored_bits"]) & (found.w_bits < 16)]
     assert (smaller["loss"] > 3).all()
     assert quality.cheapest(found, -50) is None
 
@@ -138,7 +138,7 @@ def test_fronts_of_many_draws_are_those_of_each():
     sizes, values = generator.integers(1, 6, 20).astype(float), generator.integers(1, 9, (7, 20)).astype(float)
     values[2, 3] = np.nan
     together = quality.pareto(sizes, values, higher_is_better=True)
-    assert (together == [quality.pareto(sizes, one, higher_is_better=True) for one in values]).all()
+    assert (together == [quality.pareto(sizes, draw, higher_is_better=True) for draw in values]).all()
     assert not together[2, 3]
 
 
@@ -161,8 +161,8 @@ def test_collapsed_settings_are_shown_as_collapsed(board):
     gone = quality.collapsed(board, "LLaVA-Next-8B", "mmbench_en")
     assert len(gone)
     (heat,) = figures.methods_and_bits(board, "LLaVA-Next-8B", "mmbench_en").data
-    for one in gone.itertuples():
-        text = heat["text"][heat["y"].index(one.method)][heat["x"].index(f"{one.w_bits:g}")]
+    for setting in gone.itertuples():
+        text = heat["text"][heat["y"].index(setting.method)][heat["x"].index(f"{setting.w_bits:g}")]
         assert text != ""
     assert any("collapsed" in row for row in heat["text"])
     bits = figures.bits_and_quality(board, "LLaVA-Next-8B", "mmbench_en", 5)

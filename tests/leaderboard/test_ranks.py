@@ -35,8 +35,8 @@ def ranked(query: Query, patience: float = 20.0):
 
 def test_runs_that_cannot_be_told_apart_share_a_rank_and_other_items_have_none(runs):
     seen, found = ranked(MEASURED)
-    told = {run_id: found.text(place) for place, run_id in enumerate(seen.rows["run_id"])}
-    assert {name: told[run_id] for name, run_id in runs.items()} == {
+    texts = {run_id: found.text(row) for row, run_id in enumerate(seen.rows["run_id"])}
+    assert {name: texts[run_id] for name, run_id in runs.items()} == {
         "full": "1=", "as good": "1=", "bad": "3", "half": ""
     }  # fmt: skip
     assert found.column.task == "arc_easy"
@@ -44,7 +44,7 @@ def test_runs_that_cannot_be_told_apart_share_a_rank_and_other_items_have_none(r
 
 def test_a_rank_is_among_the_rows_that_are_shown(runs):
     seen, found = ranked(MEASURED.model_copy(update={"bits": (2.0,)}))
-    assert [found.text(place) for place in range(len(seen.rows))] == ["1"]
+    assert [found.text(row) for row in range(len(seen.rows))] == ["1"]
 
 
 def test_items_are_read_once_however_the_table_is_filtered(runs, write_run, monkeypatch):
@@ -63,8 +63,8 @@ def test_items_are_read_once_however_the_table_is_filtered(runs, write_run, monk
 def test_a_run_with_damaged_items_has_no_rank_and_the_rest_have(runs):
     (folder.run_path(runs["as good"]) / "items" / "arc_easy.parquet").write_bytes(b"no parquet")
     seen, found = ranked(MEASURED)
-    told = {run_id: found.text(place) for place, run_id in enumerate(seen.rows["run_id"])}
-    assert [told[runs[name]] for name in ("full", "as good", "bad")] == ["1", "", "2"]
+    texts = {run_id: found.text(row) for row, run_id in enumerate(seen.rows["run_id"])}
+    assert [texts[runs[name]] for name in ("full", "as good", "bad")] == ["1", "", "2"]
 
 
 def test_a_table_does_not_wait_and_comes_again_with_ranks(runs):
