@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from leaderboard import analysis, export, figures, fit
 from leaderboard.analysis import Board, Query
-from leaderboard.provenance import provenance
+from leaderboard.provenance import provenance_of
 from leaderboard.store import Notes, method_name
 from leaderboard.view import Fitted, find_row, read_address
 from quant_engine.methods import METHODS
@@ -97,7 +97,7 @@ def endpoints(board: Callable[[], Board], notes: Notes) -> list[Callable]:
         place = find_row(found, row)
         if place is None:
             raise UserError(f"There is no row {row!r}.")
-        told = provenance(found, place, notes)
+        told = provenance_of(found, place, notes)
         return vars(told) | {"numbers": [vars(one) for one in told.numbers], "about": dict(told.about)}
 
     def what_fits(

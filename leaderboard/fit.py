@@ -17,12 +17,13 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from leaderboard import notation, quality
+from leaderboard import quality
 from leaderboard.analysis import Board
 from leaderboard.columns import Column, headline
 from leaderboard.plot import Figure
 from leaderboard.sizes import Shape, shapes
 from leaderboard.view import Fitted
+from quant_engine import notation
 from quant_engine.evaluate.perplexity import windows_at_once
 from quant_engine.spec import UserError
 
@@ -191,10 +192,9 @@ def figure(board: Board, fitted: Fitted, task: str | None = None) -> Figure:
     else:
         best = fitting.iloc[0]
         speed = f", at most {best['tokens_per_s']:.0f} tokens/s" if np.isfinite(best["tokens_per_s"]) else ""
-        value = quality.written(best["value"], column)
         finding = (
             f"{len(fitting)} of {len(found)} settings of {fitted.model} fit {where} with {asked}. "
-            f"Best: {best['label']} ({column.title} {value}), {best['total']:.1f} GiB{speed}."
+            f"Best: {best['label']} ({column.title} {best['text']}), {best['total']:.1f} GiB{speed}."
         )
     layout = {
         "barmode": "stack",
@@ -213,7 +213,7 @@ def figure(board: Board, fitted: Fitted, task: str | None = None) -> Figure:
         {
             "Setting": found["label"],
             "Fits": np.where(found["fits"], "yes", "no"),
-            f"{column.title} {column.arrow}": [quality.written(value, column) for value in found["value"]],
+            f"{column.title} {column.arrow}": found["text"],
             "Stored bits": found["stored_bits"].round(2),
             **{f"{part}, GiB": found[part].round(2) for part in PARTS},
             "Total, GiB": found["total"].round(2),

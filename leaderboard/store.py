@@ -1,8 +1,8 @@
 """Every result in one tidy frame: the study's numbers and the run folders on this machine.
 
-The columns are the fields of `quant_engine.spec.Result`, and `conditions`: what else two measured numbers must have in
-common to be comparable (item limit, window, the weights they start from). Run folders are read once and again when they
-change; one that cannot be read is named with the reason, and the rest shows.
+The columns are the fields of `quant_engine.results.Result`, and `conditions`: what else two measured numbers must have
+in common to be comparable (item limit, window, the weights they start from). Run folders are read once and again when
+they change; one that cannot be read is named with the reason, and the rest shows.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class Store:
 
         A folder of runs that can't be read stands for itself, with the reason.
         """
-        found: dict[str, tuple[str, str]] = {}
+        folders_by_name: dict[str, tuple[str, str]] = {}
         for root in self._roots():
             try:
                 with os.scandir(root) as entries:
@@ -90,10 +90,10 @@ class Store:
             except FileNotFoundError:
                 continue
             except OSError as error:
-                found[f".{root}"] = (str(root), f"The results folder {root} can't be read: {error.strerror}.")
+                folders_by_name[f".{root}"] = (str(root), f"The results folder {root} can't be read: {error.strerror}.")
                 continue
-            found |= {name: (str(root / name), _stamp(root / name)) for name in names}
-        return dict(found[name] for name in sorted(found))
+            folders_by_name |= {name: (str(root / name), _stamp(root / name)) for name in names}
+        return dict(folders_by_name[name] for name in sorted(folders_by_name))
 
     def _read(self, path: str, stamp: str) -> pd.DataFrame | Problem:
         return Problem(Path(path).name, stamp) if Path(path) in self._roots() else read_run(Path(path))
@@ -101,10 +101,10 @@ class Store:
     def _merge(self, stamps: dict[str, str], version: str) -> Snapshot:
         if self._paper_frame is None:
             self._paper_frame = read_paper(self._paper)
-        known = self._runs
+        before = self._runs
         self._runs = {
-            name: known[name] if name in known and known[name][0] == stamp else (stamp, self._read(name, stamp))
-            for name, stamp in stamps.items()
+            path: before[path] if path in before and before[path][0] == stamp else (stamp, self._read(path, stamp))
+            for path, stamp in stamps.items()
         }
         contents = [content for _, content in self._runs.values()]
         problems = tuple(content for content in contents if isinstance(content, Problem))
@@ -131,8 +131,8 @@ class Note:
     text: str
 
     def covers(self, w_bits: float, a_bits: float, group_size: float) -> bool:
-        asked = ((self.w_bits, w_bits), (self.a_bits, a_bits), (self.group_size, group_size))
-        return all(mine is None or mine == other for mine, other in asked)
+        pairs = ((self.w_bits, w_bits), (self.a_bits, a_bits), (self.group_size, group_size))
+        return all(mine is None or mine == other for mine, other in pairs)
 
 
 Notes = dict[tuple[str, str, str], list[Note]]
@@ -181,18 +181,18 @@ def method_name(method: str) -> str:
 
 
 @cache
-def chosen_options(method: str, options: str) -> str:
+def options_text(method: str, options: str) -> str:
     """Of a run's `options` (JSON), those that are not the defaults of its method: "act_order, groups=static". Nothing
     where they can't be read: one run's file takes no other row down."""
-    fields = next((known.Options.model_fields for name, known in METHODS.items() if method_name(name) == method), {})
+    fields = next((entry.Options.model_fields for name, entry in METHODS.items() if method_name(name) == method), {})
     try:
-        said = json.loads(options)
+        values = json.loads(options)
     except ValueError:
         return ""
-    if not fields or not isinstance(said, dict):
+    if not fields or not isinstance(values, dict):
         return ""
-    unlike = {name: value for name, value in said.items() if name not in fields or value != fields[name].default}
-    return ", ".join(name if value is True else f"{name}={value}" for name, value in unlike.items())
+    changed = {name: value for name, value in values.items() if name not in fields or value != fields[name].default}
+    return ", ".join(name if value is True else f"{name}={value}" for name, value in changed.items())
 
 
 def model_name(model: str) -> str:

@@ -8,15 +8,16 @@ from html import escape
 
 import gradio as gr
 
-from leaderboard import analysis, figures, fit, notation
+from leaderboard import analysis, figures, fit
 from leaderboard.analysis import Board
+from leaderboard.boards import Boards
 from leaderboard.plot import Figure
 from leaderboard.store import Notes, note_on
 from leaderboard.ui import run_inside
 from leaderboard.ui.chart import DRAW_JS, chart, table_html
-from leaderboard.ui.leaderboard_tab import Boards
 from leaderboard.ui.theme import html, offer
 from leaderboard.view import Explored, Fitted, PageView, address
+from quant_engine import notation
 
 LARGEST = ("the largest error", "")
 OTHER_CARD = "Other: type the memory"
@@ -51,7 +52,7 @@ def settled(board: Board, explored: Explored) -> Explored:
 def runs_of(board: Board) -> list[tuple[str, str]]:
     """The measured runs, newest setting last, as (what it is, id)."""
     rows = board.rows[(board.rows["source"] == "measured") & (board.rows["w_bits"] <= 16)]
-    fields = rows[["model", "run_id", "chosen", "method", "w_bits", "a_bits", "group_size"]].drop_duplicates("run_id")
+    fields = rows[["model", "run_id", "options", "method", "w_bits", "a_bits", "group_size"]].drop_duplicates("run_id")
     return [
         (" · ".join(filter(None, [model, notation.setting(*setting), chosen, run_id[:6]])), run_id)
         for model, run_id, chosen, *setting in fields.head(500).itertuples(index=False)
