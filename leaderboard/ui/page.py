@@ -78,8 +78,8 @@ def build(lab: Lab) -> gr.Blocks:
             """To the Run tab, with its form set to a row's setting."""
             spec = row_run(boards.current(), str(event._data["row"]))
             if spec is None:
-                return [gr.skip()] * (len(run.form) + 1)
-            return [gr.Tabs(selected="run"), *run.fill(spec)]
+                return [gr.skip()] * (len(run.form.outputs) + 1)
+            return [gr.Tabs(selected="run"), *run.form.fill(spec)]
 
         everything = [rooms, *board.outputs, *explore.outputs]
         opening = page.load(loaded, search, everything, js="() => [location.search]", **quick)
@@ -87,11 +87,11 @@ def build(lab: Lab) -> gr.Blocks:
         # A step during another waits for it, and then reads the address of the last one.
         here = {"js": "() => [location.search]", "trigger_mode": "always_last"}
         history.moved(restore, search, everything, **here, **quick)
-        run.see.click(lead, [run.chosen, *board.controls.all()], [rooms, *board.outputs], **quick)
-        board.card.again(again, None, [rooms, *run.form], **quick)
+        run.see.click(lead, [run.run_id, *board.controls.all()], [rooms, *board.outputs], **quick)
+        board.card.again(again, None, [rooms, *run.form.outputs], **quick)
         for part in cards:
             part.see(see_method, None, [rooms, *board.outputs], **quick)
-        second.select(explore.refresh, explore.inputs, explore.drawing, **quick)
+        second.select(explore.refresh, explore.inputs, explore.outputs, **quick)
         for room in (first, second, third, fourth, fifth):
             name = "" if room is first else f"tab={room.id}"
             room.select(None, None, None, js=f"() => {{ lowbit.go('tab', '{name}'); }}", **quick)

@@ -14,6 +14,9 @@ from quant_engine import folders
 
 html = partial(gr.HTML, apply_default_css=False)  # our own stylesheet says what our own HTML looks like
 
+QUICK = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+"""How functions are connected that answer at once and are no one else's business."""
+
 _INK = colors.Color(
     name="ink",
     c50="#fbfaf8", c100="#f4f2ee", c200="#e6e3dc", c300="#cfcbc2", c400="#a09c94", c500="#77746d",

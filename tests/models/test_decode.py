@@ -9,7 +9,9 @@ import torch
 from PIL import Image
 
 from quant_engine.models import decode
+from quant_engine.models.catalog import model_card
 from quant_engine.models.decode import answer, answer_text
+from quant_engine.models.load import load_dense
 from quant_engine.spec import UserError
 
 
@@ -147,3 +149,10 @@ def test_a_full_context_ends_the_answer_and_a_longer_prompt_is_a_sentence(llama)
 
 def test_the_whole_answer_at_once_is_the_last_text(llama):
     assert answer_text(llama, None, "Why?", 12) == list(answer(llama, None, "Why?", 12))[-1].text.strip()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_type_of_the_weights_in_memory_is_told(tiny_models, dtype):
+    loaded = load_dense(model_card(str(tiny_models / "llama")), None, dtype, "cpu")
+    assert {str(weight.dtype) for weight in loaded.model.parameters()} == {f"torch.{dtype}"}
+    assert next(answer(loaded, None, "Why?", 2)).stats.dtype == dtype
