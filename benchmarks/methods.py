@@ -28,10 +28,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from quant_engine import folders
 from quant_engine.models.catalog import model_card
+from quant_engine.models.device import default_device, default_dtype
 from quant_engine.results import Result
 from quant_engine.runs import folder
 from quant_engine.runs.command import command
-from quant_engine.runs.resolve import default_device, default_dtype, resolve
+from quant_engine.runs.resolve import resolve
 from quant_engine.spec import QuantSetting, RunSpec, UserError, WeightSpec
 from quant_engine.terminal import number
 
@@ -86,7 +87,7 @@ def main() -> None:
             continue
         try:
             specs = [wanted(given.model, setting, tuple(tasks.split(",")), given.limit) for tasks in given.tasks]
-            missing = [spec for spec in specs if not folder.place(spec.run_id).is_dir()]
+            missing = [spec for spec in specs if not folder.run_path(spec.run_id).is_dir()]
             if missing and given.found:
                 continue
             for spec in missing:
@@ -107,11 +108,11 @@ def wanted(model: str, setting: QuantSetting, tasks: tuple[str, ...], limit: int
         resolve(RunSpec(weights=weights, tasks=tasks, limit=limit, window=1024, device=device, dtype=dtype)).spec
         for device, dtype in on
     ]
-    return next((spec for spec in specs if folder.place(spec.run_id).is_dir()), specs[0])
+    return next((spec for spec in specs if folder.run_path(spec.run_id).is_dir()), specs[0])
 
 
 def show(made: list[tuple[str, list[RunSpec]]]) -> None:
-    runs = [[folder.read(folder.place(spec.run_id)) for spec in specs] for _, specs in made]
+    runs = [[folder.read(folder.run_path(spec.run_id)) for spec in specs] for _, specs in made]
     every = [result for row in runs for run in row for result in run.results]
     numbers = list(dict.fromkeys((result.task, result.metric) for result in every))
     columns = ("setting", "stored bits", *(f"{task} {metric}" for task, metric in numbers), "error", "minutes", "on")
@@ -119,7 +120,7 @@ def show(made: list[tuple[str, list[RunSpec]]]) -> None:
     for (label, specs), row in zip(made, runs, strict=True):
         results = [result for run in row for result in run.results]
         by_number = {(result.task, result.metric): result for result in results}
-        layers = folder.read_layers(folder.place(specs[0].run_id))
+        layers = folder.read_layers(folder.run_path(specs[0].run_id))
         errors = [layer.output_error for layer in layers if layer.output_error is not None]
         table.add_row(
             label,

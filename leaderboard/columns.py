@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from quant_engine.evaluate import task_of_number
+from quant_engine.evaluate import parse_result_name
 
 Group = Literal["Perplexity", "CommonSenseQA", "MMLU", "Pictures", "Cost"]
 GROUPS: tuple[Group, ...] = ("Perplexity", "CommonSenseQA", "MMLU", "Pictures", "Cost")
@@ -90,7 +90,7 @@ def column_of(task: str) -> Column:
     if task.startswith("perplexity:"):
         name = Path(task.removeprefix("perplexity:").rpartition("@")[0] or task).name
         return _perplexity(task, name)
-    known = task_of_number(task)
+    known = parse_result_name(task)
     if known:
         ours, suffix = known
         group: Group = "Pictures" if ours.pictures else "CommonSenseQA"

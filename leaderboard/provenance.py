@@ -83,7 +83,7 @@ def _run(board: Board, place: int) -> RunSpec | None:
     if row["source"] != "measured":
         return _study_run(row, _tasks(board, place))
     try:
-        spec = run_folder.read(run_folder.place(_text(row["run_id"]))).spec
+        spec = run_folder.read(run_folder.run_path(_text(row["run_id"]))).spec
     except UserError:
         return None
     return spec if spec.weights.model in MODELS and {*spec.tasks} <= TASKS.keys() else None
@@ -134,7 +134,7 @@ def _numbers(board: Board, place: int, row: dict, notes: Notes) -> list[Number]:
         result = board.results.iloc[origin] if origin >= 0 else None
         value = board.values[place, at]
         if np.isnan(value):
-            text = {Cell.COLLAPSED: "collapsed", Cell.FAILED: "failed"}.get(cell, "·")
+            text = "collapsed" if cell is Cell.COLLAPSED else "·"
         elif column.cost:
             text = notation.cost(value, column.digits)
         elif column.group == "Perplexity":

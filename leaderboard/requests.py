@@ -11,11 +11,13 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from quant_engine import hub
 from quant_engine.answers.messages import AskRequest
 from quant_engine.evaluate import TASKS
 from quant_engine.methods import METHODS, resolve_setting
 from quant_engine.models.catalog import MODELS, ModelCard, available, model_card
-from quant_engine.runs.resolve import default_device, default_dtype, resolve
+from quant_engine.models.device import default_device, default_dtype
+from quant_engine.runs.resolve import resolve
 from quant_engine.spec import Calibration, OptionValue, QuantSetting, RunSpec, UserError, WeightSpec, sentence
 
 HUB_PATIENCE = 3.0  # seconds
@@ -30,7 +32,7 @@ def picture_models() -> list[ModelCard]:
     """
     gpu = default_device() == "cuda"
     cards = [card for card in MODELS.values() if card.pictures]
-    here = [card for card in cards if card.origin == "demo" or available(card) or (gpu and reachable(card.place))]
+    here = [card for card in cards if card.origin == "demo" or available(card) or (gpu and reachable(card.location))]
     return sorted(here, key=lambda card: card.origin == "demo") if gpu else here
 
 
@@ -38,14 +40,7 @@ def picture_models() -> list[ModelCard]:
 def reachable(repository: str) -> bool:
     """Whether the hub answers and has the repository; asked once. Without network, without access, or switched off
     (HF_HUB_OFFLINE), it has not."""
-    from huggingface_hub import model_info
-    from huggingface_hub.errors import HTTPError
-
-    try:
-        model_info(repository, timeout=HUB_PATIENCE)
-    except (HTTPError, OSError, ValueError):  # ValueError: something else answered than the hub
-        return False
-    return True
+    return hub.offers_model(repository, HUB_PATIENCE)
 
 
 def setting(

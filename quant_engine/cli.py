@@ -22,10 +22,11 @@ from rich.table import Table
 
 from quant_engine import folders, terminal
 from quant_engine.models import catalog
+from quant_engine.models.device import check_device, default_device, default_dtype
 from quant_engine.progress import Hooks
 from quant_engine.runs import folder
 from quant_engine.runs.command import command
-from quant_engine.runs.resolve import default_device, default_dtype, resolve, resolve_weights
+from quant_engine.runs.resolve import resolve, resolve_weights
 from quant_engine.spec import Calibration, OptionValue, QuantSetting, RunSpec, UserError, WeightSpec, sentence
 
 console = Console()
@@ -292,7 +293,6 @@ def quantize(
             raise UserError("fp16 is the unquantized model: choose a method of: python -m quant_engine list methods")
         from quant_engine.checkpoints import Checkpoint  # these load torch
         from quant_engine.runs import weights
-        from quant_engine.runs.execute import check_device
 
         device = device or default_device()
         check_device(device)
@@ -349,7 +349,6 @@ def ask(
         from quant_engine.data.open_picture import open_picture
         from quant_engine.models.decode import answer
         from quant_engine.runs import weights
-        from quant_engine.runs.execute import check_device
 
         image = None if picture is None else open_picture(picture)
         device = device or default_device()
@@ -388,7 +387,7 @@ def _do(spec: RunSpec, as_json: bool) -> None:
             )
             errors.print(f"Its log: {queue.log_path(spec.run_id)}", highlight=False, soft_wrap=True)
             raise typer.Exit(130 if ended.state == "cancelled" else 1)
-    run = folder.read(folder.place(spec.run_id))
+    run = folder.read(folder.run_path(spec.run_id))
     if as_json:
         sys.stdout.write(json.dumps([result.model_dump(mode="json") for result in run.results], indent=1) + "\n")
         return

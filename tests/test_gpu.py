@@ -13,7 +13,7 @@ from quant_engine.finetune.merge import merge
 from quant_engine.kernels import entropy
 from quant_engine.kernels.linear import QuantLinear
 from quant_engine.kernels.matmul import matmul_back
-from quant_engine.methods import METHODS, Statistics
+from quant_engine.methods import METHODS, Layer, Statistics
 from quant_engine.models import decode
 from quant_engine.models.catalog import model_card
 from quant_engine.models.load import load_dense
@@ -74,7 +74,7 @@ def linear(setting, device, rows=256, columns=384):
     method = METHODS[setting.method]
     setting = method.resolve(setting)
     seen = Statistics(2 / 8 * inputs.T @ inputs, 8, "self_attn.q_proj", 1, inputs)
-    stored = method.quantize(weight.clone(), seen, setting, method.options(setting), print)
+    stored = method.quantize(Layer(weight.clone(), seen, setting, method.options(setting), print))
     return stored, weight, inputs
 
 

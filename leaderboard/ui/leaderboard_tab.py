@@ -30,7 +30,7 @@ from quant_engine.spec import UserError, digest
 
 EVERY_MODEL = "All models"
 MODES = [("Value", "absolute"), ("Δ FP16", "difference"), ("% kept", "retained")]
-STATUS_CHOICES = [("nothing collapsed", "ok"), ("collapsed", "collapsed"), ("failed", "failed")]
+STATUS_CHOICES = [("nothing collapsed", "ok"), ("collapsed", "collapsed")]
 _JS = (PROJECT / "leaderboard" / "ui" / "table.js").read_text(encoding="utf-8")
 
 
@@ -144,8 +144,8 @@ def exported(boards: Boards, search: str, form: str) -> dict[str, str]:
 
 def zipped(run_id: str) -> dict[str, str]:
     """A run's folder as a zip file, in the same form."""
-    root, buffer = run_folder.place(run_id), io.BytesIO()
-    if not (run_folder.RUN_ID.fullmatch(run_id) and (root / "run.json").exists()):
+    root, buffer = run_folder.run_path(run_id), io.BytesIO()
+    if not (root / "run.json").exists():
         raise UserError(f"There is no run {run_id!r} on this machine.")
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as packed:
         for path in sorted(root.rglob("*")):

@@ -248,7 +248,8 @@ def main(load: Load | None = None) -> None:
 
 def _loader() -> Load:
     """The engine's own loading, on the GPU where there is one."""
-    from quant_engine.runs.resolve import default_device, default_dtype, resolve_weights
+    from quant_engine.models.device import default_device, default_dtype
+    from quant_engine.runs.resolve import resolve_weights
     from quant_engine.runs.weights import load
 
     device = default_device()

@@ -9,12 +9,13 @@ from pathlib import Path
 from quant_engine.data.drawn import suite
 from quant_engine.demo import fetch
 from quant_engine.evaluate import TASKS
+from quant_engine.models.device import default_device, default_dtype
 from quant_engine.progress import Hooks
 from quant_engine.results import Result
 from quant_engine.runs import folder as run_folder
 from quant_engine.runs.command import command
 from quant_engine.runs.execute import execute
-from quant_engine.runs.resolve import default_device, default_dtype, resolve
+from quant_engine.runs.resolve import resolve
 from quant_engine.spec import QuantSetting, RunSpec, WeightSpec
 
 SETTINGS = (

@@ -16,7 +16,7 @@ from torch import nn
 from quant_engine.checkpoints.folder import Checkpoint, ledger_of
 from quant_engine.kernels.linear import QuantLinear
 from quant_engine.methods.block import CalibratedBlock
-from quant_engine.methods.contract import Statistics
+from quant_engine.methods.contract import Layer, Statistics
 from quant_engine.models.files import folder_of
 from quant_engine.models.load import LINEARS, SEQUENTIAL_SETS, Skeleton
 from quant_engine.progress import Hooks, Progress
@@ -133,17 +133,18 @@ class Stream:
         """Quantizes one linear and puts it into its block."""
         setting, method, name = self.plan.spec.setting, self.plan.method, statistics.linear
         started = time.monotonic()
-        layer: nn.Linear = self.blocks[index].get_submodule(name)
-        stored = method.quantize(
-            layer.weight.float().clone(),
-            statistics if method.card.calibrated else None,
-            setting,
-            self.plan.options,
-            lambda line: self.hooks.log(f"block {index} {name}: {line}"),
+        dense: nn.Linear = self.blocks[index].get_submodule(name)
+        layer = Layer(
+            weight=dense.weight.float().clone(),
+            statistics=statistics if method.card.calibrated else None,
+            setting=setting,
+            options=self.plan.options,
+            log=lambda line: self.hooks.log(f"block {index} {name}: {line}"),
         )
+        stored = method.quantize(layer)
         seconds = time.monotonic() - started
-        quantized = QuantLinear(stored, None if layer.bias is None else layer.bias.data)
-        record = layer_record(index, layer, quantized, statistics, a_bits=setting.a_bits, seconds=seconds)
+        quantized = QuantLinear(stored, None if dense.bias is None else dense.bias.data)
+        record = layer_record(index, dense, quantized, statistics, a_bits=setting.a_bits, seconds=seconds)
         parent, _, leaf = name.rpartition(".")
         setattr(self.blocks[index].get_submodule(parent), leaf, quantized)
         return record

@@ -14,15 +14,16 @@ import torch
 
 from quant_engine.checkpoints import Checkpoint
 from quant_engine.evaluate import Outcome, Task, Watch
+from quant_engine.models.device import check_device
 from quant_engine.models.load import Loaded
 from quant_engine.progress import Hooks, Progress
 from quant_engine.results import LayerRecord, Result
-from quant_engine.runs import folder, weights
+from quant_engine.runs import finished_items, folder, weights
 from quant_engine.runs.about import provenance, result_rows
 from quant_engine.runs.command import command
-from quant_engine.runs.kept import KeptItems, forget
+from quant_engine.runs.finished_items import FinishedItemsFile
 from quant_engine.runs.resolve import RunPlan, resolve
-from quant_engine.spec import RunSpec, UserError
+from quant_engine.spec import RunSpec
 
 QUANTIZING_SHARE = 0.6
 """The part of a run's progress bar that quantizing fills, if it has to be done."""
@@ -37,21 +38,15 @@ def execute(spec: RunSpec, hooks: Hooks) -> Path:
     plan = resolve(spec)
     run_id = plan.spec.run_id
     if folder.exists(run_id):
-        hooks.log(f"This run was made before: {folder.place(run_id)}")
+        hooks.log(f"This run was made before: {folder.run_path(run_id)}")
         hooks.progress(Progress(stage="finished", fraction=1, message="found: this run was made before"))
-        return folder.place(run_id)
+        return folder.run_path(run_id)
     folder.check_writable()
     check_device(spec.device)
     path = _Run(plan, hooks).do()
-    forget(run_id)
+    finished_items.remove(run_id)
     hooks.progress(Progress(stage="finished", fraction=1))
     return path
-
-
-def check_device(device: str) -> None:
-    """Raises UserError if the machine has no such device."""
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UserError("This machine has no CUDA device that torch can use; choose device cpu.")
 
 
 @dataclass
@@ -113,17 +108,17 @@ class _Run:
         self.hooks.progress(progress.model_copy(update={"fraction": self.share * progress.fraction}))
 
     def _measure(self, index: int, task: Task, loaded: Loaded) -> Outcome:
-        finished = KeptItems(self.plan.spec.run_id, task.name)
+        finished = FinishedItemsFile(self.plan.spec.run_id, task.name)
         report = self._report(index, task.title, finished)
         report(0, 1)
         return task.measure(loaded, self.plan.spec, Watch(report, self.hooks.should_stop, finished))
 
-    def _report(self, index: int, title: str, finished: KeptItems) -> Callable[[int, int], None]:
+    def _report(self, index: int, title: str, finished: FinishedItemsFile) -> Callable[[int, int], None]:
         """Progress of task `index`. Its rate is of what this process did: items of an earlier try took it no time."""
         started, tasks = time.monotonic(), len(self.plan.tasks)
 
         def report(done: int, total: int) -> None:
-            rate = max(done - finished.found, 0) / max(time.monotonic() - started, 1e-9)
+            rate = max(done - finished.earlier_count, 0) / max(time.monotonic() - started, 1e-9)
             self.hooks.progress(
                 Progress(
                     stage="evaluating",

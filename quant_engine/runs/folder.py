@@ -43,8 +43,12 @@ class RunFolder:
     results: list[Result]
 
 
-def place(run_id: str) -> Path:
-    """Where a run lies, or would be written: on this machine, if it is not there with what came with the project."""
+def run_path(run_id: str) -> Path:
+    """A run's folder: on this machine, else among those that came with the project; if in neither, where it would be
+    written. Raises UserError for anything that is no run id: ids come from addresses and buttons, too.
+    """
+    if not RUN_ID.fullmatch(run_id):
+        raise UserError(f"{run_id!r} is not a run id, which has 16 hexadecimal digits.")
     own, shipped = folders.results() / run_id, folders.shipped() / run_id
     return shipped if shipped.is_dir() and not own.is_dir() else own
 

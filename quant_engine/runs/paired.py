@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from quant_engine.evaluate import Task, task_of_number
+from quant_engine.evaluate import Task, parse_result_name
 from quant_engine.results import ItemOutput
 from quant_engine.runs import folder
 from quant_engine.runs.folder import RunFolder
@@ -76,7 +76,7 @@ def compare(a: RunFolder, b: RunFolder) -> list[Comparison]:
 
 def compare_task(name: str, a: RunFolder, b: RunFolder) -> list[Comparison]:
     """A task's numbers in two runs. Raises UserError if they are of other data."""
-    known = task_of_number(name)
+    known = parse_result_name(name)
     if known is None:
         raise UserError(f"There is no task {name!r} any more, so its items can't be compared.")
     revisions = [next(one.data_revision for one in run.results if one.task == name) for run in (a, b)]
@@ -104,7 +104,7 @@ def _comparison(
     low, high = interval(scores[:, 0], scores[:, 1], lambda mean: value_of(task, mean))
     part = task.parts.get(suffix)
     return Comparison(
-        name=task.number_name(suffix),
+        name=task.result_name(suffix),
         title=f"{task.title}, {part.title}" if part else task.title,
         unit=(part.unit if part else None) or task.unit,
         higher_is_better=task.higher(suffix),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from quant_engine.data import pictures, texts
 from quant_engine.evaluate import Task, parse_task
@@ -73,13 +72,3 @@ def _calibration(asked: Calibration | None, card: ModelCard, method: Method) -> 
     elif source != "builtin":
         source = texts.pin(source)
     return calibration.model_copy(update={"source": source})
-
-
-def default_device() -> str:
-    """ "cuda" on a machine with an NVIDIA device, else "cpu"; found out without loading torch."""
-    return "cuda" if Path("/dev/nvidia0").exists() else "cpu"
-
-
-def default_dtype(device: str) -> str:
-    """float32 on the CPU, so that numbers are the same on every machine; bfloat16 on a GPU, as models come."""
-    return "float32" if device == "cpu" else "bfloat16"

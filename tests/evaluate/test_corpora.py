@@ -97,22 +97,23 @@ def test_a_published_text_goes_the_way_of_any_text(data):
 
 
 def test_an_evaluation_goes_on_at_the_next_window(data, monkeypatch):
-    from evaluate.test_multiple_choice import Memory
+    from evaluate.test_multiple_choice import InMemory
 
     from quant_engine.evaluate import perplexity
     from quant_engine.progress import Stopped
 
     monkeypatch.setattr(perplexity, "TOKENS_AT_ONCE", 64)
     (data / "wikitext2_raw_test.txt").write_text("The quick brown fox jumps over the lazy dog. " * 20)
-    spec, loaded, kept, seen = (
+    spec, loaded, finished, seen = (
         RunSpec(weights=WeightSpec(model="tiny"), tasks=("wikitext2",), window=64),
         tiny.llama(),
-        Memory(),
+        InMemory(),
         [],
     )
+    watch = Watch(should_stop=lambda: len(finished.items) == 4, finished_items=finished)
     with pytest.raises(Stopped):
-        parse_task("wikitext2").measure(loaded, spec, Watch(should_stop=lambda: len(kept.items) == 4, kept=kept))
-    outcome = parse_task("wikitext2").measure(loaded, spec, Watch(lambda *at: seen.append(at), kept=kept))
+        parse_task("wikitext2").measure(loaded, spec, watch)
+    outcome = parse_task("wikitext2").measure(loaded, spec, Watch(lambda *at: seen.append(at), finished_items=finished))
     assert seen[0][0] == 5
     assert outcome.value == parse_task("wikitext2").measure(loaded, spec, Watch()).value
     assert torch.isfinite(torch.tensor(outcome.value))

@@ -146,7 +146,7 @@ def test_the_size_figure_says_how_the_chance_was_found(write_run):
     write_run([1.0] * 15 + [0.0] * 5, "fp16")
     write_run([1.0] * 12 + [0.0] * 8)
     without = write_run([1.0] * 4 + [0.0] * 16, bits=2, standard_error=9.2)
-    (run_folder.place(without) / "items" / "arc_easy.parquet").unlink()
+    (run_folder.run_path(without) / "items" / "arc_easy.parquet").unlink()
     figure = figures.size_and_quality(arrange(Store().snapshot().frame), "SmolLM2-135M", "arc_easy")
     assert dict(zip(figure.table["Setting"], figure.table["Chance by"], strict=True)) == {
         "FP16 (measured)": "items drawn anew",

@@ -59,7 +59,7 @@ def test_items_are_read_once_however_the_table_is_filtered(runs, write_run, monk
 
 
 def test_a_run_with_damaged_items_has_no_rank_and_the_rest_have(runs):
-    (folder.place(runs["as good"]) / "items" / "arc_easy.parquet").write_bytes(b"no parquet")
+    (folder.run_path(runs["as good"]) / "items" / "arc_easy.parquet").write_bytes(b"no parquet")
     seen, found = ranked(MEASURED)
     told = {run_id: found.text(place) for place, run_id in enumerate(seen.rows["run_id"])}
     assert [told[runs[name]] for name in ("full", "as good", "bad")] == ["1", "", "2"]

@@ -108,7 +108,7 @@ def test_a_picture_that_cannot_be_had_is_a_sentence(two_runs, task, item, senten
     answer = run_inside.item_picture([two_runs[0].path.name, task, item])
     assert answer["address"] == ""
     assert sentence in answer["said"]
-    assert "not on this machine" in run_inside.item_picture(["../x", task, item])["said"]
+    assert "'../x' is not a run id" in run_inside.item_picture(["../x", task, item])["said"]
 
 
 def test_pictures_of_another_version_or_that_are_gone_are_sentences(two_runs, monkeypatch, tmp_path):
@@ -149,3 +149,13 @@ def test_a_run_that_came_with_the_project_can_be_looked_into(write_run, results,
     monkeypatch.setenv("LOWBIT_RESULTS", str(tmp_path / "own"))
     assert "not on this machine" not in run_inside.layers(Explored(model="demo-llm", run=run_id), "RTN")
     assert "not on this machine" in run_inside.layers(Explored(model="demo-llm", run="0" * 16), "RTN")
+
+
+def test_an_address_names_no_folder_but_a_runs(two_runs, results):
+    (results / "inner").mkdir()
+    for run in two_runs:
+        run.path.rename(results / "inner" / run.path.name)
+    explored = Explored(run=f"inner/{two_runs[0].path.name}", against=f"inner/{two_runs[1].path.name}")
+    for html in (run_inside.layers(explored, "RTN"), run_inside.comparison(explored)):
+        assert "is not a run id" in html
+    assert run_inside.linears(explored.run) == []

@@ -11,14 +11,14 @@ from quant_engine import folders, terminal
 from quant_engine.checkpoints import Checkpoint, ledger_of, load_quantized
 from quant_engine.data.texts import calibration_windows
 from quant_engine.kernels.linear import QuantLinear
-from quant_engine.methods import METHODS, Statistics
+from quant_engine.methods import METHODS, Layer, Statistics
 from quant_engine.methods.block import CalibratedBlock, first_inputs
 from quant_engine.models import decode
 from quant_engine.models.catalog import model_card
 from quant_engine.models.load import LINEARS, load_dense
 from quant_engine.progress import Hooks, Stopped
 from quant_engine.runs.resolve import resolve_weights
-from quant_engine.runs.weights import quantize
+from quant_engine.runs.weights import checkpoint_folder, quantize
 from quant_engine.spec import Calibration, QuantSetting, WeightSpec
 
 TEXT = Calibration(samples=6, length=40)
@@ -68,7 +68,7 @@ def in_memory(folder, plan):
                 x = torch.cat(inputs[name]).flatten(0, -2)
                 statistics = Statistics(2 / 6 * x.T @ x, 6, linear=name, inputs=x)
                 weight = module.get_submodule(name).weight
-                stored = method.quantize(weight.clone(), statistics, setting, options, print)
+                stored = method.quantize(Layer(weight.clone(), statistics, setting, options, print))
                 parent, _, leaf = name.rpartition(".")
                 setattr(module.get_submodule(parent), leaf, QuantLinear(stored))
             hidden = following
@@ -95,9 +95,9 @@ def test_single_inputs_are_evenly_spaced_over_all_tokens_however_they_go_through
     """240 tokens, of which every third is wanted, in parts of 40."""
     seen = {}
 
-    def spy(weight, statistics, *others):
-        seen.setdefault(statistics.linear, statistics.inputs)
-        return awq.quantize(weight, statistics, *others)
+    def spy(layer):
+        seen.setdefault(layer.statistics.linear, layer.statistics.inputs)
+        return awq.quantize(layer)
 
     awq = METHODS["awq"]
     given = replace(awq, quantize=spy, prepare=None, input_tokens=80)
@@ -189,7 +189,7 @@ def test_a_stopped_quantization_goes_on_to_the_same_weights(lab, tiny_models, me
         quantize(
             plan, "cpu", Hooks(progress=at.append, should_stop=lambda: at[-1].block == 2 and at[-1].linear is not None)
         )
-    assert Checkpoint(next(folders.checkpoints().iterdir())).finished_blocks() == 1
+    assert Checkpoint(checkpoint_folder(plan.spec)).finished_blocks() == 1
     at.clear()
     again = load_quantized(quantize(plan, "cpu", Hooks(progress=at.append)), "float32", "cpu").model
     assert {progress.block for progress in at if progress.stage == "quantizing"} == {2, 3}

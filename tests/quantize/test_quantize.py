@@ -13,13 +13,13 @@ from quant_engine import folders
 from quant_engine.checkpoints import Checkpoint, checkpoint_id, ledger_of, load_quantized
 from quant_engine.data.texts import calibration_windows
 from quant_engine.kernels.linear import QuantLinear
-from quant_engine.methods import Statistics
+from quant_engine.methods import Layer, Statistics
 from quant_engine.models.catalog import model_card
 from quant_engine.models.load import LINEARS, load_dense
 from quant_engine.progress import Hooks, Stopped
 from quant_engine.quantize.record import histogram
 from quant_engine.runs.resolve import resolve_weights
-from quant_engine.runs.weights import quantize
+from quant_engine.runs.weights import checkpoint_folder, quantize
 from quant_engine.spec import Calibration, QuantSetting, UserError, WeightSpec
 
 
@@ -65,7 +65,7 @@ def plain_llama(folder, plan):
                 x = torch.cat(inputs[name]).reshape(-1, inputs[name][0].shape[-1])
                 statistics = Statistics(2 / len(windows) * x.T @ x, len(windows))
                 layer = block.get_submodule(name)
-                stored = method.quantize(layer.weight.data.clone(), statistics, setting, options, print)
+                stored = method.quantize(Layer(layer.weight.data.clone(), statistics, setting, options, print))
                 layer.weight.data = stored.dequantize()
     return loaded.model
 
@@ -126,7 +126,7 @@ def test_a_stopped_quantization_goes_on_behind_its_last_finished_block(lab, tiny
         quantize(
             plan, "cpu", Hooks(progress=at.append, should_stop=lambda: at[-1].block == 2 and at[-1].linear is not None)
         )
-    finished = Checkpoint(next(path for path in folders.checkpoints().iterdir() if path.is_dir()))
+    finished = Checkpoint(checkpoint_folder(plan.spec))
     assert finished.finished_blocks() == 1
     before = (finished.path / "000.safetensors").stat().st_mtime_ns
 

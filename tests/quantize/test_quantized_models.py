@@ -37,8 +37,8 @@ def test_what_was_quantized_is_what_answers(lab, tiny_models, monkeypatch, famil
     method = setting.method
     before = METHODS[method]
 
-    def keep(*given):
-        stored = before.quantize(*given)
+    def keep(layer):
+        stored = before.quantize(layer)
         # The pipeline drops a block's weights when it is saved.
         made.append(deepcopy(stored))
         return stored

@@ -6,7 +6,6 @@ import shlex
 
 import pytest
 import torch
-from test_quantize import tiny_models  # noqa: F401
 from typer.testing import CliRunner
 
 from quant_engine import folders
@@ -20,7 +19,7 @@ from quant_engine.spec import Calibration, QuantSetting, RunSpec, UserError, Wei
 
 
 @pytest.fixture
-def spec(lab, tiny_models):  # noqa: F811
+def spec(lab, tiny_models):
     return resolve(
         RunSpec(
             weights=WeightSpec(
@@ -42,7 +41,7 @@ def do(spec, on_progress=lambda progress: None, should_stop=lambda: False):
 def test_a_run_is_a_folder_with_its_numbers_and_where_they_come_from(spec):
     path = do(spec)
     run = folder.read(path)
-    assert path == folder.place(spec.run_id)
+    assert path == folder.run_path(spec.run_id)
     (one,) = run.results
     assert (one.method, one.w_bits, one.group_size, one.items) == ("gptq", 3, 16, 5)
     assert 3.5 < one.stored_bits < 5

@@ -59,6 +59,12 @@ def test_shipped_runs_are_shown_until_the_same_run_is_made_here(lab, monkeypatch
     assert folder.read(shipped).results[0].value == 1.0
 
 
+@pytest.mark.parametrize("text", ["", "..", "../../etc", "/etc", "f" * 15, "F" * 16, f"{'f' * 16}/..", "f" * 16 + "\n"])
+def test_what_is_no_run_id_never_names_a_folder(lab, text):
+    with pytest.raises(UserError, match="is not a run id"):
+        folder.run_path(text)
+
+
 def test_a_write_that_fails_leaves_no_folder(lab, monkeypatch):
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")

@@ -211,5 +211,5 @@ def test_statistics_load_no_torch():
     import subprocess
     import sys
 
-    code = "import sys; from leaderboard import paired; sys.exit('torch' in sys.modules)"
+    code = "import sys; from quant_engine.runs import paired; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -51,6 +51,6 @@ def test_a_killed_run_resumes_after_its_last_finished_block_and_its_results_are_
     first = wait_for(queue, run_id, lambda run: run.progress.stage == "quantizing" or run.state == "done").progress
     assert first.stage == "finished" or first.block >= 3
     wait_for(queue, run_id, lambda run: run.state == "done")
-    results = folder.read(folder.place(run_id)).results
+    results = folder.read(folder.run_path(run_id)).results
     assert [result.task for result in results] == list(spec.tasks)
     assert 5 < results[0].value < 200
