@@ -103,6 +103,7 @@ def answer(
             prompt_tokens=prompt_tokens,
             weight_bytes=weight_bytes,
             stored_bits=loaded.stored_bits,
+            dtype=loaded.dtype,
         )
         yield Step(token, _text(loaded.tokenizer, tokens), stats, finished)
         if finished:

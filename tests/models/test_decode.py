@@ -8,7 +8,9 @@ import torch
 from PIL import Image
 
 from quant_engine.models import decode
+from quant_engine.models.catalog import model_card
 from quant_engine.models.decode import PromptCache, answer, answer_text
+from quant_engine.models.load import load_dense
 from quant_engine.spec import UserError
 
 
@@ -209,3 +211,10 @@ def test_the_same_question_again_reads_its_last_token(llama, monkeypatch):
 
 def test_the_whole_answer_at_once_is_the_last_text(llama):
     assert answer_text(llama, None, "Why?", 12) == list(answer(llama, None, "Why?", 12))[-1].text.strip()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_type_of_the_weights_in_memory_is_told(tiny_models, dtype):
+    loaded = load_dense(model_card(str(tiny_models / "llama")), None, dtype, "cpu")
+    assert {str(weight.dtype) for weight in loaded.model.parameters()} == {f"torch.{dtype}"}
+    assert next(answer(loaded, None, "Why?", 2)).stats.dtype == dtype
