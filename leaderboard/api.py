@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from leaderboard import analysis, export, figures, fit
 from leaderboard.analysis import Board, Query
+from leaderboard.provenance import provenance_of
 from leaderboard.store import Notes, method_name
 from leaderboard.view import Fitted, find_row, read_address
 from quant_engine.methods import METHODS
