@@ -8,13 +8,13 @@ from operator import itemgetter
 
 import pytest
 
-from quant_engine import weights
 from quant_engine.checkpoints import Checkpoint
 from quant_engine.models.catalog import demo_folder, model_card
 from quant_engine.progress import Hooks
 from quant_engine.quantize.stream import quantize
 from quant_engine.runs.resolve import resolve
 from quant_engine.spec import Calibration, QuantSetting, RunSpec
+from quant_engine.weights import registry
 
 pytestmark = pytest.mark.demo
 
@@ -150,6 +150,6 @@ def test_memory_and_files_of_every_storage_form_agree_with_the_ledger_within_3_p
         for copy in range(1, BLOCKS):
             for kind in ("json", "safetensors"):
                 shutil.copy(paths[name] / f"000.{kind}", paths[name] / f"{copy:03}.{kind}")
-    assert forms == set(weights.FORMS)
+    assert forms == set(registry.FORMS)
     assert files == pytest.approx(stored, rel=0.03)
     check_memory(paths)

@@ -23,7 +23,7 @@ from quant_engine.progress import Hooks, Stopped
 from quant_engine.quantize.stream import quantize
 from quant_engine.runs import execute, folder
 from quant_engine.spec import RunSpec, UserError
-from quant_engine.weights import LowRank
+from quant_engine.weights.low_rank import LowRank
 
 IDS = torch.arange(4, 60)[None]
 
