@@ -1,8 +1,8 @@
 """Every result in one tidy frame: the study's numbers and the run folders on this machine.
 
-The columns are the fields of `quant_engine.results.Result`, and `conditions`: what else two measured numbers must have
-in common to be comparable (item limit, window, the weights they start from). Run folders are read once and again when
-they change; one that cannot be read is named with the reason, and the rest shows.
+The columns are the fields of `quant_engine.results.Result`; `conditions`, which two measured numbers must share to be
+comparable (item limit, window, the weights they start from); and a run's `window`, `dtype` and `device`. Run folders
+are read once and again when they change; one that cannot be read is named with the reason, and the rest shows.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 import pandas as pd
 
 from quant_engine import folders
-from quant_engine.methods import METHODS
+from quant_engine.methods import METHODS, Method
 from quant_engine.models.catalog import MODELS
 from quant_engine.results import Result
 from quant_engine.runs import folder as run_folder
@@ -25,11 +25,14 @@ from quant_engine.spec import UserError, digest
 
 PAPER = folders.ASSETS / "paper" / "results.csv"
 NOTES = folders.ASSETS / "paper" / "notes.csv"
-COLUMNS = [*Result.model_fields, "conditions"]
+COLUMNS = [*Result.model_fields, "conditions", "window", "dtype", "device"]
 PAPER_METHODS = (
     "FP16", "RTN", "GPTQ", "AWQ", "SliM-LLM", "QuIP", "DB-LLM", "PB-LLM", "BiLLM", "SmoothQuant", "OmniQuant",
     "I-LLM", "SpinQuant", "NormalFloat", "QLoRA", "IR-QLoRA",
 )  # fmt: skip
+
+STORED_LIKE = {"OmniQuant": "rtn", "SpinQuant": "smoothquant", "I-LLM": "smoothquant"}
+"""The study's methods that the engine does not have, and the engine's one that stores the same."""
 
 
 @dataclass(frozen=True)
@@ -166,6 +169,8 @@ def read_run(folder: Path) -> pd.DataFrame | Problem:
         return Problem(folder.name, str(error))
     frame = _tidy(pd.DataFrame([result.model_dump() for result in run.results]))
     frame["conditions"] = f"{run.spec.limit or 'all'} items, window {run.spec.window}, {run.spec.weights.revision}"
+    frame["window"] = float(run.spec.window)
+    frame["dtype"], frame["device"] = run.spec.dtype, run.spec.device
     frame["method"] = frame["method"].map(method_name)
     frame["model"] = frame["model"].map(model_name)
     return frame
@@ -178,6 +183,13 @@ def method_name(method: str) -> str:
         if _key(name) == key:
             return name
     return METHODS[method].card.title if method in METHODS else method.upper()
+
+
+def method_called(name: str) -> Method | None:
+    """The engine's method that the leaderboard shows under this name, or one that stores the same; None if unknown."""
+    if name in STORED_LIKE:
+        return METHODS[STORED_LIKE[name]]
+    return next((method for key, method in METHODS.items() if method_name(key) == name), None)
 
 
 @cache
@@ -217,7 +229,7 @@ def _tidy(frame: pd.DataFrame) -> pd.DataFrame:
     frame = frame.reindex(columns=COLUMNS)
     frame["a_bits"] = frame["a_bits"].fillna(16)
     for column in ("w_bits", "a_bits", "group_size", "stored_bits", "value", "standard_error", "items", "seed",
-                   "duration_s", "peak_memory_bytes"):  # fmt: skip
+                   "duration_s", "peak_memory_bytes", "window"):  # fmt: skip
         frame[column] = pd.to_numeric(frame[column], errors="coerce").astype(float)
     return frame
 

@@ -25,7 +25,7 @@ from quant_engine.methods.ir_qlora import IrQloraOptions
 from quant_engine.methods.qlora import QloraOptions
 from quant_engine.models.load import LINEARS
 from quant_engine.spec import UserError
-from quant_engine.weights import LowRank
+from quant_engine.weights.low_rank import LowRank
 
 NAME = "default"
 

@@ -24,7 +24,7 @@ from quant_engine.runs import execute, folder
 from quant_engine.runs.resolve import resolve_weights
 from quant_engine.runs.weights import checkpoint_folder
 from quant_engine.spec import RunSpec, UserError
-from quant_engine.weights import LowRank
+from quant_engine.weights.low_rank import LowRank
 
 IDS = torch.arange(4, 60)[None]
 
