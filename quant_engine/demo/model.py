@@ -1,7 +1,8 @@
 """The demo LLaVA-NeXT: its architecture, and how it is composed from SmolLM2 and our own trained parts.
 
 A picture is squeezed whole into one tile of 288 x 288 pixels and cut into one or two such tiles at full size; a tile
-has 256 patches of 18 pixels. A square picture becomes 256 + 16 x 17 = 528 tokens, one of 576 x 288 becomes 784.
+has 256 patches of 18 pixels. A square picture becomes 256 + 16 x 17 = 528 tokens, a wide one of two tiles 784
+and an upright one 800.
 """
 
 from __future__ import annotations

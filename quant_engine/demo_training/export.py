@@ -91,7 +91,7 @@ def export(folder: Path, parts: Path, device: torch.device, seed: int, items: in
         loaded = load(Path(aside), device)
         first, rate = speed(loaded)
         scores = measure(loaded, items)
-        held = perplexity(loaded.model, loaded.tokenizer)
+        own = perplexity(loaded.model, loaded.tokenizer)
     base = perplexity(
         LlamaForCausalLM.from_pretrained(language, dtype=torch.float32).to(device).eval(),
         AutoTokenizer.from_pretrained(language),
@@ -103,7 +103,7 @@ def export(folder: Path, parts: Path, device: torch.device, seed: int, items: in
         "kinds": "\n".join(_kinds(s) for s in scores if (s.split, s.pictures) == ("test", "drawn")),
         "windows": 16,
         "base_perplexity": base,
-        "perplexity": held,
+        "perplexity": own,
         "first": first,
         "rate": rate,
         "hardware": f"{torch.get_num_threads()} threads of {platform.machine()}"
@@ -141,9 +141,9 @@ def measure(loaded: Loaded, items: int) -> list[Score]:
     scores = []
     for task in suite.TASKS:
         for count, split, blank in ((items, "test", False), (items // 2, "shifted", False), (items // 2, "test", True)):
-            found = score(loaded, task, count, split, blank=blank)
-            print(*found, sep="\n", flush=True)
-            scores += found
+            task_scores = score(loaded, task, count, split, blank=blank)
+            print(*task_scores, sep="\n", flush=True)
+            scores += task_scores
     return scores
 
 

@@ -1,6 +1,6 @@
 """What each patch of a picture holds: up to three characters in reading order, a mark, a colour, a word, and places.
 
-A word that training shows often (`words.known`) is named as a whole in the patch where it starts, so that the language
+A word that training shows often (`words.common_words`) is named in the patch where it starts, so that the language
 model can be given it in one piece, as in text; the patches behind it are labelled as its continuation.
 
 Each patch of a word or number also tells the column of its centre (what stands under what is centred alike), the place
@@ -25,7 +25,7 @@ from PIL import Image
 from quant_engine.data.drawn.diagrams import DIRECTIONS
 from quant_engine.data.drawn.drawing import COLOURS, ROLES, Drawing, Glyph
 from quant_engine.data.drawn.scenes import SHAPES
-from quant_engine.data.drawn.words import known
+from quant_engine.data.drawn.words import common_words
 from quant_engine.demo.model import PATCH, TILE
 
 SIDE = TILE // PATCH  # patches along a tile
@@ -33,7 +33,7 @@ CHARACTERS = tuple(chr(code) for code in range(33, 127))
 SLOTS = 3  # characters that a patch can hold, in reading order
 MARK, COLOUR, WORD = SLOTS, SLOTS + 1, SLOTS + 2  # the fields behind the characters
 MARKS = (*SHAPES, *(f"arrow {d}" for d in DIRECTIONS), "arrow tail", "text")
-WORDS = known()
+WORDS = common_words()
 CONTINUED = 1 + len(WORDS)
 CENTRE = WORD + 1  # the column of the centre
 TO, FROM = slice(CENTRE + 1, CENTRE + 3), slice(CENTRE + 3, CENTRE + 5)  # row and column within the tile

@@ -129,7 +129,7 @@ def _some_text(rng: random.Random) -> str:
     if kind < 0.45:
         return words.digits(rng, 1, 4) + rng.choice(("", "", "", "%"))
     if kind < 0.75:
-        return rng.choice(words.known()) + rng.choice(("", "", ":"))
+        return rng.choice(words.common_words()) + rng.choice(("", "", ":"))
     return rng.choice((words.invented, words.code, words.price, words.date))(rng)
 
 
