@@ -141,10 +141,10 @@ def available(card: ModelCard) -> bool:
 
 
 def fingerprint(card: ModelCard) -> str | None:
-    """What identifies the weights, so that other weights make another run: the hub revision, or a hash of what the
-    demo model was composed from, or of the names, sizes and times of a folder's weight files. None if not known.
+    """What identifies the weights, so that other weights make another run; None if not known.
 
-    Raises UserError for a demo model that is not on this machine.
+    It is the hub's revision, or a hash: of what the demo model was composed from, or of the names, sizes and times of a
+    folder's weight files. Raises UserError for a demo model that is not on this machine.
     """
     if card.origin == "hub":
         return card.revision
