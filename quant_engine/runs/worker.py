@@ -25,7 +25,7 @@ BEAT_S = 0.5
 GRACE_S = 10.0
 LOST_CLAIM = 3
 
-_AGAIN = "start the run again: finished blocks are kept"
+_RETRY = "start the run again: finished blocks are kept"
 _LESS_MEMORY = (
     "choose a smaller model, or start the run again when other programs have freed some: finished blocks are kept"
 )
@@ -115,7 +115,7 @@ def _work(queue: Queue, run: QueuedRun, on_progress: OnProgress, shutdown: threa
             queue.release(run_id, owner)
     except Exception as error:
         log(traceback.format_exc())
-        queue.fail(run_id, owner, failure(error, "run", _LESS_MEMORY, _AGAIN))
+        queue.fail(run_id, owner, failure(error, "run", _LESS_MEMORY, _RETRY))
     finally:
         heartbeat.stop()
     return queue.get(run_id)
