@@ -28,11 +28,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from quant_engine import folders, notation
 from quant_engine.models.catalog import model_card
+from quant_engine.models.device import default_device, default_dtype
 from quant_engine.results import Result
 from quant_engine.runs import folder
 from quant_engine.runs.command import command
-from quant_engine.runs.resolve import default_device, default_dtype, resolve
-from quant_engine.spec import QuantSetting, RunSpec, UserError
+from quant_engine.runs.resolve import resolve
+from quant_engine.spec import QuantSetting, RunSpec, UserError, WeightSpec
 
 GROUPED = (4, 3, 2)
 ORDERED = {"act_order": True, "groups": "static"}
@@ -100,12 +101,10 @@ def main() -> None:
 
 def wanted(model: str, setting: QuantSetting, tasks: tuple[str, ...], limit: int) -> RunSpec:
     """The run as it was made on any device, in float32 as on a CPU; else as it would be made here."""
-    here = default_device()
+    weights, here = WeightSpec(model=model, setting=setting), default_device()
     on = ((here, default_dtype(here)), ("cpu", "float32"), ("cuda", "float32"))
     specs = [
-        resolve(
-            RunSpec(model=model, setting=setting, tasks=tasks, limit=limit, window=1024, device=device, dtype=dtype)
-        )
+        resolve(RunSpec(weights=weights, tasks=tasks, limit=limit, window=1024, device=device, dtype=dtype)).spec
         for device, dtype in on
     ]
     return next((spec for spec in specs if folder.run_path(spec.run_id).is_dir()), specs[0])

@@ -30,7 +30,7 @@ TRACKS = {
     "efficiency": "Efficiency",
 }
 ROW_KEY = ["model", "track", "method", "w_bits", "a_bits", "group_size", "source", "run_id"]
-STATUSES = ("ok", "collapsed", "failed")
+STATUSES = ("ok", "collapsed")
 Range = tuple[float | None, float | None]
 PER_ROW = 0  # the group filter's name for "one group per row", which results hold as NaN
 
@@ -42,11 +42,10 @@ class Cell(IntEnum):
     OK = 1
     COMPUTED = 2
     COLLAPSED = 3
-    FAILED = 4
-    NO_REFERENCE = 5
+    NO_REFERENCE = 4
 
 
-CELL_WORDS = {Cell.COLLAPSED: "collapsed", Cell.FAILED: "failed", Cell.NO_REFERENCE: "no FP16"}
+CELL_WORDS = {Cell.COLLAPSED: "collapsed", Cell.NO_REFERENCE: "no FP16"}
 """What stands in a cell without a number; in others without one it is a dot."""
 
 
@@ -157,7 +156,7 @@ def arrange(results: pd.DataFrame) -> Board:
     cells = np.full(shape, Cell.MISSING, dtype=np.int8)
     reference = np.full(shape, np.nan)
     origin = np.full(shape, -1, dtype=np.int32)
-    status = results["status"].map({"ok": Cell.OK, "collapsed": Cell.COLLAPSED, "failed": Cell.FAILED})
+    status = results["status"].map({"ok": Cell.OK, "collapsed": Cell.COLLAPSED})
     values[row_of, column_of] = results["value"].to_numpy()
     cells[row_of, column_of] = status.to_numpy(dtype=np.int8)
     origin[row_of, column_of] = np.arange(len(results))
@@ -341,9 +340,8 @@ def _mask(board: Board, query: Query) -> np.ndarray:
 
 def _has_status(board: Board, status: str) -> np.ndarray:
     """For each row, whether one of its cells has the status; "ok" wants all of those with a result to be."""
-    if status == "ok":
-        return ~np.isin(board.cells, (Cell.COLLAPSED, Cell.FAILED)).any(axis=1)
-    return (board.cells == (Cell.COLLAPSED if status == "collapsed" else Cell.FAILED)).any(axis=1)
+    collapsed = (board.cells == Cell.COLLAPSED).any(axis=1)
+    return ~collapsed if status == "ok" else collapsed
 
 
 def _numbers(board: Board, name: str) -> np.ndarray | None:

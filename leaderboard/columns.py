@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from quant_engine import notation
-from quant_engine.evaluate import task_of_number
+from quant_engine.evaluate import parse_result_name
 
 Group = Literal["Perplexity", "CommonSenseQA", "MMLU", "Pictures", "Cost"]
 GROUPS: tuple[Group, ...] = ("Perplexity", "CommonSenseQA", "MMLU", "Pictures", "Cost")
@@ -97,7 +97,7 @@ def column_of(task: str) -> Column:
     if task.startswith("perplexity:"):
         name = Path(task.removeprefix("perplexity:").rpartition("@")[0] or task).name
         return _perplexity(task, name)
-    engine_task = task_of_number(task)
+    engine_task = parse_result_name(task)
     if engine_task:
         measure, suffix = engine_task
         group: Group = "Pictures" if measure.pictures else "CommonSenseQA"

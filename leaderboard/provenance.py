@@ -18,7 +18,7 @@ from quant_engine.methods import METHODS
 from quant_engine.models.catalog import MODELS
 from quant_engine.runs import folder as run_folder
 from quant_engine.runs.command import command
-from quant_engine.spec import QuantSetting, RunSpec, UserError
+from quant_engine.spec import QuantSetting, RunSpec, UserError, WeightSpec
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def _run(board: Board, index: int) -> RunSpec | None:
         spec = run_folder.read(run_folder.run_path(_text(row["run_id"]))).spec
     except UserError:
         return None
-    return spec if spec.model in MODELS and {*spec.tasks} <= TASKS.keys() else None
+    return spec if spec.weights.model in MODELS and {*spec.tasks} <= TASKS.keys() else None
 
 
 def _study_run(row: dict, tasks: list[str]) -> RunSpec | None:
@@ -101,8 +101,7 @@ def _study_run(row: dict, tasks: list[str]) -> RunSpec | None:
         setting = QuantSetting(method=method, w_bits=row["w_bits"], a_bits=int(row["a_bits"]), group_size=group)
         card = MODELS[model]
         return RunSpec(
-            model=model,
-            setting=setting,
+            weights=WeightSpec(model=model, setting=setting),
             tasks=measurable,
             device="cuda" if card.needs_gpu else "cpu",
             dtype="bfloat16" if card.needs_gpu else "float32",

@@ -11,12 +11,14 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from quant_engine import hub
 from quant_engine.answers.messages import AskRequest
 from quant_engine.evaluate import TASKS
 from quant_engine.methods import METHODS, resolve_setting
 from quant_engine.models.catalog import MODELS, ModelCard, available
-from quant_engine.runs.resolve import default_device, default_dtype, resolve
-from quant_engine.spec import Calibration, OptionValue, QuantSetting, RunSpec, UserError, sentence
+from quant_engine.models.device import default_device, default_dtype
+from quant_engine.runs.resolve import resolve
+from quant_engine.spec import Calibration, OptionValue, QuantSetting, RunSpec, UserError, WeightSpec, sentence
 
 HUB_PATIENCE = 3.0  # seconds
 PER_ROW = "per row"
@@ -30,7 +32,7 @@ def picture_models() -> list[ModelCard]:
     """
     gpu = default_device() == "cuda"
     asked = [card for card in MODELS.values() if card.pictures]
-    here = [card for card in asked if card.origin == "demo" or available(card) or (gpu and reachable(card.place))]
+    here = [card for card in asked if card.origin == "demo" or available(card) or (gpu and reachable(card.location))]
     return sorted(here, key=lambda card: card.origin == "demo") if gpu else here
 
 
@@ -38,14 +40,7 @@ def picture_models() -> list[ModelCard]:
 def reachable(repository: str) -> bool:
     """Whether the hub answers and has the repository; asked once. Without network, without access, or switched off
     (HF_HUB_OFFLINE), it has not."""
-    from huggingface_hub import model_info
-    from huggingface_hub.errors import HTTPError
-
-    try:
-        model_info(repository, timeout=HUB_PATIENCE)
-    except (HTTPError, OSError, ValueError):  # ValueError: something else answered than the hub
-        return False
-    return True
+    return hub.offers_model(repository, HUB_PATIENCE)
 
 
 def setting(
@@ -95,19 +90,17 @@ def run(
     device = default_device()
     try:
         spec = RunSpec(
-            model=model,
+            weights=WeightSpec(model=model, setting=chosen, calibration=calibration),
             device=device,
             dtype=default_dtype(device),
-            setting=chosen,
             tasks=tuple(tasks),
             limit=_count(limit, "Items per task"),
-            calibration=calibration,
             **{name: value for name, value in wanted.items() if value},
         )
     except ValidationError as error:
         raise UserError(sentence(error)) from None
-    resolved = resolve(spec)
-    _check_here(resolved.model)
+    resolved = resolve(spec).spec
+    _check_here(resolved.weights.model)
     return resolved
 
 

@@ -165,7 +165,7 @@ def read_run(folder: Path) -> pd.DataFrame | Problem:
     except UserError as error:
         return Problem(folder.name, str(error))
     frame = _tidy(pd.DataFrame([result.model_dump() for result in run.results]))
-    frame["conditions"] = f"{run.spec.limit or 'all'} items, window {run.spec.window}, {run.spec.revision}"
+    frame["conditions"] = f"{run.spec.limit or 'all'} items, window {run.spec.window}, {run.spec.weights.revision}"
     frame["method"] = frame["method"].map(method_name)
     frame["model"] = frame["model"].map(model_name)
     return frame

@@ -36,7 +36,7 @@ class Result(BaseModel):
     value: float | None = None
     standard_error: float | None = None
     items: int | None = None
-    status: Literal["ok", "collapsed", "failed"] = "ok"
+    status: Literal["ok", "collapsed"] = "ok"
     table: str | None = None
     calibration: str | None = None
     engine_version: str | None = None

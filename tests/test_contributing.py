@@ -9,9 +9,10 @@ from models import tiny_chat
 
 from quant_engine import evaluate, folders, methods
 from quant_engine.evaluate import Watch
+from quant_engine.progress import Hooks
 from quant_engine.runs import execute, folder
 from quant_engine.runs.resolve import resolve
-from quant_engine.spec import QuantSetting, RunSpec
+from quant_engine.spec import QuantSetting, RunSpec, WeightSpec
 
 
 def example(heading, name):
@@ -31,14 +32,16 @@ def test_the_example_method_makes_a_run(lab, tmp_path, monkeypatch):
     monkeypatch.setitem(methods.METHODS, "clipped", method)
     spec = resolve(
         RunSpec(
-            model=str(tmp_path / "tiny"),
-            setting=QuantSetting(method="clipped", w_bits=3, group_size=16, options={"keep": 0.8}),
+            weights=WeightSpec(
+                model=str(tmp_path / "tiny"),
+                setting=QuantSetting(method="clipped", w_bits=3, group_size=16, options={"keep": 0.8}),
+            ),
             tasks=("perplexity",),
             window=64,
             limit=2,
         )
-    )
-    path = execute.execute(spec, lambda progress: None, lambda: False, lambda line: None)
+    ).spec
+    path = execute.execute(spec, Hooks())
     assert folder.read(path).results[0].stored_bits == pytest.approx(3 + 19 / 16, abs=0.2)
 
 
@@ -48,7 +51,7 @@ def test_the_example_benchmark_measures(monkeypatch):
     monkeypatch.setattr("quant_engine.models.decode.answer_text", lambda *args, **kwargs: "42 apples")
     item = SimpleNamespace(id="1", image=lambda: None, question="How many?", answers=["42"])
     monkeypatch.setattr("quant_engine.data.drawn.suite.items", lambda task, limit: [item, item][:limit])
-    spec = RunSpec(model="demo", tasks=(task.name,), limit=2)
+    spec = RunSpec(weights=WeightSpec(model="demo"), tasks=(task.name,), limit=2)
     outcome = evaluate.parse_task(task.name).measure(None, spec, Watch())
     assert (outcome.value, outcome.status, len(outcome.outputs)) == (100, "ok", 2)
     assert task.score("the 42", ["42"]) == 0

@@ -32,7 +32,7 @@ def finish(*words):
 
 
 def finished_blocks():
-    return len(list(folders.checkpoints().glob("*/0*.json")))
+    return len(list(folders.checkpoints().glob("*/0*.safetensors")))
 
 
 def test_a_killed_gptq_run_resumes_is_then_found_and_loses_far_less_than_rtn(lab):

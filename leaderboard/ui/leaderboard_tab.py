@@ -20,7 +20,7 @@ from quant_engine.folders import PROJECT
 
 EVERY_MODEL = "All models"
 MODES = [("Value", "absolute"), ("Δ FP16", "difference"), ("% kept", "retained")]
-STATUS_CHOICES = [("nothing collapsed", "ok"), ("collapsed", "collapsed"), ("failed", "failed")]
+STATUS_CHOICES = [("nothing collapsed", "ok"), ("collapsed", "collapsed")]
 _JS = (PROJECT / "leaderboard" / "ui" / "table.js").read_text(encoding="utf-8")
 
 Updates = dict[gr.components.Component, Any]

@@ -100,9 +100,9 @@ class _Page:
         except UserError:
             return gr.skip()
         view = page_view(values)
-        track = MODELS[spec.model].track if spec.model in MODELS else "llm_ptq"
+        track = MODELS[spec.weights.model].track if spec.weights.model in MODELS else "llm_ptq"
         lasting = view.query.model_dump(include={"mode", "sort", "reverse"})
-        query = Query(model=model_name(spec.model), track=track, **lasting)
+        query = Query(model=model_name(spec.weights.model), track=track, **lasting)
         return self._to_leaderboard(view.model_copy(update={"query": query}))
 
     def _show_method(self, event: gr.EventData) -> Updates:

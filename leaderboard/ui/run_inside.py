@@ -13,7 +13,7 @@ from leaderboard.pictures import of_item
 from leaderboard.plot import Figure
 from leaderboard.ui.chart import chart, table_html
 from leaderboard.view import Explored
-from quant_engine.evaluate import VisualQuestions, task_of_number
+from quant_engine.evaluate import VisualQuestions, parse_result_name
 from quant_engine.results import ItemOutput, LayerRecord
 from quant_engine.runs import folder as run_folder
 from quant_engine.runs import paired
@@ -134,7 +134,7 @@ def _flipped(task: str, a: run_folder.RunFolder, b: run_folder.RunFolder) -> str
     ]
     if not pairs:
         return ""
-    known = task_of_number(task)
+    known = parse_result_name(task)
     run_id = a.path.name if known and isinstance(known[0], VisualQuestions) else None
     items = "".join(_item(first, second, run_id, task) for first, second in pairs[:MOST_FLIPS])
     more = f" The first {MOST_FLIPS} are shown." if len(pairs) > MOST_FLIPS else ""

@@ -227,7 +227,7 @@ def build(lab: Lab) -> Wired:
 
     def fill(spec: RunSpec) -> list:
         """The form set to a run."""
-        setting, text = spec.setting, spec.calibration
+        setting, text = spec.weights.setting, spec.weights.calibration
         calibration = (text.source, text.samples, text.length) if text else (None, None, None)
         method = METHODS.get(setting.method)
         narrow = [str(width) for width in method.card.a_bits if width < 16] if method else []
@@ -236,19 +236,19 @@ def build(lab: Lab) -> Wired:
         )
         activations = str(setting.a_bits) if str(setting.a_bits) in narrow else None
         return [
-            spec.model,
+            spec.weights.model,
             setting.method,
             gr.update(value=f"{setting.w_bits:g}", visible=method is not None),
             gr.update(choices=narrow, value=activations, visible=bool(narrow)),
             group,
-            gr.update(choices=task_choices(spec.model), value=list(spec.tasks)),
+            gr.update(choices=task_choices(spec.weights.model), value=list(spec.tasks)),
             "" if spec.limit is None else str(spec.limit),
             *(gr.skip() if asked is None else str(asked) for asked in calibration),
             gr.update(
-                value="" if spec.window == MODELS[spec.model].window else str(spec.window),
-                placeholder=window_of(spec.model),
+                value="" if spec.window == MODELS[spec.weights.model].window else str(spec.window),
+                placeholder=window_of(spec.weights.model),
             ),
-            model_note(spec.model),
+            model_note(spec.weights.model),
             *fit_method(setting.method),
             *(
                 setting.options.get(option, field.default) if name == setting.method else gr.skip()

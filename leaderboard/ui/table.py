@@ -20,14 +20,12 @@ _WORDS = {
     Cell.MISSING: "Not reported.",
     Cell.COMPUTED: "Mean of the five tasks, computed here; the source gives none.",
     Cell.COLLAPSED: "Collapsed: the output is of no use.",
-    Cell.FAILED: "The measurement failed.",
     Cell.NO_REFERENCE: "There is no FP16 number of this source and these conditions to compare with.",
 }
 _KINDS = {
     Cell.MISSING: "missing",
     Cell.COMPUTED: "computed",
     Cell.COLLAPSED: "collapsed",
-    Cell.FAILED: "failed",
     Cell.NO_REFERENCE: "missing",
 }
 _EXPORTS = (

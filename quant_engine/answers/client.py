@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from queue import SimpleQueue
 
@@ -177,11 +178,16 @@ class _Worker:
     def close(self) -> None:
         """End the process; one that doesn't notice is killed."""
         with self._lock:
-            self._process.stdin.close()
+            self._close_input()
         try:
             self._process.wait(CLOSE_S)
         except subprocess.TimeoutExpired:
             self._process.kill()
+
+    def _close_input(self) -> None:
+        """Let the process end. Called with the lock held."""
+        with suppress(OSError):  # a dead process leaves its last message unread, and closing tries to send it again
+            self._process.stdin.close()
 
     def _write(self, message: ToWorker) -> bool:
         """Called with the lock held. False when the process is gone, or was closed: then its end tells the rest."""
@@ -210,6 +216,7 @@ class _Worker:
             logger.warning("The answering process ended with %s.", code)
         with self._lock:
             self._ended = True
+            self._close_input()
             for request_id, inbox in self._inboxes.items():
                 for side in list(inbox.open_sides):
                     inbox.events.put(

@@ -16,7 +16,6 @@ import threading
 import traceback
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -26,8 +25,8 @@ from pydantic import ValidationError
 from quant_engine.answers.messages import AnswerEvent, AskRequest, ToWorker
 from quant_engine.data.open_picture import open_picture
 from quant_engine.models.decode import Step, answer
-from quant_engine.progress import Progress
-from quant_engine.spec import QuantSetting, UserError, sentence
+from quant_engine.progress import Hooks, Progress
+from quant_engine.spec import QuantSetting, UserError, WeightSpec, sentence
 
 if TYPE_CHECKING:
     from quant_engine.models.load import Loaded
@@ -249,11 +248,17 @@ def main(load: Load | None = None) -> None:
 
 def _loader() -> Load:
     """The engine's own loading, on the GPU where there is one."""
-    from quant_engine.runs.execute import load_setting
-    from quant_engine.runs.resolve import default_device, default_dtype
+    from quant_engine.models.device import default_device, default_dtype
+    from quant_engine.runs.resolve import resolve_weights
+    from quant_engine.runs.weights import load
 
     device = default_device()
-    return partial(load_setting, device=device, dtype=default_dtype(device))
+    dtype = default_dtype(device)
+
+    def load_setting(model: str, setting: QuantSetting, on_progress: Callable[[Progress], None]) -> Loaded:
+        return load(resolve_weights(WeightSpec(model=model, setting=setting)), dtype, device, Hooks(on_progress))
+
+    return load_setting
 
 
 def _listen(desk: Desk) -> None:

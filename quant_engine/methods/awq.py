@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from quant_engine.deferred import deferred
-from quant_engine.methods.contract import Method, MethodCard, Options, Statistics
+from quant_engine.methods.contract import Layer, Method, MethodCard, Options
 from quant_engine.spec import QuantSetting
 
 if TYPE_CHECKING:
@@ -179,18 +179,11 @@ def fold(producer: nn.Module, linears: list[nn.Module], scales: torch.Tensor) ->
         producer.bias.data = (producer.bias.float() / scales).to(producer.bias.dtype)
 
 
-def quantize(
-    weight: torch.Tensor,
-    statistics: Statistics | None,
-    setting: QuantSetting,
-    options: AwqOptions,
-    log: Callable[[str], None],
-) -> GroupedInt:
-    """`weight` [out_features, in_features], scales folded in, clipped and rounded to its grid."""
-    assert statistics is not None
-    bits = int(setting.w_bits)
-    group = setting.group_size or weight.shape[1]
-    if options.clip and statistics.linear not in NOT_CLIPPED:
+def quantize(layer: Layer) -> GroupedInt:
+    """The weight, scales folded in, clipped and rounded to its grid."""
+    weight, bits, statistics = layer.weight, layer.bits, layer.required_statistics
+    group = layer.setting.group_size or weight.shape[1]
+    if layer.options.clip and statistics.linear not in NOT_CLIPPED:
         limits = clip_limits(weight, statistics.inputs, bits, group)
         limits = limits.repeat_interleave(group, 1)[:, : weight.shape[1]]
         weight = torch.minimum(torch.maximum(weight, -limits), limits)

@@ -23,15 +23,13 @@ bring what is stored to about 3.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
 from quant_engine.deferred import deferred
-from quant_engine.methods.contract import Method, MethodCard, Options, Statistics
+from quant_engine.methods.contract import Layer, Method, MethodCard, Options
 from quant_engine.methods.gptq import clear_dead_columns, inverse_factor
-from quant_engine.spec import QuantSetting
 
 if TYPE_CHECKING:
     from quant_engine.weights.binary import ResidualBinary
@@ -60,20 +58,14 @@ class BillmOptions(Options):
     damping: float = Field(0.01, gt=0, le=1, description="Added to H's diagonal, as a share of its mean.")
 
 
-def quantize(
-    weight: torch.Tensor,
-    statistics: Statistics | None,
-    setting: QuantSetting,
-    options: BillmOptions,
-    log: Callable[[str], None],
-) -> ResidualBinary:
-    """`weight` [out_features, in_features] binarized block by block; a block has `group_size` columns (None: all)."""
-    assert statistics is not None
+def quantize(layer: Layer) -> ResidualBinary:
+    """The weight binarized block by block; a block has `group_size` columns (None: all)."""
+    weight, options = layer.weight, layer.options
     rows, columns = weight.shape
-    size = min(setting.group_size or columns, columns)
-    live = statistics.hessian.diagonal() != 0
-    hessian = clear_dead_columns(weight, statistics.hessian)
-    factor = inverse_factor(hessian, options.damping, log)
+    size = min(layer.setting.group_size or columns, columns)
+    live = layer.required_statistics.hessian.diagonal() != 0
+    hessian = clear_dead_columns(weight, layer.required_statistics.hessian)
+    factor = inverse_factor(hessian, options.damping, layer.log)
     signs = torch.empty((rows, columns), dtype=torch.bool, device=weight.device)
     marks = torch.empty_like(signs)
     salient = torch.empty_like(live)
@@ -92,7 +84,7 @@ def quantize(
                 error = error / local.diagonal()
             weight[:, end:] -= error @ factor[start:end, end:]
     counts = torch.stack([part.sum() for part in salient.split(size)]).tolist()
-    log(f"salient columns per block: {min(counts)} to {max(counts)}, {sum(counts) / columns:.1%} of all")
+    layer.log(f"salient columns per block: {min(counts)} to {max(counts)}, {sum(counts) / columns:.1%} of all")
     return binary.ResidualBinary.pack(signs, torch.stack(scales, 1), live, size, marks=marks, salient=salient)
 
 

@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from quant_engine.deferred import deferred
-from quant_engine.methods.contract import Method, MethodCard, Options, Statistics
-from quant_engine.spec import QuantSetting, UserError
+from quant_engine.methods.contract import Layer, Method, MethodCard, Options
+from quant_engine.spec import UserError
 
 if TYPE_CHECKING:
     from quant_engine.weights.grouped import GroupedInt
@@ -51,19 +51,12 @@ class GptqOptions(Options):
     mse_clip: bool = Field(False, description="Shrink each group's range to the one with the least rounding error.")
 
 
-def quantize(
-    weight: torch.Tensor,
-    statistics: Statistics | None,
-    setting: QuantSetting,
-    options: GptqOptions,
-    log: Callable[[str], None],
-) -> GroupedInt:
-    """`weight` [out_features, in_features] quantized against the Hessian of its calibration inputs."""
-    assert statistics is not None
-    bits = int(setting.w_bits)
+def quantize(layer: Layer) -> GroupedInt:
+    """The weight quantized against the Hessian of its calibration inputs."""
+    weight, bits, options = layer.weight, layer.bits, layer.options
     columns = weight.shape[1]
-    group = setting.group_size or columns
-    hessian = clear_dead_columns(weight, statistics.hessian)
+    group = layer.setting.group_size or columns
+    hessian = clear_dead_columns(weight, layer.required_statistics.hessian)
     fit = {"symmetric": options.symmetric, "mse_clip": options.mse_clip}
 
     # A grid per row is always fixed in advance, to the original weights.
@@ -78,7 +71,7 @@ def quantize(
         if static:
             group_of_column = group_of_column[order]
 
-    factor = inverse_factor(hessian, options.damping, log)
+    factor = inverse_factor(hessian, options.damping, layer.log)
     codes, scales, zeros = fix_columns(weight, factor, bits, group, group_of_column, grids, fit)
 
     if order is not None and static:

@@ -29,15 +29,13 @@ need not be among the candidates: `try_zero` adds it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
 from quant_engine.deferred import deferred
-from quant_engine.methods.contract import Method, MethodCard, Statistics
+from quant_engine.methods.contract import Layer, Method, MethodCard
 from quant_engine.methods.qlora import QloraOptions
-from quant_engine.spec import QuantSetting
 
 if TYPE_CHECKING:
     import torch as torch_types
@@ -59,20 +57,14 @@ class IrQloraOptions(QloraOptions):
     tile: bool = Field(False, description="The second shortcut repeats whole copies (paper), not each value (code).")
 
 
-def quantize(
-    weight: torch_types.Tensor,
-    statistics: Statistics | None,
-    setting: QuantSetting,
-    options: IrQloraOptions,
-    log: Callable[[str], None],
-) -> Codebook:
-    """`weight` [out_features, in_features] rounded to NormalFloat levels around the most informative shift."""
-    bits, block = int(setting.w_bits), options.block_size
-    flat = weight.float().reshape(-1)
+def quantize(layer: Layer) -> Codebook:
+    """The weight rounded to NormalFloat levels around the most informative shift."""
+    bits, options, block = layer.bits, layer.options, layer.options.block_size
+    flat = layer.weight.float().reshape(-1)
     whole = len(flat) - len(flat) % block
     parts = [flat[:whole].view(-1, block), flat[whole:].view(1, -1)]
     shifts = torch.cat([informative_shifts(part, bits, options) for part in parts if part.numel()])
-    codes, scales = codebook.round_to_levels(weight, bits, block, shifts)
+    codes, scales = codebook.round_to_levels(layer.weight, bits, block, shifts)
     return codebook.Codebook.pack(codes, scales, bits, block, double=options.double_quantization, shifts=shifts)
 
 

@@ -12,18 +12,14 @@ in the levels: the paper's formula (4) has no exact zero, and no code uses it, s
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from pydantic import Field
 
 from quant_engine.deferred import deferred
-from quant_engine.methods.contract import Method, MethodCard, Options, Statistics
-from quant_engine.spec import QuantSetting
+from quant_engine.methods.contract import Layer, Method, MethodCard, Options
 
 if TYPE_CHECKING:
-    import torch
-
     from quant_engine.weights.codebook import Codebook
 
 codebook = deferred("quant_engine.weights.codebook")
@@ -34,19 +30,13 @@ class NormalFloatOptions(Options):
     double_quantization: bool = Field(True, description="Store the scales in 8 bits instead of 32.")
 
 
-def quantize(
-    weight: torch.Tensor,
-    statistics: Statistics | None,
-    setting: QuantSetting,
-    options: NormalFloatOptions,
-    log: Callable[[str], None],
-) -> Codebook:
-    """`weight` [out_features, in_features] rounded to NormalFloat levels, block by block of the flattened matrix.
+def quantize(layer: Layer) -> Codebook:
+    """The weight rounded to NormalFloat levels, block by block of the flattened matrix.
 
     Codes are chosen with the exact scales, before these are quantized in turn, as bitsandbytes does.
     """
-    bits = int(setting.w_bits)
-    codes, scales = codebook.round_to_levels(weight, bits, options.block_size)
+    bits, options = layer.bits, layer.options
+    codes, scales = codebook.round_to_levels(layer.weight, bits, options.block_size)
     return codebook.Codebook.pack(codes, scales, bits, options.block_size, double=options.double_quantization)
 
 

@@ -24,15 +24,13 @@ that share, and ties; so does this. Ties of the sign get +1. Inputs that were al
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
 from quant_engine.deferred import deferred
-from quant_engine.methods.contract import Method, MethodCard, Options, Statistics
+from quant_engine.methods.contract import Layer, Method, MethodCard, Options
 from quant_engine.methods.gptq import clear_dead_columns, compensate, inverse_factor
-from quant_engine.spec import QuantSetting
 
 if TYPE_CHECKING:
     from quant_engine.weights.binary import PartlyBinary
@@ -53,32 +51,19 @@ class PbLlmOptions(Options):
     damping: float = Field(0.01, gt=0, le=1, description="Added to H's diagonal, as a share of its mean.")
 
 
-def quantize(
-    weight: torch.Tensor,
-    statistics: Statistics | None,
-    setting: QuantSetting,
-    options: PbLlmOptions,
-    log: Callable[[str], None],
-) -> PartlyBinary:
-    """`weight` [out_features, in_features] with a share of salient weights that follows from the width."""
-    share = (setting.w_bits - 1) / (binary.HIGH_BITS - 1)
-    return partly_binarize(weight, statistics, setting.group_size, share, options, log)
+def quantize(layer: Layer) -> PartlyBinary:
+    """The weight with a share of salient weights that follows from the width."""
+    return partly_binarize(layer, (layer.setting.w_bits - 1) / (binary.HIGH_BITS - 1))
 
 
-def partly_binarize(
-    weight: torch.Tensor,
-    statistics: Statistics,
-    group: int | None,
-    share: float,
-    options: PbLlmOptions,
-    log: Callable[[str], None],
-) -> PartlyBinary:
-    """`weight` [m, n] with a `share` of salient weights, 0 to 1, in groups of columns (None: all). It is used up."""
+def partly_binarize(layer: Layer, share: float) -> PartlyBinary:
+    """The weight with a `share` of salient weights, 0 to 1, in groups of columns."""
+    weight, options = layer.weight, layer.options
     rows, columns = weight.shape
-    group = min(group or columns, columns)
-    live = statistics.hessian.diagonal() != 0
-    hessian = clear_dead_columns(weight, statistics.hessian)
-    factor = inverse_factor(hessian, options.damping, log)
+    group = min(layer.setting.group_size or columns, columns)
+    live = layer.required_statistics.hessian.diagonal() != 0
+    hessian = clear_dead_columns(weight, layer.required_statistics.hessian)
+    factor = inverse_factor(hessian, options.damping, layer.log)
     saliency = weight.square() / _importance(factor, options.saliency)
     salient = torch.cat([most_salient(part, share) for part in saliency.split(group, 1)], 1)
     fits = [

@@ -33,8 +33,7 @@ from pydantic import Field, ValidationInfo, field_validator
 
 from quant_engine.deferred import deferred
 from quant_engine.methods import gptq
-from quant_engine.methods.contract import Method, MethodCard, Options, Statistics
-from quant_engine.spec import QuantSetting
+from quant_engine.methods.contract import Layer, Method, MethodCard, Options
 
 if TYPE_CHECKING:
     import torch
@@ -78,16 +77,10 @@ class QuipOptions(Options):
         return passes
 
 
-def quantize(
-    weight: torch.Tensor,
-    statistics: Statistics | None,
-    setting: QuantSetting,
-    options: QuipOptions,
-    log: Callable[[str], None],
-) -> RotatedInt | GroupedInt:
-    """`weight` [out_features, in_features] quantized against the Hessian of its calibration inputs, in float64."""
-    assert statistics is not None
-    bits, highest = int(setting.w_bits), 2 ** int(setting.w_bits) - 1
+def quantize(layer: Layer) -> RotatedInt | GroupedInt:
+    """The weight quantized against the Hessian of its calibration inputs, in float64."""
+    weight, bits, highest, options, log = layer.weight, layer.bits, 2**layer.bits - 1, layer.options, layer.log
+    statistics = layer.required_statistics
     noise = None
     if options.unbiased:
         noise = torch.Generator(weight.device).manual_seed(statistics.seed)

@@ -9,18 +9,14 @@ in b bits). Scales are rounded up to float16 before codes are computed: what is 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from pydantic import Field
 
 from quant_engine.deferred import deferred
-from quant_engine.methods.contract import Method, MethodCard, Options, Statistics
-from quant_engine.spec import QuantSetting
+from quant_engine.methods.contract import Layer, Method, MethodCard, Options
 
 if TYPE_CHECKING:
-    import torch
-
     from quant_engine.weights.grouped import GroupedInt
 
 grouped = deferred("quant_engine.weights.grouped")
@@ -31,16 +27,10 @@ class RtnOptions(Options):
     mse_clip: bool = Field(False, description="Shrink each group's range to the one with the least rounding error.")
 
 
-def quantize(
-    weight: torch.Tensor,
-    statistics: Statistics | None,
-    setting: QuantSetting,
-    options: RtnOptions,
-    log: Callable[[str], None],
-) -> GroupedInt:
-    """`weight` [out_features, in_features] rounded to its grid; group by group, or a row at a time."""
-    bits = int(setting.w_bits)
-    group = setting.group_size or weight.shape[1]
+def quantize(layer: Layer) -> GroupedInt:
+    """The weight rounded to its grid; group by group, or a row at a time."""
+    weight, bits, options = layer.weight, layer.bits, layer.options
+    group = layer.setting.group_size or weight.shape[1]
     scales, zeros = grouped.grids(weight, bits, group, symmetric=options.symmetric, mse_clip=options.mse_clip)
     codes = grouped.round_to_grid(weight, scales, zeros, bits, group)
     return grouped.GroupedInt.pack(codes, scales, None if options.symmetric else zeros, bits, group)

@@ -31,9 +31,8 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from quant_engine.deferred import deferred
-from quant_engine.methods.contract import Method, MethodCard, Options, Statistics
+from quant_engine.methods.contract import Layer, Method, MethodCard, Options
 from quant_engine.methods.gptq import LAZY_BLOCK, clear_dead_columns, compensate, inverse_factor
-from quant_engine.spec import QuantSetting
 
 if TYPE_CHECKING:
     from quant_engine.weights.mixed_width import MixedWidth
@@ -66,22 +65,15 @@ class SlimLlmOptions(Options):
     damping: float = Field(0.01, gt=0, le=1, description="Added to H's diagonal, as a share of its mean.")
 
 
-def quantize(
-    weight: torch.Tensor,
-    statistics: Statistics | None,
-    setting: QuantSetting,
-    options: SlimLlmOptions,
-    log: Callable[[str], None],
-) -> MixedWidth:
-    """`weight` [out_features, in_features] in groups of different widths; `w_bits` is their mean."""
-    assert statistics is not None
-    bits = int(setting.w_bits)
+def quantize(layer: Layer) -> MixedWidth:
+    """The weight in groups of different widths; `w_bits` is their mean."""
+    weight, bits, options, statistics = layer.weight, layer.bits, layer.options, layer.required_statistics
     columns = weight.shape[1]
-    group = min(setting.group_size or columns, columns)
+    group = min(layer.setting.group_size or columns, columns)
     live = statistics.hessian.diagonal() != 0
     hessian = clear_dead_columns(weight, statistics.hessian)
-    pairs = mixed_pairs(weight, hessian, statistics.inputs, bits, group, options, log)
-    factor = inverse_factor(hessian, options.damping, log)
+    pairs = mixed_pairs(weight, hessian, statistics.inputs, bits, group, options, layer.log)
+    factor = inverse_factor(hessian, options.damping, layer.log)
     widths = allocate(salience(weight, factor, group), bits, pairs, whole=columns // group)
     return fix_groups(weight, factor, live, widths, bits, group, options)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
+from quant_engine import hub
 from quant_engine.models.catalog import ModelCard, demo_folder
 from quant_engine.spec import UserError
 
@@ -25,21 +26,8 @@ def folder_of(card: ModelCard, revision: str | None) -> Path:
             raise UserError(f"{card.title} is not on this machine yet: run `python -m quant_engine get demo`.")
         return folder
     if card.origin == "folder":
-        return Path(card.place)
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
-
-    try:
-        return Path(snapshot_download(card.place, revision=revision, allow_patterns=PATTERNS))
-    except (GatedRepoError, RepositoryNotFoundError):
-        raise UserError(
-            f"The repository {card.place} is gated or unknown to the hub: accept its terms there and set HF_TOKEN."
-        ) from None
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        raise UserError(
-            f"{card.title} is not on this machine and the model hub can't be reached ({type(error).__name__}); "
-            "connect to the network, or give the path of a folder with its files."
-        ) from error
+        return Path(card.location)
+    return hub.snapshot(card.location, "model", revision, PATTERNS, title=card.title)
 
 
 class TensorFiles:

@@ -11,9 +11,10 @@ import logging
 import os
 import socket
 import sqlite3
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -302,28 +303,75 @@ class Queue:
         """One connection and one transaction; what the system refuses becomes one sentence."""
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            db = sqlite3.connect(self.path, timeout=_BUSY_TIMEOUT_S, isolation_level=None)
+            with closing(_connect(self.path)) as db:
+                _set_journal(db, self.path)
+                db.execute(_SCHEMA)
+                db.execute("BEGIN IMMEDIATE" if write else "BEGIN")
+                try:
+                    yield db
+                except BaseException:
+                    if db.in_transaction:  # a full disk has already rolled back
+                        db.execute("ROLLBACK")
+                    raise
+                db.execute("COMMIT")
         except (OSError, sqlite3.Error) as error:
             raise UserError(_refusal(self.path, error)) from error
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    db = sqlite3.connect(path, timeout=_BUSY_TIMEOUT_S, isolation_level=None)
+    db.row_factory = sqlite3.Row
+    return db
+
+
+_journals: dict[Path, Literal["WAL", "DELETE"]] = {}
+_deciding = threading.Lock()
+
+
+def _set_journal(db: sqlite3.Connection, path: Path) -> None:
+    """Choose a write-ahead log, so that the page reads while a worker writes; a rollback journal where that fails.
+
+    What the storage can do is tried out once per file and process.
+    """
+    with _deciding:
+        if path not in _journals:
+            if _write_ahead_log_works(path):
+                _journals[path] = "WAL"
+                logger.info("The run queue %s uses a write-ahead log.", path)
+            else:
+                _end_write_ahead_log(path)
+                _journals[path] = "DELETE"
+                logger.warning("The run queue %s uses a rollback journal: its storage holds no write-ahead log.", path)
+    db.execute(f"PRAGMA journal_mode = {_journals[path]}")
+    if _journals[path] == "WAL":
+        # Losing the last moment of progress to a power cut is harmless, so the disk need not be waited for.
+        db.execute("PRAGMA synchronous = NORMAL")
+
+
+def _write_ahead_log_works(path: Path) -> bool:
+    """Whether one connection can write while another reads. Network storage may refuse, at once or at the first use."""
+    with closing(_connect(path)) as reader, closing(_connect(path)) as writer:
         try:
-            db.row_factory = sqlite3.Row
-            # A write-ahead log lets the page read while a worker writes. Losing the last moment of progress to a power
-            # cut is harmless, so the disk need not be waited for.
-            db.execute("PRAGMA journal_mode = WAL")
-            db.execute("PRAGMA synchronous = NORMAL")
-            db.execute(_SCHEMA)
-            db.execute("BEGIN IMMEDIATE" if write else "BEGIN")
-            try:
-                yield db
-            except BaseException:
-                if db.in_transaction:  # a full disk has already rolled back
-                    db.execute("ROLLBACK")
+            if reader.execute("PRAGMA journal_mode = WAL").fetchone()[0] != "wal":
+                return False
+            reader.execute(_SCHEMA)
+            reader.execute("BEGIN")
+            reader.execute("SELECT 1 FROM runs").fetchone()
+            writer.execute("BEGIN IMMEDIATE")
+            writer.execute("PRAGMA user_version = 1")
+            writer.execute("COMMIT")
+        except sqlite3.OperationalError as error:
+            if any(word in str(error) for word in ("locked", "full", "readonly")):  # another journal would not help
                 raise
-            db.execute("COMMIT")
-        except sqlite3.Error as error:
-            raise UserError(_refusal(self.path, error)) from error
-        finally:
-            db.close()
+            return False
+    return True
+
+
+def _end_write_ahead_log(path: Path) -> None:
+    """Make a file that was left with a write-ahead log readable without one."""
+    with closing(_connect(path)) as db:
+        db.execute("PRAGMA locking_mode = EXCLUSIVE")  # then SQLite needs no memory shared with other processes
+        db.execute("PRAGMA journal_mode = DELETE")
 
 
 def _read(row: sqlite3.Row) -> QueuedRun:

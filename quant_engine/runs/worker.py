@@ -17,7 +17,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from quant_engine.progress import Progress, Stopped
+from quant_engine.progress import Hooks, Progress, Stopped
 from quant_engine.runs.queue import Queue, QueuedRun, Standing, owner_name
 from quant_engine.spec import RunSpec, UserError
 
@@ -26,7 +26,7 @@ GRACE_S = 10.0
 LOST_CLAIM = 3
 
 OnProgress = Callable[[Progress], None]
-Execute = Callable[[RunSpec, OnProgress, Callable[[], bool], Callable[[str], None]], Path]
+Execute = Callable[[RunSpec, Hooks], Path]
 
 
 class _Heartbeat(threading.Thread):
@@ -93,11 +93,12 @@ def _work(
         return heartbeat.standing != "mine" or shutdown.is_set()
 
     try:
-        log(f"{run.spec.model}, {run.spec.setting.label}: attempt {run.attempts}, process {os.getpid()}.")
+        weights = run.spec.weights
+        log(f"{weights.model}, {weights.setting.label}: attempt {run.attempts}, process {os.getpid()}.")
         heartbeat.start()
         if execute is None:
             from quant_engine.runs.execute import execute
-        folder = execute(run.spec, progressed, should_stop, log)
+        folder = execute(run.spec, Hooks(progressed, should_stop, log))
         log(f"Done: {folder}")
         queue.finish(run_id, owner)
     except KeyboardInterrupt:

@@ -9,7 +9,7 @@ from serving import served, tab
 
 from quant_engine.results import Result
 from quant_engine.runs import folder as run_folder
-from quant_engine.spec import QuantSetting, RunSpec
+from quant_engine.spec import QuantSetting, RunSpec, WeightSpec
 
 pytestmark = pytest.mark.browser
 
@@ -157,7 +157,7 @@ def test_a_finished_run_appears_while_the_table_is_open(tmp_path, opened, monkey
         summary_is(page, "7 of 41 settings")
         monkeypatch.setenv("LOWBIT_RESULTS", str(lab.results))
         setting = QuantSetting(method="gptq", w_bits=4, group_size=64)
-        spec = RunSpec(model="llama3-8b", setting=setting, tasks=("wikitext2",))
+        spec = RunSpec(weights=WeightSpec(model="llama3-8b", setting=setting), tasks=("wikitext2",))
         result = Result(
             run_id=spec.run_id,
             source="measured",

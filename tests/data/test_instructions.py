@@ -5,6 +5,7 @@ import shutil
 
 import pandas as pd
 import pytest
+from evaluate import hub_stand_in
 
 from quant_engine.data import instructions
 from quant_engine.data.instructions import Pair, pairs, pin
@@ -79,17 +80,27 @@ def test_a_hub_set_is_read_from_its_cache(tmp_path, monkeypatch):
     (cache / "refs" / "main").write_text("a" * 40)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    import huggingface_hub
+    pinned = f"hub:lab/greetings@{'a' * 40}"
+    assert pin("hub:lab/greetings") == pin("hub:lab/greetings@main") == pin(pinned) == pinned
+    assert pairs(pinned) == EXPECTED
+    with pytest.raises(UserError, match="lab/others is not on this machine and the Hugging Face Hub can't be reached"):
+        pin("hub:lab/others")
+    with pytest.raises(UserError, match="greetings is not on this machine and the Hugging Face Hub can't be reached"):
+        pairs(f"hub:lab/greetings@{'b' * 40}")
 
-    fetch = huggingface_hub.snapshot_download
-    monkeypatch.setattr(
-        "huggingface_hub.snapshot_download", lambda *args, **more: fetch(*args, cache_dir=tmp_path / "hub", **more)
-    )
-    assert pin("hub:lab/greetings") == "hub:lab/greetings"
-    assert pairs("hub:lab/greetings") == EXPECTED
-    assert pairs(f"hub:lab/greetings@{'a' * 40}") == EXPECTED
-    with pytest.raises(UserError, match="is not on this machine and the hub can't be reached"):
-        pairs("hub:lab/others")
+
+def test_a_hub_set_is_pinned_to_the_commit_that_its_branch_stands_at(tmp_path, monkeypatch):
+    (tmp_path / "files").mkdir()
+    write(tmp_path / "files" / "train.parquet")
+    for commit in ("a" * 40, "b" * 40):
+        with hub_stand_in.hub({"lab/greetings": {"main": (commit, tmp_path / "files")}}) as (address, asked):
+            hub_stand_in.ask(monkeypatch, address, tmp_path / "hub")
+            pinned = pin("hub:lab/greetings")
+            assert pinned == f"hub:lab/greetings@{commit}"
+            assert pairs(pinned) == EXPECTED
+            asked.clear()
+            assert pin(pinned) == pinned
+            assert not asked
 
 
 def test_a_path_is_pinned_by_its_content(tmp_path, monkeypatch):

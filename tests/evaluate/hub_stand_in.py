@@ -1,4 +1,4 @@
-"""A hub of data sets on this machine: the file API that `huggingface_hub` speaks, over folders of files."""
+"""A hub on this machine: the file API that `huggingface_hub` speaks, over folders of files."""
 
 import hashlib
 import json
@@ -16,7 +16,7 @@ def entry(file, folder):
 
 @contextmanager
 def hub(repos):
-    """Serves {repo: {revision: (commit, folder)}} and yields (address, list of the paths that were asked for)."""
+    """Serves {repo: {revision: (commit, folder)}}, as models too, and yields (address, list of the paths asked for)."""
     asked = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -26,16 +26,22 @@ def hub(repos):
         def do_GET(self):
             path = unquote(urlsplit(self.path).path)
             asked.append(f"{self.command} {path}")
+            path = path.replace("/api/models/", "/api/datasets/")
+            if path.split("/")[1] not in ("api", "datasets"):
+                path = f"/datasets{path}"  # a model's files lie at the top
             for repo, revisions in repos.items():
                 for revision, (commit, folder) in revisions.items():
                     for name in {revision, commit}:
-                        if path == f"/api/datasets/{repo}/revision/{name}":
+                        about = f"/api/datasets/{repo}"
+                        if path == f"{about}/revision/{name}" or (path == about and name == "main"):
                             return self.json({"id": repo, "sha": commit, "siblings": []})
                         if path == f"/api/datasets/{repo}/tree/{name}":
                             return self.json([entry(file, folder) for file in folder.rglob("*") if file.is_file()])
                         if path.startswith(f"/datasets/{repo}/resolve/{name}/"):
                             file = folder / path.removeprefix(f"/datasets/{repo}/resolve/{name}/")
                             return self.file(file, commit)
+                if path.startswith((f"/api/datasets/{repo}/", f"/datasets/{repo}/")):
+                    return self.answer(404, b"{}", {"X-Error-Code": "RevisionNotFound"})
             return self.answer(404, b"{}", {"X-Error-Code": "RepoNotFound"})
 
         def json(self, body):
@@ -63,3 +69,12 @@ def hub(repos):
         yield f"http://127.0.0.1:{server.server_port}", asked
     finally:
         server.shutdown()
+
+
+def ask(monkeypatch, address, cache):
+    """Lets this process take `address` for the hub, and `cache` for the folder of what was fetched."""
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", address)
+    files = f"{address}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+    monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", files)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)

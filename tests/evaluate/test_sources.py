@@ -20,12 +20,13 @@ SOURCE = Source("some/set", "data/test-*.parquet", "set_test.jsonl", revision=CO
 
 SCRIPT = """
 import json, sys
-from quant_engine.data.sources import Source, load
+from quant_engine.data.sources import Source, load, stored
 from quant_engine.spec import UserError
 rows = []
 for arguments in json.loads(sys.argv[1]):
     try:
-        made = load(Source(**arguments), "The set")
+        revision = arguments.pop("stored", None)
+        made = stored(Source(**arguments), "The set", revision) if revision else load(Source(**arguments), "The set")
         rows.append([made.revision, len(made), made[0]["goal"], made.picture(0).size])
     except UserError as refusal:
         rows.append(str(refusal))
@@ -63,15 +64,19 @@ def test_the_hub_is_asked_for_the_pinned_files_alone_and_its_cache_serves_again(
         found = elsewhere(home, address, pinned, branch, unknown)
     expected = [f"some/set@{COMMIT}", 2, "a", [40, 30]]
     assert found[:2] == [expected, expected]
-    assert "Hugging Face Hub (some/other" in found[2]
+    assert found[2].startswith(
+        "The repository some/other is gated or unknown to the Hugging Face Hub: accept its terms"
+    )
+    assert found[2].endswith("or put set_test.jsonl into a folder and set LOWBIT_DATA to that folder.")
     resolved = {line.split("/resolve/")[1] for line in asked if "/resolve/" in line}
     assert resolved == {f"{COMMIT}/data/test-0000{k}-of-00002.parquet" for k in range(2)}
     # The server is gone; what was fetched is still there, and another revision is not.
     away = "http://127.0.0.1:9"
-    again, refusal = elsewhere(home, away, pinned, pinned | {"revision": "0" * 40})
-    assert again == expected
-    assert "connect it to the Hugging Face Hub (some/set" in refusal
-    assert "put set_test.jsonl into a folder and set LOWBIT_DATA to that folder." in refusal
+    stored = pinned | {"stored": f"some/set@{COMMIT}"}
+    again, read, refusal = elsewhere(home, away, pinned, stored, pinned | {"revision": "0" * 40})
+    assert again == read == expected
+    assert "is not on this machine and the Hugging Face Hub can't be reached (some/set, " in refusal
+    assert "connect to the network, or put set_test.jsonl into a folder and set LOWBIT_DATA to that folder." in refusal
     assert "\n" not in refusal
 
 

@@ -8,11 +8,14 @@ from quant_engine.evaluate import TASKS
 from quant_engine.progress import Progress
 from quant_engine.results import AnswerStats
 from quant_engine.runs.queue import Queue, QueuedRun
-from quant_engine.spec import QuantSetting, RunSpec
+from quant_engine.spec import QuantSetting, RunSpec, WeightSpec
 
 
 def run(**given) -> QueuedRun:
-    spec = RunSpec(model="demo-llm", setting=QuantSetting(method="rtn", w_bits=4, group_size=64), tasks=("perplexity",))
+    spec = RunSpec(
+        weights=WeightSpec(model="demo-llm", setting=QuantSetting(method="rtn", w_bits=4, group_size=64)),
+        tasks=("perplexity",),
+    )
     fields = {
         "run_id": spec.run_id,
         "spec": spec,

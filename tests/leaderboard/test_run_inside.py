@@ -10,7 +10,7 @@ from quant_engine.data.drawn import suite
 from quant_engine.evaluate import TASKS
 from quant_engine.results import ItemOutput, LayerRecord, Result
 from quant_engine.runs import folder
-from quant_engine.spec import QuantSetting, RunSpec, UserError
+from quant_engine.spec import QuantSetting, RunSpec, UserError, WeightSpec
 
 
 def record(block: int, error: float, **more) -> LayerRecord:
@@ -65,7 +65,11 @@ def two_runs(results) -> list[folder.RunFolder]:
     items = suite.items("demo-ai2d", 4)
     made = []
     for bits, right in ((4, 4), (3, 3)):
-        spec = RunSpec(model="demo", setting=QuantSetting(method="rtn", w_bits=bits), tasks=("demo-ai2d",), limit=4)
+        spec = RunSpec(
+            weights=WeightSpec(model="demo", setting=QuantSetting(method="rtn", w_bits=bits)),
+            tasks=("demo-ai2d",),
+            limit=4,
+        )
         row = Result(
             run_id=spec.run_id, source="measured", model="demo", track="mllm_ptq", method="rtn", w_bits=bits,
             task="demo-ai2d", metric="accuracy", value=25 * right, data_revision=suite.revision("demo-ai2d"), items=4,

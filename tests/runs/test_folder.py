@@ -4,9 +4,12 @@ import pytest
 
 from quant_engine.results import ItemOutput, LayerRecord, Result
 from quant_engine.runs import folder
-from quant_engine.spec import QuantSetting, RunSpec, UserError
+from quant_engine.spec import QuantSetting, RunSpec, UserError, WeightSpec
 
-SPEC = RunSpec(model="tiny", setting=QuantSetting(method="rtn", w_bits=4), tasks=("perplexity:/a/b.txt@0123456789ab",))
+SPEC = RunSpec(
+    weights=WeightSpec(model="tiny", setting=QuantSetting(method="rtn", w_bits=4)),
+    tasks=("perplexity:/a/b.txt@0123456789ab",),
+)
 
 
 def result(**fields):

@@ -25,6 +25,12 @@ class Series:
     def value(self, index: int) -> str:
         return f"{self.values[index]}{self.unit}"
 
+    def other_values(self, index: int) -> tuple[str, ...]:
+        return tuple(self.value(i) for i in range(len(self.labels)) if i != index)
+
+    def other_labels(self, index: int) -> tuple[str, ...]:
+        return tuple(label for i, label in enumerate(self.labels) if i != index)
+
 
 @dataclass(frozen=True)
 class Groups:
@@ -106,7 +112,7 @@ def _fitting(canvas: Canvas, texts: tuple[str, ...], room: float) -> int:
 
 
 def _tie(canvas: Canvas, series: Series, value: int, label: int, number: int) -> None:
-    """A label leads to its number; the largest's and the smallest's are told as such."""
+    """A label leads to its number; the largest's and the smallest's are linked to those roles."""
     canvas.link(label, number)
     for role, extreme in ((LARGEST, max(series.values)), (SMALLEST, min(series.values))):
         if value == extreme:
@@ -224,103 +230,117 @@ def _grouped_bars(canvas: Canvas, groups: Groups) -> None:
 # ----------------------------------------------------------------------------------------------------- questions
 
 
-def _ask_groups(rng: random.Random, g: Groups) -> list[Question]:
+def _ask_groups(rng: random.Random, groups: Groups) -> list[Question]:
     text = rng.choice(("Describe the chart.", "Describe the picture.", "What does the chart show?"))
-    caption = f"The bar chart shows {listed(list(g.series))} for {listed(list(g.labels))}."
-    questions = [Question("caption", text, caption)]
-    everything = [str(v) for row in g.values for v in row]
-    for name, row in zip(g.series, g.values, strict=True):
-        for label, number in zip(g.labels, row, strict=True):
-            value = str(number)
-            text = rng.choice((f"What is the value of {name} for {label}?", f"What is {name} for {label}?"))
-            sentence = f"The value of {name} for {label} is {value}."
-            wrong = tuple(v for v in everything if v != value)
-            questions.append(Question("value", text, value, sentence, wrong))
-    i = rng.randrange(len(g.series))
-    wrong = tuple(c for c in COLOURS if c != g.colours[i])
-    text = rng.choice((f"What color are the bars of {g.series[i]}?", f"What is the color of {g.series[i]}?"))
-    sentence = f"The bars of {g.series[i]} are {g.colours[i]}."
-    questions.append(Question("color", text, g.colours[i], sentence, wrong))
-    count = len(g.labels)
-    questions.append(
-        Question("count", "How many groups of bars are there?", str(count), f"There are {count} groups.",
-                 other_numbers(rng, count))
-    )  # fmt: skip
-    label, row = rng.randrange(count), rng.randrange(len(g.series))
-    true, false = g.values[row][label], g.values[1 - row][label]
-    template = f"Is the value of {g.series[row]} for {g.labels[label]} {{}}?"
+    caption = f"The bar chart shows {listed(list(groups.series))} for {listed(list(groups.labels))}."
+    questions = [Question("caption", text, caption), *_group_values(rng, groups)]
+    i = rng.randrange(len(groups.series))
+    colour, wrong = groups.colours[i], tuple(c for c in COLOURS if c != groups.colours[i])
+    text = rng.choice((f"What color are the bars of {groups.series[i]}?", f"What is the color of {groups.series[i]}?"))
+    questions.append(Question("color", text, colour, f"The bars of {groups.series[i]} are {colour}.", wrong))
+    count = len(groups.labels)
+    sentence, wrong = f"There are {count} groups.", other_numbers(rng, count)
+    questions.append(Question("count", "How many groups of bars are there?", str(count), sentence, wrong))
+    label, row = rng.randrange(count), rng.randrange(len(groups.series))
+    true, false = groups.values[row][label], groups.values[1 - row][label]
+    template = f"Is the value of {groups.series[row]} for {groups.labels[label]} {{}}?"
     return questions + yes_no_pair(rng, "text", template, str(true), str(false))
 
 
-def ask(rng: random.Random, s: Series) -> list[Question]:
-    order = sorted(range(len(s.labels)), key=lambda i: s.values[i])
-    low, high = order[0], order[-1]
-    questions = [_caption(rng, s, low, high)]
-    for i, label in enumerate(s.labels):
+def _group_values(rng: random.Random, groups: Groups) -> list[Question]:
+    questions = []
+    values = [str(value) for row in groups.values for value in row]
+    for name, row in zip(groups.series, groups.values, strict=True):
+        for label, number in zip(groups.labels, row, strict=True):
+            value = str(number)
+            text = rng.choice((f"What is the value of {name} for {label}?", f"What is {name} for {label}?"))
+            sentence = f"The value of {name} for {label} is {value}."
+            wrong = tuple(other for other in values if other != value)
+            questions.append(Question("value", text, value, sentence, wrong))
+    return questions
+
+
+def ask(rng: random.Random, series: Series) -> list[Question]:
+    """All questions about a chart of one series; the order in which they draw from `rng` is part of the suite."""
+    order = sorted(range(len(series.labels)), key=lambda i: series.values[i])
+    lowest, highest = order[0], order[-1]
+    questions = [_caption(rng, series, lowest, highest), *_values(rng, series)]
+    questions += _extremes(rng, series, highest, ("highest", "largest", "greatest"), "largest")
+    questions += _extremes(rng, series, lowest, ("lowest", "smallest", "least"), "smallest")
+    a, b = rng.sample(range(len(series.labels)), 2)
+    larger, smaller = (a, b) if series.values[a] > series.values[b] else (b, a)
+    questions += _comparisons(rng, series, larger, smaller, lowest)
+    questions += yes_no_pair(rng, "text", f"Is the value of {series.labels[a]} {{}}?", series.value(a), series.value(b))
+    mark, count = series.mark, len(series.labels)
+    text = rng.choice((f"How many {mark}s are there?", f"How many {mark}s does the chart have?"))
+    questions.append(Question("count", text, str(count), f"There are {count} {mark}s.", other_numbers(rng, count)))
+    if mark != "point":
+        questions += _colour_questions(rng, series)
+    if series.unit == "":
+        difference = series.values[larger] - series.values[smaller]
+        text = f"What is the difference between {series.labels[larger]} and {series.labels[smaller]}?"
+        questions.append(Question("difference", text, str(difference), None, other_numbers(rng, difference)))
+    return questions
+
+
+def _values(rng: random.Random, series: Series) -> list[Question]:
+    questions = []
+    for i, label in enumerate(series.labels):
         text = rng.choice((
             "What is the value of {}?", "What value does {} have?", "What is the value for {}?", "How much is {}?",
         ))  # fmt: skip
-        wrong = tuple(s.value(j) for j in range(len(s.labels)) if j != i)
-        questions.append(
-            Question("value", text.format(label), s.value(i), f"The value of {label} is {s.value(i)}.", wrong)
-        )
-    for index, words, adjective in ((high, ("highest", "largest", "greatest"), "largest"), (low, ("lowest", "smallest", "least"), "smallest")):  # fmt: skip # noqa: E501
-        word = rng.choice(words)
-        text = rng.choice((f"Which one has the {word} value?", f"Which label has the {word} value?", f"What is the label of the {word} {s.mark}?"))  # fmt: skip # noqa: E501
-        wrong = tuple(label for j, label in enumerate(s.labels) if j != index)
-        sentence = f"{s.labels[index]} has the {adjective} value, {s.value(index)}."
-        questions.append(Question("extreme", text, s.labels[index], sentence, wrong))
-        text = f"What is the {word} value?"
-        wrong = tuple(s.value(j) for j in range(len(s.labels)) if j != index)
-        questions.append(
-            Question("extreme value", text, s.value(index), f"The {word} value is {s.value(index)}.", wrong)
-        )
-    a, b = rng.sample(range(len(s.labels)), 2)
-    larger, smaller = (a, b) if s.values[a] > s.values[b] else (b, a)
-    template = f"Is the value of {{}} greater than {s.value(smaller)}?"
-    questions += yes_no_pair(
-        rng, "comparison", template, s.labels[larger], s.labels[low] if low != smaller else s.labels[smaller]
-    )
-    questions += yes_no_pair(
-        rng, "comparison", f"Is {s.labels[larger]} {{}} than {s.labels[smaller]}?", "greater", "smaller"
-    )
-    questions += yes_no_pair(rng, "text", f"Is the value of {s.labels[a]} {{}}?", s.value(a), s.value(b))
-    text = rng.choice((f"How many {s.mark}s are there?", f"How many {s.mark}s does the chart have?"))
-    count = len(s.labels)
-    questions.append(Question("count", text, str(count), f"There are {count} {s.mark}s.", other_numbers(rng, count)))
-    if s.mark != "point":
-        questions += _colour_questions(rng, s)
-    if s.unit == "":
-        difference = str(s.values[larger] - s.values[smaller])
-        text = f"What is the difference between {s.labels[larger]} and {s.labels[smaller]}?"
-        questions.append(Question("difference", text, difference, None, other_numbers(rng, int(difference))))
+        value = series.value(i)
+        sentence = f"The value of {label} is {value}."
+        questions.append(Question("value", text.format(label), value, sentence, series.other_values(i)))
     return questions
 
 
-def _colour_questions(rng: random.Random, s: Series) -> list[Question]:
-    i = rng.randrange(len(s.labels))
-    wrong = tuple(c for c in COLOURS if c != s.colours[i])
-    text = rng.choice((f"What color is the {s.mark} of {s.labels[i]}?", f"What is the color of {s.labels[i]}?"))
-    sentence = f"The {s.mark} of {s.labels[i]} is {s.colours[i]}."
-    questions = [Question("color", text, s.colours[i], sentence, wrong)]
-    questions += yes_no_pair(rng, "color", f"Is the {s.mark} of {s.labels[i]} {{}}?", s.colours[i], rng.choice(wrong))
-    if len(set(s.colours)) == len(s.colours):
-        text = rng.choice((f"What is the value of the {s.colours[i]} {s.mark}?", f"What value does the {s.colours[i]} {s.mark} show?"))  # fmt: skip # noqa: E501
-        values = tuple(s.value(j) for j in range(len(s.labels)) if j != i)
-        sentence = f"The {s.colours[i]} {s.mark} shows {s.value(i)}."
-        questions.append(Question("value by color", text, s.value(i), sentence, values))
-        labels = tuple(label for j, label in enumerate(s.labels) if j != i)
-        text = f"Which label does the {s.colours[i]} {s.mark} have?"
-        questions.append(
-            Question("label by color", text, s.labels[i], f"The {s.colours[i]} {s.mark} is {s.labels[i]}.", labels)
-        )
+def _extremes(rng: random.Random, series: Series, index: int, words: tuple[str, ...], adjective: str) -> list[Question]:
+    """Which label has the largest (or smallest) value, the one at `index`, and what that value is."""
+    label, value, word = series.labels[index], series.value(index), rng.choice(words)
+    text = rng.choice((
+        f"Which one has the {word} value?",
+        f"Which label has the {word} value?",
+        f"What is the label of the {word} {series.mark}?",
+    ))  # fmt: skip
+    sentence = f"{label} has the {adjective} value, {value}."
+    value_sentence = f"The {word} value is {value}."
+    return [
+        Question("extreme", text, label, sentence, series.other_labels(index)),
+        Question("extreme value", f"What is the {word} value?", value, value_sentence, series.other_values(index)),
+    ]
+
+
+def _comparisons(rng: random.Random, series: Series, larger: int, smaller: int, lowest: int) -> list[Question]:
+    template = f"Is the value of {{}} greater than {series.value(smaller)}?"
+    false = lowest if lowest != smaller else smaller
+    questions = yes_no_pair(rng, "comparison", template, series.labels[larger], series.labels[false])
+    template = f"Is {series.labels[larger]} {{}} than {series.labels[smaller]}?"
+    return questions + yes_no_pair(rng, "comparison", template, "greater", "smaller")
+
+
+def _colour_questions(rng: random.Random, series: Series) -> list[Question]:
+    i = rng.randrange(len(series.labels))
+    mark, label, colour = series.mark, series.labels[i], series.colours[i]
+    wrong = tuple(c for c in COLOURS if c != colour)
+    text = rng.choice((f"What color is the {mark} of {label}?", f"What is the color of {label}?"))
+    questions = [Question("color", text, colour, f"The {mark} of {label} is {colour}.", wrong)]
+    questions += yes_no_pair(rng, "color", f"Is the {mark} of {label} {{}}?", colour, rng.choice(wrong))
+    if len(set(series.colours)) == len(series.colours):
+        text = rng.choice((f"What is the value of the {colour} {mark}?", f"What value does the {colour} {mark} show?"))
+        sentence = f"The {colour} {mark} shows {series.value(i)}."
+        questions.append(Question("value by color", text, series.value(i), sentence, series.other_values(i)))
+        text, sentence = f"Which label does the {colour} {mark} have?", f"The {colour} {mark} is {label}."
+        questions.append(Question("label by color", text, label, sentence, series.other_labels(i)))
     return questions
 
 
-def _caption(rng: random.Random, s: Series, low: int, high: int) -> Question:
+def _caption(rng: random.Random, series: Series, lowest: int, highest: int) -> Question:
     text = rng.choice(
         ("Describe the chart.", "Describe the picture.", "What does the chart show?", "Summarize the chart.")
     )
-    chart = {"bar": "bar chart", "point": "line chart", "slice": "pie chart"}[s.mark]
-    rest = f"{s.labels[high]} is the largest at {s.value(high)} and {s.labels[low]} is the smallest at {s.value(low)}."
-    return Question("caption", text, f"The {chart} shows values for {listed(list(s.labels))}. {rest}")
+    chart = {"bar": "bar chart", "point": "line chart", "slice": "pie chart"}[series.mark]
+    most = f"{series.labels[highest]} is the largest at {series.value(highest)}"
+    least = f"{series.labels[lowest]} is the smallest at {series.value(lowest)}"
+    caption = f"The {chart} shows values for {listed(list(series.labels))}. {most} and {least}."
+    return Question("caption", text, caption)

@@ -132,36 +132,53 @@ def _border(node: Node, angle: float, gap: float) -> tuple[float, float]:
 
 
 def ask(rng: random.Random, words: list[str], edges: list[tuple[int, int]], shape: str) -> list[Question]:
-    after: dict[int, list[int]] = {i: [b for a, b in edges if a == i] for i in range(len(words))}
-    before: dict[int, list[int]] = {i: [a for a, b in edges if b == i] for i in range(len(words))}
+    """All questions about a diagram; the order in which they draw from `rng` is part of the suite.
+
+    `edges` are arrows between indices of `words`; `shape` is "chain", "cycle" or "tree".
+    """
     arrows = listed([f"{words[a]} to {words[b]}" for a, b in edges])
     text = rng.choice(("Describe the diagram.", "Describe the picture.", "What does the diagram show?"))
-    questions = [Question("caption", text, f"The diagram shows arrows from {arrows}.")]
-    for i, word in enumerate(words):
-        if len(after[i]) == 1:
-            target = words[after[i][0]]
-            wrong = tuple(w for w in words if w not in (target, word))
-            text = rng.choice(("What does {} point to?", "What comes after {}?", "Where does the arrow from {} lead?", "What follows {}?"))  # fmt: skip # noqa: E501
-            questions.append(Question("after", text.format(word), target, f"{word} points to {target}.", wrong))
-        if len(before[i]) == 1:
-            source = words[before[i][0]]
-            wrong = tuple(w for w in words if w not in (source, word))
-            text = rng.choice(("What points to {}?", "What comes before {}?", "Where does the arrow to {} start?"))
-            questions.append(Question("before", text.format(word), source, f"{source} points to {word}.", wrong))
+    questions = [Question("caption", text, f"The diagram shows arrows from {arrows}."), *_neighbours(rng, words, edges)]
     if shape == "chain":
-        for index, text in ((0, "Which label comes first?"), (-1, "Which label comes last?")):
-            wrong = tuple(w for w in words if w != words[index])
-            place = "first" if index == 0 else "last"
-            questions.append(Question("end", text, words[index], f"{words[index]} comes {place}.", wrong))
+        questions += _ends(words)
     count = len(words)
     text = rng.choice(("How many boxes are there?", "How many labels does the diagram have?"))
     questions.append(Question("count", text, str(count), f"There are {count} boxes.", other_numbers(rng, count)))
     a, b = rng.choice(edges)
-    others = [w for i, w in enumerate(words) if i not in (a, *after[a])]
-    if others:
-        questions += yes_no_pair(
-            rng, "position", f"Does an arrow lead from {words[a]} to {{}}?", words[b], rng.choice(others)
-        )
-    absent = rng.choice([w for w in CHAIN_WORDS if w not in words])
+    unreached = [word for i, word in enumerate(words) if i != a and (a, i) not in edges]
+    if unreached:
+        template = f"Does an arrow lead from {words[a]} to {{}}?"
+        questions += yes_no_pair(rng, "position", template, words[b], rng.choice(unreached))
+    absent = rng.choice([word for word in CHAIN_WORDS if word not in words])
     questions += yes_no_pair(rng, "text", "Does the diagram have a box called {}?", rng.choice(words), absent)
+    return questions
+
+
+def _neighbours(rng: random.Random, words: list[str], edges: list[tuple[int, int]]) -> list[Question]:
+    """What each box alone points to, and what alone points to it."""
+    questions = []
+    for i, word in enumerate(words):
+        targets = [words[b] for a, b in edges if a == i]
+        sources = [words[a] for a, b in edges if b == i]
+        if len(targets) == 1:
+            text = rng.choice((
+                "What does {} point to?", "What comes after {}?", "Where does the arrow from {} lead?",
+                "What follows {}?",
+            ))  # fmt: skip
+            wrong = tuple(w for w in words if w not in (targets[0], word))
+            sentence = f"{word} points to {targets[0]}."
+            questions.append(Question("after", text.format(word), targets[0], sentence, wrong))
+        if len(sources) == 1:
+            text = rng.choice(("What points to {}?", "What comes before {}?", "Where does the arrow to {} start?"))
+            wrong = tuple(w for w in words if w not in (sources[0], word))
+            sentence = f"{sources[0]} points to {word}."
+            questions.append(Question("before", text.format(word), sources[0], sentence, wrong))
+    return questions
+
+
+def _ends(words: list[str]) -> list[Question]:
+    questions = []
+    for end, word in (("first", words[0]), ("last", words[-1])):
+        wrong = tuple(w for w in words if w != word)
+        questions.append(Question("end", f"Which label comes {end}?", word, f"{word} comes {end}.", wrong))
     return questions

@@ -1,0 +1,166 @@
+"""The Hugging Face Hub, asked in this one place: files of models and data sets, their commits, and errors as sentences.
+
+`huggingface_hub` is imported inside functions: the page process imports this module and must start fast.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import re
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+from quant_engine.spec import UserError
+
+Kind = Literal["model", "dataset"]
+
+PATIENCE_S = 5.0
+FRESH_S = 60.0  # for so long an answer to "can it be reached?" is believed
+COMMIT = re.compile(r"[0-9a-f]{40}")
+_INSTEAD = {
+    "model": "give the path of a folder with its files",
+    "dataset": "give the path of a file or folder with its rows",
+}
+
+
+def snapshot(
+    repo: str,
+    kind: Kind,
+    revision: str | None,
+    patterns: Sequence[str],
+    *,
+    title: str | None = None,
+    instead: str | None = None,
+) -> Path:
+    """The folder with a repository's files, fetched if needed; what lies in the cache where the hub does not answer.
+
+    Args:
+        revision: a branch, tag or commit; None is the default branch. The folder's name is the commit.
+        patterns: globs of the files that are needed.
+        title: what the files are to the user, for the sentence of an error.
+        instead: what else the user can do, for that sentence.
+
+    Raises:
+        UserError: one sentence, where the files can't be had.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+    from huggingface_hub.utils import disable_progress_bars
+
+    if kind == "dataset":
+        disable_progress_bars()  # what reads data sets has a progress bar of its own
+    with _errors_as_sentences(repo, kind, revision, title, instead):
+        folder = Path(
+            snapshot_download(
+                repo,
+                repo_type=kind,
+                revision=revision,
+                allow_patterns=list(patterns),
+                local_files_only=not answers(),
+            )
+        )
+        if not _holds(folder, patterns):
+            raise LocalEntryNotFoundError(f"{', '.join(patterns)} is not in the repository.")
+    return folder
+
+
+def cached(repo: str, kind: Kind, revision: str | None, patterns: Sequence[str]) -> Path | None:
+    """The folder with a repository's files in the cache, without asking the hub; None if they are not there."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        folder = Path(
+            snapshot_download(
+                repo, repo_type=kind, revision=revision, allow_patterns=list(patterns), local_files_only=True
+            )
+        )
+    except (LocalEntryNotFoundError, HFValidationError, OSError):
+        return None
+    return folder if _holds(folder, patterns) else None
+
+
+def commit(repo: str, kind: Kind, revision: str | None, *, title: str | None = None, instead: str | None = None) -> str:
+    """The commit that a branch or tag stands at now (None: the default branch); a commit is returned as it is.
+
+    Where the hub does not answer, it is the commit that the cache has for that branch or tag. Raises UserError where
+    neither is to be had; `title` and `instead` are for its sentence, as in `snapshot`.
+    """
+    if revision and COMMIT.fullmatch(revision):
+        return revision
+    from huggingface_hub import HfApi
+
+    with _errors_as_sentences(repo, kind, revision, title, instead):
+        found = HfApi().resolve_revision(repo, repo_type=kind, revision=revision, local_files_only=not answers())
+    return found.resolved
+
+
+def answers() -> bool:
+    """Whether the hub can be reached: asked briefly, where the library would try for half a minute."""
+    from huggingface_hub import constants
+
+    return not constants.HF_HUB_OFFLINE and _answers(constants.ENDPOINT, int(time.monotonic() / FRESH_S))
+
+
+@functools.lru_cache(maxsize=1)
+def _answers(endpoint: str, _minute: int) -> bool:
+    try:
+        urllib.request.urlopen(urllib.request.Request(endpoint, method="HEAD"), timeout=PATIENCE_S).close()
+    except urllib.error.HTTPError:
+        return True  # it answers, if not this question
+    except OSError:
+        return False
+    return True
+
+
+def offers_model(repo: str, patience: float) -> bool:
+    """Whether the hub answers within `patience` seconds and lets this machine see a model. Without network, without
+    access, or switched off (HF_HUB_OFFLINE), it does not."""
+    from huggingface_hub import model_info
+    from huggingface_hub.errors import HTTPError
+
+    try:
+        model_info(repo, timeout=patience)
+    except (HTTPError, OSError, ValueError):  # ValueError: something else answered than the hub
+        return False
+    return True
+
+
+def _holds(folder: Path, patterns: Sequence[str]) -> bool:
+    return any(next(folder.rglob(pattern), None) for pattern in patterns)
+
+
+@contextmanager
+def _errors_as_sentences(
+    repo: str, kind: Kind, revision: str | None, title: str | None, instead: str | None
+) -> Iterator[None]:
+    from huggingface_hub import constants, errors
+
+    title, instead = title or repo, instead or _INSTEAD[kind]
+    try:
+        yield
+    except errors.HFValidationError:
+        raise UserError(f"{repo!r} is no name of a repository on the Hugging Face Hub; write OWNER/NAME.") from None
+    except errors.RevisionNotFoundError:
+        raise UserError(f"The repository {repo} on the Hugging Face Hub has no revision {revision!r}.") from None
+    except errors.RepositoryNotFoundError:  # a gated one too
+        raise UserError(
+            f"The repository {repo} is gated or unknown to the Hugging Face Hub: accept its terms there and set "
+            f"HF_TOKEN, or {instead}."
+        ) from None
+    except (errors.LocalEntryNotFoundError, errors.RevisionResolutionError, errors.HTTPError, OSError) as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+            raise UserError(
+                f"{title} can't be written to {constants.HF_HUB_CACHE} ({error.strerror}): make room, or set HF_HOME "
+                "to a folder with room that you may write to."
+            ) from error
+        raise UserError(
+            f"{title} is not on this machine and the Hugging Face Hub can't be reached ({repo}, "
+            f"{type(error).__name__}); connect to the network, or {instead}."
+        ) from error

@@ -1,0 +1,133 @@
+"""The one place that asks the Hugging Face Hub, against a stand-in of it: commits, files, the cache, and refusals."""
+
+import ast
+
+import pytest
+from evaluate import hub_stand_in
+
+from quant_engine import folders, hub
+from quant_engine.models import catalog, files
+from quant_engine.spec import UserError
+
+OLD, NEW = "a" * 40, "b" * 40
+
+
+@pytest.fixture
+def repository(tmp_path):
+    """A model repository's files."""
+    folder = tmp_path / "repository"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    (folder / "weights.bin").write_text("not asked for")
+    return folder
+
+
+@pytest.fixture
+def serve(tmp_path, monkeypatch):
+    """Makes a stand-in the hub that this process asks, with an empty cache."""
+    return lambda address: hub_stand_in.ask(monkeypatch, address, tmp_path / "cache")
+
+
+def refusal(call, *args, **named):
+    with pytest.raises(UserError) as caught:
+        call(*args, **named)
+    assert "\n" not in str(caught.value)
+    assert str(caught.value).endswith(".")
+    return str(caught.value)
+
+
+NOWHERE = "http://127.0.0.1:9"
+
+
+@pytest.mark.parametrize("kind", ["model", "dataset"])
+def test_a_branch_or_tag_is_pinned_to_its_commit_and_the_cache_remembers_it(serve, repository, kind):
+    with hub_stand_in.hub({"lab/it": {"main": (NEW, repository), "v1": (OLD, repository)}}) as (address, asked):
+        serve(address)
+        assert hub.commit("lab/it", kind, None) == hub.commit("lab/it", kind, "main") == NEW
+        assert hub.commit("lab/it", kind, "v1") == OLD
+        asked.clear()
+        assert hub.commit("lab/it", kind, OLD) == OLD
+        assert not asked
+        assert refusal(hub.commit, "lab/it", kind, "v2").endswith("has no revision 'v2'.")
+    serve(NOWHERE)
+    assert (hub.commit("lab/it", kind, None), hub.commit("lab/it", kind, "v1")) == (NEW, OLD)
+    assert "can't be reached (lab/it, " in refusal(hub.commit, "lab/it", kind, "v2")
+
+
+def test_files_are_fetched_once_and_then_found_without_a_hub(serve, repository):
+    with hub_stand_in.hub({"lab/it": {"main": (NEW, repository)}}) as (address, asked):
+        serve(address)
+        assert hub.cached("lab/it", "model", None, ["*.json"]) is None
+        folder = hub.snapshot("lab/it", "model", None, ["*.json"])
+        assert folder.name == NEW
+        assert [path.name for path in folder.iterdir()] == ["config.json"]
+        assert "GET /lab/it/resolve/" + NEW + "/config.json" in asked
+        assert "can't be reached" in refusal(hub.snapshot, "lab/it", "model", None, ["*.gguf"])
+    serve(NOWHERE)
+    for revision in (None, NEW):
+        assert hub.snapshot("lab/it", "model", revision, ["*.json"]) == folder
+        assert hub.cached("lab/it", "model", revision, ["*.json"]) == folder
+    assert hub.cached("lab/it", "model", OLD, ["*.json"]) is None
+    assert hub.cached("lab/it", "model", NEW, ["*.bin"]) is None
+    assert hub.cached("lab/../it", "model", None, ["*.json"]) is None
+
+
+def test_a_refusal_names_what_to_do(serve, repository):
+    with hub_stand_in.hub({"lab/it": {"main": (NEW, repository)}}) as (address, _):
+        serve(address)
+        unknown = "is gated or unknown to the Hugging Face Hub: accept its terms there and set HF_TOKEN, or wait."
+        for call, more in ((hub.commit, ()), (hub.snapshot, (["*"],))):
+            assert refusal(call, "lab/no", "model", None, *more, instead="wait").endswith(unknown)
+            assert "no name of a repository" in refusal(call, "lab/../no", "model", None, *more)
+    serve(NOWHERE)
+    assert refusal(hub.snapshot, "lab/it", "dataset", None, ["*"], title="The set").startswith(
+        "The set is not on this machine and the Hugging Face Hub can't be reached (lab/it, "
+    )
+
+
+def test_a_full_disk_is_not_taken_for_a_missing_network(serve, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    serve(NOWHERE)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", full)
+    assert "make room, or set HF_HOME" in refusal(hub.snapshot, "lab/it", "model", None, ["*"])
+
+
+def test_a_hub_that_is_switched_off_or_gone_does_not_answer(serve, monkeypatch):
+    with hub_stand_in.hub({}) as (address, asked):
+        serve(address)
+        assert hub.answers()
+        assert hub.answers()
+        assert asked == ["HEAD /"]
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+        assert not hub.answers()
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    serve(NOWHERE)
+    assert not hub.answers()
+
+
+def test_a_hub_models_weights_are_identified_by_the_commit(serve, repository):
+    card = catalog.MODELS["llama3-8b"]
+    revisions = {"main": (NEW, repository), "v1": (OLD, repository)}
+    with hub_stand_in.hub({card.location: revisions}) as (address, _):
+        serve(address)
+        assert catalog.fingerprint(card) == catalog.fingerprint(card, "main") == catalog.fingerprint(card, NEW) == NEW
+        assert catalog.fingerprint(card, "v1") == OLD
+        assert not catalog.available(card)
+        assert files.folder_of(card, catalog.fingerprint(card)).name == NEW
+        assert catalog.available(card)
+    serve(NOWHERE)
+    assert catalog.available(card)
+    assert refusal(catalog.fingerprint, card, "v2").startswith("LLaMA3-8B is not on this machine and")
+
+
+def test_the_hub_is_asked_nowhere_else():
+    for room in ("quant_engine", "leaderboard"):
+        for path in sorted((folders.PROJECT / room).rglob("*.py")):
+            if path == folders.PROJECT / "quant_engine" / "hub.py":
+                continue
+            for node in ast.walk(ast.parse(path.read_text())):
+                names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+                names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+                assert not any(name.split(".")[0] == "huggingface_hub" for name in names), path
