@@ -365,7 +365,7 @@ def ask(
             rate = "" if stats.tokens_per_s is None else f", {stats.tokens_per_s:.1f} tokens/s"
             console.print(
                 f"[dim]{setting.label}: first token after {stats.ttft_s:.2f} s{rate}, weights "
-                f"{stats.weight_bytes / 1e6:.0f} MB, {stats.stored_bits:.3g} stored bits per quantized weight[/dim]"
+                f"{stats.weight_bytes / 1e6:.0f} MB, {stats.describe_weights(setting)}[/dim]"
             )
 
 

@@ -69,11 +69,11 @@ class _Page:
         latest = {"js": "() => [location.search]", "trigger_mode": "always_last"}
         history.moved(self._restore, search, everything, **latest, **QUICK)
         controls = self.leaderboard.controls
-        self.run.see.click(self._show_run, self.run.chosen, to_leaderboard, inputs_kwargs=controls, **QUICK)
-        self.leaderboard.card.again(self._fill_run_form, None, [self.tabs, *self.run.form], **QUICK)
+        self.run.see.click(self._show_run, self.run.run_id, to_leaderboard, inputs_kwargs=controls, **QUICK)
+        self.leaderboard.card.again(self._fill_run_form, None, [self.tabs, *self.run.form.outputs], **QUICK)
         for card in self.method_cards:
             card.see(self._show_method, None, to_leaderboard, **QUICK)
-        self.explore_tab.select(self.explore.refresh, self.explore.inputs, self.explore.drawing, **QUICK)
+        self.explore_tab.select(self.explore.refresh, self.explore.inputs, self.explore.outputs, **QUICK)
         for tab in self.tabs.children:
             name = "" if tab.id == "leaderboard" else f"tab={tab.id}"
             tab.select(None, None, None, js=f"() => {{ lowbit.go('tab', '{name}'); }}", **QUICK)
@@ -114,7 +114,9 @@ class _Page:
         spec = row_run(self.boards.current(), str(event._data["row"]))
         if spec is None:
             return gr.skip()
-        return {self.tabs: gr.Tabs(selected="run")} | dict(zip(self.run.form, self.run.fill(spec), strict=True))
+        return {self.tabs: gr.Tabs(selected="run")} | dict(
+            zip(self.run.form.outputs, self.run.form.fill(spec), strict=True)
+        )
 
 
 def _refusing(function: Callable) -> Callable:

@@ -51,6 +51,11 @@ class MethodCard:
     headline: str = ""
     a_bits: tuple[int, ...] = (16,)
 
+    @property
+    def low_a_bits(self) -> tuple[int, ...]:
+        """The activation widths below 16 to choose from; empty for a method that leaves activations alone."""
+        return tuple(width for width in self.a_bits if width < 16)
+
 
 @dataclass
 class Statistics:

@@ -65,6 +65,11 @@ class Loaded:
         return self.model.device
 
     @property
+    def dtype(self) -> str:
+        """The type of the weights that are not quantized, as they are held in memory ("float32" …)."""
+        return str(self.model.dtype).removeprefix("torch.")
+
+    @property
     def vocabulary(self) -> int:
         return self.model.config.get_text_config().vocab_size
 

@@ -151,7 +151,7 @@ class Queue:
         except ValidationError as error:
             raise UserError(f"Run {run_id} was queued by another version of the lab: start it again.") from error
 
-    def waiting(self) -> str | None:
+    def next_to_start(self) -> str | None:
         """The run to start next, or None when none waits or one is running, here or in any other process."""
         if not self.path.exists():
             return None
@@ -232,7 +232,7 @@ class Queue:
         """The run ended with an error; `sentence` names what to change."""
         return self._end(run_id, owner, "failed", sentence)
 
-    def cancelled(self, run_id: str, owner: str) -> bool:
+    def confirm_cancel(self, run_id: str, owner: str) -> bool:
         """The run stopped because somebody asked for it."""
         return self._end(run_id, owner, "cancelled", None)
 

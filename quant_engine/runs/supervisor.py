@@ -75,7 +75,7 @@ class Supervisor:
 
     def _look(self) -> None:
         if self._process is None:
-            run_id = self._queue.waiting()
+            run_id = self._queue.next_to_start()
             if run_id:
                 try:
                     self._start_worker(run_id)
@@ -112,7 +112,7 @@ class Supervisor:
         if run.state == "queued" and process.returncode not in (0, LOST_CLAIM):
             self._fail_unstarted(run.run_id, _sentence(process.returncode))
         elif run.cancelling:
-            self._queue.cancelled(run.run_id, owner)
+            self._queue.confirm_cancel(run.run_id, owner)
         else:
             self._queue.fail(run.run_id, owner, _sentence(process.returncode))
 

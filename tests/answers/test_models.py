@@ -4,7 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from quant_engine.answers.worker import Models, memory_budget
+from quant_engine.answers import worker
+from quant_engine.answers.worker import ModelCache, memory_budget
 from quant_engine.spec import QuantSetting, UserError
 
 FP16 = QuantSetting()
@@ -25,11 +26,11 @@ def models(loads):
         loads.append((model, setting.w_bits))
         return SimpleNamespace(weight_bytes=SIZES[setting.w_bits])
 
-    return Models(load, budget=150)
+    return ModelCache(load, budget=150)
 
 
 def get(models, model, setting, *needed):
-    return models.get(model, setting, {Models.key(model, one) for one in needed}, print)
+    return models.get(model, setting, {ModelCache.key(model, one) for one in needed}, print)
 
 
 def test_a_model_in_the_same_setting_is_loaded_once(models, loads):
@@ -55,7 +56,7 @@ def test_the_model_unused_for_longest_makes_room(models, loads):
 def test_the_models_of_one_request_stay_together_even_beyond_the_memory(models, loads):
     get(models, "a", FP16)
     get(models, "b", FP16, FP16)
-    models.get("b", RTN4, {Models.key("b", FP16), Models.key("a", FP16)}, print)
+    models.get("b", RTN4, {ModelCache.key("b", FP16), ModelCache.key("a", FP16)}, print)
     loads.clear()
     get(models, "b", FP16, FP16)
     assert loads == []
@@ -69,5 +70,13 @@ def test_a_model_that_cannot_be_loaded_leaves_the_others(models, loads):
     assert loads == [("a", 16)]
 
 
-def test_the_budget_is_a_part_of_the_memory_that_there_is():
-    assert 100e6 < memory_budget() < 10e12
+@pytest.mark.parametrize(
+    ("limit", "budget"),
+    [(None, 8e9), ("max\n", 8e9), ("6000000000\n", 3e9), ("9223372036854771712\n", 8e9)],
+)
+def test_half_of_the_memory_of_the_machine_or_of_the_container_is_for_weights(tmp_path, monkeypatch, limit, budget):
+    monkeypatch.setattr(worker.psutil, "virtual_memory", lambda: SimpleNamespace(total=16_000_000_000))
+    monkeypatch.setattr(worker, "_MEMORY_LIMIT", tmp_path / "memory.max")
+    if limit:
+        (tmp_path / "memory.max").write_text(limit)
+    assert memory_budget() == budget
