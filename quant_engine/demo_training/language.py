@@ -184,7 +184,10 @@ def code_pictures(
     rng: random.Random,
     believed: float,
 ) -> list[Tensor]:
-    """The coded picture of each lesson [n, hidden]: exact or, with the chance `believed`, what the tower believes."""
+    """The coded picture of each lesson [n, hidden]: exact or, with the chance `believed`, what the tower believes.
+
+    Tower and heads are needed only where `believed` is above 0.
+    """
     device = symbols.common.device
     if believed:
         with torch.no_grad():
