@@ -61,10 +61,7 @@ THEME = gr.themes.Base(
     font_mono=[gr.themes.LocalFont("IBM Plex Mono", weights=(400,)), "ui-monospace", "monospace"],
 ).set(
     **{
-        f"{name}{night}": value
-        for value, names in _VALUES.items()
-        for name in names.split()
-        for night in ("", "_dark")
+        f"{name}{night}": value for value, names in _VALUES.items() for name in names.split() for night in ("", "_dark")
     },
     color_accent="var(--ink)",
     block_padding="0px",
