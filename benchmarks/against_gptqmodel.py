@@ -26,17 +26,16 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from quant_engine.checkpoints import load_quantized
 from quant_engine.data.texts import calibration_windows
 from quant_engine.evaluate import Watch, parse_task
 from quant_engine.models.catalog import model_card
 from quant_engine.models.files import folder_of
-from quant_engine.models.load import LINEARS, Loaded
+from quant_engine.models.load import LINEARS, Loaded, load_dense
 from quant_engine.progress import Hooks
-from quant_engine.quantize.stream import quantize
-from quant_engine.runs.execute import hardware, load_setting
-from quant_engine.runs.resolve import resolve
-from quant_engine.spec import Calibration, QuantSetting, RunSpec
+from quant_engine.runs import weights
+from quant_engine.runs.about import hardware
+from quant_engine.runs.resolve import resolve_weights
+from quant_engine.spec import Calibration, QuantSetting, RunSpec, WeightSpec
 
 MODEL, GROUP = "demo-llm", 64
 COMPARED = {
@@ -58,40 +57,39 @@ def main() -> None:
     console = Console()
     for name in given.only:
         for bits in given.bits:
-            samples, method, options, told = COMPARED[name]
+            samples, method, options, peer_options = COMPARED[name]
             calibration = Calibration(samples=samples)
             setting = QuantSetting(method=method, w_bits=bits, group_size=GROUP, options=options)
             ours = measure_ours(setting, calibration, given.windows)
-            theirs = measure_peer(bits, told, calibration, given.windows)
+            theirs = measure_peer(bits, peer_options, calibration, given.windows)
             table.add_row(f"{name} W{bits} g{GROUP}", f"{ours:.3f}", f"{theirs:.3f}", f"{ours / theirs:.3f}")
             console.print(f"{name} W{bits}: {ours:.3f}, GPTQModel {theirs:.3f}")
     console.print(table)
 
 
 def perplexity(loaded: Loaded, windows: int) -> float:
-    spec = RunSpec(model=MODEL, tasks=("wikitext2",), limit=windows, window=1024)
+    spec = RunSpec(weights=WeightSpec(model=MODEL), tasks=("wikitext2",), limit=windows, window=1024)
     return parse_task("wikitext2").measure(loaded, spec, Watch()).value
 
 
 def measure_ours(setting: QuantSetting, calibration: Calibration, windows: int) -> float:
-    spec = RunSpec(model=MODEL, setting=setting, calibration=calibration, tasks=("wikitext2",), limit=windows)
-    path = quantize(resolve(spec), Hooks())
-    return perplexity(load_quantized(path, "float32", "cpu"), windows)
+    plan = resolve_weights(WeightSpec(model=MODEL, setting=setting, calibration=calibration))
+    return perplexity(weights.load(plan, "float32", "cpu", Hooks()), windows)
 
 
-def measure_peer(bits: int, told: dict[str, Any], calibration: Calibration, windows: int) -> float:
+def measure_peer(bits: int, options: dict[str, Any], calibration: Calibration, windows: int) -> float:
     from gptqmodel import BACKEND, GPTQModel, QuantizeConfig
 
-    dense = load_setting(MODEL, QuantSetting(), lambda progress: None)
+    dense = load_dense(model_card(MODEL), None, "float32", "cpu")
     samples = calibration_windows(calibration, dense.tokenizer)
-    config = QuantizeConfig(bits=bits, group_size=GROUP, sym=False, desc_act=False, **told)
+    config = QuantizeConfig(bits=bits, group_size=GROUP, sym=False, desc_act=False, **options)
     # Its AWQ refuses float32, and CPUs are slow in float16.
-    dtype = torch.bfloat16 if "method" in told else torch.float32
+    dtype = torch.bfloat16 if "method" in options else torch.float32
     with tempfile.TemporaryDirectory() as aside:
         model = GPTQModel.load(str(folder_of(model_card(MODEL), None)), config, device="cpu", dtype=dtype)
         inputs = [{"input_ids": row[None], "attention_mask": torch.ones_like(row)[None]} for row in samples]
         # AWQ has to be told that there is no CUDA.
-        model.quantize(inputs, backend=BACKEND.AWQ_TORCH if "method" in told else BACKEND.AUTO)
+        model.quantize(inputs, backend=BACKEND.AWQ_TORCH if "method" in options else BACKEND.AUTO)
         model.save(aside)
         read = GPTQModel.load(aside, device="cpu", backend="torch", dtype=torch.float16)  # its layers take no float32
     with torch.no_grad():

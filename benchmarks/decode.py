@@ -20,8 +20,11 @@ from rich.table import Table
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from quant_engine.models.decode import answer
-from quant_engine.runs.execute import hardware, load_setting
-from quant_engine.spec import QuantSetting
+from quant_engine.progress import Hooks
+from quant_engine.runs import weights
+from quant_engine.runs.about import hardware
+from quant_engine.runs.resolve import resolve_weights
+from quant_engine.spec import QuantSetting, WeightSpec
 
 QUESTION = "Tell me a story about a small bird that lives in a forest."
 
@@ -34,7 +37,8 @@ def main() -> None:
     given = parser.parse_args()
 
     def load(setting: QuantSetting, dtype: str = "float32"):
-        return load_setting("demo-llm", setting, lambda progress: None, dtype=dtype, device=given.device)
+        plan = resolve_weights(WeightSpec(model="demo-llm", setting=setting))
+        return weights.load(plan, dtype, given.device, Hooks())
 
     peers = {"dense float32": load(QuantSetting()), "dense bfloat16": load(QuantSetting(), "bfloat16")}
     for bits in (8, 4, 3, 2):

@@ -26,14 +26,14 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from quant_engine import folders
+from quant_engine import folders, notation
 from quant_engine.models.catalog import model_card
+from quant_engine.models.device import default_device, default_dtype
 from quant_engine.results import Result
 from quant_engine.runs import folder
 from quant_engine.runs.command import command
-from quant_engine.runs.resolve import default_device, default_dtype, resolve
-from quant_engine.spec import QuantSetting, RunSpec, UserError
-from quant_engine.terminal import number
+from quant_engine.runs.resolve import resolve
+from quant_engine.spec import QuantSetting, RunSpec, UserError, WeightSpec
 
 GROUPED = (4, 3, 2)
 ORDERED = {"act_order": True, "groups": "static"}
@@ -86,7 +86,7 @@ def main() -> None:
             continue
         try:
             specs = [wanted(given.model, setting, tuple(tasks.split(",")), given.limit) for tasks in given.tasks]
-            missing = [spec for spec in specs if not folder.place(spec.run_id).is_dir()]
+            missing = [spec for spec in specs if not folder.run_path(spec.run_id).is_dir()]
             if missing and given.found:
                 continue
             for spec in missing:
@@ -101,19 +101,17 @@ def main() -> None:
 
 def wanted(model: str, setting: QuantSetting, tasks: tuple[str, ...], limit: int) -> RunSpec:
     """The run as it was made on any device, in float32 as on a CPU; else as it would be made here."""
-    here = default_device()
+    weights, here = WeightSpec(model=model, setting=setting), default_device()
     on = ((here, default_dtype(here)), ("cpu", "float32"), ("cuda", "float32"))
     specs = [
-        resolve(
-            RunSpec(model=model, setting=setting, tasks=tasks, limit=limit, window=1024, device=device, dtype=dtype)
-        )
+        resolve(RunSpec(weights=weights, tasks=tasks, limit=limit, window=1024, device=device, dtype=dtype)).spec
         for device, dtype in on
     ]
-    return next((spec for spec in specs if folder.place(spec.run_id).is_dir()), specs[0])
+    return next((spec for spec in specs if folder.run_path(spec.run_id).is_dir()), specs[0])
 
 
 def show(made: list[tuple[str, list[RunSpec]]]) -> None:
-    runs = [[folder.read(folder.place(spec.run_id)) for spec in specs] for _, specs in made]
+    runs = [[folder.read(folder.run_path(spec.run_id)) for spec in specs] for _, specs in made]
     every = [result for row in runs for run in row for result in run.results]
     numbers = list(dict.fromkeys((result.task, result.metric) for result in every))
     columns = ("setting", "stored bits", *(f"{task} {metric}" for task, metric in numbers), "error", "minutes", "on")
@@ -121,7 +119,7 @@ def show(made: list[tuple[str, list[RunSpec]]]) -> None:
     for (label, specs), row in zip(made, runs, strict=True):
         results = [result for run in row for result in run.results]
         by_number = {(result.task, result.metric): result for result in results}
-        layers = folder.read_layers(folder.place(specs[0].run_id))
+        layers = folder.read_layers(folder.run_path(specs[0].run_id))
         errors = [layer.output_error for layer in layers if layer.output_error is not None]
         table.add_row(
             label,
@@ -137,8 +135,8 @@ def show(made: list[tuple[str, list[RunSpec]]]) -> None:
 def cell(row: Result | None) -> str:
     if row is None:
         return ""
-    error = "" if row.standard_error is None else f" ± {number(row.standard_error)}"
-    return f"{number(row.value)}{error}" + ("" if row.status == "ok" else f" ({row.status})")
+    error = "" if row.standard_error is None else f" ± {notation.number(row.standard_error)}"
+    return f"{notation.number(row.value)}{error}" + ("" if row.status == "ok" else f" ({row.status})")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from leaderboard import analysis, export, figures, fit
 from leaderboard.analysis import Board, Query
-from leaderboard.provenance import provenance
+from leaderboard.provenance import provenance_of
 from leaderboard.store import Notes, method_name
 from leaderboard.view import Fitted, find_row, read_address
 from quant_engine.methods import METHODS
@@ -25,8 +25,25 @@ Values = dict
 
 def endpoints(board: Callable[[], Board], notes: Notes) -> list[Callable]:
     """The functions, over the results that `board` gives at the time of each call."""
+    answers = _Answers(board, notes)
+    return [
+        answers.leaderboard,
+        answers.export_view,
+        answers.where_from,
+        answers.what_fits,
+        answers.cheapest_setting,
+        answers.methods,
+    ]
+
+
+class _Answers:
+    """The functions with what they read. Their names, arguments and docstrings are what callers see."""
+
+    def __init__(self, board: Callable[[], Board], notes: Notes) -> None:
+        self._board, self._notes = board, notes
 
     def leaderboard(
+        self,
         model: str = "LLaMA3-8B",
         track: str = "llm_ptq",
         methods: str = "",
@@ -49,9 +66,10 @@ def endpoints(board: Callable[[], Board], notes: Notes) -> list[Callable]:
         Returns:
             The query, the columns with their direction, and the rows; with notes on odd printed numbers.
         """
-        found = board()
-        if model != "all" and model not in analysis.models(found):
-            raise UserError(f"There is no model {model!r}; the models are: {', '.join(analysis.models(found))}.")
+        board = self._board()
+        models = analysis.models(board)
+        if model != "all" and model not in models:
+            raise UserError(f"There is no model {model!r}; the models are: {', '.join(models)}.")
         try:
             query = Query(
                 model=None if model == "all" else model,
@@ -65,10 +83,10 @@ def endpoints(board: Callable[[], Board], notes: Notes) -> list[Callable]:
             )
         except ValidationError as error:
             raise UserError(sentence(error)) from None
-        seen = analysis.view(found, query)
-        return export.document(seen) | {"notes": export.with_notes(seen, notes)}
+        view = analysis.view(board, query)
+        return export.document(view) | {"notes": export.with_notes(view, self._notes)}
 
-    def export_view(address: str = "", format: str = "csv") -> Values:
+    def export_view(self, address: str = "", format: str = "csv") -> Values:
         """The table of a link to the page as a file.
 
         Args:
@@ -80,11 +98,11 @@ def endpoints(board: Callable[[], Board], notes: Notes) -> list[Callable]:
         """
         if format not in export.FORMATS:
             raise UserError(f"There is no format {format!r}; the formats are: {', '.join(export.FORMATS)}.")
-        content = export.FORMATS[format](analysis.view(board(), read_address(address).query))
+        content = export.FORMATS[format](analysis.view(self._board(), read_address(address).query))
         binary = format == "parquet"
         return {"format": format, "content": base64.b64encode(content).decode() if binary else content.decode()}
 
-    def where_from(row: str) -> Values:
+    def where_from(self, row: str) -> Values:
         """Where every number of one row comes from, and the command that makes it again.
 
         Args:
@@ -93,15 +111,15 @@ def endpoints(board: Callable[[], Board], notes: Notes) -> list[Callable]:
         Returns:
             Setting, stored bits, numbers with standard errors, sources and notes, versions, and the command.
         """
-        found = board()
-        place = find_row(found, row)
-        if place is None:
+        board = self._board()
+        index = find_row(board, row)
+        if index is None:
             raise UserError(f"There is no row {row!r}.")
-        told = provenance(found, place, notes)
-        return vars(told) | {"numbers": [vars(one) for one in told.numbers], "about": dict(told.about)}
+        card = provenance_of(board, index, self._notes)
+        return vars(card) | {"numbers": [vars(number) for number in card.numbers], "about": dict(card.about)}
 
     def what_fits(
-        model: str = "LLaMA3-8B", memory_gib: float = 24, context: int = 4096, batch: int = 1, pictures: int = 0
+        self, model: str = "LLaMA3-8B", memory_gib: float = 24, context: int = 4096, batch: int = 1, pictures: int = 0
     ) -> Values:
         """The settings of a model that fit a GPU's memory, best quality first, with the estimate part by part.
 
@@ -119,10 +137,10 @@ def endpoints(board: Callable[[], Board], notes: Notes) -> list[Callable]:
             fitted = Fitted(model=model, card=None, memory=memory_gib, context=context, batch=batch, pictures=pictures)
         except ValidationError as error:
             raise UserError(sentence(error)) from None
-        figure = fit.figure(board(), fitted)
+        figure = fit.figure(self._board(), fitted)
         return {"finding": figure.finding, "settings": export.records(figure.table)}
 
-    def cheapest_setting(model: str = "LLaMA3-8B", quality: str = "", within: float = 2.0) -> Values:
+    def cheapest_setting(self, model: str = "LLaMA3-8B", quality: str = "", within: float = 2.0) -> Values:
         """The setting with the fewest stored bits that stays within some points of FP16.
 
         Args:
@@ -133,17 +151,15 @@ def endpoints(board: Callable[[], Board], notes: Notes) -> list[Callable]:
         Returns:
             A sentence with the answer, and all settings with their stored bits, size, value and loss.
         """
-        found = board()
-        task = quality or fit.best_quality(found, model).task
-        figure = figures.bits_and_quality(found, model, task, within)
+        board = self._board()
+        task = quality or fit.best_quality(board, model).task
+        figure = figures.bits_and_quality(board, model, task, within)
         return {"finding": figure.finding, "settings": export.records(figure.table)}
 
-    def methods() -> Values:
+    def methods(self) -> Values:
         """Every quantization method of the engine as it describes itself: idea, formula, what is stored, reference.
 
         Returns:
             One object per method, by its id.
         """
         return {name: vars(method.card) | {"title": method_name(name)} for name, method in METHODS.items()}
-
-    return [leaderboard, export_view, where_from, what_fits, cheapest_setting, methods]

@@ -12,7 +12,7 @@ import numpy as np
 
 from leaderboard.analysis import Board, Cell
 from leaderboard.columns import Column
-from quant_engine.evaluate import Task, task_of_number
+from quant_engine.evaluate import Task, parse_result_name
 from quant_engine.runs import folder, paired
 from quant_engine.spec import digest
 
@@ -57,7 +57,7 @@ def runs_with(board: Board, model: str, column: Column) -> tuple[Run, ...]:
 
 def scored(runs: Sequence[Run], number: str) -> list[Scored]:
     """The unit scores of runs by the items that they were asked. Runs whose items can't be read are left out."""
-    known = task_of_number(number)
+    known = parse_result_name(number)
     if known is None:
         return []
     task, suffix = known
@@ -94,9 +94,9 @@ def resampled_values(runs: tuple[Run, ...], number: str, draws: int) -> dict[str
 @lru_cache(maxsize=4 * MOST_RUNS)
 def _units(run_id: str, stamp: int, number: str) -> tuple[str, np.ndarray] | None:
     """What identifies the units that a number of a run is the mean of, and their scores; None if they can't be read."""
-    task, suffix = task_of_number(number)
+    task, suffix = parse_result_name(number)
     try:
-        units = task.units(folder.read_items(folder.place(run_id), task.name))[suffix]
+        units = task.units(folder.read_items(folder.run_path(run_id), task.name))[suffix]
     except Exception:  # whatever is wrong with one run's files, the others are ranked
         logger.warning("The items of run %s can't be compared.", run_id, exc_info=True)
         return None
@@ -106,6 +106,6 @@ def _units(run_id: str, stamp: int, number: str) -> tuple[str, np.ndarray] | Non
 
 def _stamp(run_id: str) -> int:
     try:
-        return (folder.place(run_id) / "results.parquet").stat().st_mtime_ns
+        return (folder.run_path(run_id) / "results.parquet").stat().st_mtime_ns
     except OSError:
         return 0

@@ -10,7 +10,7 @@ from pathlib import Path
 from PIL import Image
 
 from quant_engine.data.open_picture import open_picture
-from quant_engine.evaluate import VisualQuestions, task_of_number
+from quant_engine.evaluate import VisualQuestions, parse_result_name
 from quant_engine.runs.folder import RunFolder
 from quant_engine.spec import UserError
 
@@ -46,7 +46,7 @@ def preview(picture: Path, side: int = PREVIEW_SIDE) -> str:
 
 def of_item(run: RunFolder, task: str, item: str) -> str:
     """The picture of an item that a run was asked about, as a data: address. Raises UserError if it can't be had."""
-    known = task_of_number(task)
+    known = parse_result_name(task)
     revision = next((one.data_revision for one in run.results if one.task == task), None)
     if known is None or revision is None or not isinstance(known[0], VisualQuestions):
         raise UserError(f"{task} is no picture task of run {run.path.name}.")

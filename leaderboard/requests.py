@@ -15,9 +15,10 @@ from quant_engine import hub
 from quant_engine.answers.messages import AskRequest
 from quant_engine.evaluate import TASKS
 from quant_engine.methods import METHODS, resolve_setting
-from quant_engine.models.catalog import MODELS, ModelCard, available
-from quant_engine.runs.resolve import default_device, default_dtype, resolve
-from quant_engine.spec import Calibration, OptionValue, QuantSetting, RunSpec, UserError, sentence
+from quant_engine.models.catalog import MODELS, ModelCard, available, model_card
+from quant_engine.models.device import default_device, default_dtype
+from quant_engine.runs.resolve import resolve
+from quant_engine.spec import Calibration, OptionValue, QuantSetting, RunSpec, UserError, WeightSpec, sentence
 
 HUB_PATIENCE = 3.0  # seconds
 PER_ROW = "per row"
@@ -30,8 +31,8 @@ def picture_models() -> list[ModelCard]:
     The demo model in any case, and those on this machine; with a GPU also those that the hub has, before the demo.
     """
     gpu = default_device() == "cuda"
-    asked = [card for card in MODELS.values() if card.pictures]
-    here = [card for card in asked if card.origin == "demo" or available(card) or (gpu and reachable(card.place))]
+    cards = [card for card in MODELS.values() if card.pictures]
+    here = [card for card in cards if card.origin == "demo" or available(card) or (gpu and reachable(card.location))]
     return sorted(here, key=lambda card: card.origin == "demo") if gpu else here
 
 
@@ -49,17 +50,28 @@ def setting(
     options: Mapping[str, OptionValue] | None = None,
     *,
     a_bits: str | float | None = None,
+    hosted: bool = False,
 ) -> QuantSetting:
-    """The resolved setting that the controls show. Those that the method has no use for are hidden, and ignored."""
+    """The resolved setting that the controls show. Those that the method has no use for are hidden, and ignored.
+
+    Raises UserError for a setting that the method is not defined for, and on a hosted page for options in free words,
+    which name files.
+    """
     if method == "fp16":
         return FP16
     card = METHODS[method].card if method in METHODS else None
+    fields = METHODS[method].Options.model_fields if hosted and card else {}
+    for name, value in (options or {}).items():
+        if name in fields and fields[name].annotation is str and value != fields[name].default:
+            raise UserError(
+                f"On this page option {name} is {fields[name].default}; your own works where you run the lab."
+            )
     try:
         return resolve_setting(
             QuantSetting(
                 method=method,
                 w_bits=_bits(bits),
-                a_bits=_count(a_bits, "Activation bits") or 16 if card and card.a_bits != (16,) else 16,
+                a_bits=_count(a_bits, "Activation bits") or 16 if card and card.low_a_bits else 16,
                 group_size=_group(group) if card is None or card.grouped else None,
                 options=dict(options or {}),
             )
@@ -70,7 +82,7 @@ def setting(
 
 def run(
     model: str,
-    chosen: QuantSetting,
+    setting: QuantSetting,
     tasks: list[str],
     *,
     limit: str | float | None = None,
@@ -78,62 +90,66 @@ def run(
     calibration: Calibration | None = None,
     hosted: bool = False,
 ) -> RunSpec:
-    """The resolved run. Raises UserError for anything that the engine would refuse later."""
+    """The resolved run. Raises UserError for anything that the engine would refuse later.
+
+    Args:
+        limit: The most items of each task; empty for all.
+        window: The perplexity window in tokens; empty for the model's own.
+        calibration: What a method that is calibrated looks at.
+        hosted: Whether the page is public, and takes only what it offers itself.
+    """
     if not tasks:
         raise UserError("Choose at least one task to measure.")
     if hosted and (model not in MODELS or not set(tasks) <= TASKS.keys()):
         raise UserError("On this page choose a model and tasks from the lists.")
     if hosted and calibration and calibration.source != "builtin":
         raise UserError("On this page the calibration text is builtin; your own text works where you run the lab.")
-    wanted = {"window": _count(window, "Window") or (MODELS[model].window if model in MODELS else None)}
     device = default_device()
     try:
         spec = RunSpec(
-            model=model,
+            weights=WeightSpec(model=model, setting=setting, calibration=calibration),
             device=device,
             dtype=default_dtype(device),
-            setting=chosen,
             tasks=tuple(tasks),
             limit=_count(limit, "Items per task"),
-            calibration=calibration,
-            **{name: value for name, value in wanted.items() if value},
+            window=_count(window, "Window") or model_card(model).window,
         )
     except ValidationError as error:
         raise UserError(sentence(error)) from None
-    resolved = resolve(spec)
-    _check_here(resolved.model)
+    resolved = resolve(spec).spec
+    _check_here(resolved.weights.model)
     return resolved
 
 
 def calibration(source: str, samples: str | float | None, length: str | float | None) -> Calibration:
     """The calibration that the controls show; empty numbers mean the engine's defaults."""
-    given = {"samples": _count(samples, "Calibration samples"), "length": _count(length, "Calibration length")}
+    numbers = {"samples": _count(samples, "Calibration samples"), "length": _count(length, "Calibration length")}
     try:
         return Calibration(
-            source=(source or "").strip() or "builtin", **{name: value for name, value in given.items() if value}
+            source=(source or "").strip() or "builtin", **{name: value for name, value in numbers.items() if value}
         )
     except ValidationError as error:
         raise UserError(sentence(error)) from None
 
 
-def question(model: str, picture: str | None, text: str, compared: QuantSetting, most_tokens: int) -> AskRequest:
-    """FP16 and one other setting asked about a picture."""
+def question(model: str, picture: str | None, text: str, setting: QuantSetting, most_tokens: int) -> AskRequest:
+    """A question about a picture, for FP16 and one other setting."""
     if model not in {card.id for card in picture_models()}:
         raise UserError("Choose a model from the list.")
     if not picture:
         raise UserError("Give a picture first: drop one, or choose an example.")
     try:
-        asked = AskRequest(
+        request = AskRequest(
             model=model,
             image=Path(picture),
             question=text or "",
-            sides=(FP16, compared),
+            sides=(FP16, setting),
             max_new_tokens=int(most_tokens),
         )
     except ValidationError as error:
         raise UserError(sentence(error)) from None
     _check_here(model)
-    return asked
+    return request
 
 
 def _check_here(model: str) -> None:

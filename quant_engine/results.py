@@ -9,6 +9,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from quant_engine.spec import QuantSetting
+
 
 class Result(BaseModel):
     """One number with where it comes from: a tidy row of the leaderboard.
@@ -36,7 +38,7 @@ class Result(BaseModel):
     value: float | None = None
     standard_error: float | None = None
     items: int | None = None
-    status: Literal["ok", "collapsed", "failed"] = "ok"
+    status: Literal["ok", "collapsed"] = "ok"
     table: str | None = None
     calibration: str | None = None
     engine_version: str | None = None
@@ -104,7 +106,8 @@ class AnswerStats(BaseModel):
 
     Times count only what this side computed itself (see `quant_engine.models.decode`). `ttft_s` is the time to the
     first token: picture, prompt and all. `tokens_per_s` is the rate after the first token, None before the second.
-    `weight_bytes` is the memory of all the model's weights, `stored_bits` the bits stored per quantized weight.
+    `weight_bytes` is the memory of all the model's weights, `stored_bits` the bits stored per quantized weight, and
+    `dtype` the type in memory of the weights that are not quantized, such as float32.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -115,3 +118,10 @@ class AnswerStats(BaseModel):
     prompt_tokens: int
     weight_bytes: int
     stored_bits: float
+    dtype: str
+
+    def describe_weights(self, setting: QuantSetting) -> str:
+        """How the weights of a model in this setting are held, in words."""
+        if setting.method == "fp16":
+            return f"{self.dtype} in memory"
+        return f"{self.stored_bits:.2f} bits stored per quantized weight, the rest {self.dtype}"

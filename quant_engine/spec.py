@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 
 Identifier = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=400)]
 OptionValue = bool | int | float | str
+Dtype = Literal["float32", "bfloat16", "float16"]
 
 
 class UserError(Exception):
@@ -106,21 +107,32 @@ class Calibration(_Frozen):
     seed: int = 0
 
 
-class RunSpec(_Frozen):
-    """One question to the engine: this setting, on this model, measured on these tasks.
+class WeightSpec(_Frozen):
+    """All that decides a model's weights, quantized or not, and nothing else: the same ones on every device.
 
-    `limit` is the most items a task may use (windows, for perplexity). `window` is the perplexity window in tokens.
+    `dtype` is what quantizing computes in. What the model then answers in is for whoever loads it to say.
     """
 
     model: Identifier
     revision: str | None = None
     setting: QuantSetting = QuantSetting()
     calibration: Calibration | None = None
+    seed: int = 0
+    dtype: Dtype = "float32"
+
+
+class RunSpec(_Frozen):
+    """One question to the engine: these weights, measured on these tasks.
+
+    `limit` is the most items a task may use (windows, for perplexity). `window` is the perplexity window in tokens.
+    `dtype` and `device` are what the model computes in and on while it is measured.
+    """
+
+    weights: WeightSpec
     tasks: tuple[Identifier, ...] = Field(min_length=1)
     limit: int | None = Field(default=None, ge=1)
     window: int = Field(default=2048, ge=8, le=131072)
-    seed: int = 0
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    dtype: Dtype = "float32"
     device: Literal["cpu", "cuda"] = "cpu"
 
     @field_validator("tasks")

@@ -13,6 +13,7 @@ from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 from rich.table import Table
 
+from quant_engine import notation
 from quant_engine.evaluate import TASKS
 from quant_engine.methods import METHODS
 from quant_engine.models import catalog
@@ -68,56 +69,52 @@ def _runs() -> Rows:
         except UserError as error:
             rows.append([path.name, "", "", str(error)])
             continue
-        numbers = ", ".join(f"{one.task} {number(one.value)}" for one in run.results)
-        rows.append([path.name, run.results[0].model, run.spec.setting.label, numbers])
+        numbers = ", ".join(f"{result.task} {notation.number(result.value)}" for result in run.results)
+        rows.append([path.name, run.results[0].model, run.spec.weights.setting.label, numbers])
     return ["run", "model", "setting", "results"], rows
 
 
 LISTS = {"methods": _methods, "models": _models, "tasks": _tasks, "runs": _runs}
 
 
-def number(value: float | None) -> str:
-    if value is None:
-        return "-"
-    return f"{value:.4g}" if abs(value) < 1e5 else f"{value:.2e}"
-
-
 def results_table(run: folder.RunFolder) -> Table:
     """A run's numbers, one a row, under the model and its setting."""
     first = run.results[0]
-    title = f"{first.model}, {run.spec.setting.label}, {first.stored_bits:.4g} stored bits per weight"
+    title = f"{first.model}, {run.spec.weights.setting.label}, {first.stored_bits:.4g} stored bits per weight"
     table = Table("task", "metric", "value", "± error", "items", "status", title=title, title_justify="left")
-    for one in run.results:
-        error = "" if one.standard_error is None else f"{one.standard_error:.2g}"
-        table.add_row(escape(one.task), one.metric, number(one.value), error, str(one.items), one.status)
-    return table
-
-
-def comparison_table(a: folder.RunFolder, b: folder.RunFolder, made: Sequence[Comparison]) -> Table:
-    """Two runs side by side, one number a row."""
-    title = f"{_named(a)} against {_named(b)}"
-    table = Table(
-        "task", "A", "B", "B - A", "95%", "p", "lost", "gained", "changed", "agree", "n", title=title,
-        title_justify="left",
-    )  # fmt: skip
-    for one in made:
-        told = one.flips
+    for result in run.results:
+        error = "" if result.standard_error is None else notation.standard_error(result.standard_error)
         table.add_row(
-            escape(one.name),
-            number(one.a),
-            number(one.b),
-            f"{one.difference:+.3g}{'*' if one.separable else ''}",
-            f"{one.low:+.3g} to {one.high:+.3g}",
-            "" if one.p is None else f"{one.p:.2g}",
-            *(("", "", "") if told is None else (str(told.lost), str(told.gained), str(told.changed))),
-            "" if one.agreement is None else f"{one.agreement:.1%}",
-            str(one.units),
+            escape(result.task), result.metric, notation.number(result.value), error, str(result.items), result.status
         )
     return table
 
 
-def _named(run: folder.RunFolder) -> str:
-    return f"{run.results[0].model}, {run.spec.setting.label} ({run.path.name[:6]})"
+def comparison_table(a: folder.RunFolder, b: folder.RunFolder, rows: Sequence[Comparison]) -> Table:
+    """Two runs side by side, one number a row."""
+    title = f"{_title(a)} against {_title(b)}"
+    table = Table(
+        "task", "A", "B", "B - A", "95%", "p", "lost", "gained", "changed", "agree", "n", title=title,
+        title_justify="left",
+    )  # fmt: skip
+    for row in rows:
+        flips = row.flips
+        table.add_row(
+            escape(row.name),
+            notation.number(row.a),
+            notation.number(row.b),
+            f"{row.difference:+.3g}{'*' if row.separable else ''}",
+            f"{row.low:+.3g} to {row.high:+.3g}",
+            "" if row.p is None else f"{row.p:.2g}",
+            *(("", "", "") if flips is None else (str(flips.lost), str(flips.gained), str(flips.changed))),
+            "" if row.agreement is None else f"{row.agreement:.1%}",
+            str(row.units),
+        )
+    return table
+
+
+def _title(run: folder.RunFolder) -> str:
+    return f"{run.results[0].model}, {run.spec.weights.setting.label} ({run.path.name[:6]})"
 
 
 @contextmanager
@@ -130,10 +127,10 @@ def progress_bar(console: Console) -> Iterator[Callable[[Progress], None]]:
         TextColumn("{task.description}"),
         TimeRemainingColumn(compact=True, elapsed_when_finished=True),
     )
-    shown = bar.add_task("", total=1.0, stage="waiting")
+    task = bar.add_task("", total=1.0, stage="waiting")
 
     def show(progress: Progress) -> None:
-        bar.update(shown, completed=progress.fraction, stage=progress.stage, description=_where(progress))
+        bar.update(task, completed=progress.fraction, stage=progress.stage, description=_where(progress))
 
     with Live(bar, console=console, transient=True, refresh_per_second=8):
         yield show
@@ -148,5 +145,5 @@ def _where(progress: Progress) -> str:
     if progress.task:
         parts.append(progress.task + (f" {progress.item}/{progress.items}" if progress.items else ""))
     if progress.items_per_s:
-        parts.append(f"{number(progress.items_per_s)} items/s")
+        parts.append(f"{notation.number(progress.items_per_s)} items/s")
     return ", ".join([*parts, progress.message] if progress.message else parts)

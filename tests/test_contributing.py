@@ -4,14 +4,21 @@ import re
 import sys
 from types import ModuleType, SimpleNamespace
 
+import numpy as np
 import pytest
 from models import tiny_chat
 
+from leaderboard import figures, fit
+from leaderboard.analysis import arrange
+from leaderboard.store import read_run
+from leaderboard.ui import methods_tab
+from leaderboard.view import Fitted
 from quant_engine import evaluate, folders, methods
 from quant_engine.evaluate import Watch
+from quant_engine.progress import Hooks
 from quant_engine.runs import execute, folder
 from quant_engine.runs.resolve import resolve
-from quant_engine.spec import QuantSetting, RunSpec
+from quant_engine.spec import QuantSetting, RunSpec, WeightSpec
 
 
 def example(heading, name):
@@ -23,7 +30,7 @@ def example(heading, name):
     return module
 
 
-def test_the_example_method_makes_a_run(lab, tmp_path, monkeypatch):
+def test_the_example_method_makes_a_run_and_the_page_knows_what_it_stores(lab, tmp_path, monkeypatch):
     made = tiny_chat.llama()
     made.model.save_pretrained(tmp_path / "tiny")
     made.tokenizer.save_pretrained(tmp_path / "tiny")
@@ -31,15 +38,30 @@ def test_the_example_method_makes_a_run(lab, tmp_path, monkeypatch):
     monkeypatch.setitem(methods.METHODS, "clipped", method)
     spec = resolve(
         RunSpec(
-            model=str(tmp_path / "tiny"),
-            setting=QuantSetting(method="clipped", w_bits=3, group_size=16, options={"keep": 0.8}),
+            weights=WeightSpec(
+                model=str(tmp_path / "tiny"),
+                setting=QuantSetting(method="clipped", w_bits=3, group_size=16, options={"keep": 0.8}),
+            ),
             tasks=("perplexity",),
             window=64,
             limit=2,
         )
-    )
-    path = execute.execute(spec, lambda progress: None, lambda: False, lambda line: None)
-    assert folder.read(path).results[0].stored_bits == pytest.approx(3 + 19 / 16, abs=0.2)
+    ).spec
+    path = execute.execute(spec, Hooks())
+    layers = folder.read_layers(path)
+    for layer in layers:
+        shape = layer.out_features, layer.in_features
+        assert (
+            method.stored_bits(*shape, spec.weights.setting, method.options(spec.weights.setting)) == layer.stored_bits
+        )
+    # Without the run's own count, "Nominal and stored bits" and "What fits" ask the method.
+    rows = read_run(path).assign(model="SmolLM2-135M", stored_bits=np.nan)
+    board = arrange(rows)
+    nominal_and_stored = figures.honest_bits(board, "SmolLM2-135M").table.set_index("Setting")
+    assert nominal_and_stored.loc["Clipped W3A16 g16 (measured)", "Stored bits"] == pytest.approx(3 + 19 / 16, abs=0.01)
+    (setting,) = fit.settings(board, Fitted(model="SmolLM2-135M", card="T4")).to_dict("records")
+    assert (setting["label"], setting["fits"]) == ("Clipped W3A16 g16 (measured)", True)
+    assert "3 → 3.15" in methods_tab.honest_bits(method.card)
 
 
 def test_the_example_benchmark_measures(monkeypatch):
@@ -48,7 +70,7 @@ def test_the_example_benchmark_measures(monkeypatch):
     monkeypatch.setattr("quant_engine.models.decode.answer_text", lambda *args, **kwargs: "42 apples")
     item = SimpleNamespace(id="1", image=lambda: None, question="How many?", answers=["42"])
     monkeypatch.setattr("quant_engine.data.drawn.suite.items", lambda task, limit: [item, item][:limit])
-    spec = RunSpec(model="demo", tasks=(task.name,), limit=2)
+    spec = RunSpec(weights=WeightSpec(model="demo"), tasks=(task.name,), limit=2)
     outcome = evaluate.parse_task(task.name).measure(None, spec, Watch())
     assert (outcome.value, outcome.status, len(outcome.outputs)) == (100, "ok", 2)
     assert task.score("the 42", ["42"]) == 0

@@ -7,14 +7,15 @@ import sys
 from operator import itemgetter
 
 import pytest
+from safetensors import safe_open
 
-from quant_engine import weights
 from quant_engine.checkpoints import Checkpoint
 from quant_engine.models.catalog import demo_folder, model_card
 from quant_engine.progress import Hooks
-from quant_engine.quantize.stream import quantize
-from quant_engine.runs.resolve import resolve
-from quant_engine.spec import Calibration, QuantSetting, RunSpec
+from quant_engine.runs.resolve import resolve_weights
+from quant_engine.runs.weights import quantize
+from quant_engine.spec import Calibration, QuantSetting, WeightSpec
+from quant_engine.weights import registry
 
 pytestmark = pytest.mark.demo
 
@@ -118,7 +119,7 @@ def file_bytes(path):
 @pytest.mark.parametrize("bits", [3, 4])
 def test_process_memory_and_files_agree_with_the_ledger_within_3_percent(lab, bits):
     setting = QuantSetting(method="rtn", w_bits=bits, group_size=64)
-    path = quantize(resolve(RunSpec(model="demo-llm", setting=setting, tasks=("perplexity",))), Hooks())
+    path = quantize(resolve_weights(WeightSpec(model="demo-llm", setting=setting)), "cpu", Hooks())
     check_memory({"rtn": path})
     stored = stored_bytes(Checkpoint(path))
     assert file_bytes(path) == pytest.approx(stored, rel=0.03)
@@ -143,13 +144,13 @@ def test_memory_and_files_of_every_storage_form_agree_with_the_ledger_within_3_p
     """The first block of the demo LLM in each form, as a method makes it; copies of it stand for the others."""
     paths, files, stored, forms = {}, {}, {}, {"grouped_int", "binary"}  # RTN above, and the 1-bit parts of mixed width
     for name, setting in FORMS.items():
-        spec = RunSpec(model=str(first_block), setting=setting, calibration=TINY, tasks=("perplexity",))
-        paths[name] = quantize(resolve(spec), Hooks())
+        spec = WeightSpec(model=str(first_block), setting=setting, calibration=TINY)
+        paths[name] = quantize(resolve_weights(spec), "cpu", Hooks())
         files[name], stored[name] = file_bytes(paths[name]), stored_bytes(Checkpoint(paths[name]))
-        forms |= {one["form"] for one in json.loads((paths[name] / "000.json").read_text())["linears"].values()}
+        with safe_open(paths[name] / "000.safetensors", "pt") as file:
+            forms |= {linear["form"] for linear in json.loads(file.metadata()["linears"]).values()}
         for copy in range(1, BLOCKS):
-            for kind in ("json", "safetensors"):
-                shutil.copy(paths[name] / f"000.{kind}", paths[name] / f"{copy:03}.{kind}")
-    assert forms == set(weights.FORMS)
+            shutil.copy(paths[name] / "000.safetensors", paths[name] / f"{copy:03}.safetensors")
+    assert forms == set(registry.FORMS)
     assert files == pytest.approx(stored, rel=0.03)
     check_memory(paths)

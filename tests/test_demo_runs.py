@@ -32,7 +32,7 @@ def finish(*words):
 
 
 def finished_blocks():
-    return len(list(folders.checkpoints().glob("*/0*.json")))
+    return len(list(folders.checkpoints().glob("*/0*.safetensors")))
 
 
 def test_a_killed_gptq_run_resumes_is_then_found_and_loses_far_less_than_rtn(lab):
@@ -46,7 +46,7 @@ def test_a_killed_gptq_run_resumes_is_then_found_and_loses_far_less_than_rtn(lab
     assert not list(folder.run_folders())
 
     gptq, _ = finish(*GPTQ, *MEASURED)
-    log = (folder.place(gptq["run_id"]) / "log.txt").read_text()
+    log = (folder.run_path(gptq["run_id"]) / "log.txt").read_text()
     assert f"{kept} of 30 blocks were finished before" in log
     assert f"block {kept - 1}: " not in log
     assert f"block {kept}: " in log

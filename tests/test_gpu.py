@@ -13,17 +13,18 @@ from quant_engine.finetune.merge import merge
 from quant_engine.kernels import entropy
 from quant_engine.kernels.linear import QuantLinear
 from quant_engine.kernels.matmul import matmul_back
-from quant_engine.methods import METHODS, Statistics
+from quant_engine.methods import METHODS, Layer, Statistics
 from quant_engine.models import decode
 from quant_engine.models.catalog import model_card
 from quant_engine.models.load import load_dense
 from quant_engine.progress import Hooks
-from quant_engine.quantize.stream import quantize
 from quant_engine.runs import folder
 from quant_engine.runs.execute import execute
-from quant_engine.runs.resolve import resolve
-from quant_engine.spec import Calibration, QuantSetting, RunSpec
-from quant_engine.weights import MixedWidth, codebook, packing
+from quant_engine.runs.resolve import resolve_weights
+from quant_engine.runs.weights import quantize
+from quant_engine.spec import Calibration, QuantSetting, RunSpec, WeightSpec
+from quant_engine.weights import codebook, packing
+from quant_engine.weights.mixed_width import MixedWidth
 
 pytestmark = pytest.mark.gpu
 
@@ -74,7 +75,7 @@ def linear(setting, device, rows=256, columns=384):
     method = METHODS[setting.method]
     setting = method.resolve(setting)
     seen = Statistics(2 / 8 * inputs.T @ inputs, 8, "self_attn.q_proj", 1, inputs)
-    stored = method.quantize(weight.clone(), seen, setting, method.options(setting), print)
+    stored = method.quantize(Layer(weight.clone(), seen, setting, method.options(setting), print))
     return stored, weight, inputs
 
 
@@ -162,18 +163,9 @@ def test_the_most_informative_shift_is_the_same(bits, try_zero):
 def test_a_model_quantized_on_the_gpu_answers_as_on_the_processor(lab, tiny_models, tmp_path, family, setting):
     if METHODS[setting.method].fine_tunes:
         setting = setting.model_copy(update={"options": {**setting.options, "data": says(tmp_path)}})
-    spec = resolve(
-        RunSpec(
-            model=str(tiny_models / family),
-            setting=setting,
-            calibration=Calibration(samples=6, length=40) if METHODS[setting.method].card.calibrated else None,
-            tasks=("perplexity",),
-            window=64,
-            limit=4,
-            device="cuda",
-        )
-    )
-    path = quantize(spec, Hooks())
+    text = Calibration(samples=6, length=40)
+    plan = resolve_weights(WeightSpec(model=str(tiny_models / family), setting=setting, calibration=text))
+    path = quantize(plan, "cuda", Hooks())
     assert all(0 < record.output_error < 1.5 for record in Checkpoint(path).records())
     here, there = (load_quantized(path, "float32", device) for device in ("cpu", "cuda"))
     ids = torch.arange(4, 44)[None]
@@ -186,7 +178,8 @@ def test_a_model_quantized_on_the_gpu_answers_as_on_the_processor(lab, tiny_mode
     texts = [decode.answer_text(one, picture, "What is it?", max_new_tokens=12) for one in (here, there)]
     assert setting.a_bits < 16 or texts[0] == texts[1]
     # A run in the type that models come in on a GPU.
-    run = folder.read(execute(spec.model_copy(update={"dtype": "bfloat16"}), *silent()))
+    spec = RunSpec(weights=plan.spec, tasks=("perplexity",), window=64, limit=4, device="cuda", dtype="bfloat16")
+    run = folder.read(execute(spec, Hooks()))
     (result,) = run.results
     assert result.hardware == torch.cuda.get_device_name()
     assert result.value > 1
@@ -200,14 +193,10 @@ def says(folder):
     return str(data)
 
 
-def silent():
-    return (lambda progress: None), (lambda: False), (lambda line: None)
-
-
 def test_merged_adapters_answer_as_those_beside_the_weights(lab, tiny_models, tmp_path):
     setting = QuantSetting(method="ir_qlora", w_bits=4, options={**TRAINED, "data": says(tmp_path)})
-    spec = RunSpec(model=str(tiny_models / "llama"), setting=setting, tasks=("perplexity",), device="cuda")
-    path = quantize(resolve(spec), Hooks())
+    plan = resolve_weights(WeightSpec(model=str(tiny_models / "llama"), setting=setting))
+    path = quantize(plan, "cuda", Hooks())
     merge(path, tmp_path / "merged")
     ids = torch.arange(4, 60, device="cuda")[None]
     beside = load_quantized(path, "float32", "cuda").model

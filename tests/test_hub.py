@@ -109,7 +109,7 @@ def test_a_hub_that_is_switched_off_or_gone_does_not_answer(serve, monkeypatch):
 def test_a_hub_models_weights_are_identified_by_the_commit(serve, repository):
     card = catalog.MODELS["llama3-8b"]
     revisions = {"main": (NEW, repository), "v1": (OLD, repository)}
-    with hub_stand_in.hub({card.place: revisions}) as (address, _):
+    with hub_stand_in.hub({card.location: revisions}) as (address, _):
         serve(address)
         assert catalog.fingerprint(card) == catalog.fingerprint(card, "main") == catalog.fingerprint(card, NEW) == NEW
         assert catalog.fingerprint(card, "v1") == OLD

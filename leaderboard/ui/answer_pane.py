@@ -1,12 +1,12 @@
-"""One side of a question as HTML: the setting, what it says so far, and what that costs."""
+"""One side of a question as HTML: the setting, its answer so far, and what that costs."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from html import escape
 
-from leaderboard import notation
 from leaderboard.ui.table import bit_bar
+from quant_engine import notation
 from quant_engine.answers.messages import AnswerEvent
 from quant_engine.results import AnswerStats
 from quant_engine.spec import QuantSetting
@@ -14,7 +14,7 @@ from quant_engine.spec import QuantSetting
 
 @dataclass(frozen=True)
 class Side:
-    """What is known of one side. `state` is empty, status, token, done or error."""
+    """The state of one side after its last event: `state` is empty, status, token, done or error."""
 
     setting: QuantSetting
     state: str = "empty"
@@ -23,7 +23,7 @@ class Side:
     stats: AnswerStats | None = None
 
     def after(self, event: AnswerEvent) -> Side:
-        """The side after one more event; an error keeps what was said until then."""
+        """The side after one more event; an error keeps the text that came before it."""
         return replace(
             self,
             state=event.kind,
@@ -36,14 +36,15 @@ class Side:
 def pane(side: Side) -> str:
     """The side as HTML, whatever state it is in."""
     label, bits = escape(side.setting.label), side.setting.w_bits
+    weights = escape(side.stats.describe_weights(side.setting)) if side.stats else ""
     return (
         f'<article class="answer at-{side.state}" aria-busy="{str(side.state in ("status", "token")).lower()}">'
-        f"<header><b>{label}</b>{bit_bar(bits)}<span>{_weights(side.stats)}</span></header>"
-        f'<div class="said" aria-live="polite">{_said(side)}</div>{_costs(side.stats)}</article>'
+        f"<header><b>{label}</b>{bit_bar(bits)}<span>{weights}</span></header>"
+        f'<div class="said" aria-live="polite">{_answer(side)}</div>{_costs(side.stats)}</article>'
     )
 
 
-def _said(side: Side) -> str:
+def _answer(side: Side) -> str:
     text = escape(side.text)
     if side.state == "empty":
         return '<p class="hint">The answer will stand here.</p>'
@@ -55,10 +56,6 @@ def _said(side: Side) -> str:
         kind = "hint" if side.message == "Stopped." else "sorry"
         return (f"<p>{text}</p>" if text else "") + f'<p class="{kind}" role="alert">{escape(side.message)}</p>'
     return f"<p>{text}</p>" if text.strip() else '<p class="hint">The model ended its answer without a word.</p>'
-
-
-def _weights(stats: AnswerStats | None) -> str:
-    return f"{stats.stored_bits:.2f} bits stored per weight" if stats else ""
 
 
 def _costs(stats: AnswerStats | None) -> str:

@@ -3,62 +3,63 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from html import escape
 
 import gradio as gr
 
-from leaderboard import analysis, figures, fit, notation
+from leaderboard import analysis, figures, fit
 from leaderboard.analysis import Board
+from leaderboard.boards import Boards
 from leaderboard.plot import Figure
 from leaderboard.store import Notes, note_on
 from leaderboard.ui import run_inside
 from leaderboard.ui.chart import DRAW_JS, chart, table_html
-from leaderboard.ui.leaderboard_tab import Boards
-from leaderboard.ui.theme import html, offer
+from leaderboard.ui.theme import QUICK, html, offer
 from leaderboard.view import Explored, Fitted, PageView, address
+from quant_engine import notation
 
 LARGEST = ("the largest error", "")
 OTHER_CARD = "Other: type the memory"
+OTHER_MEMORY = 16.0
 WIDTHS = [2.0, 3.0, 4.0, 8.0]
+MOST_RUNS = 500
 
 
-def qualities(board: Board, model: str) -> list[tuple[str, str]]:
+def quality_choices(board: Board, model: str) -> list[tuple[str, str]]:
     """The scores that a model's quantized settings have, as (title, task), the one that ranks best first."""
     first = fit.best_quality(board, model)
-    mask = ((board.rows["model"] == model) & (board.rows["w_bits"] < 16)).to_numpy()
-    filled = (board.cells[mask] != analysis.Cell.MISSING).any(axis=0)
+    rows = ((board.rows["model"] == model) & (board.rows["w_bits"] < 16)).to_numpy()
+    filled = (board.cells[rows] != analysis.Cell.MISSING).any(axis=0)
     others = [c for c, any_ in zip(board.columns, filled, strict=True) if any_ and not c.cost and c is not first]
-    return [(f"{one.title} {one.arrow}", one.task) for one in (first, *others)]
+    return [(f"{column.title} {column.arrow}", column.task) for column in (first, *others)]
 
 
-def explorable(board: Board) -> list[str]:
+def model_choices(board: Board) -> list[str]:
     """The models that have a quantized setting with a score."""
     quantized = board.rows["w_bits"] < 16
     return [model for model in analysis.models(board) if (quantized & (board.rows["model"] == model)).any()]
 
 
-def settled(board: Board, explored: Explored) -> Explored:
-    """What is asked for, with a model and a quality that there are."""
-    known = explorable(board)
-    model = explored.model if explored.model in known else known[0]
-    tasks = [task for _, task in qualities(board, model)]
-    return explored.model_copy(
-        update={"model": model, "quality": explored.quality if explored.quality in tasks else tasks[0]}
-    )
-
-
-def runs_of(board: Board) -> list[tuple[str, str]]:
+def run_choices(board: Board) -> list[tuple[str, str]]:
     """The measured runs, newest setting last, as (what it is, id)."""
     rows = board.rows[(board.rows["source"] == "measured") & (board.rows["w_bits"] <= 16)]
-    fields = rows[["model", "run_id", "chosen", "method", "w_bits", "a_bits", "group_size"]].drop_duplicates("run_id")
+    fields = rows[["model", "run_id", "options", "method", "w_bits", "a_bits", "group_size"]].drop_duplicates("run_id")
     return [
-        (" · ".join(filter(None, [model, notation.setting(*setting), chosen, run_id[:6]])), run_id)
-        for model, run_id, chosen, *setting in fields.head(500).itertuples(index=False)
+        (" · ".join(filter(None, [model, notation.setting(*setting), options, run_id[:6]])), run_id)
+        for model, run_id, options, *setting in fields.head(MOST_RUNS).itertuples(index=False)
     ]
 
 
-def charts(board: Board, explored: Explored) -> str:
+def settle(board: Board, explored: Explored) -> Explored:
+    """The view with a model and a quality that there are."""
+    models = model_choices(board)
+    model = explored.model if explored.model in models else models[0]
+    tasks = [task for _, task in quality_choices(board, model)]
+    quality = explored.quality if explored.quality in tasks else tasks[0]
+    return explored.model_copy(update={"model": model, "quality": quality})
+
+
+def model_charts(board: Board, explored: Explored) -> str:
     """The charts about one model. One that fails is a sentence in its place."""
     model, task, width = explored.model, explored.quality or "", explored.bits
     drawings: list[tuple[str, Callable[[], Figure]]] = [
@@ -74,213 +75,237 @@ def charts(board: Board, explored: Explored) -> str:
 
 def oddities(board: Board, notes: Notes, explored: Explored) -> str:
     """The known oddities of the printed numbers that the charts are about; nothing if there are none."""
-    rows = board.rows[board.rows["model"] == explored.model].to_dict("records")
-    told: dict[str, list[str]] = {}
-    for row in rows:
+    settings: dict[str, list[str]] = {}
+    for row in board.rows[board.rows["model"] == explored.model].to_dict("records"):
         text = note_on(row, explored.quality or "", notes)
         if text:
             setting = notation.setting(row["method"], row["w_bits"], row["a_bits"], row["group_size"])
-            told.setdefault(text, []).append(setting)
-    if not told:
+            settings.setdefault(text, []).append(setting)
+    if not settings:
         return ""
-    lines = "".join(f"<li>{escape(', '.join(settings))}: {escape(text)}</li>" for text, settings in told.items())
+    lines = "".join(f"<li>{escape(', '.join(labels))}: {escape(text)}</li>" for text, labels in settings.items())
     return f'<div class="oddities"><b>Odd numbers in the study</b><ul>{lines}</ul></div>'
 
 
 def run_charts(board: Board, explored: Explored) -> list[str]:
     """The layers of the chosen run, the weights of one of its linears, and its comparison with another run."""
-    label = {run_id: title for title, run_id in runs_of(board)}.get(explored.run, explored.run or "")
+    label = {run_id: title for title, run_id in run_choices(board)}.get(explored.run, explored.run or "")
     return [run_inside.layers(explored, label), run_inside.weights(explored), run_inside.comparison(explored)]
 
 
-def fits(board: Board, fitted: Fitted) -> str:
+def fit_chart(board: Board, fitted: Fitted) -> str:
     """What fits, or one sentence that says why that can't be said; and the estimate beside measured peaks."""
     measured = fit.checked(board.results)
-    beside = (
+    check = (
         f"<details><summary>The estimate beside measured peaks ({len(measured)}): median error "
         f"{measured['Error %'].abs().median():.0f}%</summary>{table_html(measured)}</details>"
         if len(measured)
         else '<p class="hint">No run has been measured here yet to hold the estimate against.</p>'
     )
-    return f'<div class="figures one">{chart(lambda: fit.figure(board, fitted), "What fits")}{beside}</div>'
+    return f'<div class="figures one">{chart(lambda: fit.figure(board, fitted), "What fits")}{check}</div>'
 
 
-@dataclass(frozen=True)
-class Wired:
-    """The tab's `outputs`, what `fill` gives them for a view, and what `show` needs to draw it when it is opened."""
-
-    outputs: list[gr.components.Component]
-    fill: Callable[[PageView], list]
-    refresh: Callable[..., list]
-    inputs: list[gr.components.Component]
-    drawing: list[gr.components.Component]
-
-
-def build(boards: Boards) -> Wired:
-    """Lays out the tab and wires it. Nothing is drawn before the tab is opened."""
-    plain = settled(boards.current(), Explored())
-    with gr.Row(elem_classes="choosers"):
-        model = gr.Dropdown(
-            explorable(boards.current()), value=plain.model, label="Explore model", elem_classes="narrow"
-        )
-        quality = gr.Dropdown(
-            qualities(boards.current(), plain.model), value=plain.quality, label="Quality", elem_classes="narrow"
-        )
-        within = gr.Number(plain.within, label="Within (points or %)", minimum=0, maximum=100, elem_classes="range")
-        bits = gr.Radio(
-            [(f"{width:g} bit", width) for width in WIDTHS], value=plain.bits, label="Loss by task at",
-            elem_classes="segments",
-        )  # fmt: skip
-    drawn = html("", elem_id="explore", js_on_load=DRAW_JS)
-    html('<h2 class="part">What fits my GPU</h2>')
-    with gr.Row(elem_classes="choosers"):
-        asked = Fitted()
-        known = list(fit.shapes())
-        fit_model = gr.Dropdown(known, value=asked.model, label="Model to fit", elem_classes="narrow")
-        cards = [(f"{one.name} · {one.memory:g} GB", one.name) for one in fit.CARDS.values()]
-        card = gr.Dropdown([*cards, (OTHER_CARD, "")], value=asked.card, label="GPU", elem_classes="wide")
-        memory = gr.Number(16, label="Memory, GiB", minimum=0.1, visible=False, elem_classes="range")
-        context = gr.Number(asked.context, label="Context, tokens", minimum=1, precision=0, elem_classes="range")
-        batch = gr.Number(asked.batch, label="Batch", minimum=1, precision=0, elem_classes="range")
-        pictures = gr.Number(asked.pictures, label="Pictures", minimum=0, precision=0, elem_classes="range")
-    fitting = html("", elem_id="fit", js_on_load=DRAW_JS)
-    html('<h2 class="part">Inside measured runs</h2>')
-    with gr.Row(elem_classes="choosers"):
-        run = gr.Dropdown([], value=None, label="Run", elem_classes="wide")
-        linear = gr.Dropdown([LARGEST], value="", label="Weights of", elem_classes="wide")
-        against = gr.Dropdown([], value=None, label="Compared with", elem_classes="wide")
-    with gr.Row(elem_classes="figures"):
-        inside = html("", elem_id="inside", js_on_load=run_inside.CELL_JS)
-        weighed = html("", elem_id="weighed", js_on_load=DRAW_JS)
-    compared = html("", elem_id="compared", js_on_load=run_inside.JS, server_functions=[run_inside.item_picture])
-    where, fit_where = gr.Textbox("", visible="hidden"), gr.Textbox("", visible="hidden")
-
-    exploring, asking = (
-        [model, quality, within, bits, run, linear, against],
-        [fit_model, card, memory, context, batch, pictures],
+def read_explored(model, quality, within, bits, run, linear, against) -> Explored:
+    """The values of the controls about models and runs as a view, numbers brought into their limits."""
+    return Explored(
+        model=model,
+        quality=quality,
+        within=min(max(within or 0.0, 0.0), 100.0),
+        bits=bits or 4.0,
+        run=run or None,
+        linear=linear or None,
+        against=against or None,
     )
 
-    def drawing_of(board: Board, explored: Explored) -> str:
-        return oddities(board, boards.notes, explored) + charts(board, explored)
 
-    def explored_of(model, quality, within, bits, run, linear, against) -> Explored:
-        within = min(max(within or 0.0, 0.0), 100.0)
-        return Explored(
-            model=model,
-            quality=quality,
-            within=within,
-            bits=bits or 4.0,
-            run=run or None,
-            linear=linear or None,
-            against=against or None,
+def read_fitted(model, card, memory, context, batch, pictures) -> Fitted:
+    """The values of the controls about GPUs as a view, numbers brought into their limits."""
+    return Fitted(
+        model=model,
+        card=card or None,
+        memory=None if card else min(max(memory or 1.0, 0.1), 100_000),
+        context=min(max(int(context or 1), 1), 1_000_000),
+        batch=min(max(int(batch or 1), 1), 4096),
+        pictures=min(max(int(pictures or 0), 0), 64),
+    )
+
+
+def build(boards: Boards) -> ExploreTab:
+    """Lays out the tab and connects it. Nothing is drawn before it is opened."""
+    tab = ExploreTab(boards)
+    tab.connect()
+    return tab
+
+
+class ExploreTab:
+    """The tab's three parts: charts about a model, what fits a GPU, and measured runs from inside.
+
+    `outputs` is all that the tab shows: `fill` gives its values for a view, `refresh` for the values of `inputs`.
+    """
+
+    def __init__(self, boards: Boards) -> None:
+        """Lays out the tab."""
+        self.boards = boards
+        self._lay_out_charts()
+        html('<h2 class="part">What fits my GPU</h2>')
+        self._lay_out_fit()
+        html('<h2 class="part">Inside measured runs</h2>')
+        self._lay_out_runs()
+        self.explore_address = gr.Textbox("", visible="hidden")
+        self.fit_address = gr.Textbox("", visible="hidden")
+        self.explore_controls = [
+            self.model, self.quality, self.within, self.bits, self.run, self.linear, self.against
+        ]  # fmt: skip
+        self.inputs = [*self.explore_controls, *self.fit_controls]
+        drawings = [self.charts, self.fit, self.layers, self.weights, self.comparison]
+        self.outputs = [*self.inputs, *drawings, self.explore_address, self.fit_address]
+
+    def _lay_out_charts(self) -> None:
+        board = self.boards.current()
+        first = settle(board, Explored())
+        qualities = quality_choices(board, first.model)
+        widths = [(f"{width:g} bit", width) for width in WIDTHS]
+        with gr.Row(elem_classes="choosers"):
+            self.model = gr.Dropdown(
+                model_choices(board), value=first.model, label="Explore model", elem_classes="narrow"
+            )
+            self.quality = gr.Dropdown(qualities, value=first.quality, label="Quality", elem_classes="narrow")
+            self.within = gr.Number(
+                first.within, label="Within (points or %)", minimum=0, maximum=100, elem_classes="range"
+            )
+            self.bits = gr.Radio(widths, value=first.bits, label="Loss by task at", elem_classes="segments")
+        self.charts = html("", elem_id="explore", js_on_load=DRAW_JS)
+
+    def _lay_out_fit(self) -> None:
+        first = Fitted()
+        cards = [(f"{card.name} · {card.memory:g} GB", card.name) for card in fit.CARDS.values()]
+        with gr.Row(elem_classes="choosers"):
+            model = gr.Dropdown(list(fit.shapes()), value=first.model, label="Model to fit", elem_classes="narrow")
+            card = gr.Dropdown([*cards, (OTHER_CARD, "")], value=first.card, label="GPU", elem_classes="wide")
+            self.memory = gr.Number(OTHER_MEMORY, label="Memory, GiB", minimum=0.1, visible=False, elem_classes="range")
+            numbers = [
+                gr.Number(first.context, label="Context, tokens", minimum=1, precision=0, elem_classes="range"),
+                gr.Number(first.batch, label="Batch", minimum=1, precision=0, elem_classes="range"),
+                gr.Number(first.pictures, label="Pictures", minimum=0, precision=0, elem_classes="range"),
+            ]
+        self.fit_controls = [model, card, self.memory, *numbers]
+        self.fit = html("", elem_id="fit", js_on_load=DRAW_JS)
+
+    def _lay_out_runs(self) -> None:
+        with gr.Row(elem_classes="choosers"):
+            self.run = gr.Dropdown([], value=None, label="Run", elem_classes="wide")
+            self.linear = gr.Dropdown([LARGEST], value="", label="Weights of", elem_classes="wide")
+            self.against = gr.Dropdown([], value=None, label="Compared with", elem_classes="wide")
+        with gr.Row(elem_classes="figures"):
+            self.layers = html("", elem_id="inside", js_on_load=run_inside.CELL_JS)
+            self.weights = html("", elem_id="weighed", js_on_load=DRAW_JS)
+        self.comparison = html(
+            "", elem_id="compared", js_on_load=run_inside.JS, server_functions=[run_inside.item_picture]
         )
 
-    def fitted_of(model, card, memory, context, batch, pictures) -> Fitted:
-        return Fitted(
-            model=model,
-            card=card or None,
-            memory=None if card else min(max(memory or 1.0, 0.1), 100_000),
-            context=min(max(int(context or 1), 1), 1_000_000),
-            batch=min(max(int(batch or 1), 1), 4096),
-            pictures=min(max(int(pictures or 0), 0), 64),
-        )
+    def connect(self) -> None:
+        """Lets each part follow its controls, and the address follow what is shown."""
+        controls, where = self.explore_controls, self.explore_address
+        latest = {"trigger_mode": "always_last"}
+        chart_controls = [self.model, self.quality, self.within, self.bits]
+        gr.on(
+            [control.input for control in chart_controls],
+            self._draw_charts, controls, [self.quality, self.charts, where], **latest, **QUICK,
+        )  # fmt: skip
+        inside = [self.linear, self.layers, self.weights, self.comparison, where]
+        self.run.input(self._draw_run, controls, inside, **QUICK)
+        self.linear.input(self._draw_weights, controls, [self.weights, where], **QUICK)
+        self.layers.cell(self._press_cell, controls, [self.linear, self.weights, where], **QUICK)
+        self.against.input(self._draw_comparison, controls, [self.comparison, where], **QUICK)
+        gr.on(
+            [control.input for control in self.fit_controls],
+            self._draw_fit, self.fit_controls, [self.memory, self.fit, self.fit_address], **latest, **QUICK,
+        )  # fmt: skip
+        for part, textbox in (("explore", where), ("fit", self.fit_address)):
+            textbox.change(None, textbox, None, js=f"(search) => {{ lowbit.go('{part}', search); }}", **QUICK)
 
-    def explore_address(explored: Explored) -> str:
-        first = qualities(boards.current(), explored.model)[0][1]
-        kept = explored.model_copy(update={"quality": None}) if explored.quality == first else explored
-        return address(PageView(explored=kept))
-
-    def draw(explored: Explored) -> list[str]:
-        return [drawing_of(boards.current(), explored), explore_address(explored)]
-
-    def explore(*values) -> list:
-        asked = explored_of(*values)
-        explored = settled(boards.current(), asked)
-        offered = qualities(boards.current(), explored.model)
-        return [offer(offered, explored.quality, asked.quality), *draw(explored)]
-
-    def look_inside(*values) -> list:
-        """The chosen run; a linear that it lacks is no longer chosen."""
-        explored = settled(boards.current(), explored_of(*values))
-        offered, before = run_inside.linears(explored.run), explored.linear
-        if before not in [place for _, place in offered]:
-            explored = explored.model_copy(update={"linear": None})
-        return [
-            offer([LARGEST, *offered], explored.linear or "", before or ""),
-            *run_charts(boards.current(), explored),
-            explore_address(explored),
-        ]
-
-    def weigh(*values) -> list:
-        explored = settled(boards.current(), explored_of(*values))
-        return [run_inside.weights(explored), explore_address(explored)]
-
-    def press_cell(event: gr.EventData, *values) -> list:
-        explored = explored_of(*values).model_copy(update={"linear": str(event._data["linear"])})
-        explored = settled(boards.current(), explored)
-        return [explored.linear, run_inside.weights(explored), explore_address(explored)]
-
-    def compare(*values) -> list:
-        explored = settled(boards.current(), explored_of(*values))
-        return [run_inside.comparison(explored), explore_address(explored)]
-
-    def ask(*values) -> list:
-        fitted = fitted_of(*values)
-        return [
-            gr.update(visible=fitted.card is None),
-            fits(boards.current(), fitted),
-            address(PageView(fitted=fitted)),
-        ]
-
-    def fill(view: PageView) -> list:
-        board = boards.current()
-        explored, fitted, runs = settled(board, view.explored), view.fitted, runs_of(board)
-        known_runs = {run_id for _, run_id in runs}
+    def fill(self, view: PageView) -> list:
+        """The values of `outputs` for a view; drawings are skipped while another tab is open."""
+        board = self.boards.current()
+        explored, fitted, runs = settle(board, view.explored), view.fitted, run_choices(board)
+        run_ids = {run_id for _, run_id in runs}
+        linears = [LARGEST, *run_inside.linears(explored.run)]
         drawings = [gr.skip()] * 5
         if view.tab == "explore":
-            drawings = [drawing_of(board, explored), fits(board, fitted), *run_charts(board, explored)]
-        offered = run_inside.linears(explored.run)
+            charts = self._charts(board, explored)
+            drawings = [charts, fit_chart(board, fitted), *run_charts(board, explored)]
         return [
-            gr.update(choices=explorable(board), value=explored.model),
-            gr.update(choices=qualities(board, explored.model), value=explored.quality),
+            gr.update(choices=model_choices(board), value=explored.model),
+            gr.update(choices=quality_choices(board, explored.model), value=explored.quality),
             explored.within,
             explored.bits,
-            gr.update(choices=runs, value=explored.run if explored.run in known_runs else None),
-            gr.update(
-                choices=[LARGEST, *offered],
-                value=explored.linear if explored.linear in [place for _, place in offered] else "",
-            ),
-            gr.update(choices=runs, value=explored.against if explored.against in known_runs else None),
+            gr.update(choices=runs, value=explored.run if explored.run in run_ids else None),
+            gr.update(choices=linears, value=_linear_of(linears, explored)),
+            gr.update(choices=runs, value=explored.against if explored.against in run_ids else None),
             fitted.model,
             fitted.card or "",
-            gr.update(value=fitted.memory or 16, visible=fitted.card is None),
+            gr.update(value=fitted.memory or OTHER_MEMORY, visible=fitted.card is None),
             fitted.context,
             fitted.batch,
             fitted.pictures,
             *drawings,
-            explore_address(explored),
+            self._address(explored),
             address(PageView(fitted=fitted)),
         ]
 
-    def refresh(*values) -> list:
-        """Everything that the tab shows, and the choices, which may have grown by new runs."""
-        explored = explored_of(*values[: len(exploring)])
-        return fill(PageView(tab="explore", explored=explored, fitted=fitted_of(*values[len(exploring) :])))
+    def refresh(self, *values) -> list:
+        """The values of `outputs` with all drawings, and with choices that may have grown by new runs."""
+        count = len(self.explore_controls)
+        explored, fitted = read_explored(*values[:count]), read_fitted(*values[count:])
+        return self.fill(PageView(tab="explore", explored=explored, fitted=fitted))
 
-    quick = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
-    gr.on(
-        [model.input, quality.input, within.input, bits.input], explore, exploring, [quality, drawn, where],
-        trigger_mode="always_last", **quick,
-    )  # fmt: skip
-    run.input(look_inside, exploring, [linear, inside, weighed, compared, where], **quick)
-    linear.input(weigh, exploring, [weighed, where], **quick)
-    inside.cell(press_cell, exploring, [linear, weighed, where], **quick)
-    against.input(compare, exploring, [compared, where], **quick)
-    gr.on(
-        [fit_model.input, card.input, memory.input, context.input, batch.input, pictures.input],
-        ask, asking, [memory, fitting, fit_where], trigger_mode="always_last", **quick,
-    )  # fmt: skip
-    where.change(None, where, None, js="(search) => { lowbit.go('explore', search); }", **quick)
-    fit_where.change(None, fit_where, None, js="(search) => { lowbit.go('fit', search); }", **quick)
-    outputs = [*exploring, *asking, drawn, fitting, inside, weighed, compared, where, fit_where]
-    return Wired(outputs, fill, refresh, [*exploring, *asking], outputs)
+    def _charts(self, board: Board, explored: Explored) -> str:
+        return oddities(board, self.boards.notes, explored) + model_charts(board, explored)
+
+    def _address(self, explored: Explored) -> str:
+        """The part's address; the quality that the model is first shown with is not written."""
+        first = quality_choices(self.boards.current(), explored.model)[0][1]
+        quality = None if explored.quality == first else explored.quality
+        return address(PageView(explored=explored.model_copy(update={"quality": quality})))
+
+    def _settled(self, values: tuple) -> Explored:
+        return settle(self.boards.current(), read_explored(*values))
+
+    def _draw_charts(self, *values) -> list:
+        board, before = self.boards.current(), read_explored(*values)
+        explored = settle(board, before)
+        qualities = offer(quality_choices(board, explored.model), explored.quality, before.quality)
+        return [qualities, self._charts(board, explored), self._address(explored)]
+
+    def _draw_run(self, *values) -> list:
+        """The chosen run; a linear that it lacks is no longer chosen."""
+        explored = self._settled(values)
+        linears, before = [LARGEST, *run_inside.linears(explored.run)], explored.linear or ""
+        explored = explored.model_copy(update={"linear": _linear_of(linears, explored) or None})
+        return [
+            offer(linears, explored.linear or "", before),
+            *run_charts(self.boards.current(), explored),
+            self._address(explored),
+        ]
+
+    def _draw_weights(self, *values) -> list:
+        explored = self._settled(values)
+        return [run_inside.weights(explored), self._address(explored)]
+
+    def _press_cell(self, event: gr.EventData, *values) -> list:
+        explored = self._settled(values).model_copy(update={"linear": str(event._data["linear"])})
+        return [explored.linear, run_inside.weights(explored), self._address(explored)]
+
+    def _draw_comparison(self, *values) -> list:
+        explored = self._settled(values)
+        return [run_inside.comparison(explored), self._address(explored)]
+
+    def _draw_fit(self, *values) -> list:
+        fitted = read_fitted(*values)
+        memory = gr.update(visible=fitted.card is None)
+        return [memory, fit_chart(self.boards.current(), fitted), address(PageView(fitted=fitted))]
+
+
+def _linear_of(linears: list[tuple[str, str]], explored: Explored) -> str:
+    """The chosen linear, if the run has it, else that with the largest error."""
+    return explored.linear if explored.linear in [key for _, key in linears] else LARGEST[1]

@@ -10,8 +10,8 @@ import pandas as pd
 
 from leaderboard import quality, sizes
 from leaderboard.analysis import Board
+from leaderboard.boards import Boards
 from leaderboard.store import method_name
-from leaderboard.ui.leaderboard_tab import Boards
 from leaderboard.ui.theme import html
 from leaderboard.view import FIRST_MODEL
 from quant_engine.methods import METHODS, MethodCard
@@ -36,17 +36,16 @@ def honest_bits(card: MethodCard) -> str:
 
 def standings(board: Board) -> pd.DataFrame:
     """For each method and width of the study, its best row: `value`, `place` among the methods of that width, `of` how
-    many, and how it is `written`. Empty if there are no results."""
+    many, and how it is `text`. Empty if there are no results."""
     try:
         column = quality.column_of_task(board, QUALITY)
         found = quality.points(board, FIRST_MODEL, column.task)
     except UserError:
-        return pd.DataFrame(columns=["method", "w_bits", "place", "of", "written"])
+        return pd.DataFrame(columns=["method", "w_bits", "place", "of", "text"])
     best = quality.best_of_width(found[(found["w_bits"] < 16) & (found["a_bits"] == 16)])
     best = best[best["source"] == "paper"].sort_values("loss").drop_duplicates(["method", "w_bits"])
     best["place"] = best.groupby("w_bits")["loss"].rank(method="min")
     best["of"] = best.groupby("w_bits")["loss"].transform("size")
-    best["written"] = [quality.written(value, column) for value in best["value"]]
     return best.sort_values("w_bits", ascending=False)
 
 
@@ -54,8 +53,8 @@ def place_of(standing: pd.DataFrame, card: MethodCard) -> str:
     """Where the method stands among those of the same width."""
     mine = standing[standing["method"] == method_name(card.name)]
     told = [
-        f"{bits:g} bit: {place:.0f} of {count:.0f} ({written})"
-        for bits, place, count, written in mine[["w_bits", "place", "of", "written"]].itertuples(index=False)
+        f"{bits:g} bit: {place:.0f} of {count:.0f} ({text})"
+        for bits, place, count, text in mine[["w_bits", "place", "of", "text"]].itertuples(index=False)
     ]
     return f"{', '.join(told)} by perplexity on WikiText2 of {FIRST_MODEL} in the study" if told else ""
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 from html import escape
 
-from leaderboard import notation
 from leaderboard.columns import column_of
 from leaderboard.store import model_name
 from leaderboard.ui.table import bit_bar
+from quant_engine import notation
 from quant_engine.progress import Progress
 from quant_engine.runs.queue import QueuedRun
 from quant_engine.spec import RunSpec
@@ -22,10 +22,10 @@ def card(run: QueuedRun | None, now: float | None = None) -> str:
         return '<div class="run empty"><b>No run yet.</b> Compose a setting and start it: it shows here.</div>'
     spec = run.spec
     limit = f"{spec.limit} items a task" if spec.limit else "all items"
-    what = f"{escape(model_name(spec.model))} · {escape(_tasks(spec))} · {limit}"
+    what = f"{escape(model_name(spec.weights.model))} · {escape(_tasks(spec))} · {limit}"
     return (
-        f'<article class="run {run.state}" data-run="{run.run_id}"><header><b>{escape(spec.setting.label)}</b>'
-        f"{bit_bar(spec.setting.w_bits)}<mark>{_state(run)}</mark></header><p class='what'>{what}</p>"
+        f'<article class="run {run.state}" data-run="{run.run_id}"><header><b>{escape(spec.weights.setting.label)}</b>'
+        f"{bit_bar(spec.weights.setting.w_bits)}<mark>{_state(run)}</mark></header><p class='what'>{what}</p>"
         f"{_bar(run)}<p class='where'>{escape(_where(run, time.time() if now is None else now))}</p>{_sorry(run)}"
         f"<p class='id'>Run <code>{run.run_id}</code></p></article>"
     )
@@ -38,7 +38,7 @@ def runs_list(runs: list[QueuedRun], chosen: str | None, now: float | None = Non
     now = time.time() if now is None else now
     rows = "".join(
         f'<li><button type="button" data-run="{run.run_id}" aria-pressed="{str(run.run_id == chosen).lower()}">'
-        f"<b>{escape(run.spec.setting.label)}</b><span>{escape(model_name(run.spec.model))}</span>"
+        f"<b>{escape(run.spec.weights.setting.label)}</b><span>{escape(model_name(run.spec.weights.model))}</span>"
         f'<mark class="{run.state}">{_state(run)}</mark><time>{_ago(now - run.created)}</time></button></li>'
         for run in runs
     )

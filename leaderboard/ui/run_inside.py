@@ -13,7 +13,7 @@ from leaderboard.pictures import of_item
 from leaderboard.plot import Figure
 from leaderboard.ui.chart import chart, table_html
 from leaderboard.view import Explored
-from quant_engine.evaluate import VisualQuestions, task_of_number
+from quant_engine.evaluate import VisualQuestions, parse_result_name
 from quant_engine.results import ItemOutput, LayerRecord
 from quant_engine.runs import folder as run_folder
 from quant_engine.runs import paired
@@ -70,9 +70,9 @@ def linears(run_id: str | None) -> list[tuple[str, str]]:
 
 
 def _records(run_id: str) -> list[LayerRecord]:
-    if not run_folder.place(run_id).is_dir():
+    if not run_folder.run_path(run_id).is_dir():
         raise UserError(f"Run {run_id} is not on this machine (any more).")
-    return run_folder.read_layers(run_folder.place(run_id))
+    return run_folder.read_layers(run_folder.run_path(run_id))
 
 
 def _of_records(run_id: str, draw: Callable[[list[LayerRecord]], Figure]) -> Callable[[], Figure]:
@@ -85,7 +85,7 @@ def comparison(explored: Explored) -> str:
         return ""
     title = "Two runs, item by item"
     try:
-        a, b = (run_folder.read(run_folder.place(run_id)) for run_id in (explored.run, explored.against))
+        a, b = (run_folder.read(run_folder.run_path(run_id)) for run_id in (explored.run, explored.against))
         found = paired.compare(a, b)
         items = "".join(_flipped(task, a, b) for task in a.spec.tasks if task in b.spec.tasks)
     except (UserError, OSError, ValueError) as refusal:
@@ -134,7 +134,7 @@ def _flipped(task: str, a: run_folder.RunFolder, b: run_folder.RunFolder) -> str
     ]
     if not pairs:
         return ""
-    known = task_of_number(task)
+    known = parse_result_name(task)
     run_id = a.path.name if known and isinstance(known[0], VisualQuestions) else None
     items = "".join(_item(first, second, run_id, task) for first, second in pairs[:MOST_FLIPS])
     more = f" The first {MOST_FLIPS} are shown." if len(pairs) > MOST_FLIPS else ""
@@ -164,8 +164,9 @@ def item_picture(asked: list[str]) -> dict[str, str]:
     """
     run_id, task, item = asked
     try:
-        if not run_folder.RUN_ID.fullmatch(run_id) or not run_folder.place(run_id).is_dir():
+        path = run_folder.run_path(run_id)
+        if not path.is_dir():
             raise UserError("The run is not on this machine (any more).")
-        return {"address": of_item(run_folder.read(run_folder.place(run_id)), task, item), "said": f"Picture of {item}"}
+        return {"address": of_item(run_folder.read(path), task, item), "said": f"Picture of {item}"}
     except UserError as refusal:
         return {"address": "", "said": str(refusal)}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from functools import partial
 from html import escape
 from typing import Any, Literal, get_args, get_origin
 
@@ -14,7 +14,7 @@ from leaderboard import requests
 from leaderboard.lab import Lab
 from leaderboard.ui import run_card, setting_picker
 from leaderboard.ui.ask_tab import model_note, notice
-from leaderboard.ui.theme import html, offer
+from leaderboard.ui.theme import QUICK, html, offer
 from quant_engine.evaluate import TASKS
 from quant_engine.methods import METHODS
 from quant_engine.models.catalog import MODELS, available
@@ -24,6 +24,7 @@ from quant_engine.spec import RunSpec, UserError
 
 LOG_LINES = 200
 RECENT = 12
+FIRST_TASKS = ["perplexity"]
 _LOADING = '<div class="run empty">Looking at the queue …</div>'
 _PICK_JS = """
 element.addEventListener('click', (event) => {
@@ -35,129 +36,225 @@ element.addEventListener('click', (event) => {
 
 def model_choices() -> list[tuple[str, str]]:
     """Models that are on this machine first; the others say what they need."""
-    here = [(card.title, card.id) for card in MODELS.values() if card.origin == "demo" or available(card)]
-    away = [(f"{card.title} (to be downloaded)", card.id) for card in MODELS.values()]
-    return here + [choice for choice in away if choice[1] not in {id_ for _, id_ in here}]
+    here = [card for card in MODELS.values() if card.origin == "demo" or available(card)]
+    away = [card for card in MODELS.values() if card not in here]
+    titles = [(card.title, card.id) for card in here]
+    return titles + [(f"{card.title} (to be downloaded)", card.id) for card in away]
 
 
 def task_choices(model: str) -> list[tuple[str, str]]:
     """The tasks that a model can do."""
-    pictures = model in MODELS and MODELS[model].pictures
-    return [(f"{task.title} ({task.metric})", name) for name, task in TASKS.items() if pictures or not task.pictures]
+    tasks = [task for task in TASKS.values() if MODELS[model].pictures or not task.pictures]
+    return [(f"{task.title} ({task.metric})", task.name) for task in tasks]
 
 
-def window_of(model: str) -> str:
-    """The perplexity window that a model is measured with unless another is asked for."""
-    return str(MODELS[model].window) if model in MODELS else ""
-
-
-def looked_at(queue: Queue, chosen: str | None, runs: list[QueuedRun]) -> QueuedRun | None:
-    """The run to show: the chosen one, else the one that runs, else the newest."""
+def run_to_show(queue: Queue, run_id: str | None, runs: list[QueuedRun]) -> QueuedRun | None:
+    """The chosen run, else of the recent `runs` the one that runs, else the newest."""
     for run in runs:
-        if run.run_id == chosen:
+        if run.run_id == run_id:
             return run
-    if chosen:
+    if run_id:
         try:
-            return queue.get(chosen)
+            return queue.get(run_id)
         except UserError:
             pass  # it was chosen before the queue's file was replaced; show what is there now
     return next((run for run in runs if run.state == "running"), runs[0] if runs else None)
 
 
-def start(lab: Lab, spec: RunSpec, token: str) -> str:
-    """Queues a run and returns its id. One whose results are gone from the disk is computed again."""
-    lab.check_may_start(token)
-    run_folder.check_writable()
-    return lab.queue.submit(spec)
-
-
 def option_control(name: str, field: FieldInfo) -> gr.components.Component:
-    """The control for one option of a method, by the option's type."""
-    label = name.replace("_", " ").capitalize()
-    info = field.description
-    if field.annotation is bool:
-        return gr.Checkbox(field.default, label=label, info=info, interactive=True)
+    """The control for one option of a method, by the option's type. Raises TypeError for a type that has none."""
+    label, info, default = name.replace("_", " ").capitalize(), field.description, field.default
     if get_origin(field.annotation) is Literal:
-        return gr.Dropdown(list(get_args(field.annotation)), value=field.default, label=label, info=info)
-    return gr.Number(field.default, label=label, info=info, precision=0 if field.annotation is int else None)
+        return gr.Dropdown(list(get_args(field.annotation)), value=default, label=label, info=info)
+    if field.annotation is bool:
+        return gr.Checkbox(default, label=label, info=info, interactive=True)
+    if field.annotation is int:
+        return gr.Number(default, label=label, info=info, precision=0)
+    if field.annotation is float:
+        return gr.Number(default, label=label, info=info)
+    if field.annotation is str:
+        return gr.Textbox(default, label=label, info=info, max_lines=1)
+    raise TypeError(f"The page has no control for option {name} of type {field.annotation}.")
 
 
 def options_of(method: str, names: Mapping[str, list[str]], values: tuple[Any, ...]) -> dict[str, Any]:
-    """The chosen method's options out of the values of all methods' controls; an emptied one means its default."""
-    taken = 0
+    """The chosen method's options out of the values of all methods' controls; an emptied one means its default.
+
+    Args:
+        method: The chosen method; "fp16" has no options.
+        names: The names of each method's options, by method.
+        values: The controls' values in the same order.
+    """
+    start = 0
     for owner, options in names.items():
         if owner == method:
-            chosen = dict(zip(options, values[taken : taken + len(options)], strict=True))
-            return {name: value for name, value in chosen.items() if value is not None}
-        taken += len(options)
+            own = dict(zip(options, values[start : start + len(options)], strict=True))
+            return {name: value for name, value in own.items() if value not in (None, "")}
+        start += len(options)
     return {}
 
 
-@dataclass(frozen=True)
-class Wired:
-    """What the page connects the tab by: the button that leads to the leaderboard, the id of the run shown, and the
-    `form` that `fill` sets to a run."""
-
-    see: gr.Button
-    chosen: gr.State
-    form: list
-    fill: Callable[[RunSpec], list]
+def build(lab: Lab) -> RunTab:
+    """Lays out the tab and connects it."""
+    tab = RunTab(lab)
+    tab.connect()
+    return tab
 
 
-def build(lab: Lab) -> Wired:
-    """Lays out the tab and wires it."""
-    first_model = next(iter(MODELS))
-    names = {name: list(method.Options.model_fields) for name, method in METHODS.items()}
-    with gr.Row(elem_classes="bench"):
-        with gr.Column(elem_classes="bench-side form-side"):
-            model = gr.Dropdown(model_choices(), value=first_model, label="Model", filterable=False)
-            remark = html(model_note(first_model))
-            picker = setting_picker.build("rtn", "4", "64", fp16=True)
-            tasks = gr.CheckboxGroup(
-                task_choices(first_model), value=["perplexity"], label="Measure", elem_classes="pills", elem_id="tasks"
+class RunForm:
+    """The controls that a run is composed with."""
+
+    def __init__(self, lab: Lab) -> None:
+        """Lays out the form."""
+        self.hosted = lab.hosted
+        model = next(iter(MODELS))
+        self.model = gr.Dropdown(model_choices(), value=model, label="Model", filterable=False)
+        self.remark = html(model_note(model))
+        self.picker = setting_picker.build(fp16=True)
+        self.tasks = gr.CheckboxGroup(
+            task_choices(model), value=FIRST_TASKS, label="Measure", elem_classes="pills", elem_id="tasks"
+        )
+        self.limit = gr.Textbox("8", label="Items per task (empty for all)", max_lines=1)
+        with gr.Accordion("Calibration and method options", open=False, elem_classes="more-options"):
+            self._lay_out_calibration()
+            self._lay_out_options()
+            self.window = gr.Textbox(
+                label="Perplexity window (tokens; empty for the model's own)",
+                placeholder=str(MODELS[model].window),
+                max_lines=1,
             )
-            limit = gr.Textbox("8", label="Items per task (empty for all)", max_lines=1)
-            with gr.Accordion("Calibration and method options", open=False, elem_classes="more-options"):
-                with gr.Column(visible=False) as calibration_row:
-                    source = gr.Textbox(
-                        "builtin",
-                        label="Calibration text (builtin, the path of a file, or pictures)",
-                        max_lines=1,
-                        visible=not lab.hosted,
-                    )
-                    with gr.Row():
-                        samples = gr.Textbox("32", label="Samples", max_lines=1)
-                        length = gr.Textbox("512", label="Tokens each", max_lines=1)
-                panels, controls = {}, []
-                for name, method in METHODS.items():
-                    with gr.Column(visible=name == "rtn") as panels[name]:
-                        controls += [option_control(key, field) for key, field in method.Options.model_fields.items()]
-                window = gr.Textbox(
-                    label="Perplexity window (tokens; empty for the model's own)", placeholder=window_of(first_model),
-                    max_lines=1,
-                )  # fmt: skip
-            token = gr.Textbox(label="Owner's token", type="password", visible=lab.hosted, max_lines=1)
-            problem = html("", elem_id="run-problem")
-            begin = gr.Button("Start run", variant="primary", elem_id="start")
-        with gr.Column(elem_classes="bench-main"):
-            chosen = gr.State(None)
-            current = html(_LOADING, elem_id="run")
-            with gr.Row(elem_classes="run-buttons"):
-                cancel = gr.Button("Cancel", visible=False, elem_id="cancel", size="sm", min_width=88)
-                resume = gr.Button("Resume", visible=False, elem_id="resume", size="sm", min_width=88)
-                see = gr.Button("See it on the leaderboard", visible=False, elem_id="see", size="sm")
-            with gr.Accordion("Log", open=False, elem_classes="more-options"):
-                log = html("", elem_id="log")
-            html("<h3>Recent runs</h3>")
-            recent = html("", js_on_load=_PICK_JS, elem_id="runs")
-    shown = [chosen, current, cancel, resume, see, log, recent]
-    seen = gr.State(None)
+        self.token = gr.Textbox(label="Owner's token", type="password", visible=lab.hosted, max_lines=1)
+        self.controls = [
+            self.model, *self.picker, self.tasks, self.limit, *self.calibration, self.window, *self.options
+        ]  # fmt: skip
 
-    def look(run_id: str | None) -> list:
+    def _lay_out_calibration(self) -> None:
+        with gr.Column(visible=False) as self.calibration_column:
+            source = gr.Textbox(
+                "builtin",
+                label="Calibration text (builtin, the path of a file, or pictures)",
+                max_lines=1,
+                visible=not self.hosted,
+            )
+            with gr.Row():
+                samples = gr.Textbox("32", label="Samples", max_lines=1)
+                length = gr.Textbox("512", label="Tokens each", max_lines=1)
+        self.calibration = [source, samples, length]
+
+    def _lay_out_options(self) -> None:
+        """A column of controls for each method, that of the chosen one visible."""
+        self.columns, self.options = {}, []
+        for name, method in METHODS.items():
+            with gr.Column(visible=name == setting_picker.FIRST_SETTING.method) as self.columns[name]:
+                self.options += [option_control(*option) for option in method.Options.model_fields.items()]
+
+    def connect(self) -> None:
+        """Lets the form follow the chosen model and method."""
+        self.model.input(self._fit_model, [self.model, self.tasks], [self.remark, self.tasks, self.window], **QUICK)
+        method = self.picker.method
+        method.input(self._fit_method, method, [self.calibration_column, *self.columns.values()], **QUICK)
+
+    def _fit_model(self, model: str, tasks: list[str]) -> tuple:
+        """What a model allows. Choices that it allows stay: a list that merely loses the focus asks this, too."""
+        choices = task_choices(model)
+        names = {name for _, name in choices}
+        value = [task for task in tasks if task in names]
+        if tasks and not value:
+            value = FIRST_TASKS
+        return model_note(model), offer(choices, value, tasks), gr.update(placeholder=str(MODELS[model].window))
+
+    def _fit_method(self, method: str) -> list[dict]:
+        """Shows what a method has a use for."""
+        calibrated = method in METHODS and METHODS[method].card.calibrated
+        return [gr.update(visible=calibrated), *[gr.update(visible=name == method) for name in self.columns]]
+
+    def read(
+        self, model, method, bits, a_bits, group, tasks, limit, source, samples, length, window, *options
+    ) -> RunSpec:
+        """The run that the controls describe. Raises UserError for one that the engine would refuse."""
+        names = {name: list(method.Options.model_fields) for name, method in METHODS.items()}
+        setting = requests.setting(
+            method, bits, group, options_of(method, names, options), a_bits=a_bits, hosted=self.hosted
+        )
+        calibrated = method in METHODS and METHODS[method].card.calibrated
+        calibration = requests.calibration(source, samples, length) if calibrated else None
+        return requests.run(
+            model, setting, tasks, limit=limit, window=window, calibration=calibration, hosted=self.hosted
+        )
+
+    @property
+    def outputs(self) -> list[gr.components.Component]:
+        """What `fill` writes."""
+        return [*self.controls, self.remark, self.calibration_column, *self.columns.values()]
+
+    def fill(self, spec: RunSpec) -> list:
+        """Updates of `outputs` that set the form to a run of a known model."""
+        weights, setting, calibration = spec.weights, spec.weights.setting, spec.weights.calibration
+        window = MODELS[weights.model].window
+        return [
+            weights.model,
+            *setting_picker.fill(setting),
+            gr.update(choices=task_choices(weights.model), value=list(spec.tasks)),
+            "" if spec.limit is None else str(spec.limit),
+            *(
+                [calibration.source, str(calibration.samples), str(calibration.length)]
+                if calibration
+                else [gr.skip()] * 3
+            ),
+            gr.update(value="" if spec.window == window else str(spec.window), placeholder=str(window)),
+            *(
+                setting.options.get(option, field.default) if name == setting.method else gr.skip()
+                for name, method in METHODS.items()
+                for option, field in method.Options.model_fields.items()
+            ),
+            model_note(weights.model),
+            *self._fit_method(setting.method),
+        ]
+
+
+class RunTab:
+    """The form, and the run that is looked at: `run_id` holds its id, and `see` leads to its row on the leaderboard.
+
+    All state comes from the queue: the page asks it once a second, and draws what has changed.
+    """
+
+    def __init__(self, lab: Lab) -> None:
+        """Lays out the tab."""
+        self.lab = lab
+        with gr.Row(elem_classes="bench"):
+            with gr.Column(elem_classes="bench-side form-side"):
+                self.form = RunForm(lab)
+                self.problem = html("", elem_id="run-problem")
+                self.start = gr.Button("Start run", variant="primary", elem_id="start")
+            with gr.Column(elem_classes="bench-main"):
+                self.run_id = gr.State(None)
+                card = html(_LOADING, elem_id="run")
+                with gr.Row(elem_classes="run-buttons"):
+                    self.cancel = gr.Button("Cancel", visible=False, elem_id="cancel", size="sm", min_width=88)
+                    self.resume = gr.Button("Resume", visible=False, elem_id="resume", size="sm", min_width=88)
+                    self.see = gr.Button("See it on the leaderboard", visible=False, elem_id="see", size="sm")
+                with gr.Accordion("Log", open=False, elem_classes="more-options"):
+                    log = html("", elem_id="log")
+                html("<h3>Recent runs</h3>")
+                self.recent = html("", js_on_load=_PICK_JS, elem_id="runs")
+        self.outputs = [self.run_id, card, self.cancel, self.resume, self.see, log, self.recent]
+
+    def connect(self) -> None:
+        self.form.connect()
+        answers, stopping = [self.problem, *self.outputs], [self.run_id, self.form.token]
+        self.start.click(self._start, [self.form.token, *self.form.controls], answers, **QUICK)
+        self.cancel.click(partial(self._act, self.lab.queue.cancel), stopping, answers, **QUICK)
+        self.resume.click(partial(self._act, self.lab.queue.resume), stopping, answers, **QUICK)
+        self.recent.pick(self._pick, None, self.outputs, **QUICK)
+        last = gr.State(None)
+        gr.Timer(1).tick(self._tick, [self.run_id, last], [*self.outputs, last], **QUICK)
+
+    def _show(self, run_id: str | None) -> list:
+        """The values of `outputs` for a run, else for the one that runs, else for the newest."""
         try:
-            runs = lab.queue.list(RECENT)
-            run = looked_at(lab.queue, run_id, runs)
-            tail = lab.queue.log_tail(run.run_id, LOG_LINES) if run else ""
+            runs = self.lab.queue.list(RECENT)
+            run = run_to_show(self.lab.queue, run_id, runs)
+            log = self.lab.queue.log_tail(run.run_id, LOG_LINES) if run else ""
         except UserError as refusal:
             return [run_id, notice(str(refusal)), *[gr.update(visible=False)] * 3, "", ""]
         state = run.state if run else ""
@@ -167,95 +264,35 @@ def build(lab: Lab) -> Wired:
             gr.update(visible=state in ("queued", "running") and not run.cancelling),
             gr.update(visible=state in ("failed", "cancelled")),
             gr.update(visible=state == "done"),
-            f'<div class="tail"><pre>{escape(tail)}</pre></div>' if tail else '<p class="hint">Nothing yet.</p>',
+            f'<div class="tail"><pre>{escape(log)}</pre></div>' if log else '<p class="hint">Nothing yet.</p>',
             run_card.runs_list(runs, run.run_id if run else None),
         ]
 
-    def tick(run_id: str | None, before: object) -> list:
-        now = look(run_id)
-        return [gr.skip()] * (len(shown) + 1) if now == before else [*now, now]
+    def _tick(self, run_id: str | None, last: object) -> list:
+        values = self._show(run_id)
+        return [gr.skip()] * (len(values) + 1) if values == last else [*values, values]
 
-    def pick(event: gr.EventData) -> list:
-        return look(str(event._data["run"]))
+    def _pick(self, event: gr.EventData) -> list:
+        return self._show(str(event._data["run"]))
 
-    def submit(
-        model_id, method, bits, a_bits, group, wanted, most, text, count, tokens, span, secret, *options
-    ) -> list:
+    def _start(self, token: str | None, *controls) -> list:
+        """Queues the run of the form. One whose results are gone from the disk is computed again."""
         try:
-            setting = requests.setting(method, bits, group, options_of(method, names, options), a_bits=a_bits)
-            calibrated = method in METHODS and METHODS[method].card.calibrated
-            calibration = requests.calibration(text, count, tokens) if calibrated else None
-            spec = requests.run(
-                model_id, setting, wanted, limit=most, window=span, calibration=calibration, hosted=lab.hosted
-            )
-            return ["", *look(start(lab, spec, secret or ""))]
+            spec = self.form.read(*controls)
+            self.lab.check_may_start(token or "")
+            run_folder.check_writable()
+            return ["", *self._show(self.lab.queue.submit(spec))]
         except UserError as refusal:
-            return [notice(str(refusal)), *[gr.skip()] * len(shown)]
+            return self._refuse(refusal)
 
-    def act(action: str):
-        def do(run_id: str | None, secret: str) -> list:
-            try:
-                lab.check_may_start(secret or "")
-                getattr(lab.queue, action)(run_id)
-            except UserError as refusal:
-                return [notice(str(refusal)), *[gr.skip()] * len(shown)]
-            return ["", *look(run_id)]
+    def _act(self, action: Callable[[str], object], run_id: str | None, token: str | None) -> list:
+        """Cancels or resumes the run that is looked at."""
+        try:
+            self.lab.check_may_start(token or "")
+            action(run_id)
+        except UserError as refusal:
+            return self._refuse(refusal)
+        return ["", *self._show(run_id)]
 
-        return do
-
-    def fit_model(model_id: str, wanted: list[str]) -> tuple:
-        """What the model allows. What is chosen stays if it is allowed: a list that merely loses the focus asks this,
-        too."""
-        offered = task_choices(model_id)
-        kept = [name for name in wanted if name in {id_ for _, id_ in offered}]
-        value = kept if kept == wanted else kept or ["perplexity"]
-        return model_note(model_id), offer(offered, value, wanted), gr.update(placeholder=window_of(model_id))
-
-    def fit_method(method: str) -> list[dict]:
-        calibrated = method in METHODS and METHODS[method].card.calibrated
-        return [gr.update(visible=calibrated), *[gr.update(visible=name == method) for name in panels]]
-
-    quick = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
-    model.input(fit_model, [model, tasks], [remark, tasks, window], **quick)
-    picker.method.input(fit_method, picker.method, [calibration_row, *panels.values()], **quick)
-    form = [model, *picker, tasks, limit, source, samples, length, window, token, *controls]
-    begin.click(submit, form, [problem, *shown], **quick)
-    cancel.click(act("cancel"), [chosen, token], [problem, *shown], **quick)
-    resume.click(act("resume"), [chosen, token], [problem, *shown], **quick)
-    recent.pick(pick, None, shown, **quick)
-    gr.Timer(1).tick(tick, [chosen, seen], [*shown, seen], **quick)
-
-    def fill(spec: RunSpec) -> list:
-        """The form set to a run."""
-        setting, text = spec.setting, spec.calibration
-        calibration = (text.source, text.samples, text.length) if text else (None, None, None)
-        method = METHODS.get(setting.method)
-        narrow = [str(width) for width in method.card.a_bits if width < 16] if method else []
-        group = gr.update(
-            value=str(setting.group_size or requests.PER_ROW), visible=bool(method and method.card.grouped)
-        )
-        activations = str(setting.a_bits) if str(setting.a_bits) in narrow else None
-        return [
-            spec.model,
-            setting.method,
-            gr.update(value=f"{setting.w_bits:g}", visible=method is not None),
-            gr.update(choices=narrow, value=activations, visible=bool(narrow)),
-            group,
-            gr.update(choices=task_choices(spec.model), value=list(spec.tasks)),
-            "" if spec.limit is None else str(spec.limit),
-            *(gr.skip() if asked is None else str(asked) for asked in calibration),
-            gr.update(
-                value="" if spec.window == MODELS[spec.model].window else str(spec.window),
-                placeholder=window_of(spec.model),
-            ),
-            model_note(spec.model),
-            *fit_method(setting.method),
-            *(
-                setting.options.get(option, field.default) if name == setting.method else gr.skip()
-                for name, method in METHODS.items()
-                for option, field in method.Options.model_fields.items()
-            ),
-        ]
-
-    described = [limit, source, samples, length, window, remark, calibration_row, *panels.values(), *controls]
-    return Wired(see, chosen, [model, *picker, tasks, *described], fill)
+    def _refuse(self, refusal: UserError) -> list:
+        return [notice(str(refusal)), *[gr.skip()] * len(self.outputs)]

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from queue import SimpleQueue
 
@@ -26,13 +27,13 @@ logger = logging.getLogger(__name__)
 
 IDLE_S = 300.0
 CLOSE_S = 3.0
-_WORKER = (sys.executable, "-m", "quant_engine.answers.worker")
+_COMMAND = (sys.executable, "-m", "quant_engine.answers.worker")
 
 
 class AnswerService:
     """Answers questions through one resident process, which ends after `idle_s` seconds without a question."""
 
-    def __init__(self, command: Sequence[str] = _WORKER, idle_s: float = IDLE_S) -> None:
+    def __init__(self, command: Sequence[str] = _COMMAND, idle_s: float = IDLE_S) -> None:
         self._command, self._idle_s = tuple(command), idle_s
         self._lock = threading.Lock()
         self._worker: _Worker | None = None
@@ -52,10 +53,10 @@ class AnswerService:
         when no process can be started.
         """
         with self._lock:
-            before = self._worker
+            previous = self._worker
             worker, inbox = self._send(request)
         try:
-            if worker is not before:
+            if worker is not previous:
                 for side in range(len(request.sides)):
                     message = "Starting the answering process"
                     yield AnswerEvent(request_id=request.request_id, side=side, kind="status", message=message)
@@ -177,11 +178,16 @@ class _Worker:
     def close(self) -> None:
         """End the process; one that doesn't notice is killed."""
         with self._lock:
-            self._process.stdin.close()
+            self._close_input()
         try:
             self._process.wait(CLOSE_S)
         except subprocess.TimeoutExpired:
             self._process.kill()
+
+    def _close_input(self) -> None:
+        """Let the process end. Called with the lock held."""
+        with suppress(OSError):  # a dead process leaves its last message unread, and closing tries to send it again
+            self._process.stdin.close()
 
     def _write(self, message: ToWorker) -> bool:
         """Called with the lock held. False when the process is gone, or was closed: then its end tells the rest."""
@@ -210,6 +216,7 @@ class _Worker:
             logger.warning("The answering process ended with %s.", code)
         with self._lock:
             self._ended = True
+            self._close_input()
             for request_id, inbox in self._inboxes.items():
                 for side in list(inbox.open_sides):
                     inbox.events.put(

@@ -1,5 +1,5 @@
 """Quantized models on disk."""
 
-from quant_engine.checkpoints.folder import Checkpoint, ledger_of, load_quantized
+from quant_engine.checkpoints.folder import Checkpoint, checkpoint_id, ledger_of, load_quantized
 
-__all__ = ["Checkpoint", "ledger_of", "load_quantized"]
+__all__ = ["Checkpoint", "checkpoint_id", "ledger_of", "load_quantized"]

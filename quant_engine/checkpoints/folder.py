@@ -1,36 +1,43 @@
 """A quantized model on disk: what quantization changed, block by block. The rest is read from the base model.
 
-    BLOCK.safetensors    block BLOCK (000, 001 …): stored weights and norms
-    BLOCK.json           storage form of each linear, and what quantizing it cost (spec.LayerRecord)
-    quantization.json    written last: model, setting, calibration, versions. Without it the folder is unfinished,
-                         and quantization goes on behind the last finished block.
+    BLOCK.safetensors    block BLOCK (000, 001 …): stored weights and norms; its header's metadata say the storage form
+                         of each linear ("linears") and what quantizing it cost ("layers", results.LayerRecord)
+    quantization.json    written last: the weights' spec, versions. Without it the folder is unfinished, and
+                         quantization goes on behind the last finished block.
 
-Every file is written aside and renamed.
+Every file is written aside and renamed, so a block is whole or not there.
 """
 
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from pydantic import ValidationError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from quant_engine import disk
 from quant_engine.kernels.linear import QuantLinear
 from quant_engine.kernels.matmul import warm_up
-from quant_engine.models.catalog import model_card
+from quant_engine.models.catalog import ModelCard, fingerprint, model_card
 from quant_engine.models.files import folder_of
 from quant_engine.models.load import LINEARS, Loaded, Skeleton
 from quant_engine.results import LayerRecord
-from quant_engine.spec import UserError
-from quant_engine.weights import Ledger
+from quant_engine.spec import UserError, WeightSpec, digest
+from quant_engine.weights.ledger import Ledger
 
-FORMAT = 1
+FORMAT = 2
 """Raised when older checkpoints can no longer be read: they are then quantized anew."""
+ABOUT = "quantization.json"
+
+
+def checkpoint_id(spec: WeightSpec) -> str:
+    """Identifies the quantized weights of a resolved spec."""
+    return digest({**spec.model_dump(mode="json"), "format": FORMAT})
 
 
 class Checkpoint:
@@ -40,72 +47,84 @@ class Checkpoint:
         self.path = path
 
     def is_complete(self) -> bool:
-        return (self.path / "quantization.json").exists()
+        return (self.path / ABOUT).exists()
 
     def about(self) -> dict[str, Any]:
-        return self._json("quantization.json")
+        """The content of quantization.json. Raises UserError if it is damaged or of another version."""
+        try:
+            about = json.loads((self.path / ABOUT).read_text(encoding="utf-8"))
+            version = about["format"]
+        except (OSError, ValueError, KeyError, TypeError):
+            raise self._damaged() from None
+        if version != FORMAT:
+            raise UserError(f"The quantized weights in {self.path} were made by another version: quantize them again.")
+        return about
+
+    def spec(self) -> WeightSpec:
+        """What the weights were made from. Raises UserError if that can't be read."""
+        try:
+            return WeightSpec(**self.about()["weights"])
+        except (KeyError, TypeError, ValidationError):
+            raise self._damaged() from None
+
+    def base_model(self) -> ModelCard:
+        """The model that was quantized. Raises UserError if this machine has another version of it, or none."""
+        spec = self.spec()
+        card = model_card(spec.model)
+        if fingerprint(card, spec.revision) != spec.revision:
+            raise UserError(f"The weights in {self.path} were made from another version of {card.title}.")
+        return card
 
     def finished_blocks(self) -> int:
         """How many blocks, from the first on, are whole."""
         count = 0
-        while (self.path / f"{count:03}.json").exists():
+        while self._block(count).exists():
             count += 1
         return count
 
     def save_block(self, index: int, block: nn.Module, records: list[LayerRecord]) -> None:
-        """Keeps a quantized block. Its JSON comes last, and says that the block is whole."""
-        self.path.mkdir(parents=True, exist_ok=True)
+        """Writes a quantized block, in one step also where it replaces an older one."""
+        linears = {name: block.get_submodule(name).config() for name in LINEARS}
+        metadata = {"linears": linears, "layers": [record.model_dump() for record in records]}
         tensors = {name: tensor.contiguous().cpu() for name, tensor in block.state_dict().items()}
-        weights = self.path / f"{index:03}.safetensors"
-        aside = weights.with_suffix(".part")
-        save_file(tensors, aside)
-        with aside.open("rb") as file:
-            os.fsync(file.fileno())
-        aside.replace(weights)
-        body = {
-            "linears": {name: block.get_submodule(name).config() for name in LINEARS},
-            "layers": [record.model_dump() for record in records],
-        }
-        self._write_json(f"{index:03}.json", body)
+        with disk.replacing(self._block(index)) as aside:
+            save_file(tensors, aside, {name: json.dumps(value) for name, value in metadata.items()})
 
-    def finish(self, about: dict[str, Any]) -> None:
-        self._write_json("quantization.json", about)
+    def finish(self, spec: WeightSpec, about: dict[str, Any]) -> None:
+        """Says that all blocks are there, and what they were made from."""
+        disk.write_json(self.path / ABOUT, {"format": FORMAT, "weights": spec.model_dump(mode="json"), **about})
 
     def fill_block(self, index: int, block: nn.Module, device: str, dtype: torch.dtype) -> None:
         """Puts the stored linears and norms into an empty block. Raises UserError if the files are damaged."""
         try:
-            for name, config in self._json(f"{index:03}.json")["linears"].items():
+            for name, config in self._metadata(index, "linears").items():
                 parent, _, leaf = name.rpartition(".")
                 setattr(block.get_submodule(parent), leaf, QuantLinear.from_config(config))
-            tensors = load_file(self.path / f"{index:03}.safetensors", device=device)
+            tensors = load_file(self._block(index), device=device)
             names = dict.fromkeys(name for name, _ in block.named_parameters())
             tensors = {name: t.to(dtype) if name in names else t for name, t in tensors.items()}
             block.load_state_dict(tensors, assign=True)
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError):
-            raise UserError(f"The quantized weights in {self.path} are damaged: delete that folder.") from None
+            raise self._damaged() from None
         block.requires_grad_(False)
 
     def records(self) -> list[LayerRecord]:
-        """What each linear cost, for all finished blocks."""
-        return [
-            LayerRecord(**record)
-            for index in range(self.finished_blocks())
-            for record in self._json(f"{index:03}.json")["layers"]
-        ]
-
-    def _json(self, name: str) -> dict[str, Any]:
+        """What each linear cost, for all finished blocks. Raises UserError if the files are damaged."""
         try:
-            return json.loads((self.path / name).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            raise UserError(f"The quantized weights in {self.path} are damaged: delete that folder.") from None
+            layers = [layer for index in range(self.finished_blocks()) for layer in self._metadata(index, "layers")]
+            return [LayerRecord(**layer) for layer in layers]
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError):
+            raise self._damaged() from None
 
-    def _write_json(self, name: str, body: dict[str, Any]) -> None:
-        aside = self.path / f"{name}.part"
-        with aside.open("w", encoding="utf-8") as file:
-            file.write(json.dumps(body, indent=1) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(self.path / name)
+    def _block(self, index: int) -> Path:
+        return self.path / f"{index:03}.safetensors"
+
+    def _metadata(self, index: int, name: str) -> Any:
+        with safe_open(self._block(index), "pt") as file:
+            return json.loads((file.metadata() or {})[name])
+
+    def _damaged(self) -> UserError:
+        return UserError(f"The quantized weights in {self.path} are damaged: delete that folder.")
 
 
 def ledger_of(model: nn.Module) -> Ledger:
@@ -119,9 +138,8 @@ def load_quantized(path: Path, dtype: str, device: str) -> Loaded:
     Raises UserError if files are missing or damaged.
     """
     checkpoint = Checkpoint(path)
-    about = checkpoint.about()
-    card = model_card(about["model"])
-    skeleton = Skeleton(card, folder_of(card, about["hub_revision"]), getattr(torch, dtype), device)
+    card, revision = checkpoint.base_model(), checkpoint.spec().revision
+    skeleton = Skeleton(card, folder_of(card, revision), getattr(torch, dtype), device)
     skeleton.fill_outside_blocks()
     for index, block in enumerate(skeleton.blocks):
         checkpoint.fill_block(index, block, device, skeleton.dtype)

@@ -10,12 +10,14 @@ from quant_engine import disk
 from quant_engine.data.drawn import suite
 from quant_engine.demo import fetch
 from quant_engine.evaluate import TASKS
+from quant_engine.models.device import default_device, default_dtype
+from quant_engine.progress import Hooks
 from quant_engine.results import Result
 from quant_engine.runs import folder as run_folder
 from quant_engine.runs.command import command
 from quant_engine.runs.execute import execute
-from quant_engine.runs.resolve import default_device, default_dtype, resolve
-from quant_engine.spec import QuantSetting, RunSpec
+from quant_engine.runs.resolve import resolve
+from quant_engine.spec import QuantSetting, RunSpec, WeightSpec
 
 SETTINGS = (
     QuantSetting(),
@@ -27,11 +29,12 @@ FILE = "quantized.json"
 def specs(items: int, windows: int) -> Iterator[tuple[RunSpec, RunSpec]]:
     """For each setting the run on the picture suite and the run on text."""
     device = default_device()
-    common = {"model": "demo", "device": device, "dtype": default_dtype(device), "window": 1024}
+    common = {"device": device, "dtype": default_dtype(device), "window": 1024}
     for setting in SETTINGS:
+        weights = WeightSpec(model="demo", setting=setting)
         yield (
-            resolve(RunSpec(setting=setting, tasks=suite.TASKS, limit=items, **common)),
-            resolve(RunSpec(setting=setting, tasks=("perplexity",), limit=windows, **common)),
+            resolve(RunSpec(weights=weights, tasks=suite.TASKS, limit=items, **common)).spec,
+            resolve(RunSpec(weights=weights, tasks=("perplexity",), limit=windows, **common)).spec,
         )
 
 
@@ -43,7 +46,7 @@ def measure(folder: Path, items: int, windows: int = 8) -> None:
         results: list[Result] = []
         for spec in pair:
             print(command(spec), flush=True)
-            run_dir = execute(spec, lambda progress: None, lambda: False, print)
+            run_dir = execute(spec, Hooks(log=print))
             results += run_folder.read(run_dir).results
         rows.append({"results": [r.model_dump(mode="json") for r in results], "command": command(pair[0])})
         disk.write_json(folder / FILE, rows)

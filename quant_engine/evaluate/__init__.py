@@ -46,43 +46,44 @@ TASKS: dict[str, Task] = {
     )
 }
 
-__all__ = ["TASKS", "Outcome", "Task", "VisualQuestions", "Watch", "parse_task", "task_of_number"]
+__all__ = ["TASKS", "Outcome", "Task", "VisualQuestions", "Watch", "parse_result_name", "parse_task"]
 
 TEXT_TASKS: dict[str, type[Perplexity]] = {"perplexity": Perplexity, "divergence": Divergence}
 
 
 def parse_task(name: str) -> Task:
-    """The task of an id. Raises UserError for an unknown one.
+    """The task of an id. Raises UserError for an unknown id.
 
-    Some take an argument: `perplexity:PATH` and `divergence:PATH` are on a text file, `divergence:NAME` is on the
+    Some ids have an argument: `perplexity:PATH` and `divergence:PATH` are on a text file, `divergence:NAME` is on the
     questions of a picture task, `NAME:bos` is a multiple-choice task with a beginning-of-text token.
     """
     kind, colon, argument = name.partition(":")
-    asked = TASKS.get(argument)
-    if kind == "divergence" and isinstance(asked, VisualQuestions):
-        return AnswerDivergence(asked)
+    picture_task = TASKS.get(argument)
+    if kind == "divergence" and isinstance(picture_task, VisualQuestions):
+        return AnswerDivergence(picture_task)
     if kind in TEXT_TASKS and colon:
         return TEXT_TASKS[kind].of_file(argument)
-    plain = TASKS.get(kind)
-    if argument == "bos" and isinstance(plain, MultipleChoice):
-        return plain.with_bos()
+    choice_task = TASKS.get(kind)
+    if argument == "bos" and isinstance(choice_task, MultipleChoice):
+        return choice_task.with_bos()
     if name not in TASKS:
         raise UserError(f"There is no task {name!r}; the tasks are: {', '.join(TASKS)}, or perplexity:FILE.txt.")
     return TASKS[name]
 
 
-def task_of_number(name: str) -> tuple[Task, str] | None:
-    """The task that a result's name belongs to, and the suffix of its part ("" for its own number); None if unknown.
+def parse_result_name(name: str) -> tuple[Task, str] | None:
+    """The task that a result belongs to by its name, and the suffix of its part: "piqa_norm" is ("piqa", "norm").
 
-    Unlike `parse_task` it asks for no file: a run's numbers can be read when the text that they are of is gone.
+    The suffix of a task's own number is "". None if no task has such results. Unlike `parse_task` this needs no file: a
+    run's numbers can be read when the text that they are of is gone.
     """
     kind, colon, argument = name.partition(":")
-    others: list[Task] = [task.with_bos() for task in TASKS.values() if isinstance(task, MultipleChoice)]
-    others += [AnswerDivergence(task) for task in TASKS.values() if isinstance(task, VisualQuestions)]
+    variants: list[Task] = [task.with_bos() for task in TASKS.values() if isinstance(task, MultipleChoice)]
+    variants += [AnswerDivergence(task) for task in TASKS.values() if isinstance(task, VisualQuestions)]
     if kind in TEXT_TASKS and colon and PINNED.match(argument):
-        others.append(TEXT_TASKS[kind](PINNED.match(argument)[0]))
-    for task in (*TASKS.values(), *others):
+        variants.append(TEXT_TASKS[kind](PINNED.match(argument)[0]))
+    for task in (*TASKS.values(), *variants):
         for suffix in (HEADLINE, *task.parts):
-            if task.number_name(suffix) == name:
+            if task.result_name(suffix) == name:
                 return task, suffix
     return None

@@ -31,9 +31,9 @@ _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 def letter_match(prediction: str, letter: str) -> bool:
     """Whether an answer names the option of `letter`."""
-    found = _LETTER_FIRST.match(prediction)
-    said = found[1] if found else prediction
-    return said.lower().translate(_NO_PUNCTUATION) == letter.lower()
+    match = _LETTER_FIRST.match(prediction)
+    answer = match[1] if match else prediction
+    return answer.lower().translate(_NO_PUNCTUATION) == letter.lower()
 
 
 def letter_prompt(question: str, options: list[str]) -> str:

@@ -19,6 +19,7 @@ TOLERANCE = 0.05
 
 
 def parse_number(text: str) -> float | None:
+    """The number that a text is, a trailing % divided out; None if it is none."""
     try:
         return float(text.rstrip("%")) / 100 if text.endswith("%") else float(text)
     except ValueError:
@@ -27,9 +28,9 @@ def parse_number(text: str) -> float | None:
 
 def relaxed_match(prediction: str, target: str) -> bool:
     """Whether `prediction` counts as `target` under relaxed accuracy."""
-    p, t = parse_number(prediction), parse_number(target)
-    if p is not None and t:
-        return abs(p - t) / abs(t) <= TOLERANCE
+    predicted, expected = parse_number(prediction), parse_number(target)
+    if predicted is not None and expected:
+        return abs(predicted - expected) / abs(expected) <= TOLERANCE
     return prediction.lower() == target.lower()
 
 
@@ -62,10 +63,10 @@ class PublishedChartQa(PublishedItems, ChartQa):
         )
 
     def units(self, outputs: Sequence[ItemOutput]) -> dict[str, Units]:
-        parts: ClassVar = {HEADLINE: super().units(outputs)[HEADLINE]}
+        units = super().units(outputs)
         for part in self.parts:
-            parts |= {part: super().units([output for output in outputs if output.category == part])[HEADLINE]}
-        return parts
+            units[part] = super().units([output for output in outputs if output.category == part])[HEADLINE]
+        return units
 
 
 class DemoChartQa(DemoItems, ChartQa):

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 likelihood = deferred("quant_engine.evaluate.likelihood")
 
-LONGEST = 2048
-"""Tokens that a model is given to read at most, or its own limit where that is smaller."""
+MOST_CONTEXT = 2048
+"""A model's own limit counts where it is smaller."""
 
 
 @dataclass(frozen=True)
@@ -55,12 +55,12 @@ class MultipleChoice(Task):
         """The question of a row, in the set's native fields or those of a local file."""
 
     def with_bos(self) -> MultipleChoice:
-        """The same task with a beginning-of-text token before every context: another protocol, and another name."""
-        other = copy.copy(self)
-        other.bos = True
-        other.name, other.title = f"{self.name}:bos", f"{self.title}, BOS"
-        other.help = f"{self.help} With a beginning-of-text token first."
-        return other
+        """This task with a beginning-of-text token before every context: another protocol, and another name."""
+        task = copy.copy(self)
+        task.bos = True
+        task.name, task.title = f"{self.name}:bos", f"{self.title}, BOS"
+        task.help = f"{self.help} With a beginning-of-text token first."
+        return task
 
     def prepare(self) -> None:
         sources.load(self.source, self.title)
@@ -68,47 +68,48 @@ class MultipleChoice(Task):
     def measure(self, loaded: Loaded, spec: RunSpec, watch: Watch) -> Outcome:
         rows = sources.load(self.source, self.title)
         items = [self.item(rows[index], index) for index in range(min(len(rows), spec.limit or len(rows)))]
-        kept = dict(watch.kept.open(rows.revision))
-        waiting = [item for item in items if item.id not in kept]
-        texts = tokenized(waiting, loaded, self.bos)
-        for scored in likelihood.log_probabilities(loaded, texts):
-            fresh = [
-                _output(waiting[number], [math.fsum(values) for values in of_choices])
-                for number, of_choices in scored.items()
+        finished = watch.finished_items.open(rows.revision)
+        remaining = [item for item in items if item.id not in finished]
+        for batch in likelihood.log_probabilities(loaded, tokenize(remaining, loaded, self.bos)):
+            outputs = [
+                _output(remaining[index], [math.fsum(values) for values in choice_values])
+                for index, choice_values in batch.items()
             ]
-            watch.kept.add(fresh)
-            kept |= {output.item: output for output in fresh}
-            watch.step(len(kept), len(items))
-        return self.conclude([kept[item.id] for item in items], rows.revision)
+            watch.record(outputs, finished, len(items))
+        return self.conclude([finished[item.id] for item in items], rows.revision)
 
     def units(self, outputs: Sequence[ItemOutput]) -> dict[str, Units]:
         units = super().units(outputs)
         return units | {"norm": {o.item: 100 * _norm_score(o) for o in outputs}} if "norm" in self.parts else units
 
 
-def tokenized(items: Sequence[ChoiceItem], loaded: Loaded, bos: bool) -> list[list[Any]]:
-    """The texts of each item's choices (evaluate.likelihood.Text)."""
+def tokenize(items: Sequence[ChoiceItem], loaded: Loaded, bos: bool) -> list[list[Any]]:
+    """The tokens of each item's choices behind their contexts, as `evaluate.likelihood.Text`."""
     tokenizer = loaded.tokenizer
     if bos and tokenizer.bos_token_id is None:
         raise UserError(f"{loaded.card.title} has no beginning-of-text token; measure the task without :bos.")
-    longest = longest_text(loaded)
+    most_tokens = context_length(loaded)
 
     def ids(texts: list[str]) -> list[list[int]]:
         return tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"] if texts else []
 
     contexts = iter(ids([context for item in items for context in item.contexts]))
-    continuations = iter(ids([following for item in items for following in item.continuations]))
+    continuations = iter(ids([continuation for item in items for continuation in item.continuations]))
     start = [tokenizer.bos_token_id] if bos else []
     # Something must stand before the first token that is predicted: the token that ends the text before.
-    nothing = [tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id]
+    separator = [tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id]
     return [
-        [likelihood.continuation(start + next(contexts) or nothing, next(continuations), longest) for _ in item.choices]
+        [
+            likelihood.continuation(start + next(contexts) or separator, next(continuations), most_tokens)
+            for _ in item.choices
+        ]
         for item in items
     ]
 
 
-def longest_text(loaded: Loaded) -> int:
-    return min(LONGEST, loaded.model.config.get_text_config().max_position_embeddings)
+def context_length(loaded: Loaded) -> int:
+    """Tokens that a model is given to read at most."""
+    return min(MOST_CONTEXT, loaded.model.config.get_text_config().max_position_embeddings)
 
 
 def _output(item: ChoiceItem, sums: list[float]) -> ItemOutput:

@@ -1,8 +1,8 @@
 """How far a quantized model's next-token distributions are from the unquantized model's: no labels, no guessing.
 
 On a text: for each window, the mean over its positions of KL(P || Q), in nats, P being the unquantized model's
-distribution and Q the quantized one's; and how often both find the same token most probable. On picture questions: the
-same along the unquantized model's greedy answer, and how many of its tokens the quantized model says before they part.
+distribution and Q the quantized one's; and how often both find the same token most probable. On picture questions: both
+along the unquantized model's greedy answer, and how many of its tokens the quantized model says before they part.
 
 Both models are in memory at once.
 """
@@ -56,23 +56,22 @@ class Divergence(Perplexity):
         super().__init__(pinned)
         self.name = f"divergence:{pinned}" if pinned else "divergence"
         self.title = f"Divergence, {self.title}"
-        where = self._path if pinned else "the built-in text"
-        self.help = f"How far next-token distributions on {where} are from the unquantized model's; no labels."
+        text = self._path if pinned else "the built-in text"
+        self.help = f"How far next-token distributions on {text} are from the unquantized model's; no labels."
 
     def measure(self, loaded: Loaded, spec: RunSpec, watch: Watch) -> Outcome:
         ids, revision = self.token_ids(loaded.tokenizer, spec.window, spec.limit)
         windows = windows_of(ids, spec, self.title)
         reference = unquantized(loaded, spec)
-        kept = dict(watch.kept.open(revision))
+        finished = watch.finished_items.open(revision)
         for index, window in enumerate(windows):
-            if str(index) in kept:
+            if str(index) in finished:
                 continue
-            states = [hidden_states(one, window) for one in (reference, loaded)]
-            found = distance(reference, loaded, *states)
-            kept[str(index)] = _output(str(index), loaded.tokenizer.decode(window), [], "", found)
-            watch.kept.add([kept[str(index)]])
-            watch.step(len(kept), len(windows))
-        return self.conclude([kept[str(index)] for index in range(len(windows))], revision)
+            states = [hidden_states(model, window) for model in (reference, loaded)]
+            window_distance = distance(reference, loaded, *states)
+            output = _output(str(index), loaded.tokenizer.decode(window), [], "", window_distance)
+            watch.record([output], finished, len(windows))
+        return self.conclude([finished[str(index)] for index in range(len(windows))], revision)
 
     def units(self, outputs: Sequence[ItemOutput]) -> dict[str, Units]:
         return _units(outputs)
@@ -96,58 +95,58 @@ class AnswerDivergence(Task):
         "shared": Part("shared answer", "tokens before answers part", unit="tokens", higher_is_better=True),
     }
 
-    def __init__(self, asked: VisualQuestions) -> None:
-        self._asked = asked
-        self.name, self.title = f"divergence:{asked.name}", f"Divergence, {asked.title}"
-        self.help = f"How far answers to {asked.title} are from the unquantized model's; no labels."
+    def __init__(self, picture_task: VisualQuestions) -> None:
+        self._picture_task = picture_task
+        self.name, self.title = f"divergence:{picture_task.name}", f"Divergence, {picture_task.title}"
+        self.help = f"How far answers to {picture_task.title} are from the unquantized model's; no labels."
 
     def prepare(self) -> None:
-        self._asked.prepare()
+        self._picture_task.prepare()
 
     def measure(self, loaded: Loaded, spec: RunSpec, watch: Watch) -> Outcome:
-        questions, revision = self._asked.questions(spec.limit), self._asked.revision()
+        questions, revision = self._picture_task.questions(spec.limit), self._picture_task.revision()
         reference = unquantized(loaded, spec)
-        kept = dict(watch.kept.open(revision))
+        finished = watch.finished_items.open(revision)
         for question in questions:
-            if question.id in kept:
+            if question.id in finished:
                 continue
-            answer, found = compare_answers(reference, loaded, question.picture(), question.prompt)
-            said = loaded.tokenizer.decode(answer[: found.shared], skip_special_tokens=True)
-            whole = loaded.tokenizer.decode(answer, skip_special_tokens=True)
-            kept[question.id] = _output(question.id, question.prompt, [whole], said, found)
-            watch.kept.add([kept[question.id]])
-            watch.step(len(kept), len(questions))
-        return self.conclude([kept[question.id] for question in questions], revision)
+            answer, answer_distance = compare_answers(reference, loaded, question.picture(), question.prompt)
+            shared = loaded.tokenizer.decode(answer[: answer_distance.shared], skip_special_tokens=True)
+            full = loaded.tokenizer.decode(answer, skip_special_tokens=True)
+            output = _output(question.id, question.prompt, [full], shared, answer_distance)
+            watch.record([output], finished, len(questions))
+        return self.conclude([finished[question.id] for question in questions], revision)
 
     def units(self, outputs: Sequence[ItemOutput]) -> dict[str, Units]:
         return _units(outputs) | {"shared": {output.item: output.measures[1] for output in outputs}}
 
 
 def compare_answers(
-    reference: Loaded, loaded: Loaded, picture: Image | None, question: str, most_tokens: int = MOST_TOKENS
+    reference: Loaded, loaded: Loaded, picture: Image | None, question: str
 ) -> tuple[list[int], Distance]:
     """The reference's greedy answer as token ids, and the distance of both models along it.
 
     What `shared` counts is where greedy answers part: up to there both have read the same.
     """
-    answer = [step.token for step in decode.answer(reference, picture, question, most_tokens)]
-    states = []
-    for one in (reference, loaded):
-        inputs = decode.prompt_inputs(one, picture, question)
-        following = torch.tensor([answer[:-1]], dtype=torch.long, device=one.model.device)
-        inputs["input_ids"] = torch.cat([inputs["input_ids"], following], dim=1)
-        with torch.inference_mode():
-            read = one.model.model(**inputs, use_cache=False).last_hidden_state[0]
-        states.append(read[-len(answer) :])
+    answer = [step.token for step in decode.answer(reference, picture, question, MOST_TOKENS)]
+    states = [_answer_states(model, picture, question, answer) for model in (reference, loaded)]
     return answer, distance(reference, loaded, *states)
 
 
+def _answer_states(loaded: Loaded, picture: Image | None, question: str, answer: list[int]) -> Any:
+    """What the head gets at each position that an answer's token is predicted from: [tokens, hidden]."""
+    inputs = decode.prompt_inputs(loaded, picture, question)
+    answer_ids = torch.tensor([answer[:-1]], dtype=torch.long, device=loaded.model.device)
+    inputs["input_ids"] = torch.cat([inputs["input_ids"], answer_ids], dim=1)
+    with torch.inference_mode():
+        return loaded.model.model(**inputs, use_cache=False).last_hidden_state[0][-len(answer) :]
+
+
 def unquantized(loaded: Loaded, spec: RunSpec) -> Loaded:
-    """The same model unquantized; itself, if it is."""
-    if spec.setting.method == "fp16":
+    """The unquantized model of a run; `loaded` itself, if it is that."""
+    if spec.weights.setting.method == "fp16":
         return loaded
-    revision = spec.revision if loaded.card.origin == "hub" else None
-    return load.load_dense(loaded.card, revision, spec.dtype, spec.device)
+    return load.load_dense(loaded.card, spec.weights.revision, spec.dtype, spec.device)
 
 
 def hidden_states(loaded: Loaded, window: Any) -> Any:
@@ -157,28 +156,28 @@ def hidden_states(loaded: Loaded, window: Any) -> Any:
         return loaded.model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state[0]
 
 
-def distance(reference: Loaded, loaded: Loaded, states: Any, other_states: Any) -> Distance:
-    """Of the distributions that the models' heads make of their hidden states [positions, hidden]."""
+def distance(reference: Loaded, loaded: Loaded, reference_states: Any, states: Any) -> Distance:
+    """The distance of the distributions that both heads make of their models' hidden states [positions, hidden]."""
     total, same = 0.0, []
     with torch.inference_mode():
         for start in range(0, len(states), POSITIONS_AT_ONCE):
-            part = slice(start, start + POSITIONS_AT_ONCE)
-            p = reference.model.get_output_embeddings()(states[part]).float().log_softmax(-1)
-            q = loaded.model.get_output_embeddings()(other_states[part]).float().log_softmax(-1)
+            chunk = slice(start, start + POSITIONS_AT_ONCE)
+            p = reference.model.get_output_embeddings()(reference_states[chunk]).float().log_softmax(-1)
+            q = loaded.model.get_output_embeddings()(states[chunk]).float().log_softmax(-1)
             total += (p.exp() * (p - q)).sum().item()
             same += (p.argmax(-1) == q.argmax(-1)).tolist()
     shared = same.index(False) if False in same else len(same)
     return Distance(total / len(same), sum(same) / len(same), shared)
 
 
-def _output(item: str, prompt: str, gold: list[str], prediction: str, found: Distance) -> ItemOutput:
+def _output(item: str, prompt: str, gold: list[str], prediction: str, distance: Distance) -> ItemOutput:
     return ItemOutput(
         item=item,
         prompt=prompt,
         gold=gold,
         prediction=prediction,
-        score=found.divergence,
-        measures=[found.agreement, float(found.shared)],
+        score=distance.divergence,
+        measures=[distance.agreement, float(distance.shared)],
     )
 
 

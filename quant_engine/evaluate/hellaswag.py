@@ -9,7 +9,7 @@ from quant_engine.data.sources import Source
 from quant_engine.evaluate.choices import ChoiceItem, MultipleChoice
 
 
-def cleaned(text: str) -> str:
+def clean_text(text: str) -> str:
     """A text without the marks of the how-to articles that it comes from."""
     text = text.strip().replace(" [title]", ". ")
     return re.sub(r"\[.*?\]", "", text).replace("  ", " ")
@@ -27,8 +27,8 @@ class HellaSwag(MultipleChoice):
     )
 
     def item(self, row: dict[str, Any], index: int) -> ChoiceItem:
-        prompt = cleaned(f"{row['activity_label']}: {row['ctx_a']} {row['ctx_b'].capitalize()}")
-        choices = [cleaned(ending) for ending in row["endings"]]
+        prompt = clean_text(f"{row['activity_label']}: {row['ctx_a']} {row['ctx_b'].capitalize()}")
+        choices = [clean_text(ending) for ending in row["endings"]]
         return ChoiceItem(
             str(index), prompt, [prompt] * len(choices), [f" {c}" for c in choices], choices, int(row["label"])
         )

@@ -13,7 +13,7 @@ Liu et al., MMBench, arXiv 2307.06281; details as in lmms-eval's mmbench_en_dev_
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from quant_engine.data.drawn.questions import choice_prompt
@@ -51,16 +51,16 @@ def inferred_letter(answer: str, options: Sequence[str]) -> str | None:
     if len(alone) == 1 and not ("A" in words and len(words) > LONGEST_WITHOUT_ARTICLE):
         return alone[0]
     for before, after in AFFIXES:
-        found = [letter for letter in LETTERS if before + letter + after in words]
-        if len(found) == 1:
-            return found[0]
-    said = answer.lower()
-    named = [letter for letter, option in zip(WITH_TEXT, options, strict=False) if option.lower() in said]
+        affixed = [letter for letter in LETTERS if before + letter + after in words]
+        if len(affixed) == 1:
+            return affixed[0]
+    lowered = answer.lower()
+    named = [letter for letter, option in zip(WITH_TEXT, options, strict=False) if option.lower() in lowered]
     return named[0] if len(named) == 1 else None
 
 
 def rule_based_letter(answer: str, letters: str) -> str | None:
-    """Step 4: the most telling place in an answer where one of `letters` stands; of equal ones the last.
+    """Step 4: the letter at the most telling position where one of `letters` stands; of equal ones the last.
 
     Most telling first: the whole answer starts with the letter; ends with it; a phrase such as "the answer is" comes
     before it; (A); A.; A:; A); A and a space; failing all these, anywhere.
@@ -68,24 +68,42 @@ def rule_based_letter(answer: str, letters: str) -> str | None:
     text = answer.strip()
     for mark in (",", ".", "!", "?", ";", ":", "'", '"'):
         text = text.strip(mark)
-    padded, bare = f" {text} ", text.strip()
-    found: list[tuple[int, int, str]] = []
+    padded = f" {text} "
+    mentions = [*_at_the_ends(padded, letters), *_behind_phrases(padded, letters), *_in_forms(padded, letters)]
+    if not mentions:
+        mentions = [(0, padded.rfind(letter), letter) for letter in letters if letter in padded]
+    return max(mentions)[2] if mentions else None
+
+
+Mention = tuple[int, int, str]
+"""How telling a mention of a letter is (10 most), its position in the answer, and the letter."""
+
+
+def _at_the_ends(text: str, letters: str) -> Iterator[Mention]:
+    bare = text.strip()
     for letter in letters:
         if bare.startswith(letter) and not bare[1:2].isalpha():
-            found.append((10, 0, letter))
+            yield 10, 0, letter
         if bare.endswith(letter) and not bare[-2:-1].isalpha():
-            found.append((9, len(padded), letter))
-        forms = (f"({letter})", f"{letter}.", f"{letter}:", f"{letter})", f"{letter} ")
-        found += [(6 - place, padded.rfind(form), letter) for place, form in enumerate(forms) if form in padded]
-    lowered = padded.lower()
+            yield 9, len(text), letter
+
+
+def _behind_phrases(text: str, letters: str) -> Iterator[Mention]:
+    lowered = text.lower()
     for phrase in PHRASES:
         start = lowered.find(phrase)
-        if start >= 0:
-            after = [(padded.find(letter, start + len(phrase)), letter) for letter in letters]
-            found += [(7, place, letter) for place, letter in after if place >= 0]
-    if not found:
-        found = [(0, padded.rfind(letter), letter) for letter in letters if letter in padded]
-    return max(found)[2] if found else None
+        for letter in letters:
+            position = text.find(letter, start + len(phrase))
+            if start >= 0 and position >= 0:
+                yield 7, position, letter
+
+
+def _in_forms(text: str, letters: str) -> Iterator[Mention]:
+    for letter in letters:
+        forms = (f"({letter})", f"{letter}.", f"{letter}:", f"{letter})", f"{letter} ")
+        for telling, form in zip((6, 5, 4, 3, 2), forms, strict=True):
+            if form in text:
+                yield telling, text.rfind(form), letter
 
 
 def answered_letter(answer: str, options: Sequence[str]) -> str | None:
@@ -94,7 +112,7 @@ def answered_letter(answer: str, options: Sequence[str]) -> str | None:
 
 
 class MmBench(VisualQuestions):
-    """A limit counts questions, each with all its rotations."""
+    """MMBench; a limit counts questions, each with all its rotations."""
 
     metric = "circular accuracy"
     most_tokens = 1024
@@ -123,27 +141,27 @@ class PublishedMmBench(PublishedItems, MmBench):
 
     def questions(self, limit: int | None) -> list[Question]:
         rows = self.rows()
-        places: dict[int, list[int]] = {}
-        for place, index in sorted(enumerate(rows.column("index")), key=lambda pair: int(pair[1])):
-            places.setdefault(int(index) % ROTATION, []).append(place)
+        rotations: dict[int, list[int]] = {}
+        for index, number in sorted(enumerate(rows.column("index")), key=lambda pair: int(pair[1])):
+            rotations.setdefault(int(number) % ROTATION, []).append(index)
         base = [
-            question
-            for question, rotations in places.items()
-            if int(rows[rotations[0]]["index"]) == question  # rotations of a question that is not there are left out
+            indices
+            for number, indices in rotations.items()
+            if int(rows[indices[0]]["index"]) == number  # rotations of a question that is not there are left out
         ]
-        return [self.question(rows, place) for question in base[:limit] for place in places[question]]
+        return [self.question(rows, index) for indices in base[:limit] for index in indices]
 
     def question(self, rows: Rows, index: int) -> Question:
         row = rows[index]
-        options = [text for text in (given(row.get(letter)) for letter in LETTERS) if text is not None]
-        hint = given(row.get("hint"))
-        asked = f"{hint} {row['question']}" if hint is not None else row["question"]
+        options = [text for text in (field_text(row.get(letter)) for letter in LETTERS) if text is not None]
+        hint = field_text(row.get("hint"))
+        question = f"{hint} {row['question']}" if hint is not None else row["question"]
         if row["answer"] not in LETTERS[: len(options)]:
             raise UserError(f"MMBench item {row['index']} has the answer {row['answer']!r}, which is no option of it.")
         return Question(
             str(row["index"]),
             lambda: rows.picture(index),
-            f"{asked} {OPTIONS_HEADER}\n{option_lines(options)}\n{LETTER_ONLY}",
+            f"{question} {OPTIONS_HEADER}\n{option_lines(options)}\n{LETTER_ONLY}",
             [row["answer"]],
             options,
             group=str(int(row["index"]) % ROTATION),
@@ -151,7 +169,7 @@ class PublishedMmBench(PublishedItems, MmBench):
         )
 
 
-def given(value: object) -> str | None:
+def field_text(value: object) -> str | None:
     """A field's text; None for one that the set leaves out, which it also writes as "nan"."""
     text = "" if value is None else str(value)
     return None if text in ("", "nan") else text

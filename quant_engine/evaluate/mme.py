@@ -10,16 +10,16 @@ from __future__ import annotations
 import math
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from quant_engine.data.sources import Rows, Source
+from quant_engine.deferred import deferred
 from quant_engine.evaluate.task import HEADLINE, Part, Units, mean_and_error
 from quant_engine.evaluate.vqa import DemoItems, PublishedItems, Question, VisualQuestions
 from quant_engine.results import ItemOutput
 from quant_engine.spec import UserError
 
-if TYPE_CHECKING:
-    from quant_engine.data.drawn.suite import DemoItem
+suite = deferred("quant_engine.data.drawn.suite")
 
 COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning")
 ASKS_YES_OR_NO = " Please answer yes or no."
@@ -28,12 +28,12 @@ WORD_OR_PHRASE = "\nAnswer the question using a single word or phrase."
 
 def yes_or_no(answer: str) -> str:
     """ "yes", "no", or "other" where an answer says neither."""
-    said = answer.lower().strip().replace(".", "")
-    if said in ("yes", "no"):
-        return said
-    if len(said) == 1:
-        return {"y": "yes", "n": "no"}.get(said, "other")
-    start = said[:4]
+    text = answer.lower().strip().replace(".", "")
+    if text in ("yes", "no"):
+        return text
+    if len(text) == 1:
+        return {"y": "yes", "n": "no"}.get(text, "other")
+    start = text[:4]
     return "yes" if "yes" in start else "no" if "no" in start else "other"
 
 
@@ -57,17 +57,17 @@ class Mme(VisualQuestions):
         for (_, picture), pair in scores.items():
             if len(pair) != 2:
                 raise UserError(f"MME needs two questions about each picture, and {picture} has {len(pair)}.")
-        halves: dict[str, dict[tuple[str, str], float]] = {HEADLINE: {}, "perception": {}, "cognition": {}}
+        parts: dict[str, dict[tuple[str, str], float]] = {HEADLINE: {}, "perception": {}, "cognition": {}}
         for key, pair in scores.items():
             points = 100 * sum(pair) / 2 + (100 if sum(pair) == 2 else 0)
-            halves[HEADLINE][key] = halves["cognition" if self.is_cognition(key[0]) else "perception"][key] = points
-        return {half: _weighted(points) for half, points in halves.items() if points}
+            parts[HEADLINE][key] = parts["cognition" if self.is_cognition(key[0]) else "perception"][key] = points
+        return {suffix: _weighted(points) for suffix, points in parts.items() if points}
 
     def is_cognition(self, category: str) -> bool:
         return category in COGNITION
 
     def error(self, units: Units) -> float | None:
-        """Of a sum of means: categories are strata."""
+        """The standard error of a sum of means: categories are strata."""
         of_category: dict[str, list[float]] = defaultdict(list)
         for unit, points in units.items():
             of_category[unit.partition("/")[0]].append(points)
@@ -95,11 +95,11 @@ class PublishedMme(PublishedItems, Mme):
     def questions(self, limit: int | None) -> list[Question]:
         rows = self.rows()
         of_picture: dict[tuple[str, str], list[int]] = {}
-        for place, key in enumerate(zip(rows.column("category"), rows.column("question_id"), strict=True)):
-            of_picture.setdefault(key, []).append(place)
+        for index, key in enumerate(zip(rows.column("category"), rows.column("question_id"), strict=True)):
+            of_picture.setdefault(key, []).append(index)
         pairs = list(of_picture.values())
         pairs = pairs[: len(pairs) if limit is None else (limit + 1) // 2]
-        return [self.question(rows, place) for pair in pairs for place in pair]
+        return [self.question(rows, index) for pair in pairs for index in pair]
 
     def question(self, rows: Rows, index: int) -> Question:
         row = rows[index]
@@ -121,9 +121,4 @@ class DemoMme(DemoItems, Mme):
     help = "A yes question and a no question about each drawn picture, scored as MME is (200 points a category)."
 
     def is_cognition(self, category: str) -> bool:
-        from quant_engine.data.drawn import suite
-
         return category in suite.COGNITION
-
-    def category(self, item: DemoItem) -> str:
-        return item.category

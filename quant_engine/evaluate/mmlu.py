@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from quant_engine.data import sources
 from quant_engine.deferred import deferred
-from quant_engine.evaluate.choices import longest_text
+from quant_engine.evaluate.choices import context_length
 from quant_engine.evaluate.task import HEADLINE, Outcome, Part, Task, Units, Watch
 from quant_engine.results import ItemOutput
 from quant_engine.spec import RunSpec, UserError
@@ -57,19 +57,19 @@ CATEGORY: dict[str, str] = {
 
 
 @dataclass(frozen=True)
-class _Asked:
-    """A question with its prompt's tokens. `row` is its place in the test split, `shots` how many examples fit."""
+class _Prompt:
+    """A question's prompt and its tokens. `row` is its row of the test split, `shots` the number of examples in it."""
 
     row: int
     subject: str
     gold: str
-    prompt: str
+    text: str
     ids: list[int]
     shots: int
 
 
 class Mmlu(Task):
-    """With a limit, questions are taken at equal distances, so that all subjects stay in it."""
+    """MMLU; with a limit, questions are taken at equal distances, so that all subjects stay in it."""
 
     name = "mmlu"
     title = "MMLU"
@@ -101,31 +101,29 @@ class Mmlu(Task):
         test, dev = self._rows()
         revision = f"{test.revision}, {dev.revision}"
         count = min(len(test), spec.limit or len(test))
-        places = [number * len(test) // count for number in range(count)]
-        kept = dict(watch.kept.open(revision))
-        waiting = [place for place in places if str(place) not in kept]
+        rows = [index * len(test) // count for index in range(count)]
+        finished = watch.finished_items.open(revision)
+        remaining = [row for row in rows if str(row) not in finished]
         tokens = letter_tokens(loaded.tokenizer)
-        packs = list(_packs(_ask(waiting, test, examples(dev), loaded)))
+        packs = list(_packs(_prompts(remaining, test, examples(dev), loaded)))
         texts = [
-            [likelihood.Text(one.ids, [(len(one.ids) - 1, token) for token in tokens]) for one in pack]
+            [likelihood.Text(prompt.ids, [(len(prompt.ids) - 1, token) for token in tokens]) for prompt in pack]
             for pack in packs
         ]
-        for scored in likelihood.log_probabilities(loaded, texts):
-            fresh = [
-                _output(one, values)
-                for number, of_pack in scored.items()
-                for one, values in zip(packs[number], of_pack, strict=True)
+        for batch in likelihood.log_probabilities(loaded, texts):
+            outputs = [
+                _output(prompt, values)
+                for index, pack_values in batch.items()
+                for prompt, values in zip(packs[index], pack_values, strict=True)
             ]
-            watch.kept.add(fresh)
-            kept |= {output.item: output for output in fresh}
-            watch.step(len(kept), count)
-        return self.conclude([kept[str(place)] for place in places], revision)
+            watch.record(outputs, finished, count)
+        return self.conclude([finished[str(row)] for row in rows], revision)
 
     def units(self, outputs: Sequence[ItemOutput]) -> dict[str, Units]:
         units: dict[str, Units] = {HEADLINE: {}, **{category: {} for category in self.parts}}
         for output in outputs:
             units[HEADLINE][output.item] = units[CATEGORY[output.category]][output.item] = 100 * output.score
-            units["unspaced"][output.item] = 100 * _right(output.log_probabilities[len(LETTERS) :], output.gold[0])
+            units["unspaced"][output.item] = 100 * _score(output.log_probabilities[len(LETTERS) :], output.gold[0])
         return units
 
 
@@ -138,11 +136,13 @@ def examples(dev: sources.Rows) -> dict[str, list[str]]:
 
 
 def question_text(row: dict[str, Any]) -> str:
+    """Question, lettered options, and the request for an answer."""
     options = "\n".join(f"{letter}. {choice}" for letter, choice in zip(LETTERS, row["choices"], strict=True))
     return f"{row['question']}\n{options}\nAnswer:"
 
 
 def prompt_text(subject: str, solved: Sequence[str], question: str) -> str:
+    """A question behind the sentence that names its subject, and behind solved questions."""
     header = f"The following are multiple choice questions (with answers) about  {subject.replace('_', ' ')}.\n\n"
     return header + "".join(solved) + question
 
@@ -153,59 +153,62 @@ def letter_tokens(tokenizer: Any) -> list[int]:
     return [tokenizer(text, add_special_tokens=False)["input_ids"][-1] for text in texts]
 
 
-def _ask(places: list[int], test: sources.Rows, solved: dict[str, list[str]], loaded: Loaded) -> Iterator[_Asked]:
-    longest = longest_text(loaded)
-    for place in places:
-        row = test[place]
+def _prompts(rows: list[int], test: sources.Rows, solved: dict[str, list[str]], loaded: Loaded) -> Iterator[_Prompt]:
+    """The prompts of these rows of the test split, each with as many solved questions of its subject as fit."""
+    most_tokens = context_length(loaded)
+    for index in rows:
+        row = test[index]
         subject, question = row["subject"], question_text(row)
         if subject not in CATEGORY or len(solved.get(subject, [])) < SHOTS:
             raise UserError(f"MMLU has no {SHOTS} examples of the subject {subject!r}: fetch its dev split again.")
         for shots in range(SHOTS, -1, -1):
-            prompt = prompt_text(subject, solved[subject][:shots], question)
-            ids = loaded.tokenizer(prompt, verbose=False)["input_ids"]
-            if len(ids) <= longest:
+            text = prompt_text(subject, solved[subject][:shots], question)
+            ids = loaded.tokenizer(text, verbose=False)["input_ids"]
+            if len(ids) <= most_tokens:
                 break
-        yield _Asked(place, subject, LETTERS[int(row["answer"])], prompt, ids[-longest:], shots)
+        yield _Prompt(index, subject, LETTERS[int(row["answer"])], text, ids[-most_tokens:], shots)
 
 
-def _packs(asked: Iterator[_Asked]) -> Iterator[list[_Asked]]:
-    """Questions of one subject behind the same examples, as many as fit into a pack."""
-    pack: list[_Asked] = []
+def _packs(prompts: Iterator[_Prompt]) -> Iterator[list[_Prompt]]:
+    """Prompts of one subject behind the same examples, as many as fit into a pack."""
+    pack: list[_Prompt] = []
     length = 0
-    for one in asked:
-        shared = _shared(pack[0].ids, one.ids) if pack else 0
-        fits = pack and (pack[0].subject, pack[0].shots) == (one.subject, one.shots)
-        if fits and length + len(one.ids) - shared <= PACK_TOKENS:
-            pack.append(one)
-            length += len(one.ids) - shared
+    for prompt in prompts:
+        added = len(prompt.ids) - (_shared_length(pack[0].ids, prompt.ids) if pack else 0)
+        same_examples = pack and (pack[0].subject, pack[0].shots) == (prompt.subject, prompt.shots)
+        if same_examples and length + added <= PACK_TOKENS:
+            pack.append(prompt)
+            length += added
         else:
             if pack:
                 yield pack
-            pack, length = [one], len(one.ids)
+            pack, length = [prompt], len(prompt.ids)
     if pack:
         yield pack
 
 
-def _shared(a: Sequence[int], b: Sequence[int]) -> int:
-    return next((place for place, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+def _shared_length(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many tokens two prompts have in common at their start."""
+    return next((index for index, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
-def _output(asked: _Asked, values: list[float]) -> ItemOutput:
+def _output(prompt: _Prompt, values: list[float]) -> ItemOutput:
     spaced = values[: len(LETTERS)]
-    known = not any(math.isnan(value) for value in values)
+    collapsed = any(math.isnan(value) for value in values)
     return ItemOutput(
-        item=str(asked.row),
-        prompt=asked.prompt,
-        gold=[asked.gold],
-        prediction=LETTERS[spaced.index(max(spaced))] if known else "",
-        score=_right(spaced, asked.gold),
+        item=str(prompt.row),
+        prompt=prompt.text,
+        gold=[prompt.gold],
+        prediction="" if collapsed else LETTERS[spaced.index(max(spaced))],
+        score=_score(spaced, prompt.gold),
         log_probabilities=values,
         choices=[*(f" {letter}" for letter in LETTERS), *LETTERS],
-        category=asked.subject,
+        category=prompt.subject,
     )
 
 
-def _right(values: Sequence[float], gold: str) -> float:
+def _score(values: Sequence[float], gold: str) -> float:
+    """Whether the letter with the largest log-probability is right; NaN where one is no number."""
     if any(math.isnan(value) for value in values):
         return math.nan
     return float(LETTERS[values.index(max(values))] == gold)

@@ -28,7 +28,7 @@ torch = deferred("torch")
 
 TOKENS_AT_ONCE = 2048
 BEGINNING = 64
-"""Tokens of a window that are kept to recognize it by; where it stands in the text says the rest."""
+"""Tokens of a window that its output has to recognize it by; where it stands in the text says the rest."""
 
 
 class Perplexity(Task):
@@ -50,7 +50,7 @@ class Perplexity(Task):
 
     @classmethod
     def of_file(cls, name: str) -> Perplexity:
-        """From PATH, or PATH@HASH as a resolved run has it. Raises UserError if the file can't be read as text."""
+        """The task on PATH, or on PATH@HASH as a resolved run has it. Raises UserError if it can't be read as text."""
         return cls(texts.pin(name))
 
     def token_ids(self, tokenizer: Any, window: int, limit: int | None) -> tuple[list[int], str]:
@@ -61,12 +61,12 @@ class Perplexity(Task):
     def measure(self, loaded: Loaded, spec: RunSpec, watch: Watch) -> Outcome:
         ids, revision = self.token_ids(loaded.tokenizer, spec.window, spec.limit)
         windows = windows_of(ids, spec, self.title)
-        kept = dict(watch.kept.open(revision))
-        waiting = [index for index in range(len(windows)) if str(index) not in kept]
-        batch = windows_at_once(spec.window)
-        for start in range(0, len(waiting), batch):
-            some = waiting[start : start + batch]
-            fresh = [
+        finished = watch.finished_items.open(revision)
+        remaining = [index for index in range(len(windows)) if str(index) not in finished]
+        batch_size = windows_at_once(spec.window)
+        for start in range(0, len(remaining), batch_size):
+            batch = remaining[start : start + batch_size]
+            outputs = [
                 ItemOutput(
                     item=str(index),
                     prompt=loaded.tokenizer.decode(windows[index, :BEGINNING]),
@@ -74,12 +74,10 @@ class Perplexity(Task):
                     prediction="",
                     score=loss,
                 )
-                for index, loss in zip(some, window_losses(loaded, windows[some]), strict=True)
+                for index, loss in zip(batch, window_losses(loaded, windows[batch]), strict=True)
             ]
-            watch.kept.add(fresh)
-            kept |= {output.item: output for output in fresh}
-            watch.step(len(kept), len(windows))
-        outcome = self.conclude([kept[str(index)] for index in range(len(windows))], revision)
+            watch.record(outputs, finished, len(windows))
+        outcome = self.conclude([finished[str(index)] for index in range(len(windows))], revision)
         # A model no better than guessing among all tokens has collapsed, whatever its number.
         if outcome.value is not None and outcome.value > loaded.vocabulary:
             outcome.status = "collapsed"
@@ -132,6 +130,6 @@ def window_losses(loaded: Loaded, windows: torch.Tensor) -> list[float]:
         windows = windows.to(loaded.device)
         logits = loaded.model(input_ids=windows, use_cache=False).logits
         return [
-            torch.nn.functional.cross_entropy(one[:-1].float(), ids[1:]).item()
-            for one, ids in zip(logits, windows, strict=True)
+            torch.nn.functional.cross_entropy(window_logits[:-1].float(), ids[1:]).item()
+            for window_logits, ids in zip(logits, windows, strict=True)
         ]

@@ -1,14 +1,14 @@
 """What a task is: where its items come from, how a prompt is made, how an answer is scored.
 
 A task describes itself without loading torch; `measure` does the work with a loaded model. Its numbers are plain means
-of unit scores, made from the kept items alone, so that they can be computed and compared again without any model.
+of unit scores, made from the item outputs alone, so that they can be computed and compared again without any model.
 """
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, ClassVar
@@ -27,36 +27,38 @@ HEADLINE = ""
 """The suffix of a task's own number among its `parts`."""
 
 
-class Kept:
-    """Finished items of an earlier try. This one keeps nothing; runs keep a file."""
+class FinishedItems:
+    """Where finished items are stored, for an interrupted task to go on. This one stores none; runs have a file."""
 
     def open(self, revision: str) -> dict[str, ItemOutput]:
-        """The items that were finished on the data of this revision, by id."""
+        """The items that an earlier try finished on the data of this revision, by id."""
         return {}
 
-    def add(self, outputs: Iterable[ItemOutput]) -> None:
-        """Keeps finished items from now on."""
+    def add(self, outputs: Sequence[ItemOutput]) -> None:
+        """Stores items that were finished just now."""
 
 
 @dataclass(frozen=True)
 class Watch:
-    """How work in progress is reported, kept and stopped; `report` is called with (done, total)."""
+    """How a task in progress is reported, stored and stopped; `report` is called with (done, total)."""
 
     report: Callable[[int, int], None] = lambda done, total: None
     should_stop: Callable[[], bool] = lambda: False
-    kept: Kept = field(default_factory=Kept)
+    finished_items: FinishedItems = field(default_factory=FinishedItems)
 
-    def step(self, done: int, total: int) -> None:
-        """Reports; raises Stopped when asked to stop."""
-        self.report(done, total)
+    def record(self, outputs: Sequence[ItemOutput], finished: dict[str, ItemOutput], total: int) -> None:
+        """Stores new outputs, adds them to `finished` (by id), and reports. Raises Stopped when asked to stop."""
+        self.finished_items.add(outputs)
+        finished.update((output.item, output) for output in outputs)
+        self.report(len(finished), total)
         if self.should_stop():
             raise Stopped
 
 
 @dataclass(frozen=True)
 class Part:
-    """A further number of a task, beside its headline: a half, a category, another way to score. What it leaves out is
-    as the task's own."""
+    """A further number of a task, beside its headline: a half, a category, another way to score. Fields that are None
+    are those of the task."""
 
     title: str
     metric: str | None = None
@@ -110,7 +112,7 @@ class Task(ABC):
         """Runs the task. Raises UserError where its data is missing, Stopped when asked to stop."""
 
     def units(self, outputs: Sequence[ItemOutput]) -> dict[str, Units]:
-        """Unit scores of the headline and of each part that has any, by suffix. Plain: one unit an item, in percent."""
+        """Unit scores of the headline and of each part that has any, by suffix; here one unit an item, in percent."""
         return {HEADLINE: {output.item: 100 * output.score for output in outputs}}
 
     def value(self, mean: float) -> float:
@@ -126,20 +128,23 @@ class Task(ABC):
         own = self.parts[suffix].higher_is_better if suffix else None
         return self.higher_is_better if own is None else own
 
-    def number_name(self, suffix: str) -> str:
+    def result_name(self, suffix: str) -> str:
+        """What a result calls the number of this suffix: "piqa", "piqa_norm"."""
         return f"{self.name}_{suffix}" if suffix else self.name
 
     def conclude(self, outputs: list[ItemOutput], revision: str) -> Outcome:
-        """The outcome of all items. Numbers that are not finite are of a collapsed model."""
+        """The task's outcome from the outputs of all items. Numbers that are not finite are of a collapsed model."""
         numbers = [self._number(suffix, units) for suffix, units in self.units(outputs).items() if units]
-        head, parts = numbers[0], numbers[1:]
-        return Outcome(head.value, head.standard_error, head.status, revision, head.items, outputs, parts)
+        headline, parts = numbers[0], numbers[1:]
+        return Outcome(
+            headline.value, headline.standard_error, headline.status, revision, headline.items, outputs, parts
+        )
 
     def _number(self, suffix: str, units: Units) -> Number:
         part = self.parts.get(suffix)
         metric = (part.metric if part else None) or self.metric
         mean, _ = mean_and_error(list(units.values()))
-        name = self.number_name(suffix)
+        name = self.result_name(suffix)
         try:
             value = self.value(mean)
         except OverflowError:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from quant_engine.data import sources
 from quant_engine.deferred import deferred
 from quant_engine.evaluate.task import Outcome, Task, Watch
 from quant_engine.results import ItemOutput
@@ -19,11 +20,10 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from quant_engine.data.drawn.suite import DemoItem
-    from quant_engine.data.sources import Rows, Source
     from quant_engine.models.load import Loaded
 
 decode = deferred("quant_engine.models.decode")
-sources = deferred("quant_engine.data.sources")
+suite = deferred("quant_engine.data.drawn.suite")
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 LETTER_ONLY = "\nAnswer with the option's letter from the given choices directly."
@@ -31,10 +31,10 @@ LETTER_ONLY = "\nAnswer with the option's letter from the given choices directly
 
 @dataclass(frozen=True)
 class Question:
-    """One item: its picture is made when asked for, so a thousand items cost no memory.
+    """One question about a picture, which is made when it is needed, so a thousand questions cost no memory.
 
-    `options` are those of multiple choice without their letters; `group` and `category` are as in spec.ItemOutput. The
-    questions of a group are about one picture, which is read once if they follow one another.
+    `options` are those of multiple choice without their letters; `group` and `category` are as in results.ItemOutput.
+    The questions of a group are about one picture, which is read once if they follow one another.
     """
 
     id: str
@@ -61,7 +61,7 @@ class VisualQuestions(Task):
 
     @abstractmethod
     def revision(self) -> str:
-        """What identifies the items, to be kept beside every number."""
+        """What identifies the items; it is stored with every number."""
 
     def picture_of(self, item: str, revision: str) -> Image:
         """The picture of an item by its id, in items of this revision. Raises UserError if it is not on this machine.
@@ -70,21 +70,21 @@ class VisualQuestions(Task):
         """
         if revision != self.revision():
             raise UserError(f"The items of {self.title} on this machine are not those of this run ({revision}).")
-        found = next((question for question in self.questions(None) if question.id == item), None)
-        if found is None:
-            raise UserError(f"{self.title} has no item {item}.")
-        return found.picture()
+        for question in self.questions(None):
+            if question.id == item:
+                return question.picture()
+        raise UserError(f"{self.title} has no item {item}.")
 
     @abstractmethod
     def score(self, prediction: str, gold: list[str]) -> float:
-        """From 0 to 1."""
+        """The score of an answer, from 0 to 1."""
 
     def score_question(self, prediction: str, question: Question) -> float:
-        """From 0 to 1; for scorers that look at more than the answer and the gold."""
+        """The score of an answer, from 0 to 1; for scorers that look at more than the answer and the gold."""
         return self.score(prediction, question.gold)
 
     def output(self, question: Question, answer: str) -> ItemOutput:
-        """An answered question, scored."""
+        """The scored output of a question and its answer."""
         return ItemOutput(
             item=question.id,
             prompt=question.prompt,
@@ -99,52 +99,36 @@ class VisualQuestions(Task):
     def measure(self, loaded: Loaded, spec: RunSpec, watch: Watch) -> Outcome:
         questions = self.questions(spec.limit)
         revision = self.revision()
-        kept = watch.kept.open(revision)
-        outputs: list[ItemOutput] = []
-        read, picture = decode.Read(), None
+        finished = watch.finished_items.open(revision)
+        prompt_cache, picture = decode.PromptCache(), None
         for question in questions:
-            if question.id in kept:
-                outputs.append(kept[question.id])
+            if question.id in finished:
                 continue
             if question.group is None or (question.category, question.group) != picture:
-                read, picture = decode.Read(), (question.category, question.group)
+                prompt_cache, picture = decode.PromptCache(), (question.category, question.group)
             answer = decode.answer_text(
-                loaded, question.picture(), question.prompt, max_new_tokens=self.most_tokens, read=read
+                loaded, question.picture(), question.prompt, max_new_tokens=self.most_tokens, prompt_cache=prompt_cache
             )
-            output = self.output(question, answer)
-            watch.kept.add([output])
-            outputs.append(output)
-            watch.step(len(outputs), len(questions))
-        return self.conclude(outputs, revision)
+            watch.record([self.output(question, answer)], finished, len(questions))
+        return self.conclude([finished[question.id] for question in questions], revision)
 
 
 class DemoItems(VisualQuestions):
     """The questions of a benchmark's counterpart in the demo suite, drawn when they are asked."""
 
     def questions(self, limit: int | None) -> list[Question]:
-        from quant_engine.data.drawn import suite
-
         return [self.question(item) for item in suite.items(self.name, limit)]
 
     def question(self, item: DemoItem) -> Question:
-        return Question(
-            item.id, item.image, self.prompt(item), item.answers, item.options, item.link, self.category(item)
-        )
+        return Question(item.id, item.image, self.prompt(item), item.answers, item.options, item.link, item.category)
 
     def prompt(self, item: DemoItem) -> str:
         return item.question + self.suffix
 
-    def category(self, item: DemoItem) -> str:
-        return item.category
-
     def revision(self) -> str:
-        from quant_engine.data.drawn import suite
-
         return suite.revision(self.name)
 
     def picture_of(self, item: str, revision: str) -> Image:
-        from quant_engine.data.drawn import suite
-
         if revision != self.revision():
             raise UserError("This picture was drawn by another version and is not drawn the same today.")
         return suite.picture_of(item)
@@ -153,18 +137,18 @@ class DemoItems(VisualQuestions):
 class PublishedItems(VisualQuestions):
     """The questions of a published set, from the hub or a local folder, in its native fields."""
 
-    source: ClassVar[Source]
+    source: ClassVar[sources.Source]
     id_field: ClassVar[str | None] = None
-    """The field that names an item; None where its place does."""
+    """The field that names an item; None where its index does."""
 
     @abstractmethod
-    def question(self, rows: Rows, index: int) -> Question:
+    def question(self, rows: sources.Rows, index: int) -> Question:
         """Item `index` of the set."""
 
     def prepare(self) -> None:
         self.rows()
 
-    def rows(self) -> Rows:
+    def rows(self) -> sources.Rows:
         return sources.load(self.source, self.title)
 
     def questions(self, limit: int | None) -> list[Question]:
@@ -177,12 +161,12 @@ class PublishedItems(VisualQuestions):
     def picture_of(self, item: str, revision: str) -> Image:
         rows = sources.stored(self.source, self.title, revision)
         ids = range(len(rows)) if self.id_field is None else rows.column(self.id_field)
-        place = next((place for place, name in enumerate(ids) if str(name) == item), None)
-        if place is None:
-            raise UserError(f"{self.title} has no item {item}.")
-        return rows.picture(place)
+        for index, row_id in enumerate(ids):
+            if str(row_id) == item:
+                return rows.picture(index)
+        raise UserError(f"{self.title} has no item {item}.")
 
 
 def option_lines(options: list[str]) -> str:
-    """Options with their letters, one a line."""
+    """Options with their letters, each on a line."""
     return "\n".join(f"{letter}. {option}" for letter, option in zip(LETTERS, options, strict=False))

@@ -8,7 +8,6 @@ import torch
 from torch import nn
 
 from quant_engine.checkpoints.folder import Checkpoint
-from quant_engine.models.catalog import model_card
 from quant_engine.models.files import folder_of
 from quant_engine.models.load import LINEARS, Skeleton
 from quant_engine.spec import UserError
@@ -25,17 +24,16 @@ def merge(path: Path, target: Path, dtype: str | None = None) -> None:
         raise UserError(f"{path} holds no finished quantized weights; make them with the command quantize.")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"{target} is there already; give a new folder to write to.")
-    about = checkpoint.about()
-    card = model_card(about["model"])
-    kept = getattr(torch, dtype or about["dtype"])
-    skeleton = Skeleton(card, folder_of(card, about["hub_revision"]), kept, "cpu")
+    card, spec = checkpoint.base_model(), checkpoint.spec()
+    torch_dtype = getattr(torch, dtype or spec.dtype)
+    skeleton = Skeleton(card, folder_of(card, spec.revision), torch_dtype, "cpu")
     skeleton.fill_outside_blocks()
     for index, block in enumerate(skeleton.blocks):
-        checkpoint.fill_block(index, block, "cpu", kept)
+        checkpoint.fill_block(index, block, "cpu", torch_dtype)
         for name in LINEARS:
             packed = block.get_submodule(name)
             dense = nn.Linear(packed.in_features, packed.out_features, bias=False, device="meta")
-            dense.weight = nn.Parameter(packed.weight.dequantize().to(kept), requires_grad=False)
+            dense.weight = nn.Parameter(packed.weight.dequantize().to(torch_dtype), requires_grad=False)
             dense.bias = packed.bias
             parent, _, leaf = name.rpartition(".")
             setattr(block.get_submodule(parent), leaf, dense)

@@ -13,7 +13,7 @@ import json
 import math
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -21,17 +21,15 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.nn.functional import cross_entropy
 
+from quant_engine import disk
 from quant_engine.checkpoints.folder import Checkpoint
 from quant_engine.finetune import adapters, examples
 from quant_engine.methods.ir_qlora import IrQloraOptions
-from quant_engine.methods.qlora import QloraOptions
-from quant_engine.models.catalog import ModelCard
+from quant_engine.models.files import folder_of
 from quant_engine.models.load import Skeleton, load_processor, load_tokenizer
-from quant_engine.progress import Progress, Stopped
-from quant_engine.spec import RunSpec, UserError
-
-if TYPE_CHECKING:
-    from quant_engine.progress import Hooks
+from quant_engine.progress import Hooks, Progress, Stopped
+from quant_engine.quantize.plan import WeightPlan
+from quant_engine.spec import UserError
 
 TOKENS_AT_ONCE = {"cpu": 2048, "cuda": 8192}
 """A step's examples go through the model in parts of at most so many tokens; gradients add up."""
@@ -40,28 +38,21 @@ LOGGED_STEPS = 50
 
 
 class FineTuning:
-    """Training of one run's adapters. Making it reads the data, so that bad data are said before any work is done."""
+    """Training of one plan's adapters. Making it reads the data, so that bad data are said before any work is done."""
 
-    def __init__(
-        self,
-        spec: RunSpec,
-        options: QloraOptions,
-        card: ModelCard,
-        folder: Path,
-        checkpoint: Checkpoint,
-        hooks: Hooks,
-    ) -> None:
-        self.spec, self.options, self.card, self.folder = spec, options, card, folder
-        self.checkpoint, self.hooks = checkpoint, hooks
-        self.dtype = getattr(torch, spec.dtype)
-        tokenizer = load_tokenizer(folder)
-        processor = load_processor(folder, tokenizer) if card.pictures else None
-        self.examples = examples.load(options, card, tokenizer, processor, self.dtype)
-        self.state_file = checkpoint.path / "training" / "state.safetensors"
+    def __init__(self, plan: WeightPlan, checkpoint: Checkpoint, folder: Path, device: str, hooks: Hooks) -> None:
+        self.plan, self.checkpoint, self.device, self.hooks = plan, checkpoint, device, hooks
+        self.seed, self.options, self.card = plan.spec.seed, plan.options, plan.card
+        self.model_folder = folder_of(plan.card, plan.spec.revision)
+        self.dtype = getattr(torch, plan.spec.dtype)
+        tokenizer = load_tokenizer(self.model_folder)
+        processor = load_processor(self.model_folder, tokenizer) if self.card.pictures else None
+        self.examples = examples.load(self.options, self.card, tokenizer, processor, self.dtype)
+        self.state_file = folder / "state.safetensors"
         self.done: dict[str, Any] = {"step": 0, "losses": [], "seconds": 0.0, "held_out_before": None}
 
-    def run(self) -> None:
-        """Trains, or goes on, and writes the adapters into the checkpoint. What is to be said of it is then in `said`.
+    def run(self) -> dict[str, Any]:
+        """Trains, or goes on, writes the adapters into the checkpoint, and returns what is to be known of it.
 
         Raises UserError if an adapter gets no gradient or training diverges, Stopped when asked to stop.
         """
@@ -72,7 +63,9 @@ class FineTuning:
         adapters.settle(self.model)
         after = self._held_out_loss("after training")
         self._write()
-        self.said = {
+        if after is not None:
+            self.hooks.log(f"held-out loss {self.done['held_out_before']:.4f} before training, {after:.4f} after")
+        return {
             "data": self.examples.revision,
             "train_examples": len(self.examples.train),
             "held_out_examples": len(self.examples.held_out),
@@ -83,17 +76,15 @@ class FineTuning:
             "shortcuts": self.shortcuts,
             "seconds": round(self.done["seconds"], 2),
         }
-        if after is not None:
-            self.hooks.log(f"held-out loss {self.done['held_out_before']:.4f} before training, {after:.4f} after")
 
     def _load(self) -> None:
         self.hooks.progress(Progress(stage="loading", message="loading the low-bit base"))
-        skeleton = Skeleton(self.card, self.folder, self.dtype, self.spec.device)
+        skeleton = Skeleton(self.card, self.model_folder, self.dtype, self.device)
         skeleton.fill_outside_blocks()
         for index, block in enumerate(skeleton.blocks):
-            self.checkpoint.fill_block(index, block, self.spec.device, self.dtype)
+            self.checkpoint.fill_block(index, block, self.device, self.dtype)
         adapters.unsettle(skeleton.model)
-        torch.manual_seed(self.spec.seed)
+        torch.manual_seed(self.seed)
         adapters.attach(skeleton.model, skeleton.block_prefix(0).removesuffix("0."), self.options)
         self.skeleton, self.model = skeleton, skeleton.model
         self.trained = adapters.trained(self.model)
@@ -113,14 +104,14 @@ class FineTuning:
         begun, first, saved = time.monotonic(), self.done["step"], time.monotonic()
         spent_before = self.done["seconds"]
         for step in range(first, steps):
-            torch.manual_seed(self.spec.seed * 1_000_003 + step)
-            loss = self._step(self.examples.step(step, options.batch, self.spec.seed), check=step == first)
+            torch.manual_seed(self.seed * 1_000_003 + step)
+            loss = self._step(self.examples.step(step, options.batch, self.seed), check=step == first)
             self.done["step"] = step + 1
             self.done["seconds"] = spent_before + time.monotonic() - begun
             if (step + 1) % max(1, steps // LOGGED_STEPS) == 0 or step + 1 == steps:
                 self.done["losses"].append([step + 1, round(loss, 5)])
                 self.hooks.log(f"step {step + 1} of {steps}: loss {loss:.4f}")
-            self._say(f"step {step + 1} of {steps}, loss {loss:.3f}", (step + 1) / steps, begun, first)
+            self._report(f"step {step + 1} of {steps}, loss {loss:.3f}", (step + 1) / steps, begun, first)
             stop = self.hooks.should_stop()
             if stop or step + 1 == steps or time.monotonic() - saved > SAVE_SECONDS:
                 self._save()
@@ -133,7 +124,7 @@ class FineTuning:
     def _step(self, wanted: list[examples.Example], check: bool) -> float:
         """One optimizer step; the mean loss of its answer tokens."""
         self.optimizer.zero_grad(set_to_none=True)
-        parts = examples.batches(wanted, TOKENS_AT_ONCE[self.spec.device], self.spec.device)
+        parts = examples.batches(wanted, TOKENS_AT_ONCE[self.device], self.device)
         answers = sum(_answered(part) for part in parts)
         total = 0.0
         for part in parts:
@@ -150,13 +141,13 @@ class FineTuning:
 
     def _held_out_loss(self, when: str) -> float | None:
         """Mean loss of the held-out answers' tokens, in nats; None if nothing is held out."""
-        kept = self.examples.held_out
-        if not kept:
+        held_out = self.examples.held_out
+        if not held_out:
             return None
         self._set_training(False)
         total, answers, seen = 0.0, 0, 0
         with torch.no_grad():
-            for part in examples.batches(kept, TOKENS_AT_ONCE[self.spec.device], self.spec.device):
+            for part in examples.batches(held_out, TOKENS_AT_ONCE[self.device], self.device):
                 total += summed_loss(self.model, part).item()
                 answers += _answered(part)
                 seen += len(part["input_ids"])
@@ -164,11 +155,10 @@ class FineTuning:
                     Progress(
                         stage="training",
                         fraction=self.done["step"] / self.options.steps,
-                        message=f"held-out examples {when}: {seen} of {len(kept)}",
+                        message=f"held-out examples {when}: {seen} of {len(held_out)}",
                     )
                 )
-                if self.hooks.should_stop():
-                    raise Stopped
+                self.hooks.check_stop()
         return total / answers
 
     def _set_training(self, on: bool) -> None:
@@ -196,14 +186,14 @@ class FineTuning:
         return means
 
     def _write(self) -> None:
-        """The adapters beside the base, block by block; each block is whole before and after."""
+        """The adapters beside the base, block by block; each block is replaced in one step."""
         records = self.checkpoint.records()
         for index, block in enumerate(self.skeleton.blocks):
-            own = [record for record in records if record.block == index]
             changed = []
-            for record in own:
-                ledger = block.get_submodule(record.linear).weight.ledger()
-                changed.append(record.model_copy(update={"stored_bits": ledger.bits_per_weight}))
+            for record in records:
+                if record.block == index:
+                    ledger = block.get_submodule(record.linear).weight.ledger()
+                    changed.append(record.model_copy(update={"stored_bits": ledger.bits_per_weight}))
             self.checkpoint.save_block(index, block, changed)
 
     def _save(self) -> None:
@@ -212,21 +202,19 @@ class FineTuning:
             state = self.optimizer.state[parameter]
             tensors |= {f"value.{name}": parameter.detach()}
             tensors |= {f"{moment}.{name}": state[moment] for moment in ("exp_avg", "exp_avg_sq")}
-        self.state_file.parent.mkdir(parents=True, exist_ok=True)
-        aside = self.state_file.with_suffix(".part")
-        said = {"done": json.dumps(self.done), "data": self.examples.revision}
-        save_file({name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, aside, metadata=said)
-        aside.replace(self.state_file)
+        metadata = {"done": json.dumps(self.done), "data": self.examples.revision}
+        with disk.replacing(self.state_file) as aside:
+            save_file({name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, aside, metadata)
 
     def _restore(self) -> None:
         """Goes on where an earlier training was saved. Raises UserError if its data were others."""
         if not self.state_file.exists():
             return
         try:
-            with safe_open(self.state_file, "pt", device=self.spec.device) as file:
-                said = file.metadata()
-                done = json.loads(said["done"])
-                if said["data"] != self.examples.revision:
+            with safe_open(self.state_file, "pt", device=self.device) as file:
+                metadata = file.metadata()
+                done = json.loads(metadata["done"])
+                if metadata["data"] != self.examples.revision:
                     raise UserError(f"The training data have changed since training began: delete {self.state_file}.")
                 for name, parameter in self.trained.items():
                     parameter.data = file.get_tensor(f"value.{name}")
@@ -239,7 +227,7 @@ class FineTuning:
         self.done = done
         self.hooks.log(f"{done['step']} of {self.options.steps} training steps were done before; going on behind them.")
 
-    def _say(self, message: str, fraction: float, begun: float, first: int) -> None:
+    def _report(self, message: str, fraction: float, begun: float, first: int) -> None:
         rate = (time.monotonic() - begun) / (self.done["step"] - first)
         left = rate * (self.options.steps - self.done["step"])
         self.hooks.progress(Progress(stage="training", fraction=fraction, message=message, eta_s=left))

@@ -14,7 +14,7 @@ from quant_engine.methods import (
     slim_llm,
     smoothquant,
 )
-from quant_engine.methods.contract import Method, MethodCard, Options, Statistics, Training
+from quant_engine.methods.contract import Layer, Method, MethodCard, Options, Statistics, Training
 from quant_engine.spec import QuantSetting, UserError
 
 METHODS: dict[str, Method] = {
@@ -35,7 +35,7 @@ METHODS: dict[str, Method] = {
     )
 }
 
-__all__ = ["METHODS", "Method", "MethodCard", "Options", "Statistics", "Training", "resolve_setting"]
+__all__ = ["METHODS", "Layer", "Method", "MethodCard", "Options", "Statistics", "Training", "resolve_setting"]
 
 
 def resolve_setting(setting: QuantSetting) -> QuantSetting:

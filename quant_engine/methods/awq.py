@@ -28,7 +28,8 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from quant_engine.deferred import deferred
-from quant_engine.methods.contract import Method, MethodCard, Options, Statistics
+from quant_engine.methods.contract import Layer, Method, MethodCard, Options
+from quant_engine.methods.rtn import grouped_bits
 from quant_engine.spec import QuantSetting
 
 if TYPE_CHECKING:
@@ -179,18 +180,11 @@ def fold(producer: nn.Module, linears: list[nn.Module], scales: torch.Tensor) ->
         producer.bias.data = (producer.bias.float() / scales).to(producer.bias.dtype)
 
 
-def quantize(
-    weight: torch.Tensor,
-    statistics: Statistics | None,
-    setting: QuantSetting,
-    options: AwqOptions,
-    log: Callable[[str], None],
-) -> GroupedInt:
-    """`weight` [out_features, in_features], scales folded in, clipped and rounded to its grid."""
-    assert statistics is not None
-    bits = int(setting.w_bits)
-    group = setting.group_size or weight.shape[1]
-    if options.clip and statistics.linear not in NOT_CLIPPED:
+def quantize(layer: Layer) -> GroupedInt:
+    """The weight, scales folded in, clipped and rounded to its grid."""
+    weight, bits, statistics = layer.weight, layer.bits, layer.required_statistics
+    group = layer.setting.group_size or weight.shape[1]
+    if layer.options.clip and statistics.linear not in NOT_CLIPPED:
         limits = clip_limits(weight, statistics.inputs, bits, group)
         limits = limits.repeat_interleave(group, 1)[:, : weight.shape[1]]
         weight = torch.minimum(torch.maximum(weight, -limits), limits)
@@ -222,6 +216,11 @@ def clip_limits(weight: torch.Tensor, inputs: torch.Tensor, bits: int, group: in
     return limits
 
 
+def stored_bits(out_features: int, in_features: int, setting: QuantSetting, options: AwqOptions) -> float:
+    """Bits per weight: codes, scales and zero points; the channels' scales are folded away."""
+    return grouped_bits(out_features, in_features, int(setting.w_bits), setting.group_size)
+
+
 METHOD = Method(
     card=MethodCard(
         name="awq",
@@ -239,6 +238,7 @@ METHOD = Method(
     ),
     Options=AwqOptions,
     quantize=quantize,
+    stored_bits=stored_bits,
     prepare=prepare,
     original_inputs=True,
     input_tokens=CLIP_TOKENS,

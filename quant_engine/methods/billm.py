@@ -23,15 +23,15 @@ bring what is stored to about 3.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
 from quant_engine.deferred import deferred
-from quant_engine.methods.contract import Method, MethodCard, Options, Statistics
+from quant_engine.methods.contract import Layer, Method, MethodCard, Options
 from quant_engine.methods.gptq import clear_dead_columns, inverse_factor
 from quant_engine.spec import QuantSetting
+from quant_engine.weights.packing import packed_bits
 
 if TYPE_CHECKING:
     from quant_engine.weights.binary import ResidualBinary
@@ -60,20 +60,14 @@ class BillmOptions(Options):
     damping: float = Field(0.01, gt=0, le=1, description="Added to H's diagonal, as a share of its mean.")
 
 
-def quantize(
-    weight: torch.Tensor,
-    statistics: Statistics | None,
-    setting: QuantSetting,
-    options: BillmOptions,
-    log: Callable[[str], None],
-) -> ResidualBinary:
-    """`weight` [out_features, in_features] binarized block by block; a block has `group_size` columns (None: all)."""
-    assert statistics is not None
+def quantize(layer: Layer) -> ResidualBinary:
+    """The weight binarized block by block; a block has `group_size` columns (None: all)."""
+    weight, options = layer.weight, layer.options
     rows, columns = weight.shape
-    size = min(setting.group_size or columns, columns)
-    live = statistics.hessian.diagonal() != 0
-    hessian = clear_dead_columns(weight, statistics.hessian)
-    factor = inverse_factor(hessian, options.damping, log)
+    size = min(layer.setting.group_size or columns, columns)
+    live = layer.required_statistics.hessian.diagonal() != 0
+    hessian = clear_dead_columns(weight, layer.required_statistics.hessian)
+    factor = inverse_factor(hessian, options.damping, layer.log)
     signs = torch.empty((rows, columns), dtype=torch.bool, device=weight.device)
     marks = torch.empty_like(signs)
     salient = torch.empty_like(live)
@@ -92,7 +86,7 @@ def quantize(
                 error = error / local.diagonal()
             weight[:, end:] -= error @ factor[start:end, end:]
     counts = torch.stack([part.sum() for part in salient.split(size)]).tolist()
-    log(f"salient columns per block: {min(counts)} to {max(counts)}, {sum(counts) / columns:.1%} of all")
+    layer.log(f"salient columns per block: {min(counts)} to {max(counts)}, {sum(counts) / columns:.1%} of all")
     return binary.ResidualBinary.pack(signs, torch.stack(scales, 1), live, size, marks=marks, salient=salient)
 
 
@@ -190,6 +184,14 @@ def binarize(
     return quantized, signs, marks, torch.stack(scales, 1)
 
 
+def stored_bits(out_features: int, in_features: int, setting: QuantSetting, options: BillmOptions) -> float:
+    """Bits per weight, which do not depend on how many columns are salient."""
+    groups = out_features * -(-in_features // (setting.group_size or in_features))
+    # A sign, and a second one or a mark, for every weight; two bits a column; four means and four spreads a group.
+    total = packed_bits(2 * out_features + 2, in_features, 1) + 8 * 16 * groups
+    return total / (out_features * in_features)
+
+
 METHOD = Method(
     card=MethodCard(
         name="billm",
@@ -212,4 +214,5 @@ METHOD = Method(
     ),
     Options=BillmOptions,
     quantize=quantize,
+    stored_bits=stored_bits,
 )

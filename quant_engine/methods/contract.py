@@ -51,6 +51,11 @@ class MethodCard:
     headline: str = ""
     a_bits: tuple[int, ...] = (16,)
 
+    @property
+    def low_a_bits(self) -> tuple[int, ...]:
+        """The activation widths below 16 to choose from; empty for a method that leaves activations alone."""
+        return tuple(width for width in self.a_bits if width < 16)
+
 
 @dataclass
 class Statistics:
@@ -68,6 +73,33 @@ class Statistics:
     seed: int = 0
     inputs: torch.Tensor | None = None
     trained: dict[str, torch.Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One linear layer, and what is to be made of it.
+
+    `weight` [out_features, in_features] float32 may be overwritten. `statistics` is None unless the method's card says
+    calibrated. `options` is of the method's own class. `log` takes one line of text for the run's log.
+    """
+
+    weight: torch.Tensor
+    statistics: Statistics | None
+    setting: QuantSetting
+    options: Any
+    log: Callable[[str], None]
+
+    @property
+    def bits(self) -> int:
+        """The width of codes, for methods whose widths are whole."""
+        return int(self.setting.w_bits)
+
+    @property
+    def required_statistics(self) -> Statistics:
+        """The statistics of a calibrated method. Raises ValueError if there are none."""
+        if self.statistics is None:
+            raise ValueError(f"{self.setting.label} needs calibration statistics.")
+        return self.statistics
 
 
 @dataclass(frozen=True)
@@ -95,11 +127,11 @@ class Training:
 
 @dataclass(frozen=True)
 class Method:
-    """A quantization algorithm: its card, its options class, and its function on one linear layer.
+    """A quantization algorithm: its card, its options class, and its functions on one linear layer.
 
-    `quantize(weight, statistics, setting, options, log)` gets the weight [out_features, in_features] in float32 and
-    may overwrite it, and returns the stored low-bit weight. `statistics` is None unless the card says calibrated.
-    `log` takes one line of text for the run's log. `true_sequential(options)` says whether a block's linears are
+    `quantize(layer)` returns the stored low-bit weight. `stored_bits(out_features, in_features, setting, options)` is
+    what that takes for a layer of this shape: bits per weight, all side data and adapters counted. It loads no torch.
+    `true_sequential(options)` says whether a block's linears are
     quantized set by set, each with inputs collected anew behind the sets before it.
 
     What works across linears:
@@ -114,10 +146,8 @@ class Method:
 
     card: MethodCard
     Options: type[Options]
-    quantize: Callable[
-        [torch.Tensor, Statistics | None, QuantSetting, Any, Callable[[str], None]],
-        StoredWeight,
-    ]
+    quantize: Callable[[Layer], StoredWeight]
+    stored_bits: Callable[[int, int, QuantSetting, Any], float]
     true_sequential: Callable[[Any], bool] = lambda options: False
     prepare: Callable[[CalibratedBlock, QuantSetting, Any, Callable[[str], None]], None] | None = None
     original_inputs: bool = False

@@ -36,9 +36,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from quant_engine.deferred import deferred
-from quant_engine.methods.contract import Method, MethodCard, Options, Statistics, Training
+from quant_engine.methods.contract import Layer, Method, MethodCard, Options, Training
 from quant_engine.methods.gptq import clear_dead_columns, compensate, inverse_factor
 from quant_engine.spec import QuantSetting, UserError
+from quant_engine.weights.packing import packed_bits
 
 if TYPE_CHECKING:
     from torch import nn
@@ -85,19 +86,13 @@ class DbLlmOptions(Options):
     gamma: float = Field(1.0, gt=0, le=10, description="The power of that indecision.")
 
 
-def quantize(
-    weight: torch.Tensor,
-    statistics: Statistics | None,
-    setting: QuantSetting,
-    options: DbLlmOptions,
-    log: Callable[[str], None],
-) -> DualBinary:
-    """`weight` [out_features, in_features] as training has left its planes and scales."""
-    assert statistics is not None
-    rows, columns = weight.shape
+def quantize(layer: Layer) -> DualBinary:
+    """The weight as training has left its planes and scales."""
+    rows, columns = layer.weight.shape
     with torch.device("meta"):
-        stored = dual_binary.DualBinary(rows, columns, setting.group_size or columns)
-    stored.planes, stored.scales = statistics.trained["planes"], statistics.trained["scales"]
+        stored = dual_binary.DualBinary(rows, columns, layer.setting.group_size or columns)
+    trained = layer.required_statistics.trained
+    stored.planes, stored.scales = trained["planes"], trained["scales"]
     return stored
 
 
@@ -392,6 +387,12 @@ def _write(path: Any, tensors: dict[str, torch.Tensor]) -> None:
     aside.replace(path)
 
 
+def stored_bits(out_features: int, in_features: int, setting: QuantSetting, options: DbLlmOptions) -> float:
+    """Bits per weight: two planes, and two scales per group."""
+    groups = out_features * -(-in_features // (setting.group_size or in_features))
+    return (packed_bits(2 * out_features, in_features, 1) + 2 * 16 * groups) / (out_features * in_features)
+
+
 METHOD = Method(
     card=MethodCard(
         name="db_llm",
@@ -410,5 +411,6 @@ METHOD = Method(
     ),
     Options=DbLlmOptions,
     quantize=quantize,
+    stored_bits=stored_bits,
     train=train,
 )

@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from quant_engine.deferred import deferred
-from quant_engine.methods.contract import Method, MethodCard, Options, Statistics
+from quant_engine.methods.contract import Layer, Method, MethodCard, Options
+from quant_engine.methods.rtn import grouped_bits
 from quant_engine.spec import QuantSetting, UserError
 
 if TYPE_CHECKING:
@@ -51,19 +52,12 @@ class GptqOptions(Options):
     mse_clip: bool = Field(False, description="Shrink each group's range to the one with the least rounding error.")
 
 
-def quantize(
-    weight: torch.Tensor,
-    statistics: Statistics | None,
-    setting: QuantSetting,
-    options: GptqOptions,
-    log: Callable[[str], None],
-) -> GroupedInt:
-    """`weight` [out_features, in_features] quantized against the Hessian of its calibration inputs."""
-    assert statistics is not None
-    bits = int(setting.w_bits)
+def quantize(layer: Layer) -> GroupedInt:
+    """The weight quantized against the Hessian of its calibration inputs."""
+    weight, bits, options = layer.weight, layer.bits, layer.options
     columns = weight.shape[1]
-    group = setting.group_size or columns
-    hessian = clear_dead_columns(weight, statistics.hessian)
+    group = layer.setting.group_size or columns
+    hessian = clear_dead_columns(weight, layer.required_statistics.hessian)
     fit = {"symmetric": options.symmetric, "mse_clip": options.mse_clip}
 
     # A grid per row is always fixed in advance, to the original weights.
@@ -78,7 +72,7 @@ def quantize(
         if static:
             group_of_column = group_of_column[order]
 
-    factor = inverse_factor(hessian, options.damping, log)
+    factor = inverse_factor(hessian, options.damping, layer.log)
     codes, scales, zeros = fix_columns(weight, factor, bits, group, group_of_column, grids, fit)
 
     if order is not None and static:
@@ -201,6 +195,14 @@ def compensate(
             weight[:, end:] -= errors.T @ factor[start:end, end:]
 
 
+def stored_bits(out_features: int, in_features: int, setting: QuantSetting, options: GptqOptions) -> float:
+    """Bits per weight: codes, scales, zero points, and for act-order with dynamic groups a 32-bit order of columns."""
+    bits, group = int(setting.w_bits), setting.group_size
+    grids = grouped_bits(out_features, in_features, bits, group, zero_points=not options.symmetric)
+    ordered = options.act_order and options.groups == "dynamic" and (group or in_features) < in_features
+    return grids + (32 / out_features if ordered else 0)
+
+
 METHOD = Method(
     card=MethodCard(
         name="gptq",
@@ -219,5 +221,6 @@ METHOD = Method(
     ),
     Options=GptqOptions,
     quantize=quantize,
+    stored_bits=stored_bits,
     true_sequential=lambda options: options.true_sequential,
 )

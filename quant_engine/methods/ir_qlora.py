@@ -29,13 +29,13 @@ need not be among the candidates: `try_zero` adds it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
 from quant_engine.deferred import deferred
-from quant_engine.methods.contract import Method, MethodCard, Statistics
+from quant_engine.methods import normal_float, qlora
+from quant_engine.methods.contract import Layer, Method, MethodCard
 from quant_engine.methods.qlora import QloraOptions
 from quant_engine.spec import QuantSetting
 
@@ -59,20 +59,14 @@ class IrQloraOptions(QloraOptions):
     tile: bool = Field(False, description="The second shortcut repeats whole copies (paper), not each value (code).")
 
 
-def quantize(
-    weight: torch_types.Tensor,
-    statistics: Statistics | None,
-    setting: QuantSetting,
-    options: IrQloraOptions,
-    log: Callable[[str], None],
-) -> Codebook:
-    """`weight` [out_features, in_features] rounded to NormalFloat levels around the most informative shift."""
-    bits, block = int(setting.w_bits), options.block_size
-    flat = weight.float().reshape(-1)
+def quantize(layer: Layer) -> Codebook:
+    """The weight rounded to NormalFloat levels around the most informative shift."""
+    bits, options, block = layer.bits, layer.options, layer.options.block_size
+    flat = layer.weight.float().reshape(-1)
     whole = len(flat) - len(flat) % block
     parts = [flat[:whole].view(-1, block), flat[whole:].view(1, -1)]
     shifts = torch.cat([informative_shifts(part, bits, options) for part in parts if part.numel()])
-    codes, scales = codebook.round_to_levels(weight, bits, block, shifts)
+    codes, scales = codebook.round_to_levels(layer.weight, bits, block, shifts)
     return codebook.Codebook.pack(codes, scales, bits, block, double=options.double_quantization, shifts=shifts)
 
 
@@ -94,6 +88,13 @@ def informative_shifts(blocks: torch_types.Tensor, bits: int, options: IrQloraOp
     return entropy.best_shifts(blocks, centers, units, offsets.float(), levels, options.try_zero)
 
 
+def stored_bits(out_features: int, in_features: int, setting: QuantSetting, options: IrQloraOptions) -> float:
+    """Bits per weight: as QLoRA, and a shift per block."""
+    weights = out_features * in_features
+    shifts = normal_float.block_bits(weights, options, mean=False) / weights
+    return qlora.stored_bits(out_features, in_features, setting, options) + shifts
+
+
 METHOD = Method(
     card=MethodCard(
         name="ir_qlora",
@@ -113,5 +114,6 @@ METHOD = Method(
     ),
     Options=IrQloraOptions,
     quantize=quantize,
+    stored_bits=stored_bits,
     fine_tunes=True,
 )

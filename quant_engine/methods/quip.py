@@ -33,13 +33,16 @@ from pydantic import Field, ValidationInfo, field_validator
 
 from quant_engine.deferred import deferred
 from quant_engine.methods import gptq
-from quant_engine.methods.contract import Method, MethodCard, Options, Statistics
+from quant_engine.methods.contract import Layer, Method, MethodCard, Options
+from quant_engine.methods.rtn import grouped_bits
 from quant_engine.spec import QuantSetting
+from quant_engine.weights.packing import packed_bits
 
 if TYPE_CHECKING:
     import torch
 
-    from quant_engine.weights import GroupedInt, RotatedInt
+    from quant_engine.weights.grouped import GroupedInt
+    from quant_engine.weights.rotated import RotatedInt
 
 torch = deferred("torch")
 grouped = deferred("quant_engine.weights.grouped")
@@ -78,16 +81,10 @@ class QuipOptions(Options):
         return passes
 
 
-def quantize(
-    weight: torch.Tensor,
-    statistics: Statistics | None,
-    setting: QuantSetting,
-    options: QuipOptions,
-    log: Callable[[str], None],
-) -> RotatedInt | GroupedInt:
-    """`weight` [out_features, in_features] quantized against the Hessian of its calibration inputs, in float64."""
-    assert statistics is not None
-    bits, highest = int(setting.w_bits), 2 ** int(setting.w_bits) - 1
+def quantize(layer: Layer) -> RotatedInt | GroupedInt:
+    """The weight quantized against the Hessian of its calibration inputs, in float64."""
+    weight, bits, highest, options, log = layer.weight, layer.bits, 2**layer.bits - 1, layer.options, layer.log
+    statistics = layer.required_statistics
     noise = None
     if options.unbiased:
         noise = torch.Generator(weight.device).manual_seed(statistics.seed)
@@ -213,6 +210,15 @@ def greedy_passes(
     return codes
 
 
+def stored_bits(out_features: int, in_features: int, setting: QuantSetting, options: QuipOptions) -> float:
+    """Bits per weight: codes, a scale, and 16 bits per column; without incoherence, a grid per row."""
+    bits = int(setting.w_bits)
+    if not options.incoherence:
+        return grouped_bits(out_features, in_features, bits, None)
+    total = packed_bits(out_features, in_features, bits) + 16 + 16 * in_features
+    return total / (out_features * in_features)
+
+
 METHOD = Method(
     card=MethodCard(
         name="quip",
@@ -230,4 +236,5 @@ METHOD = Method(
     ),
     Options=QuipOptions,
     quantize=quantize,
+    stored_bits=stored_bits,
 )

@@ -9,18 +9,16 @@ in b bits). Scales are rounded up to float16 before codes are computed: what is 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from pydantic import Field
 
 from quant_engine.deferred import deferred
-from quant_engine.methods.contract import Method, MethodCard, Options, Statistics
+from quant_engine.methods.contract import Layer, Method, MethodCard, Options
 from quant_engine.spec import QuantSetting
+from quant_engine.weights.packing import packed_bits
 
 if TYPE_CHECKING:
-    import torch
-
     from quant_engine.weights.grouped import GroupedInt
 
 grouped = deferred("quant_engine.weights.grouped")
@@ -31,19 +29,31 @@ class RtnOptions(Options):
     mse_clip: bool = Field(False, description="Shrink each group's range to the one with the least rounding error.")
 
 
-def quantize(
-    weight: torch.Tensor,
-    statistics: Statistics | None,
-    setting: QuantSetting,
-    options: RtnOptions,
-    log: Callable[[str], None],
-) -> GroupedInt:
-    """`weight` [out_features, in_features] rounded to its grid; group by group, or a row at a time."""
-    bits = int(setting.w_bits)
-    group = setting.group_size or weight.shape[1]
+def quantize(layer: Layer) -> GroupedInt:
+    """The weight rounded to its grid; group by group, or a row at a time."""
+    weight, bits, options = layer.weight, layer.bits, layer.options
+    group = layer.setting.group_size or weight.shape[1]
     scales, zeros = grouped.grids(weight, bits, group, symmetric=options.symmetric, mse_clip=options.mse_clip)
     codes = grouped.round_to_grid(weight, scales, zeros, bits, group)
     return grouped.GroupedInt.pack(codes, scales, None if options.symmetric else zeros, bits, group)
+
+
+def stored_bits(out_features: int, in_features: int, setting: QuantSetting, options: RtnOptions) -> float:
+    """Bits per weight: codes, scales and zero points."""
+    return grouped_bits(
+        out_features, in_features, int(setting.w_bits), setting.group_size, zero_points=not options.symmetric
+    )
+
+
+def grouped_bits(
+    out_features: int, in_features: int, bits: int, group: int | None, *, zero_points: bool = True
+) -> float:
+    """Bits per weight of codes in groups (None: one a row), with a 16-bit scale and a `bits`-bit zero point each."""
+    groups = out_features * -(-in_features // (group or in_features))
+    total = packed_bits(out_features, in_features, bits) + 16 * groups
+    if zero_points:
+        total += packed_bits(1, groups, bits)
+    return total / (out_features * in_features)
 
 
 METHOD = Method(
@@ -63,4 +73,5 @@ METHOD = Method(
     ),
     Options=RtnOptions,
     quantize=quantize,
+    stored_bits=stored_bits,
 )

@@ -31,8 +31,9 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from quant_engine.deferred import deferred
-from quant_engine.methods.contract import Method, MethodCard, Options, Statistics
+from quant_engine.methods.contract import Layer, Method, MethodCard, Options
 from quant_engine.methods.gptq import LAZY_BLOCK, clear_dead_columns, compensate, inverse_factor
+from quant_engine.methods.rtn import grouped_bits
 from quant_engine.spec import QuantSetting
 
 if TYPE_CHECKING:
@@ -66,22 +67,15 @@ class SlimLlmOptions(Options):
     damping: float = Field(0.01, gt=0, le=1, description="Added to H's diagonal, as a share of its mean.")
 
 
-def quantize(
-    weight: torch.Tensor,
-    statistics: Statistics | None,
-    setting: QuantSetting,
-    options: SlimLlmOptions,
-    log: Callable[[str], None],
-) -> MixedWidth:
-    """`weight` [out_features, in_features] in groups of different widths; `w_bits` is their mean."""
-    assert statistics is not None
-    bits = int(setting.w_bits)
+def quantize(layer: Layer) -> MixedWidth:
+    """The weight in groups of different widths; `w_bits` is their mean."""
+    weight, bits, options, statistics = layer.weight, layer.bits, layer.options, layer.required_statistics
     columns = weight.shape[1]
-    group = min(setting.group_size or columns, columns)
+    group = min(layer.setting.group_size or columns, columns)
     live = statistics.hessian.diagonal() != 0
     hessian = clear_dead_columns(weight, statistics.hessian)
-    pairs = mixed_pairs(weight, hessian, statistics.inputs, bits, group, options, log)
-    factor = inverse_factor(hessian, options.damping, log)
+    pairs = mixed_pairs(weight, hessian, statistics.inputs, bits, group, options, layer.log)
+    factor = inverse_factor(hessian, options.damping, layer.log)
     widths = allocate(salience(weight, factor, group), bits, pairs, whole=columns // group)
     return fix_groups(weight, factor, live, widths, bits, group, options)
 
@@ -251,6 +245,16 @@ def fix_groups(
     return mixed_width.MixedWidth.pack(widths, codes, scales, zeros, means, live, bits, group)
 
 
+def stored_bits(out_features: int, in_features: int, setting: QuantSetting, options: SlimLlmOptions) -> float:
+    """Bits per weight with all groups at the mean width, which is what a mix of widths takes too.
+
+    Only a one-bit group takes more: a mean and a spread of 16 bits a row, and a bit a column.
+    """
+    group = min(setting.group_size or in_features, in_features)
+    labels = 8 * -(-in_features // group) / (out_features * in_features)
+    return grouped_bits(out_features, in_features, int(setting.w_bits), group) + labels
+
+
 METHOD = Method(
     card=MethodCard(
         name="slim_llm",
@@ -269,5 +273,6 @@ METHOD = Method(
     ),
     Options=SlimLlmOptions,
     quantize=quantize,
+    stored_bits=stored_bits,
     input_tokens=INPUT_TOKENS,
 )

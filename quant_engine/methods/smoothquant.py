@@ -26,7 +26,8 @@ from pydantic import Field
 
 from quant_engine.deferred import deferred
 from quant_engine.methods.awq import fold
-from quant_engine.methods.contract import Method, MethodCard, Options, Statistics
+from quant_engine.methods.contract import Layer, Method, MethodCard, Options
+from quant_engine.methods.rtn import grouped_bits
 from quant_engine.spec import QuantSetting
 
 if TYPE_CHECKING:
@@ -77,21 +78,16 @@ def smoothing(maxima: torch.Tensor, weights: list[torch.Tensor], alpha: float) -
     return torch.where(maxima == 0, torch.ones_like(scales), scales)
 
 
-def quantize(
-    weight: torch.Tensor,
-    statistics: Statistics | None,
-    setting: QuantSetting,
-    options: SmoothQuantOptions,
-    log: Callable[[str], None],
-) -> IntActivations:
-    """`weight` [out_features, in_features], smoothed before, rounded row by row."""
-    assert statistics is not None
-    bits = int(setting.w_bits)
-    codes, scales = int_activations.quantize_rows(weight, bits)
-    is_attention_input = any(statistics.linear == name for name in SMOOTHED[0][1])
-    return int_activations.IntActivations.pack(
-        codes, scales, bits, setting.a_bits, options.attention_inputs and is_attention_input
-    )
+def quantize(layer: Layer) -> IntActivations:
+    """The weight, smoothed before, rounded row by row."""
+    codes, scales = int_activations.quantize_rows(layer.weight, layer.bits)
+    rounds_output = layer.options.attention_inputs and layer.required_statistics.linear in SMOOTHED[0][1]
+    return int_activations.IntActivations.pack(codes, scales, layer.bits, layer.setting.a_bits, rounds_output)
+
+
+def stored_bits(out_features: int, in_features: int, setting: QuantSetting, options: SmoothQuantOptions) -> float:
+    """Bits per weight: codes and a scale per row."""
+    return grouped_bits(out_features, in_features, int(setting.w_bits), setting.group_size, zero_points=False)
 
 
 METHOD = Method(
@@ -115,6 +111,7 @@ METHOD = Method(
     ),
     Options=SmoothQuantOptions,
     quantize=quantize,
+    stored_bits=stored_bits,
     prepare=prepare,
     original_inputs=True,
     input_tokens=ERROR_TOKENS,

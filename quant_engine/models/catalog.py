@@ -17,14 +17,14 @@ class ModelCard:
     """A model: what it is called, where its files come from, and what has to be said beside its numbers.
 
     `origin`: "demo" is composed on this machine by `get demo`; "hub" is a Hugging Face repository at a revision;
-    "folder" is a path on this machine.
+    "folder" is a path on this machine. `location` is the repository, the path, or the demo model's own folder.
     """
 
     id: str
     title: str
     family: Literal["llama", "llava_next"]
     origin: Literal["demo", "hub", "folder"]
-    place: str
+    location: str
     revision: str | None = None
     note: str = ""
     needs_gpu: bool = False
@@ -50,7 +50,7 @@ MODELS: dict[str, ModelCard] = {
             title="Demo LLaVA-NeXT",
             family="llava_next",
             origin="demo",
-            place="demo",
+            location="demo",
             note="A small LLaVA-NeXT around SmolLM2-135M, trained by this project on pictures that it draws: "
             "shapes, charts, forms and diagrams. It reads such pictures, with mistakes; about any other picture its "
             "answers are of no use. Its model card has the scores. " + _SMOLLM2,
@@ -61,7 +61,7 @@ MODELS: dict[str, ModelCard] = {
             title="SmolLM2-135M",
             family="llama",
             origin="demo",
-            place="demo-llm",
+            location="demo-llm",
             note="SmolLM2-135M-Instruct, a LLaMA-type language model. " + _SMOLLM2,
             window=1024,
         ),
@@ -70,7 +70,7 @@ MODELS: dict[str, ModelCard] = {
             title="LLaVA-Next-8B",
             family="llava_next",
             origin="hub",
-            place="llava-hf/llama3-llava-next-8b-hf",
+            location="llava-hf/llama3-llava-next-8b-hf",
             note="LLaVA-NeXT with LLaMA3-8B, as in the study. 16.7 GB in 16 bit.",
             needs_gpu=True,
         ),
@@ -79,7 +79,7 @@ MODELS: dict[str, ModelCard] = {
             title="LLaMA3-8B",
             family="llama",
             origin="hub",
-            place="meta-llama/Meta-Llama-3-8B",
+            location="meta-llama/Meta-Llama-3-8B",
             note="Needs an access token for its gated repository. 16.1 GB in 16 bit.",
             needs_gpu=True,
         ),
@@ -88,7 +88,7 @@ MODELS: dict[str, ModelCard] = {
             title="LLaMA3-70B",
             family="llama",
             origin="hub",
-            place="meta-llama/Meta-Llama-3-70B",
+            location="meta-llama/Meta-Llama-3-70B",
             note="Needs an access token for its gated repository. 141 GB in 16 bit; quantized block by block.",
             needs_gpu=True,
         ),
@@ -122,11 +122,11 @@ def _folder_card(folder: Path) -> ModelCard:
         raise UserError(f"{folder} holds a {kind!r} model; only llama and llava_next models can be quantized here.")
     if not any(folder.glob("*.safetensors")):
         raise UserError(f"{folder} holds no safetensors file; other weight formats are not loaded.")
-    return ModelCard(id=str(folder), title=folder.name, family=_FAMILIES[kind], origin="folder", place=str(folder))
+    return ModelCard(id=str(folder), title=folder.name, family=_FAMILIES[kind], origin="folder", location=str(folder))
 
 
 def demo_folder(card: ModelCard) -> Path:
-    return folders.models() / card.place
+    return folders.models() / card.location
 
 
 def available(card: ModelCard) -> bool:
@@ -135,7 +135,7 @@ def available(card: ModelCard) -> bool:
         return (demo_folder(card) / "complete.json").exists()
     if card.origin == "folder":
         return True
-    return hub.find_cached(card.place, "model", card.revision, ["config.json"]) is not None
+    return hub.find_cached(card.location, "model", card.revision, ["config.json"]) is not None
 
 
 def fingerprint(card: ModelCard, revision: str | None = None) -> str:
@@ -146,8 +146,8 @@ def fingerprint(card: ModelCard, revision: str | None = None) -> str:
     weight files. Raises UserError for a demo model that is not on this machine, or a commit that nobody can tell.
     """
     if card.origin == "hub":
-        return hub.commit(card.place, "model", revision or card.revision, title=card.title)
-    folder = demo_folder(card) if card.origin == "demo" else Path(card.place)
+        return hub.commit(card.location, "model", revision or card.revision, title=card.title)
+    folder = demo_folder(card) if card.origin == "demo" else Path(card.location)
     if card.origin == "demo":
         if not available(card):
             raise UserError(f"{card.title} is not on this machine yet: run `python -m quant_engine get demo`.")

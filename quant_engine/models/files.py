@@ -18,7 +18,8 @@ PATTERNS = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
 def folder_of(card: ModelCard, revision: str | None) -> Path:
     """The folder with the model's files; a hub model is fetched if needed, resuming what was begun.
 
-    Raises UserError if the files can't be had, naming what to do.
+    `revision` is of the hub; the files of demo and folder models are what they are. Raises UserError if the files can't
+    be had, naming what to do.
     """
     if card.origin == "demo":
         folder = demo_folder(card)
@@ -26,8 +27,8 @@ def folder_of(card: ModelCard, revision: str | None) -> Path:
             raise UserError(f"{card.title} is not on this machine yet: run `python -m quant_engine get demo`.")
         return folder
     if card.origin == "folder":
-        return Path(card.place)
-    return hub.snapshot(card.place, "model", revision, PATTERNS, title=card.title)
+        return Path(card.location)
+    return hub.snapshot(card.location, "model", revision, PATTERNS, title=card.title)
 
 
 class TensorFiles:

@@ -9,14 +9,31 @@ from typing import Any
 import torch
 from torch import nn
 
-from quant_engine.data.pictures import Turn
-from quant_engine.methods.block import SeenEnough
+from quant_engine.data import pictures
+from quant_engine.data.texts import calibration_windows
+from quant_engine.methods.block import SeenEnough, block_kwargs, first_inputs
 from quant_engine.models.decode import prompt_inputs
-from quant_engine.models.load import Loaded
-from quant_engine.spec import UserError
+from quant_engine.models.load import Loaded, Skeleton, load_processor, load_tokenizer
+from quant_engine.spec import Calibration, UserError
 
 
-def picture_inputs(loaded: Loaded, turns: Iterator[Turn], samples: int, length: int) -> torch.Tensor:
+def calibration_inputs(skeleton: Skeleton, calibration: Calibration) -> tuple[torch.Tensor, dict[str, Any]]:
+    """The inputs of the first block for all calibration windows [samples, length, width], and the blocks' other
+    arguments. Fills the skeleton's weights outside of blocks. Raises UserError where the data are too short."""
+    tokenizer = load_tokenizer(skeleton.folder)
+    if not pictures.named(calibration.source):
+        windows = calibration_windows(calibration, tokenizer)
+        skeleton.fill_outside_blocks()
+        return first_inputs(skeleton.decoder, windows.to(skeleton.device))
+    skeleton.fill_outside_blocks()
+    processor = load_processor(skeleton.folder, tokenizer)
+    loaded = Loaded(skeleton.card, skeleton.model, tokenizer, processor, 16.0, skeleton.folder)
+    turns = pictures.turns(calibration.source, calibration.seed)
+    hidden = picture_inputs(loaded, turns, calibration.samples, calibration.length)
+    return hidden, block_kwargs(skeleton.decoder, hidden)
+
+
+def picture_inputs(loaded: Loaded, turns: Iterator[pictures.Turn], samples: int, length: int) -> torch.Tensor:
     """The inputs of the first block for windows of questions about pictures: [samples, length, width].
 
     A window begins with a whole turn, picture, question and answer in the model's own chat format; others follow until
@@ -25,29 +42,29 @@ def picture_inputs(loaded: Loaded, turns: Iterator[Turn], samples: int, length: 
     """
     windows = []
     for _ in range(samples):
-        parts = [_embedded(loaded, next(turns))]
-        if len(parts[0]) > length:
+        embeddings = [_turn_embeddings(loaded, next(turns))]
+        if len(embeddings[0]) > length:
             raise UserError(
-                f"A picture with its question takes {len(parts[0])} tokens of {loaded.card.title}, more than the "
+                f"A picture with its question takes {len(embeddings[0])} tokens of {loaded.card.title}, more than the "
                 f"{length} of a calibration window; give a longer length."
             )
-        while sum(map(len, parts)) < length:
-            parts.append(_embedded(loaded, next(turns)))
-        windows.append(torch.cat(parts)[:length])
+        while sum(map(len, embeddings)) < length:
+            embeddings.append(_turn_embeddings(loaded, next(turns)))
+        windows.append(torch.cat(embeddings)[:length])
     return torch.stack(windows)
 
 
-def _embedded(loaded: Loaded, turn: Turn) -> torch.Tensor:
-    """A turn as the decoder gets it from the model itself, picture features in their places: [tokens, width]."""
+def _turn_embeddings(loaded: Loaded, turn: pictures.Turn) -> torch.Tensor:
+    """A turn as the decoder gets it from the model itself, picture features among the tokens: [tokens, width]."""
     inputs = prompt_inputs(loaded, turn.image, turn.question)
     if turn.answer:
-        said = loaded.tokenizer(turn.answer + loaded.tokenizer.eos_token, add_special_tokens=False, return_tensors="pt")
-        answer = said["input_ids"].to(inputs["input_ids"].device)
-        inputs["input_ids"] = torch.cat([inputs["input_ids"], answer], 1)
-    reached: list[torch.Tensor] = []
+        text = turn.answer + loaded.tokenizer.eos_token
+        answer = loaded.tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
+        inputs["input_ids"] = torch.cat([inputs["input_ids"], answer.to(inputs["input_ids"].device)], 1)
+    embeddings: list[torch.Tensor] = []
 
     def catch(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        reached.append(kwargs["inputs_embeds"][0])
+        embeddings.append(kwargs["inputs_embeds"][0])
         raise SeenEnough
 
     handle = loaded.model.model.language_model.register_forward_pre_hook(catch, with_kwargs=True)
@@ -56,4 +73,4 @@ def _embedded(loaded: Loaded, turn: Turn) -> torch.Tensor:
             loaded.model.model(**inputs)
     finally:
         handle.remove()
-    return reached[0]
+    return embeddings[0]

@@ -10,11 +10,11 @@ from quant_engine.spec import RunSpec
 
 def command(spec: RunSpec) -> str:
     """The `run` command of a resolved spec, to be typed in the project's folder."""
-    setting, calibration = spec.setting, spec.calibration
-    words = ["python", "-m", "quant_engine", "run", "--model", spec.model, "--method", setting.method]
+    weights, setting, calibration = spec.weights, spec.weights.setting, spec.weights.calibration
+    words = ["python", "-m", "quant_engine", "run", "--model", weights.model, "--method", setting.method]
     # The revision of a demo model or a folder is a hash of its files: it can be checked, but not asked for.
-    if spec.revision and model_card(spec.model).origin == "hub":
-        words += ["--revision", spec.revision]
+    if weights.revision and model_card(weights.model).origin == "hub":
+        words += ["--revision", weights.revision]
     if setting.method != "fp16":
         words += ["--bits", f"{setting.w_bits:g}"]
     if setting.group_size is not None:
@@ -26,8 +26,10 @@ def command(spec: RunSpec) -> str:
     if calibration:
         words += ["--calibration", calibration.source, "--samples", str(calibration.samples)]
         words += ["--length", str(calibration.length), "--calibration-seed", str(calibration.seed)]
+    if weights.dtype != "float32":
+        words += ["--quantize-dtype", weights.dtype]
     words += ["--tasks", ",".join(spec.tasks)]
     if spec.limit is not None:
         words += ["--limit", str(spec.limit)]
-    words += ["--window", str(spec.window), "--seed", str(spec.seed), "--dtype", spec.dtype, "--device", spec.device]
+    words += ["--window", str(spec.window), "--seed", str(weights.seed), "--dtype", spec.dtype, "--device", spec.device]
     return shlex.join(words)

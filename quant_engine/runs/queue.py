@@ -11,9 +11,10 @@ import logging
 import os
 import socket
 import sqlite3
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -88,13 +89,13 @@ class Queue:
     def submit(self, spec: RunSpec) -> str:
         """Put a run in the queue and return its id.
 
-        The same run that waits, runs or is done is found, not repeated; one that failed or was cancelled, or whose
+        A run that waits already, runs or is done is found, not repeated; one that failed or was cancelled, or whose
         results are no longer on disk, is queued again. `spec` must be resolved, because its id is the run's id.
         """
         run_id = spec.run_id
-        again: tuple[State, ...] = ("failed", "cancelled")
+        repeatable: tuple[State, ...] = ("failed", "cancelled")
         if not folder.exists(run_id):
-            again += ("done",)
+            repeatable += ("done",)
         with self._transaction() as db:
             self._recover(db)
             added = db.execute(
@@ -102,7 +103,7 @@ class Queue:
                 (run_id, spec.model_dump_json(), Progress().model_dump_json(), time.time()),
             )
             if not added.rowcount:
-                self._queue_again(db, run_id, again)
+                self._queue_again(db, run_id, repeatable)
         return run_id
 
     def resume(self, run_id: str) -> QueuedRun:
@@ -134,7 +135,7 @@ class Queue:
         runs = []
         for row in rows:
             try:
-                runs.append(_read(row))
+                runs.append(_queued_run(row))
             except ValidationError:
                 logger.warning("Run %s in %s was queued by another version and is not shown.", row["run_id"], self.path)
         return runs
@@ -146,11 +147,11 @@ class Queue:
         if row is None:
             raise UserError(f"There is no run {run_id!r} in the queue: choose one from the list of runs.")
         try:
-            return _read(row)
+            return _queued_run(row)
         except ValidationError as error:
             raise UserError(f"Run {run_id} was queued by another version of the lab: start it again.") from error
 
-    def waiting(self) -> str | None:
+    def next_to_start(self) -> str | None:
         """The run to start next, or None when none waits or one is running, here or in any other process."""
         if not self.path.exists():
             return None
@@ -195,7 +196,7 @@ class Queue:
                 return None
             now = time.time()
             try:
-                _read(row)
+                _queued_run(row)
             except ValidationError:
                 sentence = "This run was queued by another version whose settings can't be read: start it again."
                 db.execute(
@@ -203,16 +204,16 @@ class Queue:
                     (sentence, now, row["run_id"]),
                 )
                 return None
-            taken = db.execute(
+            claimed = db.execute(
                 "UPDATE runs SET state = 'running', owner = ?, lease_ends = ?, attempts = attempts + 1,"
                 " started = coalesce(started, ?), ended = NULL, error = NULL, cancelling = 0"
                 " WHERE run_id = ? RETURNING *",
                 (owner, now + LEASE_S, now, row["run_id"]),
             ).fetchone()
-        return _read(taken)
+        return _queued_run(claimed)
 
     def report(self, run_id: str, owner: str, progress: Progress | None = None) -> Standing:
-        """Renew the lease, tell the progress, and learn whether to go on: "mine", "cancel" or "lost"."""
+        """Renew the lease, store the progress, and learn whether to go on: "mine", "cancel" or "lost"."""
         with self._transaction() as db:
             row = db.execute(
                 "UPDATE runs SET lease_ends = ?, progress = coalesce(?, progress)"
@@ -224,15 +225,15 @@ class Queue:
         return "cancel" if row["cancelling"] else "mine"
 
     def finish(self, run_id: str, owner: str) -> bool:
-        """The run is done and its results are on disk. All four ways to end return False when it was not `owner`'s."""
+        """End a run whose results are on disk. This and the other ways to end return False when it wasn't `owner`'s."""
         return self._end(run_id, owner, "done", None, Progress(stage="finished", fraction=1.0))
 
     def fail(self, run_id: str, owner: str, sentence: str) -> bool:
-        """The run ended with an error; `sentence` names what to change."""
+        """End a run that failed; `sentence` names what to change."""
         return self._end(run_id, owner, "failed", sentence)
 
-    def cancelled(self, run_id: str, owner: str) -> bool:
-        """The run stopped because somebody asked for it."""
+    def confirm_cancel(self, run_id: str, owner: str) -> bool:
+        """End a run that stopped because somebody asked for it."""
         return self._end(run_id, owner, "cancelled", None)
 
     def release(self, run_id: str, owner: str) -> bool:
@@ -259,13 +260,13 @@ class Queue:
         return row is not None
 
     @staticmethod
-    def _queue_again(db: sqlite3.Connection, run_id: str, ended: tuple[State, ...]) -> None:
-        """Somebody asked for the run again: it starts with all its attempts."""
+    def _queue_again(db: sqlite3.Connection, run_id: str, repeatable: tuple[State, ...]) -> None:
+        """Queue a run that ended as one of `repeatable`. It starts with all its attempts, as a waiting one does too."""
         db.execute("UPDATE runs SET attempts = 0 WHERE run_id = ? AND state = 'queued'", (run_id,))
         db.execute(
             "UPDATE runs SET state = 'queued', error = NULL, attempts = 0, started = NULL, ended = NULL, progress = ?"
-            f" WHERE run_id = ? AND state IN ({', '.join('?' * len(ended))})",
-            (Progress().model_dump_json(), run_id, *ended),
+            f" WHERE run_id = ? AND state IN ({', '.join('?' * len(repeatable))})",
+            (Progress().model_dump_json(), run_id, *repeatable),
         )
 
     @staticmethod
@@ -302,31 +303,78 @@ class Queue:
         """One connection and one transaction; what the system refuses becomes one sentence."""
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            db = sqlite3.connect(self.path, timeout=_BUSY_TIMEOUT_S, isolation_level=None)
+            with closing(_connect(self.path)) as db:
+                _set_journal(db, self.path)
+                db.execute(_SCHEMA)
+                db.execute("BEGIN IMMEDIATE" if write else "BEGIN")
+                try:
+                    yield db
+                except BaseException:
+                    if db.in_transaction:  # a full disk has already rolled back
+                        db.execute("ROLLBACK")
+                    raise
+                db.execute("COMMIT")
         except (OSError, sqlite3.Error) as error:
             raise UserError(_refusal(self.path, error)) from error
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    db = sqlite3.connect(path, timeout=_BUSY_TIMEOUT_S, isolation_level=None)
+    db.row_factory = sqlite3.Row
+    return db
+
+
+_journals: dict[Path, Literal["WAL", "DELETE"]] = {}
+_deciding = threading.Lock()
+
+
+def _set_journal(db: sqlite3.Connection, path: Path) -> None:
+    """Choose a write-ahead log, so that the page reads while a worker writes; a rollback journal where that fails.
+
+    What the storage can do is tried out once per file and process.
+    """
+    with _deciding:
+        if path not in _journals:
+            if _write_ahead_log_works(path):
+                _journals[path] = "WAL"
+                logger.info("The run queue %s uses a write-ahead log.", path)
+            else:
+                _end_write_ahead_log(path)
+                _journals[path] = "DELETE"
+                logger.warning("The run queue %s uses a rollback journal: its storage holds no write-ahead log.", path)
+    db.execute(f"PRAGMA journal_mode = {_journals[path]}")
+    if _journals[path] == "WAL":
+        # Losing the last moment of progress to a power cut is harmless, so the disk need not be waited for.
+        db.execute("PRAGMA synchronous = NORMAL")
+
+
+def _write_ahead_log_works(path: Path) -> bool:
+    """Whether one connection can write while another reads. Network storage may refuse, at once or at the first use."""
+    with closing(_connect(path)) as reader, closing(_connect(path)) as writer:
         try:
-            db.row_factory = sqlite3.Row
-            # A write-ahead log lets the page read while a worker writes. Losing the last moment of progress to a power
-            # cut is harmless, so the disk need not be waited for.
-            db.execute("PRAGMA journal_mode = WAL")
-            db.execute("PRAGMA synchronous = NORMAL")
-            db.execute(_SCHEMA)
-            db.execute("BEGIN IMMEDIATE" if write else "BEGIN")
-            try:
-                yield db
-            except BaseException:
-                if db.in_transaction:  # a full disk has already rolled back
-                    db.execute("ROLLBACK")
+            if reader.execute("PRAGMA journal_mode = WAL").fetchone()[0] != "wal":
+                return False
+            reader.execute(_SCHEMA)
+            reader.execute("BEGIN")
+            reader.execute("SELECT 1 FROM runs").fetchone()
+            writer.execute("BEGIN IMMEDIATE")
+            writer.execute("PRAGMA user_version = 1")
+            writer.execute("COMMIT")
+        except sqlite3.OperationalError as error:
+            if any(word in str(error) for word in ("locked", "full", "readonly")):  # another journal would not help
                 raise
-            db.execute("COMMIT")
-        except sqlite3.Error as error:
-            raise UserError(_refusal(self.path, error)) from error
-        finally:
-            db.close()
+            return False
+    return True
 
 
-def _read(row: sqlite3.Row) -> QueuedRun:
+def _end_write_ahead_log(path: Path) -> None:
+    """Make a file that was left with a write-ahead log readable without one."""
+    with closing(_connect(path)) as db:
+        db.execute("PRAGMA locking_mode = EXCLUSIVE")  # then SQLite needs no memory shared with other processes
+        db.execute("PRAGMA journal_mode = DELETE")
+
+
+def _queued_run(row: sqlite3.Row) -> QueuedRun:
     values = {name: row[name] for name in row.keys() if name != "lease_ends"}  # noqa: SIM118
     return QueuedRun(
         **values
@@ -354,12 +402,12 @@ def _is_gone(owner: str) -> bool:
 
 def _refusal(path: Path, error: Exception) -> str:
     """What the system said about the queue's file, as a sentence that names what to change."""
-    said = str(error)
-    place = f"The run queue {path}"
-    if "locked" in said:
-        return f"{place} is held by another process for too long: try again, or stop that process."
-    if "full" in said or "No space" in said:
-        return f"{place} can't be written because the disk is full: free some space or set LOWBIT_HOME to another disk."
-    if "not a database" in said or "malformed" in said:
-        return f"{place} is damaged: move the file away, and the lab makes a new one."
-    return f"{place} can't be written ({said}): make its folder writable or set LOWBIT_HOME to another folder."
+    message = str(error)
+    queue = f"The run queue {path}"
+    if "locked" in message:
+        return f"{queue} is held by another process for too long: try again, or stop that process."
+    if "full" in message or "No space" in message:
+        return f"{queue} can't be written because the disk is full: free some space or set LOWBIT_HOME to another disk."
+    if "not a database" in message or "malformed" in message:
+        return f"{queue} is damaged: move the file away, and the lab makes a new one."
+    return f"{queue} can't be written ({message}): make its folder writable or set LOWBIT_HOME to another folder."

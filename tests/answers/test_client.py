@@ -178,6 +178,39 @@ def test_a_dead_process_ends_every_open_request_with_a_sentence_and_the_next_one
     assert "crashed (signal 11)" in ends[0].message
 
 
+@pytest.mark.parametrize("leave", ["by closing", "by cancelling"])
+def test_a_visitor_who_leaves_a_dead_process_takes_nobody_along(service, leave):
+    asked = request()
+    events = service.ask(asked)
+    next(events)
+    process = service._worker._process
+    process.kill()
+    process.wait()
+    if leave == "by cancelling":
+        service.cancel(asked.request_id)
+    events.close()
+    service.close()
+    assert process.stdin.closed
+    assert last(service.ask(request(max_new_tokens=2)))[0].kind == "done"
+
+
+@pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_process_that_died_while_idle_is_let_go_like_any_other():
+    service = AnswerService(STAND_IN, idle_s=0.3)
+    events = service.ask(request())
+    next(events)
+    worker = service._worker
+    worker._process.kill()
+    worker._process.wait()
+    events.close()
+    end = time.monotonic() + 10
+    while service._worker and time.monotonic() < end:
+        time.sleep(0.05)
+    service._idle.join(10)
+    assert worker._process.stdin.closed
+    service.close()
+
+
 def test_a_process_that_cannot_start_is_a_sentence():
     service = AnswerService((sys.executable, "-c", "import sys; sys.stdin.readline(); sys.exit(3)"))
     assert "exit code 3" in last(service.ask(request()))[0].message

@@ -14,7 +14,7 @@ from quant_engine import folders
 from quant_engine.data.drawn import suite
 from quant_engine.results import ItemOutput, LayerRecord, Result
 from quant_engine.runs import folder as run_folder
-from quant_engine.spec import QuantSetting, RunSpec
+from quant_engine.spec import QuantSetting, RunSpec, WeightSpec
 
 pytestmark = pytest.mark.browser
 
@@ -150,7 +150,7 @@ def test_the_card_closes_with_escape_and_the_keyboard_opens_it(page):
 def measured(bits: int, value: float, right: int) -> RunSpec:
     """Writes a run of the demo's language model with items and layers."""
     setting = QuantSetting(method="rtn", w_bits=bits, group_size=64)
-    spec = RunSpec(model="demo-llm", setting=setting, tasks=("piqa",), limit=8)
+    spec = RunSpec(weights=WeightSpec(model="demo-llm", setting=setting), tasks=("piqa",), limit=8)
     result = Result(
         run_id=spec.run_id, source="measured", model="demo-llm", track="llm_ptq", method="rtn", w_bits=bits,
         group_size=64, stored_bits=bits + 0.25, task="piqa", metric="accuracy", value=value, standard_error=2.5,
@@ -195,7 +195,7 @@ def test_a_measured_row_has_its_provenance_layers_and_flips(tmp_path, opened, mo
 def drawn_run(bits: int, right: int) -> RunSpec:
     """Writes a run of the demo's multimodal model on eight drawn diagrams, with histograms of two linears."""
     setting = QuantSetting(method="rtn", w_bits=bits)
-    spec = RunSpec(model="demo", setting=setting, tasks=("demo-ai2d",), limit=8)
+    spec = RunSpec(weights=WeightSpec(model="demo", setting=setting), tasks=("demo-ai2d",), limit=8)
     result = Result(
         run_id=spec.run_id, source="measured", model="demo", track="mllm_ptq", method="rtn", w_bits=bits,
         stored_bits=bits, task="demo-ai2d", metric="accuracy", value=12.5 * right, items=8,
@@ -208,8 +208,8 @@ def drawn_run(bits: int, right: int) -> RunSpec:
         for block in range(2)
     ]  # fmt: skip
     items = [
-        ItemOutput(item=one.id, prompt=one.question, gold=one.answers, prediction="A", score=float(number < right))
-        for number, one in enumerate(suite.items("demo-ai2d", 8))
+        ItemOutput(item=item.id, prompt=item.question, gold=item.answers, prediction="A", score=float(number < right))
+        for number, item in enumerate(suite.items("demo-ai2d", 8))
     ]
     run_folder.write(spec, {}, [result], layers, {"demo-ai2d": items}, "")
     return spec

@@ -11,7 +11,7 @@ from quant_engine.evaluate.mmbench import DemoMmBench, answered_letter, inferred
 from quant_engine.evaluate.mme import DemoMme, PublishedMme, yes_or_no
 from quant_engine.models import decode
 from quant_engine.results import ItemOutput
-from quant_engine.spec import RunSpec, UserError
+from quant_engine.spec import RunSpec, UserError, WeightSpec
 
 
 @pytest.mark.parametrize(
@@ -202,7 +202,7 @@ def test_a_model_that_answers_right_gets_all_points(name, monkeypatch):
     for question in task.questions(6):
         right[question.prompt] = question.gold[0]
     monkeypatch.setattr("quant_engine.models.decode.answer_text", lambda loaded, image, prompt, **_: right[prompt])
-    outcome = task.measure(None, RunSpec(model="demo", tasks=(name,), limit=6), Watch())
+    outcome = task.measure(None, RunSpec(weights=WeightSpec(model="demo"), tasks=(name,), limit=6), Watch())
     assert all(output.score == 1 for output in outcome.outputs)
     if name == "demo-mme":
         assert len(outcome.outputs) == 6
@@ -235,7 +235,7 @@ def test_a_picture_is_read_once_for_its_questions_and_the_answers_are_the_same(m
         return forward(*args, **inputs)
 
     monkeypatch.setattr(loaded.model, "forward", counted)
-    task, spec = DemoMme(), RunSpec(model="demo", tasks=("demo-mme",), limit=4)
+    task, spec = DemoMme(), RunSpec(weights=WeightSpec(model="demo"), tasks=("demo-mme",), limit=4)
     monkeypatch.setattr(DemoMme, "most_tokens", 4)
     shared = task.measure(loaded, spec, Watch())
     prompts = [size for size, _ in fed if size > 1]

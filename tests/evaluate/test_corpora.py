@@ -10,7 +10,7 @@ from quant_engine.data import sources
 from quant_engine.data.corpora import CORPORA, draw_windows
 from quant_engine.evaluate import TASKS, Watch, parse_task
 from quant_engine.evaluate.perplexity import Perplexity
-from quant_engine.spec import RunSpec, UserError
+from quant_engine.spec import RunSpec, UserError, WeightSpec
 
 WORDS = tiny.llama().tokenizer
 
@@ -88,7 +88,7 @@ def test_a_published_text_goes_the_way_of_any_text(data):
     text = "The quick brown fox jumps over the lazy dog. " * 20
     (data / "wikitext2_raw_test.txt").write_text(text)
     (data / "own.txt").write_text(text)
-    spec = RunSpec(model="tiny", tasks=("wikitext2",), window=64)
+    spec = RunSpec(weights=WeightSpec(model="tiny"), tasks=("wikitext2",), window=64)
     published = TASKS["wikitext2"].measure(tiny.llama(), spec, Watch())
     own = Perplexity.of_file(str(data / "own.txt")).measure(tiny.llama(), spec, Watch())
     assert published.value == pytest.approx(own.value)
@@ -97,17 +97,23 @@ def test_a_published_text_goes_the_way_of_any_text(data):
 
 
 def test_an_evaluation_goes_on_at_the_next_window(data, monkeypatch):
-    from evaluate.test_multiple_choice import Memory
+    from evaluate.test_multiple_choice import InMemory
 
     from quant_engine.evaluate import perplexity
     from quant_engine.progress import Stopped
 
     monkeypatch.setattr(perplexity, "TOKENS_AT_ONCE", 64)
     (data / "wikitext2_raw_test.txt").write_text("The quick brown fox jumps over the lazy dog. " * 20)
-    spec, loaded, kept, seen = RunSpec(model="tiny", tasks=("wikitext2",), window=64), tiny.llama(), Memory(), []
+    spec, loaded, finished, seen = (
+        RunSpec(weights=WeightSpec(model="tiny"), tasks=("wikitext2",), window=64),
+        tiny.llama(),
+        InMemory(),
+        [],
+    )
+    watch = Watch(should_stop=lambda: len(finished.items) == 4, finished_items=finished)
     with pytest.raises(Stopped):
-        parse_task("wikitext2").measure(loaded, spec, Watch(should_stop=lambda: len(kept.items) == 4, kept=kept))
-    outcome = parse_task("wikitext2").measure(loaded, spec, Watch(lambda *at: seen.append(at), kept=kept))
+        parse_task("wikitext2").measure(loaded, spec, watch)
+    outcome = parse_task("wikitext2").measure(loaded, spec, Watch(lambda *at: seen.append(at), finished_items=finished))
     assert seen[0][0] == 5
     assert outcome.value == parse_task("wikitext2").measure(loaded, spec, Watch()).value
     assert torch.isfinite(torch.tensor(outcome.value))

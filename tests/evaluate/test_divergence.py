@@ -9,10 +9,10 @@ from evaluate import tiny
 from PIL import Image
 
 from quant_engine.data import texts
-from quant_engine.evaluate import TASKS, Watch, divergence, parse_task, task_of_number
+from quant_engine.evaluate import TASKS, Watch, divergence, parse_result_name, parse_task
 from quant_engine.evaluate.divergence import compare_answers
 from quant_engine.models.decode import answer
-from quant_engine.spec import QuantSetting, RunSpec, UserError
+from quant_engine.spec import QuantSetting, RunSpec, UserError, WeightSpec
 
 RTN = QuantSetting(method="rtn", w_bits=4)
 
@@ -39,7 +39,7 @@ def pair(monkeypatch):
 def test_divergence_on_a_text_is_the_definition(pair, monkeypatch):
     reference, low = pair
     monkeypatch.setattr(divergence, "POSITIONS_AT_ONCE", 7)
-    spec = RunSpec(model="tiny", tasks=("divergence",), window=32, limit=3, setting=RTN)
+    spec = RunSpec(weights=WeightSpec(model="tiny", setting=RTN), tasks=("divergence",), window=32, limit=3)
     outcome = TASKS["divergence"].measure(low, spec, Watch())
     ids = torch.tensor(reference.tokenizer(texts.read(texts.BUILTIN_EVALUATION))["input_ids"])
     divergences, same = [], []
@@ -58,20 +58,21 @@ def test_divergence_on_a_text_is_the_definition(pair, monkeypatch):
 
 def test_a_model_does_not_diverge_from_itself(pair):
     reference, _ = pair
-    spec = RunSpec(model="tiny", tasks=("divergence",), window=32, limit=2)
+    spec = RunSpec(weights=WeightSpec(model="tiny"), tasks=("divergence",), window=32, limit=2)
     outcome = TASKS["divergence"].measure(reference, spec, Watch())
     assert outcome.value == pytest.approx(0, abs=1e-9)
     assert outcome.parts[0].value == 100
 
 
 @pytest.mark.parametrize("make", [tiny.llama, tiny.llava_next])
-def test_answers_part_where_greedy_answers_part(make):
+def test_answers_part_where_greedy_answers_part(make, monkeypatch):
+    monkeypatch.setattr(divergence, "MOST_TOKENS", 12)
     reference = make()
     picture = Image.new("RGB", (40, 30), "red") if reference.processor else None
     parted = set()
     for amount in (0.0, 0.02, 0.1):
         low = perturbed(reference, amount)
-        said, found = compare_answers(reference, low, picture, "What is it?", 12)
+        said, found = compare_answers(reference, low, picture, "What is it?")
         own = [step.token for step in answer(reference, picture, "What is it?", 12)]
         other = [step.token for step in answer(low, picture, "What is it?", 12)]
         assert said == own
@@ -88,7 +89,7 @@ def test_divergence_on_the_questions_of_a_picture_task(monkeypatch):
     low = perturbed(reference)
     monkeypatch.setattr(divergence, "unquantized", lambda loaded, spec: reference)
     task = parse_task("divergence:demo-chartqa")
-    spec = RunSpec(model="demo", tasks=(task.name,), limit=2, setting=RTN)
+    spec = RunSpec(weights=WeightSpec(model="demo", setting=RTN), tasks=(task.name,), limit=2)
     outcome = task.measure(low, spec, Watch())
     assert outcome.items == 2
     assert {part.name for part in outcome.parts} == {
@@ -102,8 +103,8 @@ def test_divergence_on_the_questions_of_a_picture_task(monkeypatch):
 def test_names_lead_to_tasks(tmp_path):
     (tmp_path / "a.txt").write_text("some text")
     name = parse_task(f"divergence:{tmp_path}/a.txt").name
-    assert task_of_number(f"{name}_top1")[0].name == name
-    task, suffix = task_of_number("divergence:demo-mme_shared")
+    assert parse_result_name(f"{name}_top1")[0].name == name
+    task, suffix = parse_result_name("divergence:demo-mme_shared")
     assert (task.name, suffix, task.higher(suffix), task.higher("")) == ("divergence:demo-mme", "shared", True, False)
     with pytest.raises(UserError, match="There is no text file"):
         parse_task("divergence:nothing")

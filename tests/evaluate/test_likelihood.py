@@ -14,7 +14,7 @@ def alone(loaded, text):
     """One text by itself, the plain way."""
     with torch.no_grad():
         logits = loaded.model(input_ids=torch.tensor([list(text.ids)])).logits[0].double().log_softmax(-1)
-    return [logits[place, token].item() for place, token in text.asked]
+    return [logits[place, token].item() for place, token in text.targets]
 
 
 def groups_of(loaded, seed=0, count=12):
@@ -72,14 +72,14 @@ def test_equal_texts_texts_within_texts_and_one_token(monkeypatch):
 
 
 def test_a_long_context_is_cut_at_its_start():
-    text = continuation([1, 2, 3, 4, 5], [6, 7], longest=4)
-    assert (list(text.ids), list(text.asked)) == ([3, 4, 5, 6], [(2, 6), (3, 7)])
-    text = continuation([1], [2, 3, 4, 5, 6], longest=3)
-    assert (list(text.ids), list(text.asked)) == ([3, 4, 5], [(0, 4), (1, 5), (2, 6)])
+    text = continuation([1, 2, 3, 4, 5], [6, 7], most_tokens=4)
+    assert (list(text.ids), list(text.targets)) == ([3, 4, 5, 6], [(2, 6), (3, 7)])
+    text = continuation([1], [2, 3, 4, 5, 6], most_tokens=3)
+    assert (list(text.ids), list(text.targets)) == ([3, 4, 5], [(0, 4), (1, 5), (2, 6)])
 
 
 def test_what_choices_share_is_computed_once():
     row = likelihood._pack([continuation([1, 2, 3], [4, 5], 99), continuation([1, 2, 3], [6, 7, 8], 99)])
     assert row.ids == [1, 2, 3, 4, 6, 7]
     assert row.positions == [0, 1, 2, 3, 3, 4]
-    assert row.asked == [[(2, 4), (3, 5)], [(2, 6), (4, 7), (5, 8)]]
+    assert row.targets == [[(2, 4), (3, 5)], [(2, 6), (4, 7), (5, 8)]]

@@ -7,13 +7,13 @@ import torch
 from evaluate import local_sets, tiny
 
 from quant_engine.data import sources
-from quant_engine.evaluate import TASKS, Watch, choices, likelihood, mmlu, parse_task, task_of_number
+from quant_engine.evaluate import TASKS, Watch, choices, likelihood, mmlu, parse_result_name, parse_task
 from quant_engine.evaluate.choices import _output
-from quant_engine.evaluate.hellaswag import cleaned
-from quant_engine.evaluate.task import Kept
+from quant_engine.evaluate.hellaswag import clean_text
+from quant_engine.evaluate.task import FinishedItems
 from quant_engine.progress import Stopped
 from quant_engine.results import ItemOutput
-from quant_engine.spec import RunSpec, UserError
+from quant_engine.spec import RunSpec, UserError, WeightSpec
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def data(tmp_path, monkeypatch):
 
 def measure(name, loaded=None, limit=None, watch=None):
     return parse_task(name).measure(
-        loaded or tiny.llama(), RunSpec(model="tiny", tasks=(name,), limit=limit), watch or Watch()
+        loaded or tiny.llama(), RunSpec(weights=WeightSpec(model="tiny"), tasks=(name,), limit=limit), watch or Watch()
     )
 
 
@@ -77,7 +77,7 @@ def test_arc_rows_with_a_ready_prompt():
     ],
 )
 def test_hellaswag_cleaning(text, clean):
-    assert cleaned(text) == clean
+    assert clean_text(text) == clean
 
 
 def test_hellaswag_prompt(data):
@@ -157,7 +157,7 @@ def test_bos_is_another_task_with_other_numbers(data):
     plain, spoken = measure("piqa"), measure("piqa:bos")
     assert parse_task("piqa:bos").name == "piqa:bos"
     assert [part.name for part in spoken.parts] == ["piqa:bos_norm"]
-    assert task_of_number("piqa:bos_norm")[1] == "norm"
+    assert parse_result_name("piqa:bos_norm")[1] == "norm"
     assert plain.outputs[0].log_probabilities != pytest.approx(spoken.outputs[0].log_probabilities, abs=1e-3)
     with pytest.raises(UserError, match="There is no task"):
         parse_task("mmlu:bos")
@@ -166,13 +166,13 @@ def test_bos_is_another_task_with_other_numbers(data):
 def test_every_number_has_its_task():
     for task in TASKS.values():
         for suffix in ("", *task.parts):
-            assert task_of_number(task.number_name(suffix)) == (task, suffix)
-    assert task_of_number("perplexity:/no/such/file.txt@0123456789ab")[0].title == "file.txt"
-    assert task_of_number("nothing") is None
+            assert parse_result_name(task.result_name(suffix)) == (task, suffix)
+    assert parse_result_name("perplexity:/no/such/file.txt@0123456789ab")[0].title == "file.txt"
+    assert parse_result_name("nothing") is None
 
 
-class Memory(Kept):
-    """Keeps items as a run does, in memory."""
+class InMemory(FinishedItems):
+    """Stores items as a run does, in memory."""
 
     def __init__(self):
         self.items = {}
@@ -188,14 +188,14 @@ class Memory(Kept):
 def test_an_interrupted_evaluation_goes_on_at_the_next_item(data, name, monkeypatch):
     monkeypatch.setitem(likelihood.BATCH_TOKENS, "cpu", 1)
     monkeypatch.setattr(mmlu, "PACK_TOKENS", 1)
-    kept = Memory()
+    finished = InMemory()
     seen = []
     with pytest.raises(Stopped):
-        measure(name, watch=Watch(lambda *at: seen.append(at), lambda: len(seen) == 3, kept))
-    assert len(kept.items) == 3
-    before = dict(kept.items)
+        measure(name, watch=Watch(lambda *at: seen.append(at), lambda: len(seen) == 3, finished))
+    assert len(finished.items) == 3
+    before = dict(finished.items)
     seen.clear()
-    outcome = measure(name, watch=Watch(lambda *at: seen.append(at), kept=kept))
+    outcome = measure(name, watch=Watch(lambda *at: seen.append(at), finished_items=finished))
     assert seen[0][0] == 4
     assert all(before[output.item] is output for output in outcome.outputs if output.item in before)
     assert [output.item for output in outcome.outputs] == [output.item for output in measure(name).outputs]
@@ -250,7 +250,7 @@ def test_mmlu_has_57_subjects_in_four_categories():
 
 
 def test_mmlu_drops_examples_until_the_prompt_fits(data, monkeypatch):
-    monkeypatch.setattr(choices, "LONGEST", 400)
+    monkeypatch.setattr(choices, "MOST_CONTEXT", 400)
     for output in measure("mmlu").outputs:
         assert len(tiny.llama().tokenizer(output.prompt)["input_ids"]) <= 400
         assert output.prompt.count("Answer: ") < 5
@@ -287,7 +287,7 @@ def test_a_tokenizer_without_bos_is_one_sentence(data):
 def test_an_empty_context_starts_after_the_text_before():
     loaded = tiny.llama()
     item = choices.ChoiceItem("1", "", ["", ""], ["ab", "c"], ["ab", "c"], gold=0)
-    (texts,) = choices.tokenized([item], loaded, bos=False)
+    (texts,) = choices.tokenize([item], loaded, bos=False)
     assert texts[0].ids[0] == loaded.tokenizer.bos_token_id
-    assert len(texts[0].asked) == 2
-    assert texts[1].asked[0][0] == 0
+    assert len(texts[0].targets) == 2
+    assert texts[1].targets[0][0] == 0

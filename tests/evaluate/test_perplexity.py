@@ -11,9 +11,9 @@ from quant_engine.evaluate import perplexity as module
 from quant_engine.evaluate.perplexity import Perplexity
 from quant_engine.models.load import Loaded
 from quant_engine.progress import Stopped
-from quant_engine.spec import RunSpec, UserError
+from quant_engine.spec import RunSpec, UserError, WeightSpec
 
-SPEC = RunSpec(model="tiny", tasks=("perplexity",), window=32, limit=9)
+SPEC = RunSpec(weights=WeightSpec(model="tiny"), tasks=("perplexity",), window=32, limit=9)
 
 
 def tiny(model=None):

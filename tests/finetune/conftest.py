@@ -5,9 +5,9 @@ import json
 import pytest
 
 from quant_engine.progress import Hooks
-from quant_engine.quantize.stream import quantize
-from quant_engine.runs.resolve import resolve
-from quant_engine.spec import QuantSetting, RunSpec
+from quant_engine.runs.resolve import resolve_weights
+from quant_engine.runs.weights import quantize
+from quant_engine.spec import QuantSetting, WeightSpec
 
 ROWS = [
     {
@@ -29,17 +29,17 @@ def data(tmp_path_factory):
 
 
 @pytest.fixture
-def spec_for(lab, tiny_models, data):
-    """A resolved run of a method on the tiny model, with few steps."""
+def plan_for(lab, tiny_models, data):
+    """The plan of a method's weights on the tiny model, with few steps."""
 
     def make(method="qlora", family="llama", bits=4, **options):
         options = {"data": str(data), **OPTIONS, **options}
         setting = QuantSetting(method=method, w_bits=bits, options=options)
-        return resolve(RunSpec(model=str(tiny_models / family), setting=setting, tasks=("perplexity",), window=64))
+        return resolve_weights(WeightSpec(model=str(tiny_models / family), setting=setting))
 
     return make
 
 
 @pytest.fixture
 def fine_tune():
-    return lambda spec, **hooks: quantize(spec, Hooks(**hooks))
+    return lambda plan, **hooks: quantize(plan, "cpu", Hooks(**hooks))

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,17 +14,17 @@ from safetensors.torch import load_file
 
 from quant_engine import folders
 from quant_engine.checkpoints import Checkpoint, ledger_of, load_quantized
-from quant_engine.finetune import adapters, examples
+from quant_engine.finetune import adapters, examples, training
 from quant_engine.finetune.merge import merge
 from quant_engine.kernels.linear import QuantLinear
-from quant_engine.methods import METHODS
 from quant_engine.models.catalog import model_card
 from quant_engine.models.load import LINEARS, load_dense, load_tokenizer
 from quant_engine.progress import Hooks, Stopped
-from quant_engine.quantize.stream import quantize
 from quant_engine.runs import execute, folder
+from quant_engine.runs.resolve import resolve_weights
+from quant_engine.runs.weights import checkpoint_folder
 from quant_engine.spec import RunSpec, UserError
-from quant_engine.weights import LowRank
+from quant_engine.weights.low_rank import LowRank
 
 IDS = torch.arange(4, 60)[None]
 
@@ -33,12 +34,11 @@ def logits(model):
         return model(input_ids=IDS).logits
 
 
-def test_prompts_begin_and_answers_end_as_the_model_s_texts_do_and_long_ones_are_cut(spec_for, tiny_models):
-    spec = spec_for(source_length=12, target_length=5, held_out=0)
-    options = METHODS["qlora"].options(spec.setting)
+def test_prompts_begin_and_answers_end_as_the_model_s_texts_do_and_long_ones_are_cut(plan_for, tiny_models):
+    plan = plan_for(source_length=12, target_length=5, held_out=0)
     tokenizer = load_tokenizer(tiny_models / "llama")
     tokenizer.bos_token = tokenizer.bos_token or tokenizer.eos_token
-    made = examples.load(options, model_card(spec.model), tokenizer, None, torch.float32).train
+    made = examples.load(plan.options, plan.card, tokenizer, None, torch.float32).train
     assert all(one.source[0] == tokenizer.bos_token_id and len(one.source) == 12 for one in made)
     whole = {len(one.target) for one in made if one.target[-1] == tokenizer.eos_token_id}
     cut = [one for one in made if one.target[-1] != tokenizer.eos_token_id]
@@ -49,9 +49,9 @@ def test_prompts_begin_and_answers_end_as_the_model_s_texts_do_and_long_ones_are
 
 
 @pytest.mark.parametrize("method", ["qlora", "ir_qlora"])
-def test_training_lowers_the_loss_of_data_it_has_not_seen(spec_for, fine_tune, method):
+def test_training_lowers_the_loss_of_data_it_has_not_seen(plan_for, fine_tune, method):
     seen = []
-    path = fine_tune(spec_for(method, steps=30), progress=seen.append)
+    path = fine_tune(plan_for(method, steps=30), progress=seen.append)
     about = Checkpoint(path).about()["fine_tuning"]
     assert about["held_out_loss_after"] < 0.9 * about["held_out_loss_before"]
     assert (about["train_examples"], about["held_out_examples"], about["steps"]) == (22, 2, 30)
@@ -62,17 +62,11 @@ def test_training_lowers_the_loss_of_data_it_has_not_seen(spec_for, fine_tune, m
     assert any(progress.stage == "training" and progress.eta_s for progress in seen)
 
 
-def test_the_base_stays_frozen_and_the_adapters_lie_beside_it_in_the_ledger(spec_for, fine_tune):
-    tuned = load_quantized(fine_tune(spec_for("qlora")), "float32", "cpu")
-    spec = spec_for("qlora")
-    plain = spec.model_copy(
-        update={
-            "setting": METHODS["normal_float"].resolve(
-                spec.setting.model_copy(update={"method": "normal_float", "options": {}})
-            )
-        }
-    )
-    base = load_quantized(quantize(plain, Hooks()), "float32", "cpu")
+def test_the_base_stays_frozen_and_the_adapters_lie_beside_it_in_the_ledger(plan_for, fine_tune):
+    tuned = load_quantized(fine_tune(plan_for("qlora")), "float32", "cpu")
+    spec = plan_for("qlora").spec
+    setting = spec.setting.model_copy(update={"method": "normal_float", "options": {}})
+    base = load_quantized(fine_tune(resolve_weights(spec.model_copy(update={"setting": setting}))), "float32", "cpu")
     frozen = dict(base.model.named_modules())
     count = 0
     for name, module in tuned.model.named_modules():
@@ -90,8 +84,8 @@ def test_the_base_stays_frozen_and_the_adapters_lie_beside_it_in_the_ledger(spec
     assert tuned.stored_bits == pytest.approx(base.stored_bits + 16 * 4 * features / ledger.weights)
 
 
-def test_records_and_files_count_the_adapters(spec_for, fine_tune):
-    path = fine_tune(spec_for("ir_qlora"))
+def test_records_and_files_count_the_adapters(plan_for, fine_tune):
+    path = fine_tune(plan_for("ir_qlora"))
     checkpoint = Checkpoint(path)
     tuned = load_quantized(path, "float32", "cpu")
     records = checkpoint.records()
@@ -106,11 +100,17 @@ def test_records_and_files_count_the_adapters(spec_for, fine_tune):
 
 TRAIN = """
 import sys
+from quant_engine.runs.resolve import resolve_weights
+from quant_engine.runs.weights import checkpoint_folder
 from quant_engine.finetune import training
-from quant_engine.quantize.stream import Hooks, quantize
-from quant_engine.spec import RunSpec
+from quant_engine.finetune import training
+from quant_engine.progress import Hooks
+from quant_engine.runs.resolve import resolve_weights
+from quant_engine.runs.weights import quantize
+from quant_engine.spec import WeightSpec
 training.SAVE_SECONDS = 0.0
-quantize(RunSpec.model_validate_json(sys.argv[1]), Hooks(log=lambda line: print(line, flush=True)))
+plan = resolve_weights(WeightSpec.model_validate_json(sys.argv[1]))
+quantize(plan, "cpu", Hooks(log=lambda line: print(line, flush=True)))
 """
 
 
@@ -122,11 +122,11 @@ def in_a_process(spec):
 
 
 @pytest.mark.parametrize("method", ["qlora", "ir_qlora"])
-def test_a_killed_training_goes_on_and_ends_with_the_same_adapters(spec_for, method):
+def test_a_killed_training_goes_on_and_ends_with_the_same_adapters(plan_for, method):
     """Killed in the middle of a step, with dropout, so that the random numbers have to be the same too."""
-    spec = spec_for(method, dropout=0.1, steps=24)
+    spec = plan_for(method, dropout=0.1, steps=24).spec
     in_a_process(spec).communicate()
-    (path,) = folders.checkpoints().iterdir()
+    path = checkpoint_folder(spec)
     reference = load_quantized(path, "float32", "cpu").model.state_dict()
     shutil.rmtree(folders.checkpoints())
 
@@ -148,19 +148,19 @@ def test_a_killed_training_goes_on_and_ends_with_the_same_adapters(spec_for, met
     assert all(torch.equal(tensor, reference[name]) for name, tensor in again.items())
 
 
-def test_a_stopped_training_keeps_its_last_step(spec_for, fine_tune):
+def test_a_stopped_training_keeps_its_last_step(plan_for, fine_tune):
     seen = []
     with pytest.raises(Stopped):
-        fine_tune(spec_for(), progress=seen.append, should_stop=lambda: "step 3 of" in seen[-1].message)
+        fine_tune(plan_for(), progress=seen.append, should_stop=lambda: "step 3 of" in seen[-1].message)
     lines = []
-    fine_tune(spec_for(), log=lines.append)
+    fine_tune(plan_for(), log=lines.append)
     assert any(line.startswith("3 of 8 training steps were done before") for line in lines)
 
 
-def test_adapters_written_halfway_into_the_blocks_do_no_harm(spec_for, fine_tune, monkeypatch):
+def test_adapters_written_halfway_into_the_blocks_do_no_harm(plan_for, fine_tune, monkeypatch):
     """Killed between two blocks when the adapters are written: the base is still there, and training's state too."""
-    spec = spec_for("ir_qlora")
-    reference = load_quantized(fine_tune(spec), "float32", "cpu").model.state_dict()
+    plan = plan_for("ir_qlora")
+    reference = load_quantized(fine_tune(plan), "float32", "cpu").model.state_dict()
     shutil.rmtree(folders.checkpoints())
     save = Checkpoint.save_block
 
@@ -171,16 +171,48 @@ def test_adapters_written_halfway_into_the_blocks_do_no_harm(spec_for, fine_tune
 
     monkeypatch.setattr(Checkpoint, "save_block", once)
     with pytest.raises(KeyboardInterrupt):
-        fine_tune(spec)
+        fine_tune(plan)
     monkeypatch.undo()
-    again = load_quantized(fine_tune(spec), "float32", "cpu").model.state_dict()
+    again = load_quantized(fine_tune(plan), "float32", "cpu").model.state_dict()
+    assert all(torch.equal(tensor, reference[name]) for name, tensor in again.items())
+
+
+def test_no_moment_while_adapters_are_written_loses_them(plan_for, fine_tune, monkeypatch):
+    """Killed before each rename after training, one after the other, until the checkpoint is finished."""
+    plan = plan_for("qlora", steps=2)
+    reference = load_quantized(fine_tune(plan), "float32", "cpu").model.state_dict()
+    shutil.rmtree(folders.checkpoints())
+    replace, settle, kills = Path.replace, training.adapters.settle, 0
+
+    def killed(path, target):
+        if not alive:
+            raise KeyboardInterrupt
+        alive.pop()
+        return replace(path, target)
+
+    def settled(model):
+        settle(model)
+        monkeypatch.setattr(Path, "replace", killed)
+
+    monkeypatch.setattr(training.adapters, "settle", settled)
+    finished = False
+    while not finished:
+        alive = [None] * kills
+        try:
+            path = fine_tune(plan)
+            finished = True
+        except KeyboardInterrupt:
+            kills += 1
+        monkeypatch.setattr(Path, "replace", replace)
+    assert kills == len(load_dense(plan.card, None, "float32", "cpu").model.model.layers) + 1
+    again = load_quantized(path, "float32", "cpu").model.state_dict()
     assert all(torch.equal(tensor, reference[name]) for name, tensor in again.items())
 
 
 @pytest.mark.parametrize("method", ["qlora", "ir_qlora"])
-def test_merged_and_unmerged_models_answer_alike(spec_for, fine_tune, tmp_path, method):
+def test_merged_and_unmerged_models_answer_alike(plan_for, fine_tune, tmp_path, method):
     """In float32 both compute base + adapter, added up in another order: they agree to 1e-4 of the largest logit."""
-    path = fine_tune(spec_for(method, steps=20))
+    path = fine_tune(plan_for(method, steps=20))
     tuned = load_quantized(path, "float32", "cpu")
     merge(path, tmp_path / "merged")
     merged = load_dense(model_card(str(tmp_path / "merged")), None, "float32", "cpu")
@@ -195,7 +227,7 @@ def test_merged_and_unmerged_models_answer_alike(spec_for, fine_tune, tmp_path, 
     assert (logits(tuned.model) - expected).abs().max() > 0.01 * expected.abs().max()
 
 
-def test_shortcuts_merged_into_the_factors_measure_the_same_as_while_training(spec_for, fine_tune, monkeypatch):
+def test_shortcuts_merged_into_the_factors_measure_the_same_as_while_training(plan_for, fine_tune, monkeypatch):
     """The stored factors are rounded to float16, 11 bits: the loss moves in the fourth digit at most."""
     losses = {}
     settle = adapters.settle
@@ -213,11 +245,11 @@ def test_shortcuts_merged_into_the_factors_measure_the_same_as_while_training(sp
             return summed_loss(model, batch).item()
 
     monkeypatch.setattr(adapters, "settle", watched)
-    fine_tune(spec_for("ir_qlora", steps=20))
+    fine_tune(plan_for("ir_qlora", steps=20))
     assert losses["merged"] == pytest.approx(losses["unmerged"], rel=5e-4)
 
 
-def test_an_adapter_that_gets_no_gradient_fails_the_run_at_once(spec_for, fine_tune, monkeypatch):
+def test_an_adapter_that_gets_no_gradient_fails_the_run_at_once(plan_for, fine_tune, monkeypatch):
     forward = adapters.LoraQuantLinear.forward
 
     def cut(self, x):
@@ -226,60 +258,60 @@ def test_an_adapter_that_gets_no_gradient_fails_the_run_at_once(spec_for, fine_t
     monkeypatch.setattr(adapters.LoraQuantLinear, "forward", cut)
     lines = []
     with pytest.raises(UserError, match="has no gradient: it would not learn"):
-        fine_tune(spec_for(gradient_checkpointing=False), log=lines.append)
+        fine_tune(plan_for(gradient_checkpointing=False), log=lines.append)
     assert not any(line.startswith("step") for line in lines)
 
 
-def test_training_that_diverges_is_said(spec_for, fine_tune, monkeypatch):
+def test_training_that_diverges_is_said(plan_for, fine_tune, monkeypatch):
     monkeypatch.setattr(
         "quant_engine.finetune.training.summed_loss",
         lambda model, part: sum(p.square().sum() for p in adapters.trained(model).values()) * float("nan"),
     )
     monkeypatch.setattr("quant_engine.finetune.adapters.check_gradients", lambda model: None)
     with pytest.raises(UserError, match="diverged in step 1; try a smaller learning_rate"):
-        fine_tune(spec_for(held_out=0))
+        fine_tune(plan_for(held_out=0))
 
 
-def test_checkpointed_gradients_train_the_same_adapters(spec_for, fine_tune):
+def test_checkpointed_gradients_train_the_same_adapters(plan_for, fine_tune):
     models = [
-        load_quantized(fine_tune(spec_for(gradient_checkpointing=on)), "float32", "cpu").model for on in (True, False)
+        load_quantized(fine_tune(plan_for(gradient_checkpointing=on)), "float32", "cpu").model for on in (True, False)
     ]
     assert torch.allclose(logits(models[0]), logits(models[1]), atol=1e-4)
 
 
-def test_a_multimodal_model_learns_from_the_demo_items_and_from_text(spec_for, fine_tune):
+def test_a_multimodal_model_learns_from_the_demo_items_and_from_text(plan_for, fine_tune):
     before, after = (
         Checkpoint(
-            fine_tune(spec_for("ir_qlora", "llava", data="demo", steps=12, batch=2, held_out=4, target_length=8))
+            fine_tune(plan_for("ir_qlora", "llava", data="demo", steps=12, batch=2, held_out=4, target_length=8))
         ).about()["fine_tuning"][f"held_out_loss_{when}"]
         for when in ("before", "after")
     )
     assert after < before
-    path = fine_tune(spec_for("qlora", "llava"))
+    path = fine_tune(plan_for("qlora", "llava"))
     tuned = load_quantized(path, "float32", "cpu")
     packed = [name for name, module in tuned.model.named_modules() if isinstance(module, QuantLinear)]
     assert len(packed) == 2 * len(LINEARS)
     assert not any("vision" in name for name in packed)
 
 
-def test_data_that_can_not_be_used_are_said_before_any_work(spec_for, fine_tune, data):
+def test_data_that_can_not_be_used_are_said_before_any_work(plan_for, fine_tune, data):
     seen = []
     with pytest.raises(UserError, match="The demo items have pictures, and llama is a text model"):
-        fine_tune(spec_for(data="demo"), progress=seen.append)
+        fine_tune(plan_for(data="demo"), progress=seen.append)
     assert {progress.stage for progress in seen} <= {"loading"}
-    spec = spec_for()
-    kept = data.read_text()
-    data.write_text(json.dumps(json.loads(kept)[:-1]))
+    plan = plan_for()
+    text = data.read_text()
+    data.write_text(json.dumps(json.loads(text)[:-1]))
     try:
         with pytest.raises(UserError, match="have changed since this run was made"):
-            fine_tune(spec)
+            fine_tune(resolve_weights(plan.spec))
     finally:
-        data.write_text(kept)
+        data.write_text(text)
 
 
-def test_a_run_is_on_the_fine_tuning_track_with_all_its_bits(spec_for):
-    spec = RunSpec(**{**spec_for("ir_qlora").model_dump(), "limit": 2})
-    path = execute.execute(spec, lambda progress: None, lambda: False, lambda line: None)
+def test_a_run_is_on_the_fine_tuning_track_with_all_its_bits(plan_for):
+    spec = RunSpec(weights=plan_for("ir_qlora").spec, tasks=("perplexity",), window=64, limit=2)
+    path = execute.execute(spec, Hooks())
     result = folder.read(path).results[0]
     assert result.track == "lora_ft"
     # The base alone takes 4.3.
@@ -310,13 +342,13 @@ def test_the_order_puts_examples_of_similar_length_together():
     assert max(spread(several.step(step, 10, 0)) for step in range(10)) < 12
 
 
-def test_saving_takes_no_more_than_one_state_file(spec_for, fine_tune, monkeypatch):
+def test_saving_takes_no_more_than_one_state_file(plan_for, fine_tune, monkeypatch):
     monkeypatch.setattr("quant_engine.finetune.training.SAVE_SECONDS", 0.0)
     seen = []
     with pytest.raises(Stopped):
-        fine_tune(spec_for(), progress=seen.append, should_stop=lambda: "step 4 of" in seen[-1].message)
-    (path,) = folders.checkpoints().iterdir()
+        fine_tune(plan_for(), progress=seen.append, should_stop=lambda: "step 4 of" in seen[-1].message)
+    (path,) = (path for path in folders.checkpoints().iterdir() if path.is_dir())
     assert [one.name for one in (path / "training").iterdir()] == ["state.safetensors"]
     (path / "training" / "state.safetensors").write_bytes(b"nonsense")
     with pytest.raises(UserError, match="state of training is damaged"):
-        fine_tune(spec_for())
+        fine_tune(plan_for())

@@ -10,7 +10,7 @@ import pytest
 
 from quant_engine.results import ItemOutput, Result
 from quant_engine.runs import folder as run_folder
-from quant_engine.spec import QuantSetting, RunSpec
+from quant_engine.spec import QuantSetting, RunSpec, WeightSpec
 
 MakeRun = Callable[..., Path]
 
@@ -25,11 +25,11 @@ def results(tmp_path, monkeypatch) -> Path:
 
 def measured(spec: RunSpec, track: str = "llm_ptq", **fields: object) -> Result:
     """A number of a run of `spec`, with 0.3 bits of side data for each weight."""
-    setting = spec.setting
+    setting = spec.weights.setting
     return Result(
         run_id=spec.run_id,
         source="measured",
-        model=spec.model,
+        model=spec.weights.model,
         track=track,
         method=setting.method,
         w_bits=setting.w_bits,
@@ -55,7 +55,7 @@ def make_run(results) -> MakeRun:
         **values: float | None,
     ) -> Path:
         setting = QuantSetting() if method == "fp16" else QuantSetting(method=method, w_bits=bits, group_size=group)
-        spec = RunSpec(model=model, setting=setting, tasks=tuple(values), limit=limit)
+        spec = RunSpec(weights=WeightSpec(model=model, setting=setting), tasks=tuple(values), limit=limit)
         rows = [
             measured(
                 spec,
@@ -87,7 +87,7 @@ def write_run(results) -> Callable[..., str]:
         standard_error: float | None = None,
     ) -> str:
         setting = QuantSetting() if method == "fp16" else QuantSetting(method=method, w_bits=bits, group_size=64)
-        spec = RunSpec(model="demo-llm", setting=setting, tasks=(task,), limit=len(scores))
+        spec = RunSpec(weights=WeightSpec(model="demo-llm", setting=setting), tasks=(task,), limit=len(scores))
         row = measured(
             spec,
             task=task,

@@ -1,11 +1,11 @@
 import pytest
 
 from leaderboard.analysis import arrange
+from leaderboard.boards import Boards
 from leaderboard.plot import Figure
 from leaderboard.store import Store, read_notes, read_paper
 from leaderboard.ui import explore_tab, methods_tab
 from leaderboard.ui.chart import chart
-from leaderboard.ui.leaderboard_tab import Boards
 from leaderboard.view import Explored, Fitted
 from quant_engine.methods import METHODS
 
@@ -16,18 +16,18 @@ def board():
 
 
 def test_every_model_of_the_study_has_its_charts(board):
-    for model in explore_tab.explorable(board):
-        explored = explore_tab.settled(board, Explored(model=model))
+    for model in explore_tab.model_choices(board):
+        explored = explore_tab.settle(board, Explored(model=model))
         assert explored.model == model
-        html = explore_tab.charts(board, explored)
+        html = explore_tab.model_charts(board, explored)
         assert html.count('class="figure"') == 6
         assert html.count("data-figure") >= 4, model
         assert "could not be made" not in html
 
 
 def test_a_model_or_quality_that_is_not_there_is_settled(board):
-    assert explore_tab.settled(board, Explored(model="No model", quality="ai2d")).model == "LLaMA3-8B"
-    assert explore_tab.settled(board, Explored(model="LLaVA-Next-8B", quality="mmlu")).quality == "mmbench_en"
+    assert explore_tab.settle(board, Explored(model="No model", quality="ai2d")).model == "LLaMA3-8B"
+    assert explore_tab.settle(board, Explored(model="LLaVA-Next-8B", quality="mmlu")).quality == "mmbench_en"
 
 
 def test_a_figure_that_fails_is_a_sentence_and_a_log_line(caplog):
@@ -41,14 +41,14 @@ def test_a_figure_that_fails_is_a_sentence_and_a_log_line(caplog):
 
 
 def test_what_fits_is_shown_or_refused_in_one_sentence(board):
-    assert "settings of LLaMA3-8B fit RTX 4090" in explore_tab.fits(board, Fitted())
-    assert "There is no result of No model yet." in explore_tab.fits(board, Fitted(model="No model"))
+    assert "settings of LLaMA3-8B fit RTX 4090" in explore_tab.fit_chart(board, Fitted())
+    assert "There is no result of No model yet." in explore_tab.fit_chart(board, Fitted(model="No model"))
 
 
 def test_runs_that_cannot_be_read_or_compared_are_sentences(make_run):
     first, second = make_run(perplexity=20.0), make_run(bits=3, perplexity=30.0)
     board = arrange(Store().snapshot().frame)
-    assert len(explore_tab.runs_of(board)) == 2
+    assert len(explore_tab.run_choices(board)) == 2
     layers, weights, compared = explore_tab.run_charts(board, Explored(run=first.name, against=second.name))
     assert "This run quantized no layer." in layers
     assert "This run quantized no layer." in weights

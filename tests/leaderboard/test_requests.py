@@ -90,6 +90,14 @@ def test_a_bad_setting_is_one_sentence(arguments, said):
     assert said in refusal(requests.setting, *arguments)
 
 
+def test_an_option_in_words_is_taken_and_on_a_hosted_page_left_at_its_default():
+    assert requests.setting("qlora", "4", None, {"data": "demo"}).options["data"] == "demo"
+    assert requests.setting("qlora", "4", None, {"data": "builtin"}, hosted=True).options["data"] == "builtin"
+    for source in ("demo", "/etc/passwd", "hub:somebody/data"):
+        with pytest.raises(UserError, match="On this page option data is builtin"):
+            requests.setting("qlora", "4", None, {"data": source}, hosted=True)
+
+
 RTN = QuantSetting(method="rtn", w_bits=4, group_size=64)
 
 
@@ -115,7 +123,7 @@ def test_a_run_is_resolved_and_uses_the_models_window():
     ],
 )
 def test_a_bad_run_is_one_sentence(named, said):
-    named = {"model": "demo-llm", "chosen": RTN, "tasks": ["perplexity"], **named}
+    named = {"model": "demo-llm", "setting": RTN, "tasks": ["perplexity"], **named}
     assert said in refusal(requests.run, **named)
 
 

@@ -1,18 +1,26 @@
+from typing import get_args
+
+import gradio as gr
 import pytest
+from pydantic import BaseModel
 
 from leaderboard.ui import run_card
 from leaderboard.ui.answer_pane import Side, pane
-from leaderboard.ui.run_tab import looked_at, options_of, task_choices
+from leaderboard.ui.run_tab import option_control, options_of, run_to_show, task_choices
 from quant_engine.answers.messages import AnswerEvent
 from quant_engine.evaluate import TASKS
+from quant_engine.methods import METHODS
 from quant_engine.progress import Progress
 from quant_engine.results import AnswerStats
 from quant_engine.runs.queue import Queue, QueuedRun
-from quant_engine.spec import QuantSetting, RunSpec
+from quant_engine.spec import QuantSetting, RunSpec, WeightSpec
 
 
 def run(**given) -> QueuedRun:
-    spec = RunSpec(model="demo-llm", setting=QuantSetting(method="rtn", w_bits=4, group_size=64), tasks=("perplexity",))
+    spec = RunSpec(
+        weights=WeightSpec(model="demo-llm", setting=QuantSetting(method="rtn", w_bits=4, group_size=64)),
+        tasks=("perplexity",),
+    )
     fields = {
         "run_id": spec.run_id,
         "spec": spec,
@@ -64,17 +72,18 @@ def test_errors_are_escaped():
 def test_the_run_looked_at_is_the_chosen_else_the_running_else_the_newest(tmp_path):
     queue = Queue(tmp_path / "queue.sqlite")
     newest, running = run(run_id="b" * 16, state="done"), run(run_id="a" * 16)
-    assert looked_at(queue, None, []) is None
-    assert looked_at(queue, None, [newest, running]) is running
-    assert looked_at(queue, "b" * 16, [newest, running]) is newest
-    assert looked_at(queue, "c" * 16, [newest]) is newest
-    assert looked_at(queue, None, [newest]) is newest
+    assert run_to_show(queue, None, []) is None
+    assert run_to_show(queue, None, [newest, running]) is running
+    assert run_to_show(queue, "b" * 16, [newest, running]) is newest
+    assert run_to_show(queue, "c" * 16, [newest]) is newest
+    assert run_to_show(queue, None, [newest]) is newest
 
 
 def test_options_are_those_of_the_chosen_method():
     names = {"rtn": ["symmetric"], "gptq": ["act_order", "damping"]}
     assert options_of("gptq", names, (True, False, 0.1)) == {"act_order": False, "damping": 0.1}
     assert options_of("gptq", names, (True, False, None)) == {"act_order": False}
+    assert options_of("qlora", {"qlora": ["data", "rank"]}, ("", 8)) == {"rank": 8}
     assert options_of("fp16", names, (True, False, 0.1)) == {}
 
 
@@ -86,21 +95,58 @@ def test_a_text_model_is_offered_no_picture_tasks():
     assert {"demo-mmbench", "chartqa"} <= {name for _, name in task_choices("demo")}
 
 
-def test_a_side_grows_with_its_events_and_keeps_its_text_when_stopped():
-    def event(kind: str, **more) -> AnswerEvent:
-        return AnswerEvent(request_id="r", side=0, kind=kind, **more)
+RTN = QuantSetting(method="rtn", w_bits=4, group_size=64)
+STATS = {
+    "ttft_s": 0.42,
+    "tokens_per_s": 12.34,
+    "tokens": 5,
+    "prompt_tokens": 9,
+    "weight_bytes": 94_700_000,
+    "stored_bits": 4.31,
+    "dtype": "float32",
+}
 
-    stats = AnswerStats(
-        ttft_s=0.42, tokens_per_s=12.34, tokens=5, prompt_tokens=9, weight_bytes=94_700_000, stored_bits=4.31
-    )
-    side = Side(QuantSetting()).after(event("status", message="Loading FP16"))
-    assert "Loading FP16" in pane(side)
-    side = side.after(event("token", text="A <red> circle", stats=stats))
+
+def event(kind: str, **fields) -> AnswerEvent:
+    return AnswerEvent(request_id="r", side=0, kind=kind, **fields)
+
+
+def test_a_side_grows_with_its_events_and_keeps_its_text_when_stopped():
+    side = Side(RTN).after(event("status", message="Loading RTN"))
+    assert "Loading RTN" in pane(side)
+    side = side.after(event("token", text="A <red> circle", stats=AnswerStats(**STATS)))
     html = pane(side)
     assert "A &lt;red&gt; circle" in html
-    for shown in ("0.42 s", "12.3", "95 MB", "4.31 bits stored per weight"):
+    for shown in ("0.42 s", "12.3", "95 MB", "4.31 bits stored per quantized weight, the rest float32"):
         assert shown in html
     stopped = pane(side.after(event("error", message="Stopped.")))
     assert "A &lt;red&gt; circle" in stopped
     assert "Stopped." in stopped
     assert "without a word" in pane(Side(QuantSetting()).after(event("done")))
+
+
+def test_the_unquantized_side_says_what_type_its_weights_have_in_memory():
+    stats = AnswerStats(**STATS | {"stored_bits": 16.0, "dtype": "bfloat16"})
+    html = pane(Side(QuantSetting()).after(event("token", text="A", stats=stats)))
+    assert "<span>bfloat16 in memory</span>" in html
+    assert "bits stored" not in html
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_option_has_a_control_of_its_type(name):
+    for option, field in METHODS[name].Options.model_fields.items():
+        control = option_control(option, field)
+        assert control.value == field.default
+        choices = [choice for choice, _ in control.choices] if isinstance(control, gr.Dropdown) else None
+        kind = {bool: gr.Checkbox, int: gr.Number, float: gr.Number, str: gr.Textbox}.get(field.annotation, gr.Dropdown)
+        assert type(control) is kind, option
+        assert (field.annotation is int) == (getattr(control, "precision", None) == 0)
+        assert choices is None or tuple(choices) == tuple(map(str, get_args(field.annotation)))
+
+
+def test_an_option_of_a_type_without_a_control_is_refused():
+    class Options(BaseModel):
+        shape: tuple[int, int] = (1, 2)
+
+    with pytest.raises(TypeError, match="option shape"):
+        option_control("shape", Options.model_fields["shape"])

@@ -10,7 +10,7 @@ from quant_engine.data.drawn import suite
 from quant_engine.evaluate import TASKS
 from quant_engine.results import ItemOutput, LayerRecord, Result
 from quant_engine.runs import folder
-from quant_engine.spec import QuantSetting, RunSpec, UserError
+from quant_engine.spec import QuantSetting, RunSpec, UserError, WeightSpec
 
 
 def record(block: int, error: float, **more) -> LayerRecord:
@@ -65,7 +65,11 @@ def two_runs(results) -> list[folder.RunFolder]:
     items = suite.items("demo-ai2d", 4)
     made = []
     for bits, right in ((4, 4), (3, 3)):
-        spec = RunSpec(model="demo", setting=QuantSetting(method="rtn", w_bits=bits), tasks=("demo-ai2d",), limit=4)
+        spec = RunSpec(
+            weights=WeightSpec(model="demo", setting=QuantSetting(method="rtn", w_bits=bits)),
+            tasks=("demo-ai2d",),
+            limit=4,
+        )
         row = Result(
             run_id=spec.run_id, source="measured", model="demo", track="mllm_ptq", method="rtn", w_bits=bits,
             task="demo-ai2d", metric="accuracy", value=25 * right, data_revision=suite.revision("demo-ai2d"), items=4,
@@ -104,7 +108,7 @@ def test_a_picture_that_cannot_be_had_is_a_sentence(two_runs, task, item, senten
     answer = run_inside.item_picture([two_runs[0].path.name, task, item])
     assert answer["address"] == ""
     assert sentence in answer["said"]
-    assert "not on this machine" in run_inside.item_picture(["../x", task, item])["said"]
+    assert "'../x' is not a run id" in run_inside.item_picture(["../x", task, item])["said"]
 
 
 def test_pictures_of_another_version_or_that_are_gone_are_sentences(two_runs, monkeypatch, tmp_path):
@@ -145,3 +149,13 @@ def test_a_run_that_came_with_the_project_can_be_looked_into(write_run, results,
     monkeypatch.setenv("LOWBIT_RESULTS", str(tmp_path / "own"))
     assert "not on this machine" not in run_inside.layers(Explored(model="demo-llm", run=run_id), "RTN")
     assert "not on this machine" in run_inside.layers(Explored(model="demo-llm", run="0" * 16), "RTN")
+
+
+def test_an_address_names_no_folder_but_a_runs(two_runs, results):
+    (results / "inner").mkdir()
+    for run in two_runs:
+        run.path.rename(results / "inner" / run.path.name)
+    explored = Explored(run=f"inner/{two_runs[0].path.name}", against=f"inner/{two_runs[1].path.name}")
+    for html in (run_inside.layers(explored, "RTN"), run_inside.comparison(explored)):
+        assert "is not a run id" in html
+    assert run_inside.linears(explored.run) == []

@@ -6,7 +6,7 @@ import pytest
 import torch
 from methods.blocks import calibrated_block, inputs_of, output, relative
 
-from quant_engine.methods import METHODS, Statistics
+from quant_engine.methods import METHODS, Layer, Statistics
 from quant_engine.methods.awq import SEARCHES, clip_limits, fold, prepare, scales_of, search
 from quant_engine.models.load import LINEARS
 from quant_engine.spec import QuantSetting
@@ -106,7 +106,7 @@ def run(block, setting):
         hessian = 2 / len(block.hidden) * inputs.T @ inputs
         statistics = Statistics(hessian, len(block.hidden), linear=name, inputs=inputs)
         weight = block.module.get_submodule(name).weight
-        stored[name] = AWQ.quantize(weight.clone(), statistics, setting, options, print)
+        stored[name] = AWQ.quantize(Layer(weight.clone(), statistics, setting, options, print))
     return stored
 
 

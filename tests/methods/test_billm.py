@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from quant_engine.methods import METHODS, Statistics
+from quant_engine.methods import METHODS, Layer, Statistics
 from quant_engine.methods.billm import BillmOptions, binarize, break_point, masks, salient_count
 from quant_engine.spec import QuantSetting
-from quant_engine.weights import Ledger, ResidualBinary
+from quant_engine.weights.binary import ResidualBinary
+from quant_engine.weights.ledger import Ledger
 
 BILLM = METHODS["billm"]
 
@@ -22,7 +23,7 @@ def problem(rows=16, columns=96, seed=0):
 
 def run(weight, hessian, group=32, log=lambda line: None, **options):
     setting = BILLM.resolve(QuantSetting(method="billm", w_bits=1.1, group_size=group, options=options))
-    return BILLM.quantize(weight.clone(), Statistics(hessian.clone(), 8), setting, BILLM.options(setting), log)
+    return BILLM.quantize(Layer(weight.clone(), Statistics(hessian.clone(), 8), setting, BILLM.options(setting), log))
 
 
 def half(value):

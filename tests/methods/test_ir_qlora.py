@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from quant_engine.kernels import entropy
-from quant_engine.methods import METHODS, resolve_setting
+from quant_engine.methods import METHODS, Layer, resolve_setting
 from quant_engine.methods.ir_qlora import informative_shifts
 from quant_engine.spec import QuantSetting, UserError
 from quant_engine.weights.codebook import construct_levels, dynamic_map, levels, round_to_levels
@@ -18,7 +18,7 @@ IR, NF = METHODS["ir_qlora"], METHODS["normal_float"]
 
 def run(weight, bits=4, method=IR, **options):
     setting = method.resolve(QuantSetting(method=method.card.name, w_bits=bits, options=options))
-    return method.quantize(weight.clone(), None, setting, method.options(setting), print)
+    return method.quantize(Layer(weight.clone(), None, setting, method.options(setting), print))
 
 
 def shifts_of(blocks, bits=4, **options):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from quant_engine.methods import METHODS, resolve_setting
+from quant_engine.methods import METHODS, Layer, resolve_setting
 from quant_engine.spec import QuantSetting, UserError
 from quant_engine.weights.codebook import construct_levels
 from quant_engine.weights.grouped import GroupedInt, grids, round_to_grid
@@ -13,7 +13,7 @@ NORMAL_FLOAT = METHODS["normal_float"]
 
 def run(weight, bits, **options):
     setting = NORMAL_FLOAT.resolve(QuantSetting(method="normal_float", w_bits=bits, options=options))
-    return NORMAL_FLOAT.quantize(weight.clone(), None, setting, NORMAL_FLOAT.options(setting), print)
+    return NORMAL_FLOAT.quantize(Layer(weight.clone(), None, setting, NORMAL_FLOAT.options(setting), print))
 
 
 def gaussian(rows=64, columns=256, seed=0):

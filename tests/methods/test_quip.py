@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from quant_engine.methods import METHODS, Statistics, resolve_setting
+from quant_engine.methods import METHODS, Layer, Statistics, resolve_setting
 from quant_engine.methods.quip import QuipOptions, greedy_passes, ldlq, rescale, rotate, round_columns
 from quant_engine.spec import QuantSetting, UserError
 from quant_engine.weights.grouped import grids
@@ -26,7 +26,7 @@ def problem(rows=24, columns=96, seed=0):
 
 def stored(weight, hessian, bits, **options):
     setting = QUIP.resolve(QuantSetting(method="quip", w_bits=bits, options=options))
-    return QUIP.quantize(weight.clone(), Statistics(hessian.clone(), 8), setting, QUIP.options(setting), print)
+    return QUIP.quantize(Layer(weight.clone(), Statistics(hessian.clone(), 8), setting, QUIP.options(setting), print))
 
 
 def run(weight, hessian, bits, **options):
@@ -144,7 +144,7 @@ def test_without_rotations_it_is_gptq_from_the_last_column_to_the_first(bits):
         weight, hessian = problem(8, 48, seed)
         setting = GPTQ.resolve(QuantSetting(method="gptq", w_bits=bits))
         statistics = Statistics(hessian.flip(0, 1), 8)
-        reverse = GPTQ.quantize(weight.flip(1), statistics, setting, GPTQ.options(setting), print)
+        reverse = GPTQ.quantize(Layer(weight.flip(1), statistics, setting, GPTQ.options(setting), print))
         scales, zeros = (v.double() for v in grids(weight, bits, 48))
         # QuIP itself would first clip the up to half a step by which weights may lie outside the grid.
         codes = round_columns(weight / scales + zeros, hessian, 2**bits - 1, QuipOptions(clip_first=False), print)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from quant_engine.methods import METHODS
+from quant_engine.methods import METHODS, Layer
 from quant_engine.spec import QuantSetting
 
 RTN = METHODS["rtn"]
@@ -17,7 +17,7 @@ def problem(rows=6, columns=150, seed=0):
 
 def run(weight, bits, group, **options):
     setting = RTN.resolve(QuantSetting(method="rtn", w_bits=bits, group_size=group, options=options))
-    return RTN.quantize(weight.clone(), None, setting, RTN.options(setting), print)
+    return RTN.quantize(Layer(weight.clone(), None, setting, RTN.options(setting), print))
 
 
 def half_from_above(exact):

@@ -8,7 +8,7 @@ from methods.blocks import calibrated_block, inputs_of, output, relative
 from torch.nn.functional import linear
 
 from quant_engine.kernels.linear import QuantLinear
-from quant_engine.methods import METHODS, Statistics, resolve_setting
+from quant_engine.methods import METHODS, Layer, Statistics, resolve_setting
 from quant_engine.methods.smoothquant import prepare, smoothing
 from quant_engine.models.load import LINEARS
 from quant_engine.spec import QuantSetting, UserError
@@ -30,7 +30,7 @@ def quantize_block(block, setting, smooth=True):
         prepare(block, setting, options, print)
     for name in LINEARS:
         weight = block.module.get_submodule(name).weight
-        stored = SMOOTHQUANT.quantize(weight.clone(), Statistics(None, 6, linear=name), setting, options, print)
+        stored = SMOOTHQUANT.quantize(Layer(weight.clone(), Statistics(None, 6, linear=name), setting, options, print))
         parent, _, leaf = name.rpartition(".")
         setattr(block.module.get_submodule(parent), leaf, QuantLinear(stored))
     return block

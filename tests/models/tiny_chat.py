@@ -103,4 +103,5 @@ def _loaded(model, words, processor, title):
         card=SimpleNamespace(title=title),
         weight_bytes=sum(weight.numel() * weight.element_size() for weight in model.parameters()),
         stored_bits=32.0,
+        dtype="float32",
     )

@@ -11,15 +11,15 @@ from quant_engine import folders, terminal
 from quant_engine.checkpoints import Checkpoint, ledger_of, load_quantized
 from quant_engine.data.texts import calibration_windows
 from quant_engine.kernels.linear import QuantLinear
-from quant_engine.methods import METHODS, Statistics
+from quant_engine.methods import METHODS, Layer, Statistics
 from quant_engine.methods.block import CalibratedBlock, first_inputs
 from quant_engine.models import decode
 from quant_engine.models.catalog import model_card
 from quant_engine.models.load import LINEARS, load_dense
 from quant_engine.progress import Hooks, Stopped
-from quant_engine.quantize.stream import quantize
-from quant_engine.runs.resolve import resolve
-from quant_engine.spec import Calibration, QuantSetting, RunSpec
+from quant_engine.runs.resolve import resolve_weights
+from quant_engine.runs.weights import checkpoint_folder, quantize
+from quant_engine.spec import Calibration, QuantSetting, WeightSpec
 
 TEXT = Calibration(samples=6, length=40)
 SETTINGS = {
@@ -47,32 +47,28 @@ def tiny_models(tmp_path_factory):
     return root
 
 
-def spec_for(folder, method, dtype="float32"):
-    spec = RunSpec(
-        model=str(folder), setting=SETTINGS[method], calibration=TEXT, tasks=("perplexity",), window=64, dtype=dtype
-    )
-    return resolve(spec)
+def plan_for(folder, method, dtype="float32"):
+    return resolve_weights(WeightSpec(model=str(folder), setting=SETTINGS[method], calibration=TEXT, dtype=dtype))
 
 
-def in_memory(folder, spec):
+def in_memory(folder, plan):
     """The model quantized whole: blocks one after the other, each on the outputs of the original one before it."""
     loaded = load_dense(model_card(str(folder)), None, "float32", "cpu")
-    model, method = loaded.model, METHODS[spec.setting.method]
-    options = method.options(spec.setting)
+    model, method, setting, options = loaded.model, plan.method, plan.spec.setting, plan.options
     with torch.no_grad():
         hidden, kwargs = first_inputs(model.get_decoder(), calibration_windows(TEXT, loaded.tokenizer))
         for module in model.get_decoder().layers:
             block = CalibratedBlock(module, hidden, kwargs)
             following = torch.empty_like(hidden)
             block.advance(following)
-            method.prepare(block, spec.setting, options, print)
+            method.prepare(block, setting, options, print)
             inputs = {}
             block.watch(LINEARS, lambda name, x, inputs=inputs: inputs.setdefault(name, []).append(x.clone()))
             for name in LINEARS:
                 x = torch.cat(inputs[name]).flatten(0, -2)
                 statistics = Statistics(2 / 6 * x.T @ x, 6, linear=name, inputs=x)
                 weight = module.get_submodule(name).weight
-                stored = method.quantize(weight.clone(), statistics, spec.setting, options, print)
+                stored = method.quantize(Layer(weight.clone(), statistics, setting, options, print))
                 parent, _, leaf = name.rpartition(".")
                 setattr(module.get_submodule(parent), leaf, QuantLinear(stored))
             hidden = following
@@ -82,9 +78,9 @@ def in_memory(folder, spec):
 @pytest.mark.parametrize("method", FOLDED)
 @pytest.mark.parametrize("family", ["llama", "llava"])
 def test_a_loaded_checkpoint_answers_as_the_model_quantized_in_memory(lab, tiny_models, method, family):
-    spec = spec_for(tiny_models / family, method)
-    loaded = load_quantized(quantize(spec, Hooks()), "float32", "cpu")
-    expected = in_memory(tiny_models / family, spec)
+    plan = plan_for(tiny_models / family, method)
+    loaded = load_quantized(quantize(plan, "cpu", Hooks()), "float32", "cpu")
+    expected = in_memory(tiny_models / family, plan)
     ids = torch.arange(4, 44)[None]
     with torch.no_grad():
         found, wanted = loaded.model(input_ids=ids).logits, expected(input_ids=ids).logits
@@ -99,14 +95,15 @@ def test_single_inputs_are_evenly_spaced_over_all_tokens_however_they_go_through
     """240 tokens, of which every third is wanted, in parts of 40."""
     seen = {}
 
-    def spy(weight, statistics, *others):
-        seen.setdefault(statistics.linear, statistics.inputs)
-        return METHODS["awq"].quantize(weight, statistics, *others)
+    def spy(layer):
+        seen.setdefault(layer.statistics.linear, layer.statistics.inputs)
+        return awq.quantize(layer)
 
-    given = replace(METHODS["awq"], quantize=spy, prepare=None, input_tokens=80)
-    monkeypatch.setattr("quant_engine.quantize.stream.METHODS", METHODS | {"awq": given})
+    awq = METHODS["awq"]
+    given = replace(awq, quantize=spy, prepare=None, input_tokens=80)
+    monkeypatch.setitem(METHODS, "awq", given)
     monkeypatch.setattr("quant_engine.methods.block.TOKENS_AT_ONCE", 40)
-    quantize(spec_for(tiny_models / "llama", "awq"), Hooks())
+    quantize(plan_for(tiny_models / "llama", "awq"), "cpu", Hooks())
     loaded = load_dense(model_card(str(tiny_models / "llama")), None, "float32", "cpu")
     decoder = loaded.model.get_decoder()
     with torch.no_grad():
@@ -120,7 +117,7 @@ def test_single_inputs_are_evenly_spaced_over_all_tokens_however_they_go_through
 @pytest.mark.parametrize("method", FOLDED)
 def test_folding_scales_into_all_blocks_leaves_the_logits_as_they_are(tiny_models, method):
     loaded = load_dense(model_card(str(tiny_models / "llama")), None, "float32", "cpu")
-    model, spec = loaded.model, spec_for(tiny_models / "llama", method)
+    model, plan = loaded.model, plan_for(tiny_models / "llama", method)
     ids = torch.arange(4, 44)[None]
     with torch.no_grad():
         before = model(input_ids=ids).logits
@@ -128,7 +125,7 @@ def test_folding_scales_into_all_blocks_leaves_the_logits_as_they_are(tiny_model
         norm = model.get_decoder().layers[0].post_attention_layernorm.weight.clone()
         for module in model.get_decoder().layers:
             block = CalibratedBlock(module, hidden, kwargs)
-            METHODS[method].prepare(block, spec.setting, METHODS[method].options(spec.setting), print)
+            plan.method.prepare(block, plan.spec.setting, plan.options, print)
             block.advance(hidden)
         after = model(input_ids=ids).logits
     assert not torch.equal(model.get_decoder().layers[0].post_attention_layernorm.weight, norm)
@@ -140,7 +137,7 @@ def test_dual_planes_of_a_checkpoint_are_those_that_were_trained(lab, tiny_model
     method, kept = METHODS["db_llm"], {}
     watched = replace(method, train=lambda training: kept.update(method.train(training)) or kept)
     monkeypatch.setitem(METHODS, "db_llm", watched)
-    loaded = load_quantized(quantize(spec_for(tiny_models / family, "db_llm"), Hooks()), "float32", "cpu")
+    loaded = load_quantized(quantize(plan_for(tiny_models / family, "db_llm"), "cpu", Hooks()), "float32", "cpu")
     assert kept
     for name, buffer in kept.items():
         linear, _, key = name.rpartition(".")
@@ -150,7 +147,7 @@ def test_dual_planes_of_a_checkpoint_are_those_that_were_trained(lab, tiny_model
 
 @pytest.mark.parametrize("method", SETTINGS)
 def test_answers_are_the_same_after_loading_again_and_nothing_is_dense(lab, tiny_models, method):
-    path = quantize(spec_for(tiny_models / "llama", method), Hooks())
+    path = quantize(plan_for(tiny_models / "llama", method), "cpu", Hooks())
     answers = []
     for _ in range(2):
         loaded = load_quantized(path, "float32", "cpu")
@@ -170,7 +167,7 @@ def test_answers_are_the_same_after_loading_again_and_nothing_is_dense(lab, tiny
 @pytest.mark.parametrize("method", SETTINGS)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_records_say_what_each_linear_cost(lab, tiny_models, method, dtype):
-    path = quantize(spec_for(tiny_models / "llama", method, dtype), Hooks())
+    path = quantize(plan_for(tiny_models / "llama", method, dtype), "cpu", Hooks())
     records = Checkpoint(path).records()
     assert [(one.block, one.linear) for one in records] == [(block, name) for block in range(3) for name in LINEARS]
     assert all(0 < one.output_error < 0.5 for one in records)
@@ -184,15 +181,17 @@ def test_records_say_what_each_linear_cost(lab, tiny_models, method, dtype):
 
 @pytest.mark.parametrize("method", SETTINGS)
 def test_a_stopped_quantization_goes_on_to_the_same_weights(lab, tiny_models, method):
-    spec = spec_for(tiny_models / "llama", method)
-    reference = load_quantized(quantize(spec, Hooks()), "float32", "cpu").model
+    plan = plan_for(tiny_models / "llama", method)
+    reference = load_quantized(quantize(plan, "cpu", Hooks()), "float32", "cpu").model
     shutil.rmtree(folders.checkpoints())
     at = []
     with pytest.raises(Stopped):
-        quantize(spec, Hooks(progress=at.append, should_stop=lambda: at[-1].block == 2 and at[-1].linear is not None))
-    assert Checkpoint(next(folders.checkpoints().iterdir())).finished_blocks() == 1
+        quantize(
+            plan, "cpu", Hooks(progress=at.append, should_stop=lambda: at[-1].block == 2 and at[-1].linear is not None)
+        )
+    assert Checkpoint(checkpoint_folder(plan.spec)).finished_blocks() == 1
     at.clear()
-    again = load_quantized(quantize(spec, Hooks(progress=at.append)), "float32", "cpu").model
+    again = load_quantized(quantize(plan, "cpu", Hooks(progress=at.append)), "float32", "cpu").model
     assert {progress.block for progress in at if progress.stage == "quantizing"} == {2, 3}
     assert not [progress for progress in at if progress.stage == "training"], "what was trained is kept"
     for (name, ours), (_, theirs) in zip(again.state_dict().items(), reference.state_dict().items(), strict=True):

@@ -15,9 +15,9 @@ from quant_engine.methods.block import CalibratedBlock, block_kwargs
 from quant_engine.models.decode import prompt_inputs
 from quant_engine.progress import Hooks
 from quant_engine.quantize.inputs import picture_inputs
-from quant_engine.quantize.stream import quantize
-from quant_engine.runs.resolve import resolve
-from quant_engine.spec import Calibration, QuantSetting, RunSpec, UserError
+from quant_engine.runs.resolve import resolve_weights
+from quant_engine.runs.weights import quantize
+from quant_engine.spec import Calibration, QuantSetting, UserError, WeightSpec
 
 GPTQ = QuantSetting(method="gptq", w_bits=3, group_size=16)
 
@@ -35,7 +35,7 @@ def folder(tmp_path):
 
 def spec_for(model, source, setting=GPTQ, **text):
     calibration = Calibration(source=source, **{"samples": 3, "length": 260, **text})
-    return RunSpec(model=str(model), setting=setting, calibration=calibration, tasks=("perplexity",), window=64)
+    return WeightSpec(model=str(model), setting=setting, calibration=calibration)
 
 
 def model_inputs(loaded, turn):
@@ -87,13 +87,13 @@ def test_windows_begin_with_a_whole_turn_and_are_filled_with_further_ones(folder
 
 @pytest.mark.parametrize("source", ["pictures", "pictures:FOLDER"])
 def test_a_model_is_calibrated_on_pictures_and_the_run_says_so(lab, tiny_models, folder, source):
-    spec = resolve(spec_for(tiny_models / "llava", source.replace("FOLDER", str(folder))))
-    assert re.fullmatch(r"pictures@v\d+|pictures:/.+@[0-9a-f]{12}", spec.calibration.source)
-    assert resolve(spec) == spec
-    text = resolve(spec_for(tiny_models / "llava", "builtin"))
-    assert spec.run_id != text.run_id
-    path, other = quantize(spec, Hooks()), quantize(text, Hooks())
-    assert Checkpoint(path).about()["calibration"]["source"] == spec.calibration.source
+    plan = resolve_weights(spec_for(tiny_models / "llava", source.replace("FOLDER", str(folder))))
+    assert re.fullmatch(r"pictures@v\d+|pictures:/.+@[0-9a-f]{12}", plan.spec.calibration.source)
+    assert resolve_weights(plan.spec) == plan
+    text = resolve_weights(spec_for(tiny_models / "llava", "builtin"))
+    path, other = quantize(plan, "cpu", Hooks()), quantize(text, "cpu", Hooks())
+    assert path != other
+    assert Checkpoint(path).spec() == plan.spec
     records = Checkpoint(path).records()
     assert len(records) == 14
     assert all(0 < record.output_error < 1 for record in records)
@@ -109,9 +109,9 @@ def test_drawn_pictures_follow_the_seed():
 
 def test_what_can_not_be_used_is_said_in_a_sentence(tiny_models, folder):
     with pytest.raises(UserError, match="llama is a text model and takes no pictures: calibrate it on a text"):
-        resolve(spec_for(tiny_models / "llama", "pictures"))
+        resolve_weights(spec_for(tiny_models / "llama", "pictures"))
     with pytest.raises(UserError, match="DB-LLM trains on texts alone"):
-        resolve(spec_for(tiny_models / "llava", "pictures", QuantSetting(method="db_llm", w_bits=2)))
+        resolve_weights(spec_for(tiny_models / "llava", "pictures", QuantSetting(method="db_llm", w_bits=2)))
     with pytest.raises(UserError, match="drawn pictures have changed"):
         pictures.pin("pictures@v0")
     pinned = pictures.pin(f"pictures:{folder}")

@@ -10,16 +10,17 @@ from models import tiny_chat
 from safetensors.torch import load_file, save_file
 
 from quant_engine import folders
-from quant_engine.checkpoints import Checkpoint, ledger_of, load_quantized
+from quant_engine.checkpoints import Checkpoint, checkpoint_id, ledger_of, load_quantized
 from quant_engine.data.texts import calibration_windows
 from quant_engine.kernels.linear import QuantLinear
-from quant_engine.methods import METHODS, Statistics
+from quant_engine.methods import Layer, Statistics
 from quant_engine.models.catalog import model_card
 from quant_engine.models.load import LINEARS, load_dense
 from quant_engine.progress import Hooks, Stopped
-from quant_engine.quantize.stream import histogram, quantize
-from quant_engine.runs.resolve import resolve
-from quant_engine.spec import Calibration, QuantSetting, RunSpec, UserError
+from quant_engine.quantize.record import histogram
+from quant_engine.runs.resolve import resolve_weights
+from quant_engine.runs.weights import checkpoint_folder, quantize
+from quant_engine.spec import Calibration, QuantSetting, UserError, WeightSpec
 
 
 @pytest.fixture(scope="session")
@@ -35,24 +36,16 @@ def tiny_models(tmp_path_factory):
 TEXT = Calibration(samples=6, length=40)
 
 
-def spec_for(folder, method="gptq", bits=3, group=16, **options):
-    return resolve(
-        RunSpec(
-            model=str(folder),
-            setting=QuantSetting(method=method, w_bits=bits, group_size=group, options=options),
-            calibration=TEXT,
-            tasks=("perplexity",),
-            window=64,
-        )
-    )
+def plan_for(folder, method="gptq", bits=3, group=16, **options):
+    setting = QuantSetting(method=method, w_bits=bits, group_size=group, options=options)
+    return resolve_weights(WeightSpec(model=str(folder), setting=setting, calibration=TEXT))
 
 
-def plain_llama(folder, spec):
+def plain_llama(folder, plan):
     """Quantizes with the whole dense model in memory: one forward per set of linears, hooks on the dense layers."""
     loaded = load_dense(model_card(str(folder)), None, "float32", "cpu")
     decoder = loaded.model.model.language_model if loaded.card.pictures else loaded.model.model
-    method = METHODS[spec.setting.method]
-    options = method.options(spec.setting)
+    method, setting, options = plan.method, plan.spec.setting, plan.options
     windows = calibration_windows(TEXT, loaded.tokenizer)
     for block in decoder.layers:
         for names in (LINEARS[:3], LINEARS[3:4], LINEARS[4:6], LINEARS[6:]):
@@ -72,7 +65,7 @@ def plain_llama(folder, spec):
                 x = torch.cat(inputs[name]).reshape(-1, inputs[name][0].shape[-1])
                 statistics = Statistics(2 / len(windows) * x.T @ x, len(windows))
                 layer = block.get_submodule(name)
-                stored = method.quantize(layer.weight.data.clone(), statistics, spec.setting, options, print)
+                stored = method.quantize(Layer(layer.weight.data.clone(), statistics, setting, options, print))
                 layer.weight.data = stored.dequantize()
     return loaded.model
 
@@ -80,9 +73,9 @@ def plain_llama(folder, spec):
 @pytest.mark.parametrize("family", ["llama", "llava"])
 @pytest.mark.parametrize("method", ["gptq", "rtn"])
 def test_streaming_equals_quantizing_the_whole_model_in_memory(lab, tiny_models, family, method):
-    spec = spec_for(tiny_models / family, method)
-    loaded = load_quantized(quantize(spec, Hooks()), "float32", "cpu")
-    expected = plain_llama(tiny_models / family, spec)
+    plan = plan_for(tiny_models / family, method)
+    loaded = load_quantized(quantize(plan, "cpu", Hooks()), "float32", "cpu")
+    expected = plain_llama(tiny_models / family, plan)
     ids = torch.arange(4, 44)[None]
     with torch.no_grad():
         assert torch.allclose(loaded.model(input_ids=ids).logits, expected(input_ids=ids).logits, atol=2e-3)
@@ -115,28 +108,30 @@ def test_both_namings_of_llava_weights_are_understood(tiny_models, tmp_path):
 
 
 def test_the_same_setting_is_found_and_not_quantized_again(lab, tiny_models):
-    spec = spec_for(tiny_models / "llama")
-    path = quantize(spec, Hooks())
+    plan = plan_for(tiny_models / "llama")
+    path = quantize(plan, "cpu", Hooks())
     seen = []
-    assert quantize(spec, Hooks(progress=seen.append)) == path
+    assert quantize(plan, "cpu", Hooks(progress=seen.append)) == path
     assert seen == []
 
 
 @pytest.mark.parametrize("method", ["gptq", "rtn"])
 def test_a_stopped_quantization_goes_on_behind_its_last_finished_block(lab, tiny_models, method):
-    spec = spec_for(tiny_models / "llama", method)
-    reference = load_quantized(quantize(spec, Hooks()), "float32", "cpu").model
+    plan = plan_for(tiny_models / "llama", method)
+    reference = load_quantized(quantize(plan, "cpu", Hooks()), "float32", "cpu").model
     shutil.rmtree(folders.checkpoints())
 
     at = []
     with pytest.raises(Stopped):
-        quantize(spec, Hooks(progress=at.append, should_stop=lambda: at[-1].block == 2 and at[-1].linear is not None))
-    finished = Checkpoint(next(folders.checkpoints().iterdir()))
+        quantize(
+            plan, "cpu", Hooks(progress=at.append, should_stop=lambda: at[-1].block == 2 and at[-1].linear is not None)
+        )
+    finished = Checkpoint(checkpoint_folder(plan.spec))
     assert finished.finished_blocks() == 1
     before = (finished.path / "000.safetensors").stat().st_mtime_ns
 
     at.clear()
-    path = quantize(spec, Hooks(progress=at.append))
+    path = quantize(plan, "cpu", Hooks(progress=at.append))
     assert {progress.block for progress in at if progress.stage == "quantizing"} == {2, 3}
     assert (path / "000.safetensors").stat().st_mtime_ns == before
     again = load_quantized(path, "float32", "cpu").model
@@ -144,18 +139,26 @@ def test_a_stopped_quantization_goes_on_behind_its_last_finished_block(lab, tiny
         assert torch.equal(ours, theirs), name
 
 
-def test_a_block_file_without_its_json_is_made_again(lab, tiny_models):
-    spec = spec_for(tiny_models / "llama", "rtn")
-    path = quantize(spec, Hooks())
+def test_a_block_that_is_missing_is_made_again(lab, tiny_models):
+    plan = plan_for(tiny_models / "llama", "rtn")
+    path = quantize(plan, "cpu", Hooks())
     (path / "quantization.json").unlink()
-    (path / "002.json").unlink()
-    (path / "002.safetensors").write_bytes(b"half of a fi")
-    load_quantized(quantize(spec, Hooks()), "float32", "cpu")
+    (path / "002.safetensors").rename(path / ".002.safetensors-half.part")
+    load_quantized(quantize(plan, "cpu", Hooks()), "float32", "cpu")
+
+
+def test_when_all_blocks_are_there_no_calibration_goes_through_them(lab, tiny_models):
+    plan, stages = plan_for(tiny_models / "llama"), []
+    path = quantize(plan, "cpu", Hooks())
+    (path / "quantization.json").unlink()
+    quantize(plan, "cpu", Hooks(progress=lambda progress: stages.append(progress.stage)))
+    assert Checkpoint(path).is_complete()
+    assert set(stages) == {"loading"}
 
 
 def test_memory_and_files_agree_with_the_ledger(lab, tiny_models):
-    spec = spec_for(tiny_models / "llama")
-    path = quantize(spec, Hooks())
+    plan = plan_for(tiny_models / "llama")
+    path = quantize(plan, "cpu", Hooks())
     loaded = load_quantized(path, "float32", "cpu")
     ledger = ledger_of(loaded.model)
     held = sum(
@@ -170,14 +173,14 @@ def test_memory_and_files_agree_with_the_ledger(lab, tiny_models):
 
 def test_records_say_what_each_linear_cost(lab, tiny_models):
     for method in ("gptq", "rtn"):
-        records = Checkpoint(quantize(spec_for(tiny_models / "llama", method), Hooks())).records()
+        records = Checkpoint(quantize(plan_for(tiny_models / "llama", method), "cpu", Hooks())).records()
         assert [(one.block, one.linear) for one in records] == [(b, name) for b in range(3) for name in LINEARS]
         assert all(0 < one.output_error < one.weight_error * 3 for one in records)
         assert all(one.weight_error < 0.1 for one in records)
 
 
 def test_records_count_the_weights_before_and_after(lab, tiny_models):
-    path = quantize(spec_for(tiny_models / "llama", "rtn"), Hooks())
+    path = quantize(plan_for(tiny_models / "llama", "rtn"), "cpu", Hooks())
     card = model_card(str(tiny_models / "llama"))
     dense = load_dense(card, None, "float32", "cpu").model.model.layers[1].self_attn.q_proj.weight
     stored = load_quantized(path, "float32", "cpu").model.model.layers[1].self_attn.q_proj.weight.dequantize()
@@ -198,7 +201,7 @@ def test_weights_that_are_all_zero_or_no_number_have_a_histogram():
 
 
 def test_damaged_weights_are_one_sentence(lab, tiny_models, tmp_path):
-    path = quantize(spec_for(tiny_models / "llama", "rtn"), Hooks())
+    path = quantize(plan_for(tiny_models / "llama", "rtn"), "cpu", Hooks())
     (path / "001.safetensors").write_bytes(b"nonsense")
     with pytest.raises(UserError, match="damaged: delete that folder"):
         load_quantized(path, "float32", "cpu")
@@ -211,17 +214,17 @@ def test_damaged_weights_are_one_sentence(lab, tiny_models, tmp_path):
 def test_calibration_text_too_short_is_one_sentence(lab, tiny_models, tmp_path):
     text = tmp_path / "short.txt"
     text.write_text("Too short.")
-    spec = spec_for(tiny_models / "llama")
-    spec = resolve(spec.model_copy(update={"calibration": Calibration(source=str(text), length=40)}))
+    plan = plan_for(tiny_models / "llama")
+    short = plan.spec.model_copy(update={"calibration": Calibration(source=str(text), length=40)})
     with pytest.raises(UserError, match="too few for windows of 40"):
-        quantize(spec, Hooks())
+        quantize(resolve_weights(short), "cpu", Hooks())
 
 
 def test_other_weights_in_the_same_folder_make_another_checkpoint(lab, tiny_models, tmp_path):
     folder = shutil.copytree(tiny_models / "llama", tmp_path / "model")
-    first = spec_for(folder)
+    first = plan_for(folder)
     (folder / "model.safetensors").write_bytes((tiny_models / "llama" / "model.safetensors").read_bytes())
-    assert spec_for(folder).run_id != first.run_id
+    assert checkpoint_id(plan_for(folder).spec) != checkpoint_id(first.spec)
 
 
 def test_a_folder_with_another_kind_of_model_is_refused(tmp_path):

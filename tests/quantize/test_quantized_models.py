@@ -11,9 +11,9 @@ from quant_engine.checkpoints import Checkpoint, ledger_of, load_quantized
 from quant_engine.kernels.linear import QuantLinear
 from quant_engine.methods import METHODS
 from quant_engine.progress import Hooks
-from quant_engine.quantize.stream import quantize
-from quant_engine.runs.resolve import resolve
-from quant_engine.spec import Calibration, QuantSetting, RunSpec
+from quant_engine.runs.resolve import resolve_weights
+from quant_engine.runs.weights import quantize
+from quant_engine.spec import Calibration, QuantSetting, WeightSpec
 from quant_engine.weights.rotated import RotatedInt
 
 SETTINGS = [
@@ -37,23 +37,16 @@ def test_what_was_quantized_is_what_answers(lab, tiny_models, monkeypatch, famil
     method = setting.method
     before = METHODS[method]
 
-    def keep(*given):
-        stored = before.quantize(*given)
+    def keep(layer):
+        stored = before.quantize(layer)
         # The pipeline drops a block's weights when it is saved.
         made.append(deepcopy(stored))
         return stored
 
     monkeypatch.setitem(METHODS, method, replace(before, quantize=keep))
-    spec = resolve(
-        RunSpec(
-            model=str(tiny_models / family),
-            setting=setting,
-            calibration=Calibration(samples=6, length=40),
-            tasks=("perplexity",),
-            window=64,
-        )
-    )
-    path = quantize(spec, Hooks())
+    text = Calibration(samples=6, length=40)
+    plan = resolve_weights(WeightSpec(model=str(tiny_models / family), setting=setting, calibration=text))
+    path = quantize(plan, "cpu", Hooks())
     loaded = load_quantized(path, "float32", "cpu")
     layers = {name: module for name, module in loaded.model.named_modules() if isinstance(module, QuantLinear)}
     assert len(layers) == len(made) == 14

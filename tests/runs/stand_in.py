@@ -8,15 +8,16 @@ import os
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
-from quant_engine.progress import Progress, Stopped
+from quant_engine.progress import Progress
 from quant_engine.runs.worker import main
 from quant_engine.spec import UserError
 
 
-def execute(spec, on_progress, should_stop, log):
-    what, _, detail = spec.model.partition("=")
-    log(f"the engine was asked to {what}")
+def execute(spec, hooks):
+    what, _, detail = spec.weights.model.partition("=")
+    hooks.log(f"the engine was asked to {what}")
     if what == "work":  # for so many seconds, and leave a mark each time that it starts
         marks = os.environ.get("STAND_IN_MARKS")
         if marks:
@@ -24,9 +25,8 @@ def execute(spec, on_progress, should_stop, log):
                 file.write(f"{spec.run_id} {os.getpid()}\n")
         end = time.monotonic() + float(detail)
         while time.monotonic() < end:
-            on_progress(Progress(stage="quantizing", fraction=0.5, block=3, blocks=6, linear="q_proj"))
-            if should_stop():
-                raise Stopped
+            hooks.progress(Progress(stage="quantizing", fraction=0.5, block=3, blocks=6, linear="q_proj"))
+            hooks.check_stop()
             time.sleep(0.02)
     elif what == "hang":  # and never ask whether to stop
         time.sleep(60)
@@ -48,4 +48,5 @@ def execute(spec, on_progress, should_stop, log):
 
 
 if __name__ == "__main__":
-    sys.exit(main(execute=execute))
+    sys.modules["quant_engine.runs.execute"] = SimpleNamespace(execute=execute)
+    sys.exit(main())

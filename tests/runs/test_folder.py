@@ -4,9 +4,12 @@ import pytest
 
 from quant_engine.results import ItemOutput, LayerRecord, Result
 from quant_engine.runs import folder
-from quant_engine.spec import QuantSetting, RunSpec, UserError
+from quant_engine.spec import QuantSetting, RunSpec, UserError, WeightSpec
 
-SPEC = RunSpec(model="tiny", setting=QuantSetting(method="rtn", w_bits=4), tasks=("perplexity:/a/b.txt@0123456789ab",))
+SPEC = RunSpec(
+    weights=WeightSpec(model="tiny", setting=QuantSetting(method="rtn", w_bits=4)),
+    tasks=("perplexity:/a/b.txt@0123456789ab",),
+)
 
 
 def result(**fields):
@@ -54,6 +57,12 @@ def test_shipped_runs_are_shown_until_the_same_run_is_made_here(lab, monkeypatch
     own = write(2.0)
     assert list(folder.run_folders()) == [own] != [shipped]
     assert folder.read(shipped).results[0].value == 1.0
+
+
+@pytest.mark.parametrize("text", ["", "..", "../../etc", "/etc", "f" * 15, "F" * 16, f"{'f' * 16}/..", "f" * 16 + "\n"])
+def test_what_is_no_run_id_never_names_a_folder(lab, text):
+    with pytest.raises(UserError, match="is not a run id"):
+        folder.run_path(text)
 
 
 def test_a_write_that_fails_leaves_no_folder(lab, monkeypatch):

@@ -1,16 +1,18 @@
 """The run queue: one owner per run, whatever the processes do."""
 
 import os
+import sqlite3
 import subprocess
 import sys
 import threading
+from contextlib import closing
 
 import pytest
 
 from quant_engine.progress import Progress
 from quant_engine.runs import queue as queue_module
 from quant_engine.runs.queue import MAX_ATTEMPTS, Queue, owner_name
-from quant_engine.spec import RunSpec, UserError
+from quant_engine.spec import RunSpec, UserError, WeightSpec
 
 
 @pytest.fixture(autouse=True)
@@ -24,7 +26,7 @@ def queue(tmp_path):
 
 
 def spec(model="m", **more):
-    return RunSpec(model=model, tasks=("perplexity",), **more)
+    return RunSpec(weights=WeightSpec(model=model), tasks=("perplexity",), **more)
 
 
 def write_results(tmp_path, run_id):
@@ -70,7 +72,7 @@ def test_a_failed_or_cancelled_run_is_queued_again_by_submit_and_by_resume(queue
     run_id = queue.submit(spec())
     for again in (lambda: queue.submit(spec()), lambda: queue.resume(run_id)):
         queue.claim(run_id, "a")
-        queue.fail(run_id, "a", "Because.") if end == "failed" else queue.cancelled(run_id, "a")
+        queue.fail(run_id, "a", "Because.") if end == "failed" else queue.confirm_cancel(run_id, "a")
         assert queue.get(run_id).state == end
         again()
         run = queue.get(run_id)
@@ -87,11 +89,11 @@ def test_runs_are_claimed_oldest_first_and_listed_newest_first(queue):
 
 def test_nothing_waits_for_a_start_while_a_run_is_running(queue):
     first, second = queue.submit(spec("m1")), queue.submit(spec("m2"))
-    assert queue.waiting() == first
+    assert queue.next_to_start() == first
     queue.claim(first, "a")
-    assert queue.waiting() is None
+    assert queue.next_to_start() is None
     queue.finish(first, "a")
-    assert queue.waiting() == second
+    assert queue.next_to_start() == second
 
 
 def test_many_processes_that_claim_at_once_get_each_run_exactly_once(queue):
@@ -184,7 +186,7 @@ def test_a_running_run_learns_of_a_cancel_with_its_next_report(queue):
     queue.claim(run_id, "a")
     assert queue.cancel(run_id).cancelling
     assert queue.report(run_id, "a") == "cancel"
-    assert queue.cancelled(run_id, "a")
+    assert queue.confirm_cancel(run_id, "a")
     run = queue.get(run_id)
     assert (run.state, run.cancelling, run.owner) == ("cancelled", False, None)
     assert run.ended is not None
@@ -231,7 +233,7 @@ def test_an_unknown_run_is_a_sentence(queue):
 
 def test_a_queue_that_nobody_wrote_to_is_empty_and_makes_no_file(queue):
     assert queue.list() == []
-    assert queue.waiting() is None
+    assert queue.next_to_start() is None
     assert not queue.path.exists()
 
 
@@ -251,6 +253,79 @@ def test_a_read_only_queue_is_a_sentence(queue):
     queue.path.parent.chmod(0o755)
 
 
+class NoSharedMemory(sqlite3.Connection):
+    """SQLite on storage that takes a write-ahead log when asked for one, and fails when the log is first used."""
+
+    exclusive = False
+
+    def execute(self, statement, *values):
+        self.exclusive |= "EXCLUSIVE" in statement
+        has_log = self.path.exists() and self.path.read_bytes()[18:19] == b"\2"  # so says the file
+        if has_log and not self.exclusive and statement != "PRAGMA journal_mode = WAL":
+            raise sqlite3.OperationalError("disk I/O error")
+        return super().execute(statement, *values)
+
+
+def refuse_at_once(monkeypatch, path):
+    """A way of locking that SQLite offers for odd storage, and with which it takes no write-ahead log."""
+    connect = sqlite3.connect
+    monkeypatch.setattr(
+        sqlite3, "connect", lambda path, **more: connect(f"file:{path}?vfs=unix-dotfile", uri=True, **more)
+    )
+
+
+def refuse_at_first_use(monkeypatch, path):
+    connect = sqlite3.connect
+    monkeypatch.setattr(NoSharedMemory, "path", path, raising=False)
+    monkeypatch.setattr(sqlite3, "connect", lambda path, **more: connect(path, factory=NoSharedMemory, **more))
+
+
+@pytest.mark.parametrize("refuse", [refuse_at_once, refuse_at_first_use])
+def test_storage_without_a_write_ahead_log_gets_a_rollback_journal_and_the_log_says_so(
+    queue, monkeypatch, caplog, refuse
+):
+    refuse(monkeypatch, queue.path)
+    run_id = queue.submit(spec())
+    assert queue.claim(run_id, "a").state == "running"
+    assert queue.report(run_id, "a", Progress(block=1)) == "mine"
+    assert queue.finish(run_id, "a")
+    assert queue.list()[0].state == "done"
+    assert [record.message for record in caplog.records] == [
+        f"The run queue {queue.path} uses a rollback journal: its storage holds no write-ahead log."
+    ]
+
+
+def test_a_queue_that_was_left_with_a_write_ahead_log_is_read_where_none_works(queue, monkeypatch):
+    run_id = queue.submit(spec())
+    assert queue.path.read_bytes()[18:20] == b"\2\2"
+    monkeypatch.setattr(queue_module, "_journals", {})  # a later process
+    refuse_at_first_use(monkeypatch, queue.path)
+    assert queue.claim(run_id, "a").state == "running"
+    assert queue.path.read_bytes()[18:20] == b"\1\1"
+
+
+def test_other_storage_gets_a_write_ahead_log_and_the_log_says_so_once(queue, caplog):
+    caplog.set_level("INFO")
+    queue.submit(spec())
+    queue.list()
+    with sqlite3.connect(queue.path) as db:
+        assert db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    assert [record.message for record in caplog.records] == [f"The run queue {queue.path} uses a write-ahead log."]
+
+
+def test_a_busy_queue_is_no_reason_to_give_up_the_write_ahead_log(queue, monkeypatch):
+    queue.submit(spec())
+    monkeypatch.setattr(queue_module, "_journals", {})
+    monkeypatch.setattr(queue_module, "_BUSY_TIMEOUT_S", 0.05)
+    with closing(sqlite3.connect(queue.path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(UserError, match="held by another process"):
+            queue.list()
+        other.execute("ROLLBACK")
+    queue.list()
+    assert queue.path.read_bytes()[18:20] == b"\2\2"
+
+
 def test_a_damaged_queue_is_a_sentence(queue):
     queue.path.write_bytes(b"this is no database" * 100)
     with pytest.raises(UserError, match="is damaged: move the file away"):
@@ -262,7 +337,7 @@ def test_a_full_disk_is_a_sentence_and_leaves_the_queue_as_it_was(queue, monkeyp
     full = "PRAGMA max_page_count = 1"  # SQLite then refuses to grow, with the error of a full disk
     monkeypatch.setattr(queue_module, "_SCHEMA", full)
     with pytest.raises(UserError, match="the disk is full: free some space"):
-        queue.submit(RunSpec(model="m", tasks=tuple("t" * 300 + str(i) for i in range(100))))
+        queue.submit(RunSpec(weights=WeightSpec(model="m"), tasks=tuple("t" * 300 + str(i) for i in range(100))))
     assert queue.get(run_id).state == "queued"
 
 

@@ -1,27 +1,27 @@
 import pytest
 
 from quant_engine.runs.resolve import resolve
-from quant_engine.spec import Calibration, QuantSetting, RunSpec, UserError
+from quant_engine.spec import Calibration, QuantSetting, RunSpec, UserError, WeightSpec
 
 pytestmark = pytest.mark.demo
 
 
 def spec(model="demo-llm", tasks=("perplexity",), **fields):
-    return RunSpec(model=model, tasks=tasks, **fields)
+    return RunSpec(weights=WeightSpec(model=model, **fields), tasks=tasks)
 
 
 def test_equal_questions_have_equal_ids_however_they_are_put():
-    short = resolve(spec(setting=QuantSetting(method="gptq", w_bits=4)))
+    short = resolve(spec(setting=QuantSetting(method="gptq", w_bits=4))).spec
     spelled = resolve(
         spec(
             tasks=("perplexity", "perplexity"),
             setting=QuantSetting(method="GPTQ", w_bits=4, options={"damping": 0.01, "act_order": False}),
             calibration=Calibration(),
         )
-    )
+    ).spec
     assert short == spelled
     assert short.run_id == spelled.run_id
-    assert resolve(short) == short
+    assert resolve(short).spec == short
 
 
 def test_a_method_that_uses_no_data_has_no_calibration_in_its_id():
@@ -30,8 +30,19 @@ def test_a_method_that_uses_no_data_has_no_calibration_in_its_id():
 
 
 def test_the_weights_are_part_of_the_question():
-    assert resolve(spec()).revision
-    assert resolve(spec(model="demo")).revision != resolve(spec()).revision
+    plan = resolve(spec())
+    assert plan.spec.weights.revision
+    assert resolve(spec(model="demo")).spec.weights.revision != plan.spec.weights.revision
+    assert resolve(plan.spec) == plan
+    with pytest.raises(UserError, match=r"on this machine is revision .*, not 0123"):
+        resolve(spec(revision="0123"))
+
+
+def test_what_decides_no_weights_is_not_in_their_id():
+    plain, cuda = spec(), spec(tasks=("piqa",)).model_copy(update={"device": "cuda", "dtype": "bfloat16"})
+    assert resolve(plain).weights == resolve(cuda).weights
+    unquantized = spec(seed=3, dtype="bfloat16", calibration=Calibration())
+    assert resolve(unquantized) == resolve(plain)
 
 
 @pytest.mark.parametrize(

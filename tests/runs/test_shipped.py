@@ -13,10 +13,11 @@ SHIPPED = sorted(path for path in (folders.ASSETS / "runs").glob("*") if path.is
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
 def test_a_shipped_run_can_be_made_again(path):
     run = folder.read(path)
-    assert resolve(run.spec.model_copy(update={"revision": None})).run_id == path.name
+    weights = run.spec.weights.model_copy(update={"revision": None})
+    assert resolve(run.spec.model_copy(update={"weights": weights})).spec.run_id == path.name
     for task in run.spec.tasks:
         assert folder.read_items(path, task)
-    if run.spec.setting.method != "fp16":
+    if run.spec.weights.setting.method != "fp16":
         assert folder.read_layers(path)
 
 

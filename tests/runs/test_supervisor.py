@@ -13,7 +13,7 @@ from quant_engine.runs import supervisor as supervisor_module
 from quant_engine.runs.queue import Queue
 from quant_engine.runs.supervisor import Supervisor
 from quant_engine.runs.worker import run_claimed
-from quant_engine.spec import RunSpec
+from quant_engine.spec import RunSpec, WeightSpec
 
 STAND_IN = (sys.executable, str(Path(__file__).with_name("stand_in.py")))
 
@@ -35,7 +35,7 @@ def supervisor(queue):
 
 
 def submit(queue, model):
-    return queue.submit(RunSpec(model=model, tasks=("perplexity",)))
+    return queue.submit(RunSpec(weights=WeightSpec(model=model), tasks=("perplexity",)))
 
 
 def wait_for(queue, run_id, *states, condition=lambda run: True, seconds=20):

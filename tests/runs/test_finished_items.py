@@ -1,20 +1,22 @@
-"""What is kept of an evaluation that was interrupted."""
+"""An evaluation that was interrupted goes on behind its last finished item."""
 
 import math
+import signal
+import subprocess
+import sys
 
 import pytest
 from evaluate import local_sets
 from test_execute import do
-from test_quantize import tiny_models  # noqa: F401
 
 from quant_engine import folders
 from quant_engine.evaluate import likelihood
 from quant_engine.progress import Stopped
 from quant_engine.results import ItemOutput
 from quant_engine.runs import folder
-from quant_engine.runs.kept import KeptItems, forget
+from quant_engine.runs.finished_items import FinishedItemsFile, remove
 from quant_engine.runs.resolve import resolve
-from quant_engine.spec import RunSpec, UserError
+from quant_engine.spec import RunSpec, UserError, WeightSpec
 
 
 def output(k, score=1.0):
@@ -22,40 +24,65 @@ def output(k, score=1.0):
 
 
 def test_items_come_back_of_the_same_data_alone(lab):
-    first = KeptItems("0" * 16, "perplexity:/a/b.txt@0f")
+    first = FinishedItemsFile("0" * 16, "perplexity:/a/b.txt@0f")
     assert first.open("data 1") == {}
     first.add([output(1), output(2)])
     first.add([output(3, math.nan)])
-    again = KeptItems("0" * 16, "perplexity:/a/b.txt@0f")
+    again = FinishedItemsFile("0" * 16, "perplexity:/a/b.txt@0f")
     found = again.open("data 1")
-    assert (list(found), again.found) == (["1", "2", "3"], 3)
+    assert (list(found), again.earlier_count) == (["1", "2", "3"], 3)
     assert found["1"] == output(1)
     assert math.isnan(found["3"].score)
-    assert KeptItems("0" * 16, "perplexity:/a/b.txt@0f").open("data 2") == {}
-    assert KeptItems("1" * 16, "perplexity:/a/b.txt@0f").open("data 2") == {}
+    assert FinishedItemsFile("0" * 16, "perplexity:/a/b.txt@0f").open("data 2") == {}
+    assert FinishedItemsFile("1" * 16, "perplexity:/a/b.txt@0f").open("data 2") == {}
 
 
 def test_a_line_that_was_cut_off_ends_the_file(lab):
-    first = KeptItems("0" * 16, "piqa")
+    first = FinishedItemsFile("0" * 16, "piqa")
     first.open("data")
     first.add([output(1), output(2)])
     (path,) = (folders.home() / "evaluations").rglob("*.jsonl")
     path.write_text(path.read_text()[:-20])
-    again = KeptItems("0" * 16, "piqa")
+    again = FinishedItemsFile("0" * 16, "piqa")
     assert list(again.open("data")) == ["1"]
     again.add([output(2)])
-    assert list(KeptItems("0" * 16, "piqa").open("data")) == ["1", "2"]
-    forget("0" * 16)
-    assert KeptItems("0" * 16, "piqa").open("data") == {}
+    assert list(FinishedItemsFile("0" * 16, "piqa").open("data")) == ["1", "2"]
+    remove("0" * 16)
+    assert FinishedItemsFile("0" * 16, "piqa").open("data") == {}
+
+
+RESUME = """
+import resource, signal, sys
+from quant_engine.runs.finished_items import FinishedItemsFile
+signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), int(sys.argv[1])))
+FinishedItemsFile("0" * 16, "piqa").open("data")
+"""
+
+
+@pytest.mark.parametrize("cut_off", [False, True])
+def test_a_kill_while_resuming_loses_no_item(lab, cut_off):
+    """The system kills the process as soon as a file that it writes is longer than a tenth of what there is."""
+    FinishedItemsFile("0" * 16, "piqa").open("data")
+    FinishedItemsFile("0" * 16, "piqa").add([output(k) for k in range(1000)])
+    (path,) = (folders.home() / "evaluations").rglob("*.jsonl")
+    if cut_off:
+        path.write_text(path.read_text() + '{"item": "1000", "pro')
+    killed = subprocess.run(
+        [sys.executable, "-c", RESUME, str(path.stat().st_size // 10)], cwd=folders.PROJECT, check=False
+    )
+    assert killed.returncode == (-signal.SIGXFSZ if cut_off else 0), "only what must be cut off is written anew"
+    assert len(FinishedItemsFile("0" * 16, "piqa").open("data")) == 1000
 
 
 @pytest.fixture
-def piqa(lab, tiny_models, tmp_path, monkeypatch):  # noqa: F811
+def piqa(lab, tiny_models, tmp_path, monkeypatch):
     """A run of a tiny model on PIQA, one item a batch."""
     monkeypatch.setenv("LOWBIT_DATA", str(tmp_path))
     monkeypatch.setitem(likelihood.BATCH_TOKENS, "cpu", 1)
     local_sets.jsonl(tmp_path / "piqa_val.jsonl", local_sets.PIQA)
-    return resolve(RunSpec(model=str(tiny_models / "llama"), tasks=("piqa",)))
+    return resolve(RunSpec(weights=WeightSpec(model=str(tiny_models / "llama")), tasks=("piqa",))).spec
 
 
 def test_a_run_that_was_stopped_goes_on_at_the_next_item(piqa):

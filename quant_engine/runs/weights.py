@@ -1,0 +1,131 @@
+"""Weights as a plan says: found, if they were quantized before, else made; and loaded, ready to answer."""
+
+from __future__ import annotations
+
+import filecmp
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from quant_engine import __version__, disk, folders
+from quant_engine.checkpoints.folder import Checkpoint, checkpoint_id, load_quantized
+from quant_engine.models.load import Loaded, load_dense
+from quant_engine.progress import Hooks, Progress
+from quant_engine.quantize.plan import WeightPlan
+from quant_engine.quantize.stream import Stream
+from quant_engine.quantize.whole_model import TRAINING_SHARE, trained_tensors
+from quant_engine.spec import UserError, WeightSpec
+
+LOCK_S = 0.5
+
+
+def load(plan: WeightPlan, dtype: str, device: str, hooks: Hooks) -> Loaded:
+    """The model of a plan, computing in `dtype` on `device`; quantized now, if it never was.
+
+    Raises UserError where the user can change something, and Stopped when asked to stop.
+    """
+    if plan.method is None:
+        hooks.progress(Progress(stage="loading", message=f"loading {plan.card.title}"))
+        return load_dense(plan.card, plan.spec.revision, dtype, device)
+    path = quantize(plan, device, hooks)
+    hooks.progress(Progress(stage="loading", fraction=1, message="loading the quantized model"))
+    return load_quantized(path, dtype, device)
+
+
+def quantize(plan: WeightPlan, device: str, hooks: Hooks) -> Path:
+    """The checkpoint folder of a plan's weights: found if made before, else made or completed, on `device`.
+
+    Raises UserError where the user can change something, and Stopped when asked to stop (finished blocks are kept).
+    """
+    checkpoint = Checkpoint(checkpoint_folder(plan.spec))
+    if not checkpoint.is_complete():
+        with _locked(checkpoint.path, hooks):
+            if not checkpoint.is_complete():
+                _make(plan, checkpoint, device, hooks)
+    return checkpoint.path
+
+
+def checkpoint_folder(spec: WeightSpec) -> Path:
+    """Where the quantized weights of a resolved spec lie, or would be written."""
+    return folders.checkpoints() / checkpoint_id(spec)
+
+
+def adopt(path: Path) -> WeightSpec:
+    """Makes the finished checkpoint in `path` the one that is found for its weights, and returns what they are.
+
+    A folder that was moved or copied from elsewhere is copied to its place. Raises UserError if it is unfinished or
+    damaged, if its base model is not on this machine, or if other weights of the same spec are there already.
+    """
+    checkpoint = Checkpoint(path)
+    if not checkpoint.is_complete():
+        raise UserError(f"{path} holds no finished quantized weights; make them with the command quantize.")
+    checkpoint.base_model()
+    spec = checkpoint.spec()
+    target = checkpoint_folder(spec)
+    if path.resolve() == target.resolve():
+        return spec
+    names = sorted(file.name for file in path.glob("*.safetensors"))
+    with _locked(target, Hooks()):
+        if not Checkpoint(target).is_complete():
+            with disk.replacing_folder(target) as aside:
+                for name in [*names, "quantization.json"]:
+                    shutil.copyfile(path / name, aside / name)
+        elif any(not (target / n).exists() or not filecmp.cmp(path / n, target / n, shallow=False) for n in names):
+            raise UserError(
+                f"{path} holds other weights than {target}, which were made from the same setting: delete one of them."
+            )
+    return spec
+
+
+@contextmanager
+def _locked(path: Path, hooks: Hooks) -> Iterator[None]:
+    """Waits until no other process makes the same checkpoint. The lock ends with its process, however that ends."""
+    lock = FileLock(path.with_name(f".{path.name}.lock"))
+    while True:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lock.acquire(timeout=LOCK_S)
+            break
+        except Timeout:
+            hooks.progress(Progress(stage="waiting", message="another process is quantizing the same model"))
+            hooks.check_stop()
+        except OSError as error:
+            raise UserError(
+                f"{path.parent} can't be written ({error.strerror}): make it writable, or set LOWBIT_HOME to another "
+                "folder."
+            ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _make(plan: WeightPlan, checkpoint: Checkpoint, device: str, hooks: Hooks) -> None:
+    """What a method trains on the whole model comes before all blocks, adapters behind them. Both keep their state in
+    the folder "training" until everything is finished."""
+    hooks.progress(Progress(stage="loading", message=f"loading {plan.card.title}"))
+    checkpoint.path.mkdir(parents=True, exist_ok=True)
+    training = checkpoint.path / "training"
+    fine_tuning = None
+    if plan.fine_tunes:
+        from quant_engine.finetune.training import FineTuning  # peft takes seconds to load
+
+        fine_tuning = FineTuning(plan, checkpoint, training, device, _last_share(hooks))
+    trained, seconds = trained_tensors(plan, training, device, hooks) if plan.method.train else ({}, 0.0)
+    Stream(plan, checkpoint, device, hooks, trained, seconds).run()
+    about = fine_tuning.run() if fine_tuning else None
+    checkpoint.finish(plan.spec, {"engine": __version__, "fine_tuning": about})
+    shutil.rmtree(training, ignore_errors=True)
+
+
+def _last_share(hooks: Hooks) -> Hooks:
+    """Hooks whose progress fills the part of quantization's bar that fine-tuning takes."""
+
+    def progress(state: Progress) -> None:
+        fraction = 1 - TRAINING_SHARE + TRAINING_SHARE * state.fraction
+        hooks.progress(state.model_copy(update={"fraction": fraction}))
+
+    return Hooks(progress, hooks.should_stop, hooks.log)
