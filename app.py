@@ -32,15 +32,16 @@ def main() -> None:
     )
 
 
-def free_port(wanted: str) -> int:
+def free_port(text: str) -> int:
     """The port as a number. Ends with a sentence if it is none, or if something listens there already."""
-    if not wanted.isdecimal() or not 0 < int(wanted) < 65536:
-        raise SystemExit(f"PORT must be a number from 1 to 65535, not {wanted!r}.")
+    if not text.isdecimal() or not 0 < int(text) < 65536:
+        raise SystemExit(f"PORT must be a number from 1 to 65535, not {text!r}.")
+    port = int(text)
     with socket.socket() as probe:
         probe.settimeout(1)
-        if probe.connect_ex(("127.0.0.1", int(wanted))) == 0:
-            raise SystemExit(f"Port {wanted} is in use: stop what listens there, or set PORT to another number.")
-    return int(wanted)
+        if probe.connect_ex(("127.0.0.1", port)) == 0:
+            raise SystemExit(f"Port {port} is in use: stop what listens there, or set PORT to another number.")
+    return port
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What measured runs scored item by item: read once per run, set side by side where the items are the same."""
+"""What measured runs scored item by item: read once per run, joined where the items are the same."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ class Scored:
 
 def runs_with(board: Board, model: str, column: Column) -> tuple[Run, ...]:
     """The measured runs of a model that have a number, or a collapse, in a column; none if they are too many."""
-    place = board.columns.index(column)
-    ours = ((board.rows["model"] == model) & (board.rows["source"] == "measured")).to_numpy()
-    cells = board.cells[:, place]
-    rows = np.flatnonzero(ours & ((cells == Cell.OK) | (cells == Cell.COLLAPSED)))
+    column_index = board.columns.index(column)
+    of_model = ((board.rows["model"] == model) & (board.rows["source"] == "measured")).to_numpy()
+    cells = board.cells[:, column_index]
+    rows = np.flatnonzero(of_model & ((cells == Cell.OK) | (cells == Cell.COLLAPSED)))
     if len(rows) > MOST_RUNS:
         return ()
-    revisions = board.results["data_revision"].iloc[board.origin[rows, place]]
+    revisions = board.results["data_revision"].iloc[board.origin[rows, column_index]]
     return tuple(
         Run(run_id, _stamp(run_id), str(revision))
         for run_id, revision in zip(board.rows["run_id"].iloc[rows], revisions, strict=True)
@@ -57,10 +57,10 @@ def runs_with(board: Board, model: str, column: Column) -> tuple[Run, ...]:
 
 def scored(runs: Sequence[Run], number: str) -> list[Scored]:
     """The unit scores of runs by the items that they were asked. Runs whose items can't be read are left out."""
-    known = parse_result_name(number)
-    if known is None:
+    parsed = parse_result_name(number)
+    if parsed is None:
         return []
-    task, suffix = known
+    task, suffix = parsed
     groups: dict[tuple[str, str], list[tuple[str, np.ndarray]]] = {}
     for run in runs:
         units = _units(run.run_id, run.stamp, number)
@@ -84,10 +84,10 @@ def resampled_values(runs: tuple[Run, ...], number: str, draws: int) -> dict[str
     Runs that were asked the same items get the same ones in every draw. Runs whose items can't be read are left out.
     """
     values = {}
-    for place, group in enumerate(scored(runs, number)):
-        means = paired.resampled_means(group.scores, draws, seed=place)
-        for run_id, of_run in zip(group.runs, means.T, strict=True):
-            values[run_id] = np.array([paired.value_of(group.task, mean) for mean in of_run])
+    for seed, group in enumerate(scored(runs, number)):
+        means = paired.resampled_means(group.scores, draws, seed=seed)
+        for run_id, run_means in zip(group.runs, means.T, strict=True):
+            values[run_id] = np.array([paired.value_of(group.task, mean) for mean in run_means])
     return values
 
 

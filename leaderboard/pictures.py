@@ -1,4 +1,4 @@
-"""Pictures: a visitor's, checked and decoded defensively, made small and kept as a clean file of our own; an item's."""
+"""Pictures: a visitor's, checked and decoded defensively and stored small in a clean file of our own; an item's."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ def preview(picture: Path, side: int = PREVIEW_SIDE) -> str:
         return address(image, side)
 
 
-def of_item(run: RunFolder, task: str, item: str) -> str:
-    """The picture of an item that a run was asked about, as a data: address. Raises UserError if it can't be had."""
-    known = parse_result_name(task)
-    revision = next((one.data_revision for one in run.results if one.task == task), None)
-    if known is None or revision is None or not isinstance(known[0], VisualQuestions):
-        raise UserError(f"{task} is no picture task of run {run.path.name}.")
-    return address(known[0].picture_of(item, revision), ITEM_SIDE)
+def picture_of_item(run: RunFolder, name: str, item: str) -> str:
+    """The picture of an item of a run's task as a data: address. Raises UserError if it can't be had."""
+    task, _ = parse_result_name(name) or (None, "")
+    revision = next((result.data_revision for result in run.results if result.task == name), None)
+    if revision is None or not isinstance(task, VisualQuestions):
+        raise UserError(f"{name} is no picture task of run {run.path.name}.")
+    return address(task.picture_of(item, revision), ITEM_SIDE)
 
 
 def address(picture: Image.Image, side: int) -> str:

@@ -23,11 +23,11 @@ def layer_errors(records: list[LayerRecord], label: str) -> Figure:
     with np.errstate(divide="ignore"):
         logs = np.log10(grid.to_numpy(dtype=float))
     logs[~np.isfinite(logs)] = np.nan
-    by_name = {(one.block, one.short): place(one.block, one.linear) for one in frame.itertuples()}
+    keys = {(row.block, row.short): linear_key(row.block, row.linear) for row in frame.itertuples()}
     ticks = np.arange(np.floor(np.nanmin(logs)), np.ceil(np.nanmax(logs)) + 1) if np.isfinite(logs).any() else []
     data = [
         {"type": "heatmap", "z": plot.grid(logs), "x": [int(block) for block in grid.columns], "y": names,
-         "text": [[by_name.get((int(block), name), "") for block in grid.columns] for name in names],
+         "text": [[keys.get((int(block), name), "") for block in grid.columns] for name in names],
          "customdata": np.dstack([grid.to_numpy(float), bits.to_numpy(float)]).tolist(),
          "hovertemplate": "block %{x}, %{y}<br>" + what + " %{customdata[0]:.3%}<br>%{customdata[1]:.2f} bits stored"
          "<extra></extra>",
@@ -62,14 +62,14 @@ def _with_errors(records: list[LayerRecord]) -> tuple[pd.DataFrame, str]:
     return frame, "output error" if of_outputs else "weight error"
 
 
-def place(block: int, linear: str) -> str:
-    """What names a linear of a run, in addresses too: 3.self_attn.q_proj."""
+def linear_key(block: int, linear: str) -> str:
+    """The name of a linear within its run, in addresses too: 3.self_attn.q_proj."""
     return f"{block}.{linear}"
 
 
 def linears(records: list[LayerRecord]) -> list[tuple[str, str]]:
-    """The linears of a run, as (what it is, place)."""
-    return [(f"block {one.block}, {one.linear}", place(one.block, one.linear)) for one in records]
+    """The linears of a run, as (what it is, key)."""
+    return [(f"block {row.block}, {row.linear}", linear_key(row.block, row.linear)) for row in records]
 
 
 def weights(records: list[LayerRecord], linear: str | None = None) -> Figure:
@@ -79,17 +79,17 @@ def weights(records: list[LayerRecord], linear: str | None = None) -> Figure:
     """
     if linear is None:
         frame, _ = _with_errors(records)
-        one = records[int(frame["error"].idxmax())]
+        record = records[int(frame["error"].idxmax())]
     else:
-        one = next((one for one in records if place(one.block, one.linear) == linear), None)
-    if one is None:
+        record = next((row for row in records if linear_key(row.block, row.linear) == linear), None)
+    if record is None:
         raise UserError(f"This run has no linear {linear}.")
-    if one.weights_before is None or one.weights_after is None or one.weights_reach is None:
+    if record.weights_before is None or record.weights_after is None or record.weights_reach is None:
         raise UserError("This run was made before histograms were kept. Run its setting again to see the weights.")
-    counts = np.array([one.weights_before, one.weights_after])
+    counts = np.array([record.weights_before, record.weights_after])
     shares = 100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     parts = counts.shape[1]
-    edges = np.linspace(-one.weights_reach, one.weights_reach, parts + 1)
+    edges = np.linspace(-record.weights_reach, record.weights_reach, parts + 1)
     middles = (edges[:-1] + edges[1:]) / 2
     data = [
         {"type": "bar", "name": "before", "x": plot.numbers(middles), "y": _logarithmic(shares[0]),
@@ -98,10 +98,11 @@ def weights(records: list[LayerRecord], linear: str | None = None) -> Figure:
          "marker": {"color": "#d9730d", "opacity": 0.7}, "hovertemplate": "%{x:.4f}: %{y:.3g}% after<extra></extra>"},
     ]  # fmt: skip
     beyond = shares[:, [0, -1]].sum(axis=1)
+    middle = shares[:, parts // 2]
     finding = (
-        f"Block {one.block}, {one.linear}: {shares[1, parts // 2]:.2g}% of the weights lie at zero (the middle part) "
-        f"after quantization, {shares[0, parts // 2]:.2g}% before. The outermost parts hold all that lies beyond: "
-        f"{beyond[1]:.2g}% after, {beyond[0]:.2g}% before. Weights are as the method saw them, its scales folded in."
+        f"Block {record.block}, {record.linear}: {middle[1]:.2g}% of the weights lie at zero (the middle part) after "
+        f"quantization, {middle[0]:.2g}% before. The outermost parts hold all that lies beyond: {beyond[1]:.2g}% "
+        f"after, {beyond[0]:.2g}% before. Weights are as the method saw them, its scales folded in."
     )
     layout = {
         "xaxis": plot.axis("weight"),

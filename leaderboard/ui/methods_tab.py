@@ -25,38 +25,38 @@ GROUP = 128
 
 def honest_bits(card: MethodCard) -> str:
     """Stored bits on LLaMA3-8B at each of the method's widths, as "4 → 4.16"."""
-    told = []
+    widths = []
     for bits in card.bits:
         stored = sizes.counted_bits(FIRST_MODEL, method_name(card.name), bits, GROUP if card.grouped else None)
         if stored is not None:
-            told.append(f"{bits:g} → {stored:.2f}")
-    where = f", groups of {GROUP}" if card.grouped else ""
-    return f"{', '.join(told)} (nominal → stored, {FIRST_MODEL}{where})" if told else "not counted"
+            widths.append(f"{bits:g} → {stored:.2f}")
+    groups = f", groups of {GROUP}" if card.grouped else ""
+    return f"{', '.join(widths)} (nominal → stored, {FIRST_MODEL}{groups})" if widths else "not counted"
 
 
 def standings(board: Board) -> pd.DataFrame:
-    """For each method and width of the study, its best row: `value`, `place` among the methods of that width, `of` how
-    many, and how it is `text`. Empty if there are no results."""
+    """For each method and width of the study, its best row: `value`, `rank` among the `methods` of that width, and how
+    it is `text`. Empty if there are no results."""
     try:
         column = quality.column_of_task(board, QUALITY)
-        found = quality.points(board, FIRST_MODEL, column.task)
+        points = quality.points(board, FIRST_MODEL, column.task)
     except UserError:
-        return pd.DataFrame(columns=["method", "w_bits", "place", "of", "text"])
-    best = quality.best_of_width(found[(found["w_bits"] < 16) & (found["a_bits"] == 16)])
+        return pd.DataFrame(columns=["method", "w_bits", "rank", "methods", "text"])
+    best = quality.best_of_width(points[(points["w_bits"] < 16) & (points["a_bits"] == 16)])
     best = best[best["source"] == "paper"].sort_values("loss").drop_duplicates(["method", "w_bits"])
-    best["place"] = best.groupby("w_bits")["loss"].rank(method="min")
-    best["of"] = best.groupby("w_bits")["loss"].transform("size")
+    best["rank"] = best.groupby("w_bits")["loss"].rank(method="min")
+    best["methods"] = best.groupby("w_bits")["loss"].transform("size")
     return best.sort_values("w_bits", ascending=False)
 
 
-def place_of(standing: pd.DataFrame, card: MethodCard) -> str:
-    """Where the method stands among those of the same width."""
-    mine = standing[standing["method"] == method_name(card.name)]
-    told = [
-        f"{bits:g} bit: {place:.0f} of {count:.0f} ({text})"
-        for bits, place, count, text in mine[["w_bits", "place", "of", "text"]].itertuples(index=False)
+def ranks(standings: pd.DataFrame, card: MethodCard) -> str:
+    """The method's rank among those of the same width, at each width."""
+    rows = standings[standings["method"] == method_name(card.name)]
+    widths = [
+        f"{bits:g} bit: {rank:.0f} of {count:.0f} ({value})"
+        for bits, rank, count, value in rows[["w_bits", "rank", "methods", "text"]].itertuples(index=False)
     ]
-    return f"{', '.join(told)} by perplexity on WikiText2 of {FIRST_MODEL} in the study" if told else ""
+    return f"{', '.join(widths)} by perplexity on WikiText2 of {FIRST_MODEL} in the study" if widths else ""
 
 
 def numbers(board: Board, card: MethodCard) -> str:
@@ -79,22 +79,22 @@ def formula_lines(formula: str) -> list[str]:
     return [line.strip() for line in lines]
 
 
-def facts(board: Board, standing: pd.DataFrame, card: MethodCard) -> str:
-    """A card below its formula."""
+def facts(board: Board, standings: pd.DataFrame, card: MethodCard) -> str:
+    """The facts about a method that stand below its formula."""
     group = "any group size, or per row" if card.grouped else "no groups to choose"
-    told = [
+    lines = [
         ("Stored", card.stored),
         ("Honest bits", honest_bits(card)),
         ("Its width counts", card.headline),
         ("Needs", f"{'calibration texts' if card.calibrated else 'no data'}; {group}"),
-        ("Place", place_of(standing, card)),
+        ("Place", ranks(standings, card)),
         ("Rows", numbers(board, card)),
     ]
-    lines = "".join(f"<div><dt>{name}</dt><dd>{escape(value)}</dd></div>" for name, value in told if value)
+    rows = "".join(f"<div><dt>{name}</dt><dd>{escape(value)}</dd></div>" for name, value in lines if value)
     link = f'<a href="{escape(card.url)}" rel="noreferrer">{escape(card.reference)}</a>'
     title = escape(method_name(card.name))
     see = f'<button type="button" data-method="{title}">See {title} on the leaderboard</button>'
-    return f"<dl>{lines}<div><dt>Paper</dt><dd>{link}</dd></div></dl>{see}"
+    return f"<dl>{rows}<div><dt>Paper</dt><dd>{link}</dd></div></dl>{see}"
 
 
 _JS = """
@@ -108,7 +108,7 @@ element.addEventListener('click', (event) => {
 def build(boards: Boards) -> list[gr.HTML]:
     """Lays out the cards. Returns those parts whose event `see` asks for a method's rows."""
     board, parts = boards.current(), []
-    standing = standings(board)
+    best = standings(board)
     with gr.Row(elem_classes="methods"):
         for method in METHODS.values():
             card = method.card
@@ -119,5 +119,5 @@ def build(boards: Boards) -> list[gr.HTML]:
                     latex_delimiters=[{"left": "$$", "right": "$$", "display": True}],
                     elem_classes="formula",
                 )
-                parts.append(html(facts(board, standing, card), js_on_load=_JS))
+                parts.append(html(facts(board, best, card), js_on_load=_JS))
     return parts

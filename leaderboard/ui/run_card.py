@@ -1,4 +1,4 @@
-"""Runs as HTML: the one that is looked at with its progress, and the list of recent ones."""
+"""Runs as HTML: one with its progress, and the list of recent ones."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ from quant_engine.spec import RunSpec
 _WORDS = {"queued": "waiting", "running": "running", "done": "done", "failed": "failed", "cancelled": "cancelled"}
 
 
-def card(run: QueuedRun | None, now: float | None = None) -> str:
-    """One run: what it is, where it stands, and what went wrong if it did."""
+def card(run: QueuedRun | None) -> str:
+    """A run: its setting and tasks, its progress, and its error if it has one."""
     if run is None:
         return '<div class="run empty"><b>No run yet.</b> Compose a setting and start it: it shows here.</div>'
     spec = run.spec
     limit = f"{spec.limit} items a task" if spec.limit else "all items"
-    what = f"{escape(model_name(spec.weights.model))} · {escape(_tasks(spec))} · {limit}"
+    summary = f"{escape(model_name(spec.weights.model))} · {escape(_tasks(spec))} · {limit}"
     return (
         f'<article class="run {run.state}" data-run="{run.run_id}"><header><b>{escape(spec.weights.setting.label)}</b>'
-        f"{bit_bar(spec.weights.setting.w_bits)}<mark>{_state(run)}</mark></header><p class='what'>{what}</p>"
-        f"{_bar(run)}<p class='where'>{escape(_where(run, time.time() if now is None else now))}</p>{_sorry(run)}"
+        f"{bit_bar(spec.weights.setting.w_bits)}<mark>{_state(run)}</mark></header><p class='what'>{summary}</p>"
+        f"{_bar(run)}<p class='where'>{escape(_status(run))}</p>{_error(run)}"
         f"<p class='id'>Run <code>{run.run_id}</code></p></article>"
     )
 
 
-def runs_list(runs: list[QueuedRun], chosen: str | None, now: float | None = None) -> str:
-    """The recent runs, newest first; pressing one looks at it."""
+def runs_list(runs: list[QueuedRun], run_id: str | None, now: float | None = None) -> str:
+    """The recent runs, newest first, as buttons; that of `run_id` is pressed."""
     if not runs:
         return '<p class="hint">Runs will be listed here.</p>'
     now = time.time() if now is None else now
     rows = "".join(
-        f'<li><button type="button" data-run="{run.run_id}" aria-pressed="{str(run.run_id == chosen).lower()}">'
+        f'<li><button type="button" data-run="{run.run_id}" aria-pressed="{str(run.run_id == run_id).lower()}">'
         f"<b>{escape(run.spec.weights.setting.label)}</b><span>{escape(model_name(run.spec.weights.model))}</span>"
         f'<mark class="{run.state}">{_state(run)}</mark><time>{_ago(now - run.created)}</time></button></li>'
         for run in runs
@@ -61,12 +61,12 @@ def _bar(run: QueuedRun) -> str:
     )
 
 
-def _where(run: QueuedRun, now: float) -> str:
+def _status(run: QueuedRun) -> str:
     """The state in words: stage, block and linear, task and item, time left."""
     if run.state == "queued":
         return "Waiting for its turn."
     if run.state == "running":
-        return " · ".join([*_steps(run.progress), _left(run.progress)]).strip(" ·")
+        return " · ".join([*_steps(run.progress), _time_left(run.progress)]).strip(" ·")
     if run.started and run.ended:
         spent = notation.seconds(max(run.ended - run.started, 0))
         return {"done": f"Finished in {spent}. Its numbers are on the leaderboard."}.get(
@@ -94,7 +94,7 @@ def _steps(progress: Progress) -> list[str]:
     return steps
 
 
-def _left(progress: Progress) -> str:
+def _time_left(progress: Progress) -> str:
     """The engine's estimate, which is for the present step."""
     if progress.eta_s is None:
         return ""
@@ -102,7 +102,7 @@ def _left(progress: Progress) -> str:
     return f"about {f'{left} s' if left < 60 else notation.seconds(left)} left in this step"
 
 
-def _sorry(run: QueuedRun) -> str:
+def _error(run: QueuedRun) -> str:
     return f'<p class="sorry" role="alert">{escape(run.error)}</p>' if run.error else ""
 
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
 from html import escape
+from pathlib import Path
 
 import pandas as pd
 
 from leaderboard import run_figures
-from leaderboard.pictures import of_item
-from leaderboard.plot import Figure
+from leaderboard.pictures import picture_of_item
 from leaderboard.ui.chart import chart, table_html
 from leaderboard.view import Explored
 from quant_engine.evaluate import VisualQuestions, parse_result_name
@@ -24,17 +22,17 @@ PROMPT_LETTERS = 600
 JS = """
 lowbit.figures(element);
 // A picture is asked for when it comes into view: a list of flips may have many.
-const seen = new IntersectionObserver((entries) => {
-  for (const entry of entries) if (entry.isIntersecting) { seen.unobserve(entry.target); show(entry.target); }
+const observer = new IntersectionObserver((entries) => {
+  for (const entry of entries) if (entry.isIntersecting) { observer.unobserve(entry.target); show(entry.target); }
 });
 const show = async (frame) => {
   try {
     const picture = await server.item_picture(frame.dataset.run, frame.dataset.task, frame.dataset.item);
-    if (picture.address) frame.replaceChildren(Object.assign(new Image(), { src: picture.address, alt: picture.said }));
-    else frame.textContent = picture.said;
+    if (picture.address) frame.replaceChildren(Object.assign(new Image(), { src: picture.address, alt: picture.text }));
+    else frame.textContent = picture.text;
   } catch { frame.textContent = 'The picture could not be made.'; }
 };
-const watchPictures = () => { for (const frame of element.querySelectorAll('[data-item]')) seen.observe(frame); };
+const watchPictures = () => { for (const frame of element.querySelectorAll('[data-item]')) observer.observe(frame); };
 watchPictures();
 watch('value', () => { lowbit.figures(element); watchPictures(); });
 """
@@ -49,34 +47,34 @@ def layers(explored: Explored, label: str) -> str:
     """The error of each linear of the chosen run."""
     if not explored.run:
         return '<p class="hint">Choose a measured run to see the error of each of its linears.</p>'
-    return chart(_of_records(explored.run, partial(run_figures.layer_errors, label=label)), "Error by layer")
+    return chart(lambda: run_figures.layer_errors(_records(explored.run), label), "Error by layer")
 
 
 def weights(explored: Explored) -> str:
     """The weights of the chosen linear, else of the one with the largest error; nothing without a run."""
     if not explored.run:
         return ""
-    return chart(
-        _of_records(explored.run, partial(run_figures.weights, linear=explored.linear)), "Weights before and after"
-    )
+    return chart(lambda: run_figures.weights(_records(explored.run), explored.linear), "Weights before and after")
 
 
 def linears(run_id: str | None) -> list[tuple[str, str]]:
-    """The linears of a run to choose from, as (what it is, place); none where they can't be read."""
+    """The linears of a run to choose from, as (what it is, key); none where they can't be read."""
     try:
         return run_figures.linears(_records(run_id)) if run_id else []
     except (UserError, OSError, ValueError):
         return []
 
 
-def _records(run_id: str) -> list[LayerRecord]:
-    if not run_folder.run_path(run_id).is_dir():
+def _existing_path(run_id: str) -> Path:
+    """The folder of a run that is there. Raises UserError if it is not, or if `run_id` is no run id."""
+    path = run_folder.run_path(run_id)
+    if not path.is_dir():
         raise UserError(f"Run {run_id} is not on this machine (any more).")
-    return run_folder.read_layers(run_folder.run_path(run_id))
+    return path
 
 
-def _of_records(run_id: str, draw: Callable[[list[LayerRecord]], Figure]) -> Callable[[], Figure]:
-    return lambda: draw(_records(run_id))
+def _records(run_id: str) -> list[LayerRecord]:
+    return run_folder.read_layers(_existing_path(run_id))
 
 
 def comparison(explored: Explored) -> str:
@@ -85,57 +83,54 @@ def comparison(explored: Explored) -> str:
         return ""
     title = "Two runs, item by item"
     try:
-        a, b = (run_folder.read(run_folder.run_path(run_id)) for run_id in (explored.run, explored.against))
-        found = paired.compare(a, b)
+        a, b = (run_folder.read(_existing_path(run_id)) for run_id in (explored.run, explored.against))
+        comparisons = paired.compare(a, b)
         items = "".join(_flipped(task, a, b) for task in a.spec.tasks if task in b.spec.tasks)
     except (UserError, OSError, ValueError) as refusal:
         text = str(refusal) if isinstance(refusal, UserError) else "The items of these runs can't be read."
         return (
             f'<section class="figure"><header><h3>{title}</h3></header><p class="absent">{escape(text)}</p></section>'
         )
-    told = sum(one.separable for one in found)
+    clear = sum(comparison.separable for comparison in comparisons)
     finding = (
-        f"{told} of {len(found)} differences {'is' if told == 1 else 'are'} more than chance: the 95% interval leaves "
-        "out zero and, for items that are right or wrong, McNemar's p is below 0.05."
+        f"{clear} of {len(comparisons)} differences {'is' if clear == 1 else 'are'} more than chance: the 95% interval "
+        "leaves out zero and, for items that are right or wrong, McNemar's p is below 0.05."
     )
     return (
         f'<section class="figure"><header><h3>{title}</h3></header><p>{escape(finding)}</p>'
-        f"{table_html(_compared(found))}{items}</section>"
+        f"{table_html(_table(comparisons))}{items}</section>"
     )
 
 
-def _compared(found: list[paired.Comparison]) -> pd.DataFrame:
+def _table(comparisons: list[paired.Comparison]) -> pd.DataFrame:
     return pd.DataFrame(
         [
             {
-                "Task": one.title,
-                "First": round(one.a, 3),
-                "Second": round(one.b, 3),
-                "Difference": round(one.difference, 3),
-                "95% interval": f"{one.low:.3g} … {one.high:.3g}",
-                "McNemar p": "" if one.p is None else f"{one.p:.3g}",
-                "Items": one.units,
-                "Right → wrong": "" if one.flips is None else one.flips.lost,
-                "Wrong → right": "" if one.flips is None else one.flips.gained,
-                "Same answer": "" if one.agreement is None else f"{100 * one.agreement:.0f}%",
+                "Task": number.title,
+                "First": round(number.a, 3),
+                "Second": round(number.b, 3),
+                "Difference": round(number.difference, 3),
+                "95% interval": f"{number.low:.3g} … {number.high:.3g}",
+                "McNemar p": "" if number.p is None else f"{number.p:.3g}",
+                "Items": number.units,
+                "Right → wrong": "" if number.flips is None else number.flips.lost,
+                "Wrong → right": "" if number.flips is None else number.flips.gained,
+                "Same answer": "" if number.agreement is None else f"{100 * number.agreement:.0f}%",
             }
-            for one in found
+            for number in comparisons
         ]
     )
 
 
 def _flipped(task: str, a: run_folder.RunFolder, b: run_folder.RunFolder) -> str:
     """A task's items whose score differs, each with its picture, the question, the right answer, and both answers."""
-    before = {(one.item, one.prompt): one for one in run_folder.read_items(a.path, task)}
-    pairs = [
-        (before[(one.item, one.prompt)], one)
-        for one in run_folder.read_items(b.path, task)
-        if (one.item, one.prompt) in before and before[(one.item, one.prompt)].score != one.score and one.gold
-    ]
+    firsts = {(output.item, output.prompt): output for output in run_folder.read_items(a.path, task)}
+    pairs = [(firsts.get((output.item, output.prompt)), output) for output in run_folder.read_items(b.path, task)]
+    pairs = [(first, second) for first, second in pairs if first and first.score != second.score and second.gold]
     if not pairs:
         return ""
-    known = parse_result_name(task)
-    run_id = a.path.name if known and isinstance(known[0], VisualQuestions) else None
+    parsed = parse_result_name(task)
+    run_id = a.path.name if parsed and isinstance(parsed[0], VisualQuestions) else None
     items = "".join(_item(first, second, run_id, task) for first, second in pairs[:MOST_FLIPS])
     more = f" The first {MOST_FLIPS} are shown." if len(pairs) > MOST_FLIPS else ""
     count = f"{len(pairs)} item{'s' if len(pairs) > 1 else ''} of {escape(task)} scored otherwise."
@@ -157,16 +152,14 @@ def _item(first: ItemOutput, second: ItemOutput, run_id: str | None, task: str) 
     )
 
 
-def item_picture(asked: list[str]) -> dict[str, str]:
-    """The picture of an item for the browser: `address` (data:) and `said`, its text; a sentence alone without one.
+def item_picture(arguments: list[str]) -> dict[str, str]:
+    """The picture of an item for the browser: its `address` (data:) and `text`; a sentence alone if there is none.
 
-    `asked` is run, task and item: several arguments of the browser come as one list.
+    `arguments` are run, task and item: several arguments of the browser come as one list.
     """
-    run_id, task, item = asked
+    run_id, task, item = arguments
     try:
-        path = run_folder.run_path(run_id)
-        if not path.is_dir():
-            raise UserError("The run is not on this machine (any more).")
-        return {"address": of_item(run_folder.read(path), task, item), "said": f"Picture of {item}"}
+        run = run_folder.read(_existing_path(run_id))
+        return {"address": picture_of_item(run, task, item), "text": f"Picture of {item}"}
     except UserError as refusal:
-        return {"address": "", "said": str(refusal)}
+        return {"address": "", "text": str(refusal)}

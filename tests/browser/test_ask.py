@@ -79,6 +79,19 @@ def test_a_refused_picture_leaves_the_one_before(asking, tmp_path):
     expect(asking.locator("#picture img")).to_be_visible()
 
 
+def test_a_method_without_activation_bits_is_chosen_without_an_error_in_the_log(lab, asking):
+    for method in ("GPTQ", "SmoothQuant", "AWQ"):
+        asking.get_by_label("Method", exact=True).locator("visible=true").click()
+        asking.get_by_role("option", name=method, exact=True).click()
+        bits = asking.get_by_label("Activation bits").locator("visible=true")
+        expect(bits).to_have_count(int(method == "SmoothQuant"))
+    asking.locator("#question").click()
+    asking.locator("#ask").click()
+    refused(asking, "Give a picture first")
+    asking.wait_for_timeout(500)
+    assert "not in the list of choices" not in lab.log.read_text()
+
+
 def test_bits_that_do_not_exist_are_refused(asking, tmp_path):
     bits = asking.get_by_role("tabpanel").get_by_label("Weight bits").locator("visible=true")
     bits.fill("9")
@@ -97,7 +110,35 @@ def test_an_example_gets_two_answers_with_their_costs(asking):
         assert asking.locator(f"{side} .said").inner_text().strip()
         costs = asking.locator(f"{side} dd").all_inner_texts()
         assert "–" not in (costs[0], costs[2]), costs
+    expect(asking.locator("#answer-0 header")).to_contain_text("float32 in memory")
+    expect(asking.locator("#answer-1 header")).to_contain_text("bits stored per quantized weight, the rest float32")
     expect(asking.locator("#ask")).to_be_visible()
+
+
+WATCH_PANES = """panes => {
+  window.waiting = { texts: [], heights: [] };
+  const look = () => {
+    waiting.texts.push(panes.innerText);
+    for (const line of panes.querySelectorAll('.wait')) waiting.heights.push(line.offsetHeight);
+  };
+  new MutationObserver(look).observe(panes, { childList: true, subtree: true, characterData: true });
+  const frame = () => { look(); requestAnimationFrame(frame); };
+  frame();
+}"""
+
+
+@pytest.mark.demo
+def test_a_pane_that_waits_says_for_what_in_one_calm_line_and_nothing_else(asking):
+    asking.locator("[data-example]").first.click()
+    expect(asking.locator("#picture img")).to_be_visible()
+    asking.locator(".answers").evaluate(WATCH_PANES)
+    asking.locator("#ask").click()
+    expect(asking.locator("#answer-1 .at-done")).to_be_visible(timeout=180_000)
+    texts, heights = asking.evaluate("[waiting.texts, waiting.heights]")
+    assert any("Reading" in text for text in texts)
+    assert [text for text in texts if "processing" in text or "queue:" in text] == []
+    assert heights
+    assert max(heights) < 25, set(heights)  # a line is 20 pixels high
 
 
 @pytest.mark.demo

@@ -66,13 +66,13 @@ def test_every_method_has_a_card_with_its_honest_bits_and_rows(results):
         html = methods_tab.facts(board, standing, method.card)
         assert "→" in html, method.card.name
         assert method.card.url in html
-    assert methods_tab.place_of(standing, METHODS["rtn"].card).startswith("8 bit: 3 of 3 (6.2), 4 bit: ")
+    assert methods_tab.ranks(standing, METHODS["rtn"].card).startswith("8 bit: 3 of 3 (6.2), 4 bit: ")
     assert "4 → 4.16" in methods_tab.honest_bits(METHODS["gptq"].card)
     assert "1.1 → 3.00" in methods_tab.honest_bits(METHODS["billm"].card)
 
 
 def test_odd_numbers_of_the_study_are_said_where_they_are_drawn(board):
-    told = explore_tab.oddities(board, read_notes(), Explored(quality="ptb"))
-    assert "QuIP W4A16" in told
-    assert "look swapped" in told
+    html = explore_tab.oddities(board, read_notes(), Explored(quality="ptb"))
+    assert "QuIP W4A16" in html
+    assert "look swapped" in html
     assert explore_tab.oddities(board, read_notes(), Explored(quality="piqa")) == ""

@@ -107,8 +107,8 @@ def test_drawn_pictures_are_those_of_the_items():
 def test_a_picture_that_cannot_be_had_is_a_sentence(two_runs, task, item, sentence):
     answer = run_inside.item_picture([two_runs[0].path.name, task, item])
     assert answer["address"] == ""
-    assert sentence in answer["said"]
-    assert "'../x' is not a run id" in run_inside.item_picture(["../x", task, item])["said"]
+    assert sentence in answer["text"]
+    assert "'../x' is not a run id" in run_inside.item_picture(["../x", task, item])["text"]
 
 
 def test_pictures_of_another_version_or_that_are_gone_are_sentences(two_runs, monkeypatch, tmp_path):
