@@ -84,6 +84,10 @@ def test_mmbench_letter_from_words_and_options(answer, letter):
         ("I think (B) rather than (C) here", "C"),  # the last of the most telling form
         ("either B: or C) here", "B"),
         ("option D maybe", "D"),
+        ("either (A) or B", "B"),  # it ends with one
+        ("(A) but no CAB", "A"),  # it ends with a word
+        ("Dogs, or (B) maybe", "B"),  # it starts with a word
+        ("not B though THE ANSWER IS unclear", "B"),  # no letter behind the phrase
         ("xByCz", "C"),
         ("'B'", "B"),
         ("bbb", None),
