@@ -29,12 +29,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from quant_engine.data import sources
 from quant_engine.evaluate import Outcome, Watch, parse_task
 from quant_engine.models.load import Loaded
-from quant_engine.runs.execute import hardware, load_setting
-from quant_engine.spec import QuantSetting, RunSpec, WeightSpec
+from quant_engine.progress import Hooks
+from quant_engine.runs import weights
+from quant_engine.runs.about import hardware
+from quant_engine.runs.resolve import resolve_weights
+from quant_engine.spec import RunSpec, WeightSpec
 
+MODEL = WeightSpec(model="demo-llm")
 TASKS = ("piqa", "arc_easy", "arc_challenge", "hellaswag", "winogrande")
 ARC_ROWS = {"doc_to_text": "{{query}}", "doc_to_choice": "{{choices}}", "doc_to_target": "gold"}
-"""The local ARC files hold ready prompts; lm-eval's task is told to read those fields."""
+"""The local ARC files hold ready prompts; lm-eval's task has to read those fields."""
 
 PERPLEXITY_WINDOWS, WINDOW = 16, 1024
 
@@ -44,39 +48,31 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--limit", type=int, default=200)
     parser.add_argument("--batch-size", type=int, default=16)
-    given = parser.parse_args()
-    os.environ["LOWBIT_DATA"] = str(given.folder.resolve())
+    arguments = parser.parse_args()
+    os.environ["LOWBIT_DATA"] = str(arguments.folder.resolve())
 
-    loaded = load_setting("demo-llm", QuantSetting(), lambda progress: None)
-    peer = Peer(loaded, given.folder, given.batch_size)
+    loaded = weights.load(resolve_weights(MODEL), "float32", "cpu", Hooks())
+    peer = Peer(loaded, arguments.folder, arguments.batch_size)
     for name in TASKS:
         parse_task(name).prepare()
     table = Table("task", "n", "acc", "lm-eval", "acc_norm", "lm-eval", "other answers", "s", "lm-eval s", "ratio")
     table.title = f"{hardware('cpu')}, {loaded.card.title}, float32"
-    spent, spent_peer = 0.0, 0.0
+    total, peer_total = 0.0, 0.0
     measure(loaded, "piqa", 2)  # warms up
-    for place, name in enumerate(TASKS):
-        if place % 2:
-            (ours, seconds), (theirs, peer_seconds) = (
-                measure(loaded, name, given.limit),
-                peer.measure(name, given.limit),
-            )
+    for index, name in enumerate(TASKS):
+        if index % 2:
+            outcome, seconds = measure(loaded, name, arguments.limit)
+            peer_outcome, peer_seconds = peer.measure(name, arguments.limit)
         else:
-            (theirs, peer_seconds), (ours, seconds) = (
-                peer.measure(name, given.limit),
-                measure(loaded, name, given.limit),
-            )
-        spent, spent_peer = spent + seconds, spent_peer + peer_seconds
-        norm = next((f"{part.value:.2f}" for part in ours.parts), "")
-        peer_norm = f"{100 * theirs['acc_norm']:.2f}" if "acc_norm" in theirs else ""
-        other = sum(one.score != right for one, right in zip(ours.outputs, theirs["right"], strict=True))
-        scores = [f"{ours.value:.2f}", f"{100 * theirs['acc']:.2f}", norm, peer_norm, str(other)]
+            peer_outcome, peer_seconds = peer.measure(name, arguments.limit)
+            outcome, seconds = measure(loaded, name, arguments.limit)
+        total, peer_total = total + seconds, peer_total + peer_seconds
         times = [f"{seconds:.1f}", f"{peer_seconds:.1f}", f"{peer_seconds / seconds:.2f}"]
-        table.add_row(name, str(len(ours.outputs)), *scores, *times)
-    table.add_row("all", "", "", "", "", "", "", f"{spent:.1f}", f"{spent_peer:.1f}", f"{spent_peer / spent:.2f}")
+        table.add_row(name, str(len(outcome.outputs)), *scores(outcome, peer_outcome), *times)
+    table.add_row("all", "", "", "", "", "", "", f"{total:.1f}", f"{peer_total:.1f}", f"{peer_total / total:.2f}")
     console = Console()
     console.print(table)
-    windows = min(PERPLEXITY_WINDOWS, given.limit)
+    windows = min(PERPLEXITY_WINDOWS, arguments.limit)
     outcome, seconds = measure(loaded, "wikitext2", windows)
     console.print(
         f"WikiText2 perplexity, first {windows} windows of {WINDOW}: {outcome.value:.4f} in {seconds:.1f} s "
@@ -84,9 +80,17 @@ def main() -> None:
     )
 
 
+def scores(outcome: Outcome, peer_outcome: dict[str, Any]) -> list[str]:
+    """acc and acc_norm of both sides, and how many items only one of them has right."""
+    norm = next((f"{part.value:.2f}" for part in outcome.parts), "")
+    peer_norm = f"{100 * peer_outcome['acc_norm']:.2f}" if "acc_norm" in peer_outcome else ""
+    differing = sum(output.score != right for output, right in zip(outcome.outputs, peer_outcome["right"], strict=True))
+    return [f"{outcome.value:.2f}", f"{100 * peer_outcome['acc']:.2f}", norm, peer_norm, str(differing)]
+
+
 def measure(loaded: Loaded, name: str, limit: int) -> tuple[Outcome, float]:
     """Our outcome, and the seconds it took."""
-    spec = RunSpec(weights=WeightSpec(model="demo-llm"), tasks=(name,), limit=limit, window=WINDOW)
+    spec = RunSpec(weights=MODEL, tasks=(name,), limit=limit, window=WINDOW)
     started = time.perf_counter()
     outcome = parse_task(name).measure(loaded, spec, Watch())
     return outcome, time.perf_counter() - started
@@ -114,10 +118,10 @@ class Peer:
 
         task = self._task(name)
         started = time.perf_counter()
-        made = evaluate(self._model, {name: task}, limit=limit, bootstrap_iters=0, log_samples=True)
+        result = evaluate(self._model, {name: task}, limit=limit, bootstrap_iters=0, log_samples=True)
         seconds = time.perf_counter() - started
-        numbers = {key.partition(",")[0]: value for key, value in made["results"][name].items()}
-        samples = sorted(made["samples"][name], key=lambda sample: sample["doc_id"])
+        numbers = {key.partition(",")[0]: value for key, value in result["results"][name].items()}
+        samples = sorted(result["samples"][name], key=lambda sample: sample["doc_id"])
         return numbers | {"right": [sample["acc"] for sample in samples]}, seconds
 
     def _task(self, name: str) -> Any:

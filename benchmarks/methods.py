@@ -26,7 +26,7 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from quant_engine import folders
+from quant_engine import folders, notation
 from quant_engine.models.catalog import model_card
 from quant_engine.models.device import default_device, default_dtype
 from quant_engine.results import Result
@@ -34,7 +34,6 @@ from quant_engine.runs import folder
 from quant_engine.runs.command import command
 from quant_engine.runs.resolve import resolve
 from quant_engine.spec import QuantSetting, RunSpec, UserError, WeightSpec
-from quant_engine.terminal import number
 
 GROUPED = (4, 3, 2)
 ORDERED = {"act_order": True, "groups": "static"}
@@ -136,8 +135,8 @@ def show(made: list[tuple[str, list[RunSpec]]]) -> None:
 def cell(row: Result | None) -> str:
     if row is None:
         return ""
-    error = "" if row.standard_error is None else f" ± {number(row.standard_error)}"
-    return f"{number(row.value)}{error}" + ("" if row.status == "ok" else f" ({row.status})")
+    error = "" if row.standard_error is None else f" ± {notation.number(row.standard_error)}"
+    return f"{notation.number(row.value)}{error}" + ("" if row.status == "ok" else f" ({row.status})")
 
 
 if __name__ == "__main__":

@@ -34,8 +34,8 @@ sys.path.insert(0, str(PROJECT))
 
 from leaderboard import analysis, figures, fit  # noqa: E402
 from leaderboard.analysis import Query  # noqa: E402
-from leaderboard.provenance import provenance  # noqa: E402
-from leaderboard.ranks import Comparisons, ranking  # noqa: E402
+from leaderboard.provenance import provenance_of  # noqa: E402
+from leaderboard.ranks import Comparisons, rank  # noqa: E402
 from leaderboard.store import read_notes, read_paper  # noqa: E402
 from leaderboard.ui import table  # noqa: E402
 from leaderboard.view import Fitted  # noqa: E402
@@ -58,8 +58,8 @@ _PRESS_JS = """([press, see]) => new Promise((done, failed) => {
   };
   requestAnimationFrame(frame);
 })"""
-_PILL = "[...document.querySelectorAll('.pills label')].find((one) => one.textContent.trim() === 'GPTQ').click()"
-_TAB = "[...document.querySelectorAll('[role=tab]')].find((one) => one.textContent.trim() === '{}').click()"
+_PILL = "[...document.querySelectorAll('.pills label')].find((pill) => pill.textContent.trim() === 'GPTQ').click()"
+_TAB = "[...document.querySelectorAll('[role=tab]')].find((tab) => tab.textContent.trim() === '{}').click()"
 _CHART = "document.querySelector('#chart-bits .main-svg')"
 _WIDTH = """document.querySelector('.choosers .segments input[value="3"]').click()"""
 _METHODS = "document.querySelectorAll('#chart-tasks .trace').length"  # other widths have other methods
@@ -78,27 +78,27 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeat", type=int, default=5, help="measurements of each number (default 5)")
     parser.add_argument("--serve", type=int, metavar="ROWS", help="only serve the page over so many generated rows")
-    given = parser.parse_args()
-    if given.serve:
-        serve(given.serve)
+    arguments = parser.parse_args()
+    if arguments.serve:
+        serve(arguments.serve)
         return
-    repeat = given.repeat
+    repeat = arguments.repeat
     starts = [start_page() for _ in range(repeat)]
-    shown = Table("what", "our functions", "in the browser", "budget", title="The page")
-    shown.add_row("start to first answered request", seconds([start for start, _ in starts]), "", "4 s")
-    shown.add_row("import of the page", seconds([import_time() for _ in range(repeat)]), "", "")
-    shown.add_row("peak memory of the process", f"{max(peak for _, peak in starts) / 2**20:.0f} MiB", "", "400 MiB")
+    report = Table("what", "our functions", "in the browser", "budget", title="The page")
+    report.add_row("start to first answered request", seconds([start for start, _ in starts]), "", "4 s")
+    report.add_row("import of the page", seconds([import_time() for _ in range(repeat)]), "", "")
+    report.add_row("peak memory of the process", f"{max(peak for _, peak in starts) / 2**20:.0f} MiB", "", "400 MiB")
     for title, results, rows, budget in (
         ("The study", read_paper(), 0, "150 ms of ours"),
         (f"{GENERATED_ROWS:,} rows", generated(GENERATED_ROWS), GENERATED_ROWS, "400 ms of ours"),
     ):
         ours, waited = in_functions(results, repeat), in_browser(rows, repeat)
         budgets = dict.fromkeys(QUERIES, budget) | {"first table": "2 s"}
-        shown.add_section()
-        shown.add_row(f"[bold]{title}")
+        report.add_section()
+        report.add_row(f"[bold]{title}")
         for name in dict.fromkeys([*waited, *ours]):
-            shown.add_row(name, ours.get(name, ""), waited.get(name, ""), budgets.get(name, ""))
-    Console().print(shown)
+            report.add_row(name, ours.get(name, ""), waited.get(name, ""), budgets.get(name, ""))
+    Console().print(report)
 
 
 QUERIES = {
@@ -123,7 +123,7 @@ def in_functions(results: pd.DataFrame, repeat: int) -> dict[str, str]:
         ("methods and tasks figures", lambda: [figures.methods_and_bits(board, MODEL, "wikitext2"),
                                                figures.loss_by_task(board, MODEL, 4)]),
         ("what fits", lambda: fit.figure(board, Fitted())),
-        ("provenance card", lambda: provenance(board, len(board.rows) // 2, NOTES)),
+        ("provenance card", lambda: provenance_of(board, len(board.rows) // 2, NOTES)),
     ):  # fmt: skip
         spent[name] = milliseconds(draw, repeat)
     return spent
@@ -173,8 +173,8 @@ def serve(rows: int) -> None:
 
 
 def render(board: analysis.Board, query: Query, comparisons: Comparisons) -> str:
-    seen = analysis.view(board, query)
-    return table.table(seen, NOTES, len(board.rows), ranking(board, seen, comparisons))
+    view = analysis.view(board, query)
+    return table.results_html(view, NOTES, len(board.rows), rank(board, view, comparisons))
 
 
 def generated(count: int) -> pd.DataFrame:
@@ -186,7 +186,7 @@ def generated(count: int) -> pd.DataFrame:
     copy = np.arange(count) // len(base)
     setting = base.groupby(["method", "w_bits", "a_bits", "group_size"], dropna=False, sort=False).ngroup().to_numpy()
     number = copy * (setting.max() + 1) + np.resize(setting, count)
-    frame["run_id"] = [f"{one:016x}" for one in number]
+    frame["run_id"] = [f"{run:016x}" for run in number]
     frame["source"] = "measured"
     frame["value"] *= np.random.default_rng(0).uniform(0.9, 1.1, count)
     return frame

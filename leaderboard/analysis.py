@@ -2,11 +2,12 @@
 
 `arrange` does the slow part once per snapshot (a Board); `view` answers every filter, sort and mode from it with
 array operations only. A number is compared with FP16 of the same model, source, task and conditions, or with nothing.
-Statistics between runs, item by item, are in leaderboard/paired.py.
+Statistics between runs, item by item, are in quant_engine/runs/paired.py.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import cached_property
@@ -16,9 +17,10 @@ import numpy as np
 import pandas as pd
 from pydantic import BaseModel, ConfigDict
 
-from leaderboard import notation, search, sizes
+from leaderboard import against_fp16, search, sizes
 from leaderboard.columns import COMMONSENSE, GROUPS, Column, ordered
-from leaderboard.store import chosen_options
+from leaderboard.store import options_text
+from quant_engine import notation
 
 Mode = Literal["absolute", "difference", "retained"]
 TRACKS = {
@@ -31,8 +33,6 @@ ROW_KEY = ["model", "track", "method", "w_bits", "a_bits", "group_size", "source
 STATUSES = ("ok", "collapsed")
 Range = tuple[float | None, float | None]
 PER_ROW = 0  # the group filter's name for "one group per row", which results hold as NaN
-LARGEST_RATIO = 10.0  # a perplexity this many times FP16's gets the full shade
-LARGEST_LOSS = 0.5  # so does losing this share of FP16's score
 
 
 class Cell(IntEnum):
@@ -43,6 +43,10 @@ class Cell(IntEnum):
     COMPUTED = 2
     COLLAPSED = 3
     NO_REFERENCE = 4
+
+
+CELL_WORDS = {Cell.COLLAPSED: "collapsed", Cell.NO_REFERENCE: "no FP16"}
+"""What stands in a cell without a number; in others without one it is a dot."""
 
 
 class Query(BaseModel):
@@ -74,9 +78,9 @@ class Query(BaseModel):
 
 @dataclass(frozen=True)
 class Board:
-    """Every result arranged: arrays are [rows, columns]. `origin` is the result's row in `results`, or -1. Beside what
+    """Every result arranged: arrays are [rows, columns]. `origin` is the result's row in `results`, or -1. Besides what
     names a row, `rows` holds `stored_bits` and `size_gb`: measured where the run says so, else counted (see sizes); and
-    `chosen`, the options of a run that are not its method's defaults."""
+    `options`, those of a run that are not its method's defaults. `haystack` [rows] is what a search looks at."""
 
     results: pd.DataFrame
     rows: pd.DataFrame
@@ -91,8 +95,8 @@ class Board:
 @dataclass(frozen=True)
 class View:
     """The part of a board that was asked for, in order. Arrays are [rows, columns]; `shade` runs from -1 (lost) over 0
-    (as FP16) to 1 (above FP16), NaN where nothing can be compared. `values` are in the query's mode. `places` [rows]
-    are the rows in the board."""
+    (as FP16) to 1 (above FP16), NaN where nothing can be compared. `values` are in the query's mode, `board_rows` the
+    rows' indices in the board."""
 
     query: Query
     rows: pd.DataFrame
@@ -101,7 +105,7 @@ class View:
     cells: np.ndarray
     shade: np.ndarray
     origin: np.ndarray
-    places: np.ndarray
+    board_rows: np.ndarray
     results: pd.DataFrame
 
     @cached_property
@@ -111,21 +115,13 @@ class View:
 
     def text(self, row: int, column: int) -> str:
         """How a cell is written."""
-        cell, value, kind = Cell(self.cells[row, column]), self.values[row, column], self.columns[column]
-        if cell is Cell.MISSING:
-            return "·"
-        if cell is Cell.NO_REFERENCE:
-            return "no FP16"
-        if cell is Cell.COLLAPSED and np.isnan(value):
-            return "collapsed"
-        if kind.cost:
-            return notation.cost(value, kind.digits)
-        if self.query.mode == "retained":
+        value, kind = self.values[row, column], self.columns[column]
+        if np.isnan(value):
+            return CELL_WORDS.get(Cell(self.cells[row, column]), "·")
+        if self.query.mode == "retained" and not kind.cost:
             return notation.percent(value)
-        text = notation.score(value)
-        if kind.group == "Perplexity":
-            text = notation.perplexity(value, measured=self.measured[row])
-        return notation.difference(text) if self.query.mode == "difference" else text
+        text = kind.text(value, measured=self.measured[row])
+        return notation.difference(text) if self.query.mode == "difference" and not kind.cost else text
 
 
 @dataclass(frozen=True)
@@ -148,13 +144,13 @@ def arrange(results: pd.DataFrame) -> Board:
     keyed = results[ROW_KEY].astype({"run_id": object}).fillna({"group_size": PER_ROW, "run_id": ""})
     row_of = keyed.groupby(ROW_KEY, sort=False).ngroup().to_numpy()
     columns = tuple(ordered(results["task"].unique().tolist()))
-    place = {column.task: index for index, column in enumerate(columns)}
-    column_of = results["task"].map(place).to_numpy()
+    index_of_task = {column.task: index for index, column in enumerate(columns)}
+    column_of = results["task"].map(index_of_task).to_numpy()
 
     first = np.unique(row_of, return_index=True)[1]
     rows = _with_sizes(results.loc[first, [*ROW_KEY, "calibration", "stored_bits"]].reset_index(drop=True))
     options = results.loc[first, "options"].astype(object).fillna("{}")
-    rows["chosen"] = [chosen_options(*pair) for pair in zip(rows["method"], options, strict=True)]
+    rows["options"] = [options_text(*pair) for pair in zip(rows["method"], options, strict=True)]
     shape = (len(rows), len(columns))
     values = np.full(shape, np.nan)
     cells = np.full(shape, Cell.MISSING, dtype=np.int8)
@@ -171,37 +167,44 @@ def arrange(results: pd.DataFrame) -> Board:
 
 def view(board: Board, query: Query) -> View:
     """The rows and columns that a query asks for. Columns without any result in these rows are left out."""
-    kept = np.flatnonzero(_mask(board, query))
-    shown = np.flatnonzero((board.cells[kept] != Cell.MISSING).any(axis=0))
+    rows = np.flatnonzero(_mask(board, query))
+    filled = np.flatnonzero((board.cells[rows] != Cell.MISSING).any(axis=0))
     if query.columns:
-        shown = np.array([index for index in shown if board.columns[index].group in query.columns], dtype=int)
-    columns = tuple(board.columns[index] for index in shown)
-    at = np.ix_(kept, shown)
-    values, cells, reference = board.values[at], board.cells[at].copy(), board.reference[at]
-    costs = np.array([column.cost for column in columns], dtype=bool)
-    lower = np.array([column.better == "lower" for column in columns], dtype=bool)
-    shade = _shade(values, cells, reference, lower)
+        filled = np.array([index for index in filled if board.columns[index].group in query.columns], dtype=int)
+    columns = tuple(board.columns[index] for index in filled)
+    part = np.ix_(rows, filled)
+    values, cells, reference = board.values[part], board.cells[part].copy(), board.reference[part]
+    costs, lower = cost_columns(columns), lower_columns(columns)
+    shade = against_fp16.shade(values, reference, lower, cells == Cell.COLLAPSED)
     shade[:, costs] = np.nan
     if query.mode != "absolute":
-        compared = values - reference
-        if query.mode == "retained":
-            with np.errstate(divide="ignore", invalid="ignore"):
-                compared = 100 * np.where(lower, reference / values, values / reference)
-        known = np.isin(cells, (Cell.OK, Cell.COMPUTED))
-        cells[known & np.isnan(compared) & ~costs] = Cell.NO_REFERENCE
+        percents = query.mode == "retained"
+        compared = against_fp16.percent_of_fp16(values, reference, lower) if percents else values - reference
+        with_number = np.isin(cells, (Cell.OK, Cell.COMPUTED))
+        cells[with_number & np.isnan(compared) & ~costs] = Cell.NO_REFERENCE
         values = np.where(costs, values, compared)
-    order = _order(board.rows.iloc[kept], columns, values, query)
+    order = _order(board.rows.iloc[rows], columns, values, query)
     return View(
         query,
-        board.rows.iloc[kept[order]].reset_index(drop=True),
+        board.rows.iloc[rows[order]].reset_index(drop=True),
         columns,
         values[order],
         cells[order],
         shade[order],
-        board.origin[at][order],
-        kept[order],
+        board.origin[part][order],
+        rows[order],
         board.results,
     )
+
+
+def cost_columns(columns: Sequence[Column]) -> np.ndarray:
+    """For each column, whether it is a cost."""
+    return np.array([column.cost for column in columns], dtype=bool)
+
+
+def lower_columns(columns: Sequence[Column]) -> np.ndarray:
+    """For each column, whether lower is better."""
+    return np.array([column.better == "lower" for column in columns], dtype=bool)
 
 
 def choices(board: Board, model: str | None, track: str) -> Choices:
@@ -210,7 +213,7 @@ def choices(board: Board, model: str | None, track: str) -> Choices:
     tracks = tuple(track for track in TRACKS if (rows["track"] == track).any())
     rows = rows[rows["track"] == track]
     filled = (board.cells[rows.index] != Cell.MISSING).any(axis=0)
-    groups = {column.group for column, any_ in zip(board.columns, filled, strict=True) if any_}
+    groups = {board.columns[index].group for index in np.flatnonzero(filled)}
     return Choices(
         rows=len(rows),
         tracks=tracks,
@@ -234,18 +237,18 @@ def _with_costs(results: pd.DataFrame) -> pd.DataFrame:
     key = [name for name in ROW_KEY if name != "track"]
     study = results[results["track"] == "efficiency"]
     scored = results.loc[results["track"] != "efficiency", ROW_KEY].drop_duplicates()
-    beside = study.drop(columns="track").merge(scored, on=key)
     runs = results[results["source"] == "measured"]
-    added = [beside]
+    added = [study.drop(columns="track").merge(scored, on=key)]
+    scores_only = {"conditions": "", "standard_error": np.nan, "items": np.nan, "data_revision": None}
     for task, field, unit in (
         ("stored_bits", "stored_bits", 1),
         ("peak_memory", "peak_memory_bytes", 1e9),
         ("duration", "duration_s", 60),
     ):
-        known = runs.dropna(subset=field).drop_duplicates("run_id")
-        of_run = runs.groupby("run_id")[field].agg("sum" if task == "duration" else "max")
-        value = of_run.reindex(known["run_id"]).to_numpy() / unit
-        added.append(known.assign(task=task, metric=task, value=value, status="ok", conditions=""))
+        stated = runs.dropna(subset=field).drop_duplicates("run_id")
+        totals = runs.groupby("run_id")[field].agg("sum" if task == "duration" else "max")
+        value = totals.reindex(stated["run_id"]).to_numpy() / unit
+        added.append(stated.assign(task=task, metric=task, value=value, status="ok", **scores_only))
     added = [frame for frame in added if len(frame)]
     return pd.concat([results, *added], ignore_index=True) if added else results
 
@@ -256,19 +259,19 @@ def _references(results: pd.DataFrame) -> np.ndarray:
     The study prints an FP16 of its own in each track. One that was measured here serves all tracks.
     """
     key = ["model", "source", "track", "task", "conditions", "data_revision"]
-    plain = results[[*key, "value"]].astype({"data_revision": object, "conditions": object})
-    plain = plain.fillna({"data_revision": "", "conditions": ""})
-    plain.loc[plain["source"] == "measured", "track"] = ""
-    full = plain[(results["w_bits"] == 16) & (results["status"] == "ok")].drop_duplicates(key)
-    return plain[key].merge(full, on=key, how="left")["value"].to_numpy()
+    comparable = results[[*key, "value"]].astype({"data_revision": object, "conditions": object})
+    comparable = comparable.fillna({"data_revision": "", "conditions": ""})
+    comparable.loc[comparable["source"] == "measured", "track"] = ""
+    fp16 = comparable[(results["w_bits"] == 16) & (results["status"] == "ok")].drop_duplicates(key)
+    return comparable[key].merge(fp16, on=key, how="left")["value"].to_numpy()
 
 
 def _compute_average(columns: tuple[Column, ...], values: np.ndarray, cells: np.ndarray, reference: np.ndarray) -> None:
     """Fills the mean of the five CommonSenseQA tasks where the source gives none but has all five."""
-    place = {column.task: index for index, column in enumerate(columns)}
-    if not {*COMMONSENSE, "commonsense_avg"} <= place.keys():
+    index_of_task = {column.task: index for index, column in enumerate(columns)}
+    if not {*COMMONSENSE, "commonsense_avg"} <= index_of_task.keys():
         return
-    parts, target = [place[task] for task in COMMONSENSE], place["commonsense_avg"]
+    parts, target = [index_of_task[task] for task in COMMONSENSE], index_of_task["commonsense_avg"]
     rows = (cells[:, target] == Cell.MISSING) & (cells[:, parts] == Cell.OK).all(axis=1)
     values[rows, target] = values[np.ix_(rows, parts)].mean(axis=1)
     reference[rows, target] = reference[np.ix_(rows, parts)].mean(axis=1)
@@ -278,10 +281,10 @@ def _compute_average(columns: tuple[Column, ...], values: np.ndarray, cells: np.
 def _with_sizes(rows: pd.DataFrame) -> pd.DataFrame:
     """Fills in stored bits where no run measured them, and adds the size of all weights in GB."""
     setting = rows[["model", "method", "w_bits", "group_size"]]
-    place = setting.groupby(list(setting), dropna=False, sort=False).ngroup().to_numpy()
-    different = setting.iloc[np.unique(place, return_index=True)[1]]
+    number = setting.groupby(list(setting), dropna=False, sort=False).ngroup().to_numpy()
+    different = setting.iloc[np.unique(number, return_index=True)[1]]
     counted = [sizes.counted_bits(*key) for key in different.itertuples(index=False, name=None)]
-    bits = np.where(rows["stored_bits"].isna(), np.array(counted, dtype=float)[place], rows["stored_bits"])
+    bits = np.where(rows["stored_bits"].isna(), np.array(counted, dtype=float)[number], rows["stored_bits"])
     rows["stored_bits"] = bits
     gigabytes = [
         sizes.weight_bytes(model, stored) for model, stored in zip(rows["model"], rows["stored_bits"], strict=True)
@@ -296,7 +299,7 @@ def _haystack(rows: pd.DataFrame) -> pd.Series:
     bits = rows["w_bits"].map("w{:g}".format) + rows["a_bits"].map("a{:g}".format)
     setting = rows["w_bits"].map("{:g} bit ".format) + rows["w_bits"].map("{:g}-bit ".format)
     text = rows["model"] + " " + rows["method"] + " " + bits + " " + group + " " + setting + rows["source"]
-    for column in ("run_id", "calibration", "chosen"):
+    for column in ("run_id", "calibration", "options"):
         text = text + " " + rows[column].astype(object).fillna("").astype(str)
     return text.str.lower()
 
@@ -306,22 +309,22 @@ def _mask(board: Board, query: Query) -> np.ndarray:
     mask = (rows["track"] == query.track).to_numpy(copy=True)
     if query.model is not None:
         mask &= (rows["model"] == query.model).to_numpy()
-    for column, wanted in (
+    for column, values in (
         ("method", query.methods),
         ("w_bits", query.bits),
         ("a_bits", query.a_bits),
         ("source", query.sources),
     ):
-        if wanted:
-            mask &= rows[column].isin(wanted).to_numpy()
+        if values:
+            mask &= rows[column].isin(values).to_numpy()
     if query.groups:
         mask &= rows["group_size"].fillna(PER_ROW).isin(query.groups).to_numpy()
     for column, (least, most) in (("stored_bits", query.stored), ("size_gb", query.size)):
-        values = rows[column].to_numpy()
+        numbers = rows[column].to_numpy()
         if least is not None:
-            mask &= values >= least
+            mask &= numbers >= least
         if most is not None:
-            mask &= values <= most
+            mask &= numbers <= most
     if query.statuses:
         mask &= np.logical_or.reduce([_has_status(board, status) for status in query.statuses])
     if query.search.strip():
@@ -347,16 +350,6 @@ def _numbers(board: Board, name: str) -> np.ndarray | None:
         if name in (column.task.lower(), column.title.lower()):
             return board.values[:, index]
     return None
-
-
-def _shade(values: np.ndarray, cells: np.ndarray, reference: np.ndarray, lower: np.ndarray) -> np.ndarray:
-    """How far from FP16, from -1 to 1. The root keeps small losses visible beside collapses."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        by_ratio = np.log(reference / values) / np.log(LARGEST_RATIO)
-        by_share = (values - reference) / np.abs(reference) / LARGEST_LOSS
-    gain = np.clip(np.where(lower, by_ratio, by_share), -1, 1)
-    gain[(cells == Cell.COLLAPSED) & np.isnan(gain)] = -1
-    return np.sign(gain) * np.sqrt(np.abs(gain))
 
 
 def descends(query: Query, column: Column | None) -> bool:

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from leaderboard import analysis, export, figures, fit
 from leaderboard.analysis import Board, Query
-from leaderboard.provenance import provenance
+from leaderboard.provenance import provenance_of
 from leaderboard.store import Notes, method_name
 from leaderboard.view import Fitted, find_row, read_address
 from quant_engine.methods import METHODS
@@ -115,7 +115,7 @@ class _Answers:
         index = find_row(board, row)
         if index is None:
             raise UserError(f"There is no row {row!r}.")
-        card = provenance(board, index, self._notes)
+        card = provenance_of(board, index, self._notes)
         return vars(card) | {"numbers": [vars(number) for number in card.numbers], "about": dict(card.about)}
 
     def what_fits(

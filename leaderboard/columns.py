@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from quant_engine import notation
 from quant_engine.evaluate import parse_result_name
 
 Group = Literal["Perplexity", "CommonSenseQA", "MMLU", "Pictures", "Cost"]
@@ -33,6 +34,12 @@ class Column:
     @property
     def arrow(self) -> str:
         return "↑" if self.better == "higher" else "↓"
+
+    def text(self, value: float, *, measured: bool) -> str:
+        """How a number of the column is written. Measured perplexities have more digits than the study prints."""
+        if self.cost:
+            return notation.cost(value, self.digits)
+        return notation.perplexity(value, measured=measured) if self.better == "lower" else notation.score(value)
 
 
 def _perplexity(task: str, title: str, text: str = "") -> Column:
@@ -80,7 +87,7 @@ _KNOWN: tuple[Column, ...] = (
 )
 KNOWN: dict[str, Column] = {column.task: column for column in _KNOWN}
 HEADLINES = ("mmbench_en", "wikitext2", "perplexity", "mmlu")
-_ORDER = {column.task: place for place, column in enumerate(_KNOWN)}
+_ORDER = {column.task: index for index, column in enumerate(_KNOWN)}
 
 
 def column_of(task: str) -> Column:
@@ -90,29 +97,29 @@ def column_of(task: str) -> Column:
     if task.startswith("perplexity:"):
         name = Path(task.removeprefix("perplexity:").rpartition("@")[0] or task).name
         return _perplexity(task, name)
-    known = parse_result_name(task)
-    if known:
-        ours, suffix = known
-        group: Group = "Pictures" if ours.pictures else "CommonSenseQA"
-        if not ours.pictures and not ours.higher_is_better:
+    engine_task = parse_result_name(task)
+    if engine_task:
+        measure, suffix = engine_task
+        group: Group = "Pictures" if measure.pictures else "CommonSenseQA"
+        if not measure.pictures and not measure.higher_is_better:
             group = "Perplexity"
-        title = f"{ours.title}, {ours.parts[suffix].title}" if suffix else ours.title
-        return Column(task, title, group, "higher" if ours.higher(suffix) else "lower", ours.help)
+        title = f"{measure.title}, {measure.parts[suffix].title}" if suffix else measure.title
+        return Column(task, title, group, "higher" if measure.higher(suffix) else "lower", measure.help)
     return Column(task, task, "CommonSenseQA", "higher", "")
 
 
-def headline(columns: Sequence[Column], filled: Sequence[int], asked: str | None = None) -> Column | None:
-    """The score that ranks settings: the one that is asked for, else the one that says most and is not rare; None if
-    there is no score. `filled` [columns] is how many settings have each; half of the most is not rare.
+def headline(columns: Sequence[Column], filled: Sequence[int], task: str | None = None) -> Column | None:
+    """The score that ranks settings: that of `task` if there is one, else the one that says most and is not rare; None
+    if there is no score. `filled` [columns] is how many settings have each; half of the most is not rare.
 
     Not the mean of tasks: the study's has rows that were scored otherwise.
     """
     scores = {column.task: (column, count) for column, count in zip(columns, filled, strict=True) if not column.cost}
-    if asked in scores:
-        return scores[asked][0]
-    telling = [scores[task] for task in HEADLINES if task in scores] or list(scores.values())
-    most = max((count for _, count in telling), default=0)
-    return next((column for column, count in telling if 2 * count >= most), None)
+    if task in scores:
+        return scores[task][0]
+    candidates = [scores[name] for name in HEADLINES if name in scores] or list(scores.values())
+    most = max((count for _, count in candidates), default=0)
+    return next((column for column, count in candidates if 2 * count >= most), None)
 
 
 def ordered(tasks: list[str]) -> list[Column]:

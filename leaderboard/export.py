@@ -14,9 +14,9 @@ from itertools import groupby
 import numpy as np
 import pandas as pd
 
-from leaderboard import notation
 from leaderboard.analysis import Cell, View
 from leaderboard.store import Notes, note_on
+from quant_engine import notation
 from quant_engine.folders import PROJECT
 
 FIELDS = [
@@ -34,11 +34,11 @@ _MODES = {"absolute": "values", "difference": "differences to FP16", "retained":
 
 def frame(view: View) -> pd.DataFrame:
     """A line per row: what names the setting, then each task's number in the view's mode (NaN: none)."""
-    told = view.rows.rename(columns={"chosen": "options"})[FIELDS].copy()
-    told["run_id"] = told["run_id"].astype(object).where(told["run_id"].notna(), None)
-    for place, column in enumerate(view.columns):
-        told[column.task] = view.values[:, place]
-    return told
+    table = view.rows[FIELDS].copy()
+    table["run_id"] = table["run_id"].astype(object).where(table["run_id"].notna(), None)
+    for index, column in enumerate(view.columns):
+        table[column.task] = view.values[:, index]
+    return table
 
 
 def csv(view: View) -> bytes:
@@ -58,18 +58,16 @@ def as_json(view: View) -> bytes:
 
 def document(view: View) -> dict:
     """What `as_json` writes, as a JSON value."""
-    columns = [
-        {"task": one.task, "title": one.title, "group": one.group, "better": one.better, "help": one.help}
-        for one in view.columns
-    ]
+    fields = ("task", "title", "group", "better", "help")
+    columns = [{field: getattr(column, field) for field in fields} for column in view.columns]
     rows = []
-    for place, row in enumerate(frame(view)[FIELDS].to_dict("records")):
+    for row, setting in enumerate(frame(view)[FIELDS].to_dict("records")):
         cells = {
-            column.task: _cell(view, place, at)
-            for at, column in enumerate(view.columns)
-            if view.cells[place, at] != Cell.MISSING
+            column.task: _cell(view, row, index)
+            for index, column in enumerate(view.columns)
+            if view.cells[row, index] != Cell.MISSING
         }
-        rows.append({name: _plain(value) for name, value in row.items()} | {"results": cells})
+        rows.append({name: _plain(value) for name, value in setting.items()} | {"results": cells})
     return {"numbers": _MODES[view.query.mode], "query": view.query.model_dump(), "columns": columns, "rows": rows}
 
 
@@ -77,29 +75,28 @@ def markdown(view: View) -> bytes:
     """The table as it is written, one line per setting."""
     head = ["Model", "Setting", "Source", *(f"{column.title} {column.arrow}" for column in view.columns)]
     lines = [_bar(head), _bar(["---"] * 3 + ["---:"] * len(view.columns))]
-    for place, named in enumerate(_named(view)):
-        lines.append(_bar([*named, *(view.text(place, at) for at in range(len(view.columns)))]))
+    for names, texts in zip(_names(view), _texts(view), strict=True):
+        lines.append(_bar([*names, *texts]))
     return ("\n".join(lines) + "\n").encode()
 
 
 def latex(view: View) -> bytes:
     """The table for a paper that loads booktabs."""
-    several = view.rows["model"].nunique() > 1
-    fixed = 2 if several else 1
-    groups = [(group, len(list(members))) for group, members in groupby(view.columns, key=lambda one: one.group)]
-    top, rules, at = [" & " * (fixed - 1)], [], fixed + 1
-    for group, count in groups:
-        top.append(rf"\multicolumn{{{count}}}{{c}}{{{group.translate(_LATEX)}}}")
-        rules.append(rf"\cmidrule(lr){{{at}-{at + count - 1}}}")
-        at += count
-    head = [*(["Model"] if several else []), "Setting"]
+    with_model = view.rows["model"].nunique() > 1
+    fixed = 2 if with_model else 1
+    top, rules, first = [" & " * (fixed - 1)], [], fixed + 1
+    for group, columns in groupby(view.columns, key=lambda column: column.group):
+        last = first + len(list(columns)) - 1
+        top.append(rf"\multicolumn{{{last - first + 1}}}{{c}}{{{group.translate(_LATEX)}}}")
+        rules.append(rf"\cmidrule(lr){{{first}-{last}}}")
+        first = last + 1
+    head = [*(["Model"] if with_model else []), "Setting"]
     head += [f"{column.title} {column.arrow}".translate(_LATEX) for column in view.columns]
     body = []
-    for place, (model, setting, source) in enumerate(_named(view)):
+    for (model, setting, source), texts in zip(_names(view), _texts(view), strict=True):
         name = setting if source == "paper" else f"{setting} (measured)"
-        cells = [*([model] if several else []), name]
-        cells = [cell.translate(_LATEX) for cell in cells]
-        body.append([*cells, *(_latex_number(view.text(place, at)) for at in range(len(view.columns)))])
+        cells = [cell.translate(_LATEX) for cell in ([model, name] if with_model else [name])]
+        body.append([*cells, *map(_latex_number, texts)])
     lines = [
         f"% Low-Bit Lab: {_MODES[view.query.mode]}. Needs \\usepackage{{booktabs}}.",
         rf"\begin{{tabular}}{{{'l' * fixed}{'r' * len(view.columns)}}}",
@@ -121,9 +118,8 @@ def bibtex(view: View | None = None) -> bytes:
 
     cited = yaml.safe_load((PROJECT / "CITATION.cff").read_text(encoding="utf-8"))
     entries = [_entry("software", "lowbitlab", cited)]
-    entries += [
-        _entry("article", f"study{number or ''}", one) for number, one in enumerate(cited.get("references", []))
-    ]
+    references = enumerate(cited.get("references", []))
+    entries += [_entry("article", f"study{number or ''}", reference) for number, reference in references]
     return "\n".join(entries).encode()
 
 
@@ -144,32 +140,37 @@ def records(table: pd.DataFrame) -> list[dict]:
 
 def with_notes(view: View, notes: Notes) -> list[str]:
     """The known oddities of the printed numbers that the view shows, each with the cell that it is about."""
-    told = []
-    for place, row in enumerate(view.rows.to_dict("records")):
-        for at, column in enumerate(view.columns):
+    sentences = []
+    for row, cells in zip(view.rows.to_dict("records"), view.cells, strict=True):
+        for column, cell in zip(view.columns, cells, strict=True):
             text = note_on(row, column.task, notes)
-            if text and view.cells[place, at] != Cell.MISSING:
+            if text and cell != Cell.MISSING:
                 setting = notation.setting(row["method"], row["w_bits"], row["a_bits"], row["group_size"])
-                told.append(f"{row['model']}, {setting}, {column.title}: {text}")
-    return told
+                sentences.append(f"{row['model']}, {setting}, {column.title}: {text}")
+    return sentences
 
 
-def _named(view: View) -> list[tuple[str, str, str]]:
+def _names(view: View) -> list[tuple[str, str, str]]:
     """Model, setting and source of every row."""
-    fields = view.rows[["model", "source", "chosen", "method", "w_bits", "a_bits", "group_size"]]
+    fields = view.rows[["model", "source", "options", "method", "w_bits", "a_bits", "group_size"]]
     return [
-        (model, f"{notation.setting(*one)}{f' ({chosen})' if chosen else ''}", source)
-        for model, source, chosen, *one in fields.itertuples(index=False)
+        (model, f"{notation.setting(*setting)}{f' ({options})' if options else ''}", source)
+        for model, source, options, *setting in fields.itertuples(index=False)
     ]
+
+
+def _texts(view: View) -> list[list[str]]:
+    """Every cell as the table writes it."""
+    return [[view.text(row, column) for column in range(len(view.columns))] for row in range(len(view.rows))]
 
 
 def _cell(view: View, row: int, column: int) -> dict:
     cell, origin = Cell(view.cells[row, column]), view.origin[row, column]
-    told = {"value": _plain(view.values[row, column]), "status": cell.name.lower()}
+    fields = {"value": _plain(view.values[row, column]), "status": cell.name.lower()}
     if origin >= 0:
         result = view.results.iloc[origin]
-        told |= {name: _plain(result[name]) for name in ("table", "run_id", "standard_error", "items")}
-    return {name: value for name, value in told.items() if value is not None or name == "value"}
+        fields |= {name: _plain(result[name]) for name in ("table", "run_id", "standard_error", "items")}
+    return {name: value for name, value in fields.items() if value is not None or name == "value"}
 
 
 def _plain(value: object) -> object:

@@ -6,23 +6,24 @@
                   and the logits of one token, in 32 bit
     overhead      what a CUDA process holds before any model: context, libraries, workspaces
 
-An estimate; `checked` puts it beside the peaks that runs measured.
+An estimate; `checked` compares it with the peaks that runs measured.
 """
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
-from leaderboard import notation, quality
+from leaderboard import quality
 from leaderboard.analysis import Board
 from leaderboard.columns import Column, headline
 from leaderboard.plot import Figure
 from leaderboard.sizes import Shape, shapes
+from leaderboard.store import method_called
 from leaderboard.view import Fitted
+from quant_engine import notation
 from quant_engine.evaluate.perplexity import windows_at_once
 from quant_engine.spec import UserError
 
@@ -84,7 +85,7 @@ class Need:
     """Bytes that a setting needs, by part."""
 
     weights: float
-    kept: float
+    unquantized: float
     cache: float
     activations: float
     overhead: float
@@ -100,7 +101,7 @@ class Need:
     @property
     def read_per_token(self) -> float:
         """Bytes that every decoded token has to read: all weights and the cache."""
-        return self.weights + self.kept + self.cache
+        return self.weights + self.unquantized + self.cache
 
 
 def memory_of(fitted: Fitted) -> float:
@@ -126,7 +127,7 @@ def need(
     widest = 2 * shape.hidden + 2 * shape.intermediate
     return Need(
         weights=shape.quantized * stored_bits / 8,
-        kept=shape.kept * bytes_each,
+        unquantized=shape.unquantized * bytes_each,
         cache=2 * shape.layers * shape.key_width * tokens * bytes_each,
         activations=widest * tokens * bytes_each + shape.vocabulary * batch * 4,
         overhead=overhead,
@@ -137,11 +138,11 @@ def best_quality(board: Board, model: str) -> Column:
     """The column that ranks a model's settings where nobody says. Raises UserError if the model has no score."""
     mask = (board.rows["model"] == model).to_numpy() & (board.rows["w_bits"] < 16).to_numpy()
     filled = (~np.isnan(board.values[mask])).sum(axis=0)
-    known = np.flatnonzero(filled)
-    found = headline([board.columns[place] for place in known], filled[known])
-    if found is None:
+    with_results = np.flatnonzero(filled)
+    column = headline([board.columns[index] for index in with_results], filled[with_results])
+    if column is None:
         raise UserError(f"There is no result of {model} yet.")
-    return found
+    return column
 
 
 def settings(board: Board, fitted: Fitted, task: str | None = None) -> pd.DataFrame:
@@ -154,103 +155,103 @@ def settings(board: Board, fitted: Fitted, task: str | None = None) -> pd.DataFr
         raise UserError(f"The shape of {fitted.model} is not known, so its memory can't be estimated.")
     memory, shape = memory_of(fitted), shapes()[fitted.model]
     column = best_quality(board, fitted.model) if task is None else quality.column_of_task(board, task)
-    found = quality.points(board, fitted.model, column.task).dropna(subset="stored_bits").reset_index(drop=True)
+    rows = quality.points(board, fitted.model, column.task).dropna(subset="stored_bits").reset_index(drop=True)
     needs = [
         need(shape, bits, context=fitted.context, batch=fitted.batch, pictures=fitted.pictures)
-        for bits in found["stored_bits"]
+        for bits in rows["stored_bits"]
     ]
     for part in PARTS:
-        found[part] = [one.parts[part] / GIB for one in needs]
-    found["total"] = [one.total / GIB for one in needs]
-    found["fits"] = found["total"] <= memory
+        rows[part] = [setting.parts[part] / GIB for setting in needs]
+    rows["total"] = [setting.total / GIB for setting in needs]
+    rows["fits"] = rows["total"] <= memory
     bandwidth = CARDS[fitted.card].bandwidth * 1e9 if fitted.card else np.nan
-    found["tokens_per_s"] = [bandwidth / one.read_per_token for one in needs]
-    found["quality"] = found["value"] if column.better == "higher" else -found["value"]
-    found = found.sort_values(["fits", "quality", "total"], ascending=[False, False, True], kind="stable")
-    return found.drop(columns="quality").reset_index(drop=True)
+    rows["tokens_per_s"] = [bandwidth / setting.read_per_token for setting in needs]
+    rows["quality"] = rows["value"] if column.better == "higher" else -rows["value"]
+    rows = rows.sort_values(["fits", "quality", "total"], ascending=[False, False, True], kind="stable")
+    return rows.drop(columns="quality").reset_index(drop=True)
 
 
 def figure(board: Board, fitted: Fitted, task: str | None = None) -> Figure:
     """The need of the best settings as stacked bars against the card, and all settings in the table behind it."""
     column = best_quality(board, fitted.model) if task is None else quality.column_of_task(board, task)
-    found, memory = settings(board, fitted, column.task), memory_of(fitted)
-    where = fitted.card or f"{memory:g} GiB"
-    fitting = found[found["fits"]]
-    shown = pd.concat([fitting.head(10), found[~found["fits"]].sort_values("total").head(3)])
+    rows, memory = settings(board, fitted, column.task), memory_of(fitted)
+    card = fitted.card or f"{memory:g} GiB"
+    fitting = rows[rows["fits"]]
+    bars = pd.concat([fitting.head(10), rows[~rows["fits"]].sort_values("total").head(3)])
     data = [
-        {"type": "bar", "orientation": "h", "name": part, "y": list(shown["label"]),
-         "x": [round(float(value), 4) for value in shown[part]], "marker": {"color": color},
+        {"type": "bar", "orientation": "h", "name": part, "y": list(bars["label"]),
+         "x": [round(float(value), 4) for value in bars[part]], "marker": {"color": color},
          "hovertemplate": "%{y}<br>" + part + ": %{x:.2f} GiB<extra></extra>"}
         for part, color in zip(PARTS, _COLORS, strict=True)
     ]  # fmt: skip
-    asked = f"{fitted.context:,} tokens" + (f", batch {fitted.batch}" if fitted.batch > 1 else "")
-    asked += f", {fitted.pictures} picture{'s' if fitted.pictures > 1 else ''}" if fitted.pictures else ""
-    if fitting.empty:
-        least = found["total"].min()
-        finding = f"No setting of {fitted.model} fits {where} with {asked}: the smallest needs {least:.1f} GiB."
-    else:
-        best = fitting.iloc[0]
-        speed = f", at most {best['tokens_per_s']:.0f} tokens/s" if np.isfinite(best["tokens_per_s"]) else ""
-        value = quality.written(best["value"], column)
-        finding = (
-            f"{len(fitting)} of {len(found)} settings of {fitted.model} fit {where} with {asked}. "
-            f"Best: {best['label']} ({column.title} {value}), {best['total']:.1f} GiB{speed}."
-        )
     layout = {
         "barmode": "stack",
         "xaxis": {"title": {"text": "memory while answering, GiB"}, "automargin": True, "rangemode": "tozero"},
         "yaxis": {"autorange": "reversed", "fixedrange": True, "type": "category", "automargin": True},
-        "height": 150 + 28 * len(shown),
+        "height": 150 + 28 * len(bars),
         "shapes": [
             {"type": "line", "x0": memory, "x1": memory, "yref": "paper", "y0": 0, "y1": 1,
              "line": {"color": "var(--alarm)", "width": 2}}
         ],
         "annotations": [
-            {"x": memory, "yref": "paper", "y": 1, "yanchor": "bottom", "text": where, "showarrow": False}
+            {"x": memory, "yref": "paper", "y": 1, "yanchor": "bottom", "text": card, "showarrow": False}
         ],
     }  # fmt: skip
     table = pd.DataFrame(
         {
-            "Setting": found["label"],
-            "Fits": np.where(found["fits"], "yes", "no"),
-            f"{column.title} {column.arrow}": [quality.written(value, column) for value in found["value"]],
-            "Stored bits": found["stored_bits"].round(2),
-            **{f"{part}, GiB": found[part].round(2) for part in PARTS},
-            "Total, GiB": found["total"].round(2),
-            "Tokens/s at most": found["tokens_per_s"].round(0),
+            "Setting": rows["label"],
+            "Fits": np.where(rows["fits"], "yes", "no"),
+            f"{column.title} {column.arrow}": rows["text"],
+            "Stored bits": rows["stored_bits"].round(2),
+            **{f"{part}, GiB": rows[part].round(2) for part in PARTS},
+            "Total, GiB": rows["total"].round(2),
+            "Tokens/s at most": rows["tokens_per_s"].round(0),
         }
     ).dropna(axis=1, how="all")
-    return Figure("fit", "What fits", finding, data, layout, table)
+    return Figure("fit", "What fits", _finding(fitted, rows, column, card), data, layout, table)
+
+
+def _finding(fitted: Fitted, rows: pd.DataFrame, column: Column, card: str) -> str:
+    """How many of the settings in `rows` fit, and the best of them."""
+    load = f"{fitted.context:,} tokens" + (f", batch {fitted.batch}" if fitted.batch > 1 else "")
+    load += f", {fitted.pictures} picture{'s' if fitted.pictures > 1 else ''}" if fitted.pictures else ""
+    fitting = rows[rows["fits"]]
+    if fitting.empty:
+        return (
+            f"No setting of {fitted.model} fits {card} with {load}: the smallest needs {rows['total'].min():.1f} GiB."
+        )
+    best = fitting.iloc[0]
+    speed = f", at most {best['tokens_per_s']:.0f} tokens/s" if np.isfinite(best["tokens_per_s"]) else ""
+    return (
+        f"{len(fitting)} of {len(rows)} settings of {fitted.model} fit {card} with {load}. "
+        f"Best: {best['label']} ({column.title} {best['text']}), {best['total']:.1f} GiB{speed}."
+    )
 
 
 def checked(results: pd.DataFrame) -> pd.DataFrame:
-    """The estimate beside the peak memory that each measured run of a known model states, and the error in percent.
+    """The estimate and the peak memory of each measured run of a known model, and the error in percent.
 
     The estimate is made for the run's windows, precision and device, with what an evaluation holds beyond an answer:
     the logits of all tokens that it reads at once, and their log-probabilities of one window. A run's peak includes its
     quantization; runs that trained are left out, for their training is the peak. On a GPU it is the peak of tensors,
     what the process holds before any model left out. Columns: run, Setting, Estimated GB, Measured GB, Error %.
     """
-    trained = results["options"].astype(object).fillna("").str.contains('"steps"')
-    runs = results[(results["source"] == "measured") & results["peak_memory_bytes"].notna() & ~trained]
-    told = []
-    for row in runs.drop_duplicates("run_id").to_dict("records"):
-        shape, window = shapes().get(row["model"]), re.search(r"window (\d+)", str(row["conditions"]))
-        if shape is None or window is None or pd.isna(row["stored_bits"]):
+    runs = results[results["source"] == "measured"].dropna(subset=["peak_memory_bytes", "stored_bits"])
+    rows = []
+    for run in runs.drop_duplicates("run_id").to_dict("records"):
+        shape, method = shapes().get(run["model"]), method_called(run["method"])
+        if shape is None or (method and (method.train or method.fine_tunes)):
             continue
-        command = str(row["command"])
-        on_gpu = "--device cuda" in command
-        each = 4 if "--dtype float32" in command or not on_gpu else 2
-        tokens = int(window[1])
+        on_gpu, bytes_each = run["device"] == "cuda", 4 if run["dtype"] == "float32" else 2
+        tokens = int(run["window"])
         batch = windows_at_once(tokens)
-        one = need(
-            shape, row["stored_bits"], context=tokens, batch=batch, bytes_each=each,
+        answer = need(
+            shape, run["stored_bits"], context=tokens, batch=batch, bytes_each=bytes_each,
             overhead=0 if on_gpu else HOST_OVERHEAD,
         )  # fmt: skip
-        total = one.total + shape.vocabulary * tokens * (batch * each + 4)
-        setting = notation.setting(row["method"], row["w_bits"], row["a_bits"], row["group_size"])
-        measured = row["peak_memory_bytes"]
-        told.append(
-            (row["run_id"], f"{row['model']} {setting}", total / 1e9, measured / 1e9, 100 * (total / measured - 1))
-        )
-    return pd.DataFrame(told, columns=["Run", "Setting", "Estimated GB", "Measured GB", "Error %"]).round(2)
+        estimate = answer.total + shape.vocabulary * tokens * (batch * bytes_each + 4)
+        peak = run["peak_memory_bytes"]
+        setting = notation.setting(run["method"], run["w_bits"], run["a_bits"], run["group_size"])
+        label, error = f"{run['model']} {setting}", 100 * (estimate / peak - 1)
+        rows.append((run["run_id"], label, estimate / 1e9, peak / 1e9, error))
+    return pd.DataFrame(rows, columns=["Run", "Setting", "Estimated GB", "Measured GB", "Error %"]).round(2)

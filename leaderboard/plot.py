@@ -36,8 +36,8 @@ class Figure:
 
 def style(method: str) -> tuple[str, str]:
     """A method's color and symbol, the same in every figure."""
-    place = method_order(method) - 1
-    return COLORS[place % len(COLORS)], SYMBOLS[place % len(SYMBOLS) if place < len(COLORS) else (place + 3) % 10]
+    index = method_order(method) - 1
+    return COLORS[index % len(COLORS)], SYMBOLS[index % len(SYMBOLS) if index < len(COLORS) else (index + 3) % 10]
 
 
 def dots(method: str, x: Any, y: Any, text: Any, hover: str, opacity: float = 1.0) -> dict[str, Any]:
@@ -77,7 +77,7 @@ def names_axis() -> dict[str, Any]:
     return {"autorange": "reversed", "fixedrange": True, "type": "category", "automargin": True}
 
 
-def kept_axis(title: str = "percent of FP16 kept") -> dict[str, Any]:
+def percent_axis(title: str = "percent of FP16 kept") -> dict[str, Any]:
     """An axis of percents."""
     return axis(title) | {"ticksuffix": "%"}
 

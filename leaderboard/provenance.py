@@ -9,10 +9,10 @@ import numpy as np
 import pandas as pd
 from pydantic import ValidationError
 
-from leaderboard import notation
-from leaderboard.analysis import Board, Cell
+from leaderboard.analysis import CELL_WORDS, Board, Cell
 from leaderboard.store import Notes, method_name, model_name, note_on
 from leaderboard.view import find_row, row_key
+from quant_engine import notation
 from quant_engine.evaluate import TASKS
 from quant_engine.methods import METHODS
 from quant_engine.models.catalog import MODELS
@@ -51,20 +51,20 @@ class Provenance:
     run_id: str
 
 
-def provenance(board: Board, place: int, notes: Notes) -> Provenance:
-    """The provenance of the row at `place` of `board.rows`."""
-    row = board.rows.iloc[place].to_dict()
-    measured = row["source"] == "measured"
-    origins = [origin for origin in board.origin[place] if origin >= 0]
+def provenance_of(board: Board, index: int, notes: Notes) -> Provenance:
+    """The provenance of the row at `index` of `board.rows`."""
+    row = board.rows.iloc[index].to_dict()
+    measured = _is_measured(row)
+    origins = [origin for origin in board.origin[index] if origin >= 0]
     result = board.results.iloc[origins[0]].to_dict() if origins else {}
-    run = _run(board, place)
+    run = _run(board, index)
     return Provenance(
         key=row_key(row),
         title=notation.setting(row["method"], row["w_bits"], row["a_bits"], row["group_size"]),
         model=row["model"],
         source=row["source"],
         stored=_stored(row, measured),
-        numbers=_numbers(board, place, row, notes),
+        numbers=_numbers(board, index, row, notes),
         about=_about_run(result, board, origins) if measured else _about_study(row),
         command=_text(result.get("command")) if measured else command(run) if run else "",
         offered=run is not None,
@@ -74,14 +74,14 @@ def provenance(board: Board, place: int, notes: Notes) -> Provenance:
 
 def row_run(board: Board, key: str) -> RunSpec | None:
     """The run that measures a row again: a measured row's own. None if there is no such row, or the engine can't."""
-    place = find_row(board, key)
-    return None if place is None else _run(board, place)
+    index = find_row(board, key)
+    return None if index is None else _run(board, index)
 
 
-def _run(board: Board, place: int) -> RunSpec | None:
-    row = board.rows.iloc[place].to_dict()
-    if row["source"] != "measured":
-        return _study_run(row, _tasks(board, place))
+def _run(board: Board, index: int) -> RunSpec | None:
+    row = board.rows.iloc[index].to_dict()
+    if not _is_measured(row):
+        return _study_run(row, _tasks(board, index))
     try:
         spec = run_folder.read(run_folder.run_path(_text(row["run_id"]))).spec
     except UserError:
@@ -93,8 +93,8 @@ def _study_run(row: dict, tasks: list[str]) -> RunSpec | None:
     """The run that measures a row's setting on those of `tasks` that the engine has; None if it can't."""
     model = next((name for name in MODELS if model_name(name) == row["model"]), None)
     method = "fp16" if row["w_bits"] == 16 else next((n for n in METHODS if method_name(n) == row["method"]), None)
-    known = tuple(task for task in tasks if task in TASKS)
-    if model is None or method is None or not known:
+    measurable = tuple(task for task in tasks if task in TASKS)
+    if model is None or method is None or not measurable:
         return None
     group = None if pd.isna(row["group_size"]) or method == "fp16" else int(row["group_size"])
     try:
@@ -102,7 +102,7 @@ def _study_run(row: dict, tasks: list[str]) -> RunSpec | None:
         card = MODELS[model]
         return RunSpec(
             weights=WeightSpec(model=model, setting=setting),
-            tasks=known,
+            tasks=measurable,
             device="cuda" if card.needs_gpu else "cpu",
             dtype="bfloat16" if card.needs_gpu else "float32",
             window=card.window,
@@ -111,9 +111,13 @@ def _study_run(row: dict, tasks: list[str]) -> RunSpec | None:
         return None
 
 
-def _tasks(board: Board, place: int) -> list[str]:
-    cells = board.cells[place]
-    return [column.task for at, column in enumerate(board.columns) if cells[at] != Cell.MISSING and not column.cost]
+def _tasks(board: Board, index: int) -> list[str]:
+    cells = zip(board.columns, board.cells[index], strict=True)
+    return [column.task for column, cell in cells if cell != Cell.MISSING and not column.cost]
+
+
+def _is_measured(row: dict) -> bool:
+    return row["source"] == "measured"
 
 
 def _stored(row: dict, measured: bool) -> str:
@@ -124,26 +128,26 @@ def _stored(row: dict, measured: bool) -> str:
     return f"{row['stored_bits']:.2f} bits per quantized weight{size} ({how})"
 
 
-def _numbers(board: Board, place: int, row: dict, notes: Notes) -> list[Number]:
-    told = []
-    for at, column in enumerate(board.columns):
-        cell, origin = Cell(board.cells[place, at]), board.origin[place, at]
+def _numbers(board: Board, index: int, row: dict, notes: Notes) -> list[Number]:
+    numbers = []
+    for column_index, column in enumerate(board.columns):
+        cell, origin = Cell(board.cells[index, column_index]), board.origin[index, column_index]
         note = note_on(row, column.task, notes)
         if cell is Cell.MISSING and not note:
             continue
         result = board.results.iloc[origin] if origin >= 0 else None
-        value = board.values[place, at]
-        if np.isnan(value):
-            text = "collapsed" if cell is Cell.COLLAPSED else "·"
-        elif column.cost:
-            text = notation.cost(value, column.digits)
-        elif column.group == "Perplexity":
-            text = notation.perplexity(value, measured=row["source"] == "measured")
-        else:
-            text = notation.score(value)
-        error = "" if result is None or pd.isna(result["standard_error"]) else f"± {result['standard_error']:.2g}"
-        told.append(Number(f"{column.title} {column.arrow}", column.group, text, error, _source(cell, result), note))
-    return told
+        value, error = board.values[index, column_index], np.nan if result is None else result["standard_error"]
+        numbers.append(
+            Number(
+                title=f"{column.title} {column.arrow}",
+                group=column.group,
+                text=CELL_WORDS.get(cell, "·") if np.isnan(value) else column.text(value, measured=_is_measured(row)),
+                error="" if pd.isna(error) else f"± {notation.standard_error(error)}",
+                source=_source(cell, result),
+                note=note,
+            )
+        )
+    return numbers
 
 
 def _source(cell: Cell, result: pd.Series | None) -> str:
@@ -159,17 +163,17 @@ def _source(cell: Cell, result: pd.Series | None) -> str:
 
 
 def _about_study(row: dict) -> list[tuple[str, str]]:
-    told = [
+    about = [
         ("Source", "An empirical study of LLaMA3 quantization: from LLMs to MLLMs, arXiv 2404.14047 v3"),
         ("Hardware", "8 A800 80 GB"),
     ]
     if row["track"] in ("llm_ptq", "mllm_ptq") and row["w_bits"] < 16:
-        told.append(("Calibration", "WikiText2, 128 samples of 2048 tokens"))
+        about.append(("Calibration", "WikiText2, 128 samples of 2048 tokens"))
     if row["track"] == "lora_ft" and row["w_bits"] < 16:
-        told.append(("Fine-tuning", "Alpaca, where the method trains adapters"))
+        about.append(("Fine-tuning", "Alpaca, where the method trains adapters"))
     if row["track"] == "mllm_ptq":
-        told.append(("Quantized", "the language model only"))
-    return told
+        about.append(("Quantized", "the language model only"))
+    return about
 
 
 def _about_run(result: dict, board: Board, origins: list[int]) -> list[tuple[str, str]]:

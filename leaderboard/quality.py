@@ -7,10 +7,11 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
-from leaderboard import notation
+from leaderboard import against_fp16, analysis
 from leaderboard.analysis import Board, Cell
 from leaderboard.columns import Column
 from leaderboard.store import PAPER_METHODS
+from quant_engine import notation
 from quant_engine.spec import UserError
 
 MOST_POINTS = 1_500
@@ -18,43 +19,47 @@ DRAWS = 2_000
 
 
 def points(board: Board, model: str, task: str) -> pd.DataFrame:
-    """One line per row of a model that has a number for a task: its setting, `stored_bits`, `size_gb`, `value`, FP16's
-    `reference`, `loss` (see `losses`), `error` (standard error) and the `label`. Raises UserError if there is none."""
+    """One line per row of a model that has a number for a task: its setting, `stored_bits`, `size_gb`, the `value` and
+    its `text`, FP16's `reference`, `loss` (see `losses`), `shade` (see `against_fp16`), `error` (standard error) and
+    the setting's `label`. Raises UserError if there is none."""
     column = column_of_task(board, task)
-    place = board.columns.index(column)
-    rows = _rows(board, (board.rows["model"] == model).to_numpy() & ~np.isnan(board.values[:, place]))
+    index = board.columns.index(column)
+    rows = _rows(board, (board.rows["model"] == model).to_numpy() & ~np.isnan(board.values[:, index]))
     if rows.empty:
         raise UserError(f"{model} has no number for {column.title}.")
-    places = rows.index
+    board_rows = rows.index
     rows = rows.reset_index(drop=True)
-    rows["value"], rows["reference"] = board.values[places, place], board.reference[places, place]
-    origin = board.origin[places, place]
+    rows["value"], rows["reference"] = board.values[board_rows, index], board.reference[board_rows, index]
+    origin = board.origin[board_rows, index]
     errors = board.results["standard_error"].to_numpy(dtype=float)
     rows["error"] = np.where(origin >= 0, errors[np.maximum(origin, 0)], np.nan)
-    rows["loss"] = losses(column, rows["value"].to_numpy(), rows["reference"].to_numpy())
+    values, reference = rows["value"].to_numpy(), rows["reference"].to_numpy()
+    rows["loss"] = losses(column, values, reference)
+    rows["shade"] = against_fp16.shade(values, reference, column.better == "lower")
+    rows["text"] = [column.text(v, measured=m) for v, m in zip(values, rows["source"] == "measured", strict=True)]
     rows["label"] = labels(rows)
     return rows
 
 
 def collapsed(board: Board, model: str, task: str) -> pd.DataFrame:
     """One line per row of a model that collapsed on a task and has no number: its setting and the `label`."""
-    place = board.columns.index(column_of_task(board, task))
-    without = (board.cells[:, place] == Cell.COLLAPSED) & np.isnan(board.values[:, place])
+    index = board.columns.index(column_of_task(board, task))
+    without = (board.cells[:, index] == Cell.COLLAPSED) & np.isnan(board.values[:, index])
     rows = _rows(board, (board.rows["model"] == model).to_numpy() & without).reset_index(drop=True)
     rows["label"] = labels(rows)
     return rows
 
 
 def _rows(board: Board, mask: np.ndarray) -> pd.DataFrame:
-    once = ["method", "w_bits", "a_bits", "group_size", "source", "run_id"]  # FP16 stands in several tracks
-    return board.rows[mask].drop_duplicates(once).head(MOST_POINTS)
+    key = ["method", "w_bits", "a_bits", "group_size", "source", "run_id"]  # FP16 stands in several tracks
+    return board.rows[mask].drop_duplicates(key).head(MOST_POINTS)
 
 
 def labels(rows: pd.DataFrame) -> list[str]:
     """The setting of each row, with a word for those that were measured here."""
     return [
-        notation.setting(*one) + (" (measured)" if source == "measured" else "")
-        for *one, source in rows[["method", "w_bits", "a_bits", "group_size", "source"]].itertuples(index=False)
+        notation.setting(*setting) + (" (measured)" if source == "measured" else "")
+        for *setting, source in rows[["method", "w_bits", "a_bits", "group_size", "source"]].itertuples(index=False)
     ]
 
 
@@ -72,30 +77,31 @@ def loss_unit(column: Column) -> str:
     return "points" if in_points(column) else "%"
 
 
-def cheapest(found: pd.DataFrame, within: float) -> pd.Series | None:
-    """The setting with the fewest stored bits that loses at most `within`; the best of those that tie. None if none."""
-    good = found[(found["loss"] <= within) & (found["w_bits"] < 16) & found["stored_bits"].notna()]
+def cheapest(settings: pd.DataFrame, within: float) -> pd.Series | None:
+    """Of some `points`, the one with the fewest stored bits that loses at most `within`, the best of those that tie;
+    None if there is none."""
+    good = settings[(settings["loss"] <= within) & (settings["w_bits"] < 16) & settings["stored_bits"].notna()]
     return None if good.empty else good.sort_values(["stored_bits", "loss"], kind="stable").iloc[0]
 
 
-def best_of_width(found: pd.DataFrame) -> pd.DataFrame:
+def best_of_width(settings: pd.DataFrame) -> pd.DataFrame:
     """For each method and width, the row that loses least, methods in the study's order, wide to narrow."""
-    ordered = found.assign(rank=found["method"].map(method_order), lossless=found["loss"].fillna(np.inf))
-    kept = ordered.sort_values(["rank", "method", "w_bits", "lossless"], ascending=[True, True, False, True])
-    return kept.drop_duplicates(["method", "w_bits", "a_bits"]).drop(columns=["rank", "lossless"])
+    keyed = settings.assign(rank=settings["method"].map(method_order), comparable_loss=settings["loss"].fillna(np.inf))
+    ordered = keyed.sort_values(["rank", "method", "w_bits", "comparable_loss"], ascending=[True, True, False, True])
+    return ordered.drop_duplicates(["method", "w_bits", "a_bits"]).drop(columns=["rank", "comparable_loss"])
 
 
-def cliffs(found: pd.DataFrame, least: float) -> pd.DataFrame:
+def cliffs(settings: pd.DataFrame, least: float) -> pd.DataFrame:
     """For each method, the step to fewer bits that loses most, if it loses `least` or more."""
     steps = []
-    for method, line in best_of_width(found[found["a_bits"] == 16]).groupby("method", sort=False):
+    for method, line in best_of_width(settings[settings["a_bits"] == 16]).groupby("method", sort=False):
         loss, bits = line["loss"].to_numpy(), line["w_bits"].to_numpy()
         if len(loss) < 2 or np.isnan(loss).all():
             continue
         extra = np.diff(loss)
-        at = int(np.nanargmax(extra)) if not np.isnan(extra).all() else 0
-        if extra[at] >= least:
-            steps.append((method, bits[at], bits[at + 1], extra[at]))
+        step = int(np.nanargmax(extra)) if not np.isnan(extra).all() else 0
+        if extra[step] >= least:
+            steps.append((method, bits[step], bits[step + 1], extra[step]))
     return pd.DataFrame(steps, columns=["method", "above", "below", "lost"])
 
 
@@ -116,7 +122,7 @@ def pareto(sizes: np.ndarray, values: np.ndarray, *, higher_is_better: bool) -> 
 
 
 def pareto_chance(
-    found: pd.DataFrame,
+    settings: pd.DataFrame,
     resampled: Mapping[str, np.ndarray],
     *,
     higher_is_better: bool,
@@ -128,17 +134,17 @@ def pareto_chance(
     A run in `resampled` takes its values [draws] from there: a bootstrap over items, the same ones for all runs. Any
     other point with a standard error is drawn from a normal distribution (a parametric bootstrap).
     """
-    errors = found["error"].to_numpy()
+    errors = settings["error"].to_numpy()
     generator = np.random.default_rng(seed)
-    drawn = found["value"].to_numpy() + np.nan_to_num(errors) * generator.standard_normal((draws, len(found)))
-    by_items = found["run_id"].isin(resampled.keys()).to_numpy()
-    for place in np.flatnonzero(by_items):
-        drawn[:, place] = resampled[found["run_id"].iloc[place]]
+    values = settings["value"].to_numpy() + np.nan_to_num(errors) * generator.standard_normal((draws, len(settings)))
+    by_items = settings["run_id"].isin(resampled.keys()).to_numpy()
+    for index in np.flatnonzero(by_items):
+        values[:, index] = resampled[settings["run_id"].iloc[index]]
     moving = by_items | ~np.isnan(errors)
     if not moving.any():
-        return np.full(len(found), np.nan)
-    sizes, hits = found["size_gb"].to_numpy(), np.zeros(len(found))
-    for part in np.array_split(drawn, 10):  # not all at once: there may be thousands of points
+        return np.full(len(settings), np.nan)
+    sizes, hits = settings["size_gb"].to_numpy(), np.zeros(len(settings))
+    for part in np.array_split(values, 10):  # not all at once: there may be thousands of points
         hits += pareto(sizes, part, higher_is_better=higher_is_better).sum(axis=0)
     return np.where(moving, hits / draws, np.nan)
 
@@ -159,39 +165,32 @@ def method_order(method: str) -> int:
     return PAPER_METHODS.index(method) if method in PAPER_METHODS else len(PAPER_METHODS)
 
 
-def kept_of(board: Board, model: str) -> tuple[pd.DataFrame, np.ndarray, list[Column]]:
-    """A model's quantized rows and, for each score, the percent of FP16 kept; collapsed without a number is 0."""
-    mask = ((board.rows["model"] == model) & (board.rows["w_bits"] < 16)).to_numpy()
-    places = [place for place, column in enumerate(board.columns) if not column.cost]
-    at = np.ix_(mask, places)
-    columns = [board.columns[place] for place in places]
-    lower = np.array([column.better == "lower" for column in columns], dtype=bool)
-    return board.rows[mask], kept_percent(board.values[at], board.reference[at], board.cells[at], lower), columns
+def score_percents(board: Board, rows: np.ndarray) -> tuple[list[Column], np.ndarray]:
+    """The columns of scores, and the percent of FP16 that some of the board's rows keep on each [rows, scores]; a
+    collapse without a number is 0."""
+    scores = np.flatnonzero(~analysis.cost_columns(board.columns))
+    columns, part = [board.columns[index] for index in scores], np.ix_(rows, scores)
+    collapsed, lower = board.cells[part] == Cell.COLLAPSED, analysis.lower_columns(columns)
+    return columns, against_fp16.percent_of_fp16(board.values[part], board.reference[part], lower, collapsed)
 
 
-def kept_percent(values: np.ndarray, reference: np.ndarray, cells: np.ndarray, lower: np.ndarray) -> np.ndarray:
-    """Percent of FP16 kept [rows, columns]; for columns where `lower` is better, FP16's value over the setting's."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        kept = 100 * np.where(lower, reference / values, values / reference)
-    kept[(cells == Cell.COLLAPSED) & np.isnan(kept)] = 0
-    return kept
+def quantized_rows(board: Board, model: str) -> np.ndarray:
+    """The indices of a model's quantized settings in the board's rows."""
+    return np.flatnonzero((board.rows["model"] == model) & (board.rows["w_bits"] < 16))
 
 
-def mean_kept(board: Board, model: str, pictures: bool) -> pd.DataFrame:
-    """Percent of FP16 kept on average over a model's scores, per setting: accuracies, or perplexity if it has none."""
-    rows, kept, columns = kept_of(board, model)
+def mean_percents(board: Board, model: str, *, pictures: bool) -> pd.DataFrame:
+    """Per quantized setting of a model the `percent` of FP16 kept, on average over its scores about pictures or over
+    the others: accuracies, or perplexities if it has none."""
+    indices = quantized_rows(board, model)
+    columns, percents = score_percents(board, indices)
     groups = np.array([column.group for column in columns])
-    wanted = groups == "Pictures" if pictures else np.isin(groups, ("CommonSenseQA", "MMLU"))
-    if not pictures and np.isnan(kept[:, wanted]).all():
-        wanted = groups == "Perplexity"
-    rows, kept = rows.assign(group=rows["group_size"].fillna(0)), kept[:, wanted]
-    some = ~np.isnan(kept).all(axis=1) if kept.size else np.zeros(len(rows), dtype=bool)
-    rows = rows[some].assign(kept=np.nanmean(kept[some], axis=1) if some.any() else [])
-    return rows[["method", "w_bits", "a_bits", "group", "kept"]].drop_duplicates(
-        ["method", "w_bits", "a_bits", "group"]
-    )
-
-
-def written(value: float, column: Column) -> str:
-    """A value of a column as the table writes it."""
-    return notation.perplexity(value, measured=False) if column.better == "lower" else notation.score(value)
+    averaged = groups == "Pictures" if pictures else np.isin(groups, ("CommonSenseQA", "MMLU"))
+    if not pictures and np.isnan(percents[:, averaged]).all():
+        averaged = groups == "Perplexity"
+    rows, percents = board.rows.iloc[indices], percents[:, averaged]
+    filled = ~np.isnan(percents).all(axis=1) if percents.size else np.zeros(len(rows), dtype=bool)
+    means = np.nanmean(percents[filled], axis=1) if filled.any() else []
+    rows = rows[filled].assign(group=rows["group_size"].fillna(0), percent=means)
+    key = ["method", "w_bits", "a_bits", "group"]
+    return rows[[*key, "percent"]].drop_duplicates(key)

@@ -20,7 +20,7 @@ from leaderboard.items import Run, runs_with, scored
 from quant_engine.runs import paired
 
 PATIENCE_S = 0.05
-MOST_KEPT = 64
+MOST_COMPARISONS = 64
 
 
 @dataclass(frozen=True)
@@ -49,75 +49,75 @@ class Ranking:
 
 
 class Comparisons:
-    """Which measured runs are better than which, computed aside. Safe to share between threads."""
+    """Which measured runs are better than which, computed in a thread of its own. Safe to share between threads."""
 
     def __init__(self, patience: float = PATIENCE_S) -> None:
         self._patience = patience
         self._pool = ThreadPoolExecutor(1, "comparisons")
-        self._known: dict[tuple, Future[list[Separated]]] = {}
+        self._futures: dict[tuple, Future[list[Separated]]] = {}
         self._lock = threading.Lock()
 
     def finished(self) -> int:
-        """How many are known. Grows when a comparison is finished."""
-        return sum(future.done() for future in list(self._known.values()))
+        """How many are finished. Grows with every one."""
+        return sum(future.done() for future in list(self._futures.values()))
 
     def of(self, runs: tuple[Run, ...], number: str) -> list[Separated] | None:
         """The runs by the items that they were asked; None if that is not known within a moment."""
         key = (runs, number)
         with self._lock:
-            if key not in self._known:
-                if len(self._known) >= MOST_KEPT:
-                    self._known.pop(next(iter(self._known)))
-                self._known[key] = self._pool.submit(separated, runs, number)
-            future = self._known[key]
+            if key not in self._futures:
+                if len(self._futures) >= MOST_COMPARISONS:
+                    self._futures.pop(next(iter(self._futures)))
+                self._futures[key] = self._pool.submit(separate, runs, number)
+            future = self._futures[key]
         try:
             return future.result(self._patience)
         except TimeoutError:
             return None
 
 
-def ranking(board: Board, seen: View, comparisons: Comparisons) -> Ranking | None:
+def rank(board: Board, view: View, comparisons: Comparisons) -> Ranking | None:
     """The ranks of a view's rows among those shown, by the column that it is sorted by, else by the one that says most.
 
     A measured row's rank is 1, and 1 more for each shown run of the model that is better (see `paired.better`); runs
     that were asked other items than most have none. A row of the study is ranked by its printed number alone. None if
     the view has no score.
     """
-    column = headline(seen.columns, (seen.cells != Cell.MISSING).sum(axis=0), seen.query.sort)
+    column = headline(view.columns, (view.cells != Cell.MISSING).sum(axis=0), view.query.sort)
     if column is None:
         return None
-    place = board.columns.index(column)
-    ranks = _by_value(seen, board.values[seen.places, place], lower_is_better=column.better == "lower")
+    values = board.values[view.board_rows, board.columns.index(column)]
+    ranks = _by_value(view, values, lower_is_better=column.better == "lower")
     shared = np.zeros(len(ranks), dtype=bool)
     waiting = False
-    run_ids = seen.rows["run_id"].where(seen.measured, "").to_numpy()
-    for model in seen.rows.loc[seen.measured, "model"].unique():
+    run_ids = view.rows["run_id"].where(view.measured, "").to_numpy()
+    for model in view.rows.loc[view.measured, "model"].unique():
         runs = runs_with(board, model, column)
         groups = comparisons.of(runs, column.task) if runs else []
         waiting |= groups is None
-        shown = [(one, np.flatnonzero(np.isin(run_ids, one.runs))) for one in groups or ()]
-        if not shown:
+        rows_of_groups = [(group, np.flatnonzero(np.isin(run_ids, group.runs))) for group in groups or ()]
+        if not rows_of_groups:
             continue
-        group, rows = max(shown, key=lambda pair: len(pair[1]))
-        at = [group.runs.index(run_id) for run_id in run_ids[rows]]
-        ranks[rows] = 1 + group.better[np.ix_(at, at)].sum(axis=1)
-    keys = pd.DataFrame({"model": seen.rows["model"], "measured": seen.measured, "rank": ranks})[ranks > 0]
+        group, rows = max(rows_of_groups, key=lambda pair: len(pair[1]))
+        runs_shown = [group.runs.index(run_id) for run_id in run_ids[rows]]
+        ranks[rows] = 1 + group.better[np.ix_(runs_shown, runs_shown)].sum(axis=1)
+    keys = pd.DataFrame({"model": view.rows["model"], "measured": view.measured, "rank": ranks})[ranks > 0]
     shared[ranks > 0] = keys.duplicated(keep=False)
     return Ranking(column, ranks, shared, waiting)
 
 
-def _by_value(seen: View, values: np.ndarray, *, lower_is_better: bool) -> np.ndarray:
+def _by_value(view: View, values: np.ndarray, *, lower_is_better: bool) -> np.ndarray:
     """Plain ranks of the study's rows among those of the same model; 0 for rows without a number, and measured ones."""
-    if seen.measured.all():
+    if view.measured.all():
         return np.zeros(len(values), dtype=int)
-    of_study = pd.Series(np.where(seen.measured, np.nan, values))
-    ranks = of_study.groupby(seen.rows["model"].to_numpy()).rank(method="min", ascending=lower_is_better)
+    printed = pd.Series(np.where(view.measured, np.nan, values))
+    ranks = printed.groupby(view.rows["model"].to_numpy()).rank(method="min", ascending=lower_is_better)
     return ranks.fillna(0).to_numpy(dtype=int)
 
 
-def separated(runs: Sequence[Run], number: str) -> list[Separated]:
+def separate(runs: Sequence[Run], number: str) -> list[Separated]:
     """For each set of items, which of the runs that were asked them are better than which, by more than chance."""
     return [
-        Separated(one.runs, paired.better(one.scores, higher_is_better=one.higher_is_better))
-        for one in scored(runs, number)
+        Separated(group.runs, paired.better(group.scores, higher_is_better=group.higher_is_better))
+        for group in scored(runs, number)
     ]

@@ -45,8 +45,8 @@ class Term:
 
 def terms(search: str) -> list[Term]:
     """The search as terms, in lower case. Quotes keep words together: calibration:"my text.txt"."""
-    found = re.findall(r'(?:([\w-]+):)?(?:"([^"]*)"|(\S+))', search.lower())
-    return [Term(field, quoted or plain) for field, quoted, plain in found]
+    parts = re.findall(r'(?:([\w-]+):)?(?:"([^"]*)"|(\S+))', search.lower())
+    return [Term(field, quoted or plain) for field, quoted, plain in parts]
 
 
 def matches(
@@ -56,15 +56,22 @@ def matches(
     numbers: Callable[[str], np.ndarray | None],
     has_status: Callable[[str], np.ndarray | None],
 ) -> np.ndarray:
-    """For each row, whether every term holds. `numbers(field)` gives a task's values, `has_status(value)` whether a
-    row has a cell of that status; both None for what they don't know."""
+    """For each row, whether every term of a search holds.
+
+    Args:
+        search: As it was typed.
+        rows: The rows of a board.
+        haystack: For each row the text, in lower case, in which plain words are looked for.
+        numbers: Gives the values of a task by the field's name; None for no task.
+        has_status: Gives whether a row has a cell of a status; None for no status.
+    """
     mask = np.ones(len(rows), dtype=bool)
     for term in terms(search):
-        held = _field(term, rows, numbers, has_status) if term.field else None
-        if held is None:
+        matching = _field(term, rows, numbers, has_status) if term.field else None
+        if matching is None:
             word = f"{term.field}:{term.value}" if term.field else term.value
-            held = haystack.str.contains(word, regex=False).to_numpy()
-        mask &= held
+            matching = haystack.str.contains(word, regex=False).to_numpy()
+        mask &= matching
     return mask
 
 
@@ -84,24 +91,25 @@ def _field(term: Term, rows: pd.DataFrame, numbers: Callable, has_status: Callab
     return None if values is None else _compare(values, term.value)
 
 
-def _group(values: np.ndarray, wanted: str) -> np.ndarray | None:
+def _group(values: np.ndarray, condition: str) -> np.ndarray | None:
     """Group sizes, where words such as "row" stand for one group per row, which is NaN in `values`."""
-    parts = wanted.split(",")
+    parts = condition.split(",")
     sizes = [part for part in parts if part not in PER_ROW_WORDS]
     per_row = np.isnan(values) & (len(sizes) < len(parts))
-    held = _compare(values, ",".join(sizes)) if sizes else per_row
-    return None if held is None else held | per_row
+    matching = _compare(values, ",".join(sizes)) if sizes else per_row
+    return None if matching is None else matching | per_row
 
 
-def _compare(values: np.ndarray, wanted: str) -> np.ndarray | None:
-    held = np.zeros(len(values), dtype=bool)
-    for part in wanted.split(","):
+def _compare(values: np.ndarray, condition: str) -> np.ndarray | None:
+    """Whether one of the comparisons of a condition ("<=3", "2.5-4,8") holds; None if it is none."""
+    matching = np.zeros(len(values), dtype=bool)
+    for part in condition.split(","):
         between, single = _RANGE.fullmatch(part), _COMPARISON.fullmatch(part)
         with np.errstate(invalid="ignore"):
             if between:
-                held |= (values >= float(between[1])) & (values <= float(between[2]))
+                matching |= (values >= float(between[1])) & (values <= float(between[2]))
             elif single:
-                held |= _OPERATORS[single[1] or ""](values, float(single[2]))
+                matching |= _OPERATORS[single[1] or ""](values, float(single[2]))
             else:
                 return None
-    return held
+    return matching

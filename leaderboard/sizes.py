@@ -1,24 +1,22 @@
 """How large models are, and how many bits a setting of the study stores for each weight.
 
 A measured run knows its stored bits from the ledger. The study prints nominal widths only, so for its rows they are
-counted here from what each method stores (specified in the method's card), over the shapes of the model's linears.
+counted here: each method says what it stores, over the shapes of the model's linears.
 """
 
 from __future__ import annotations
 
 import json
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from math import prod
 from pathlib import Path
 
+from leaderboard.store import method_called
 from quant_engine import folders
-
-SALIENT_SHARE = 0.1
-"""The share of columns that BiLLM gives a second sign: the 0.1 of its nominal 1.1 bits."""
-LORA_RANK = 64
-"""The rank of the adapters in the study's QLoRA and IR-QLoRA rows."""
-_BLOCK_SCALE = 8 / 64 + 32 / (64 * 256)  # an 8-bit scale for 64 weights, a 32-bit step for 256 scales
+from quant_engine.spec import QuantSetting
 
 
 @dataclass(frozen=True)
@@ -49,32 +47,38 @@ class Shape:
         return self.layers * sum(rows * columns for rows, columns in self.linears)
 
     @property
-    def kept(self) -> int:
+    def unquantized(self) -> int:
         """Parameters that stay in 16 bit: embedding, head, norms, and whatever looks at pictures."""
         embeddings = self.vocabulary * self.hidden * (1 if self.tied else 2)
         return embeddings + self.hidden * (2 * self.layers + 1) + self.vision
 
 
+def most_picture_tokens(tile: int, patch: int, grids: Sequence[tuple[int, int]], strategy: str = "default") -> int:
+    """The most tokens that LLaVA-NeXT makes of one picture: those of the whole, and of its tiles with their newlines.
+
+    A picture as large as one of the `grids` (height and width in pixels) fills all its tiles, so that no padding is
+    taken off; each row of patches then ends in a newline. The `strategy` "default" drops the whole's class token.
+    """
+    side = tile // patch
+    whole = side * side + (strategy != "default")
+    return whole + max((height // tile) * side * ((width // tile) * side + 1) for height, width in grids)
+
+
 def _parameters(file: Path) -> int:
     """The elements in a safetensors file, from its header; 0 if it can't be read."""
     try:
-        with file.open("rb") as opened:
-            (length,) = struct.unpack("<Q", opened.read(8))
-            header = json.loads(opened.read(length))
+        with file.open("rb") as stream:
+            (length,) = struct.unpack("<Q", stream.read(8))
+            header = json.loads(stream.read(length))
     except (OSError, ValueError, struct.error):
         return 0
-    total = 0
-    for name, tensor in header.items():
-        if name != "__metadata__":
-            elements = 1
-            for size in tensor["shape"]:
-                elements *= size
-            total += elements
-    return total
+    return sum(prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")
 
 
 _SMOLLM2 = {"hidden": 576, "intermediate": 1536, "layers": 30, "key_width": 192, "vocabulary": 49152, "tied": True}
 _LLAMA3_8B = {"hidden": 4096, "intermediate": 14336, "layers": 32, "key_width": 1024, "vocabulary": 128256}
+_LLAVA_NEXT_GRIDS = ((336, 672), (672, 336), (672, 672), (1008, 336), (336, 1008))
+_DEMO_GRIDS = ((288, 288), (288, 576), (576, 288))
 _CLIP_AND_PROJECTOR = 304_000_000 + 21_000_000
 
 
@@ -86,63 +90,34 @@ def shapes() -> dict[str, Shape]:
     return {
         "LLaMA3-8B": Shape(**_LLAMA3_8B),
         "LLaMA3-70B": Shape(8192, 28672, 80, 1024, 128256),
-        "LLaVA-Next-8B": Shape(**_LLAMA3_8B, vision=_CLIP_AND_PROJECTOR, picture_tokens=2880),
+        "LLaVA-Next-8B": Shape(
+            **_LLAMA3_8B, vision=_CLIP_AND_PROJECTOR, picture_tokens=most_picture_tokens(336, 14, _LLAVA_NEXT_GRIDS)
+        ),
         "LLaMA-7B": Shape(4096, 11008, 32, 4096, 32000),
         "LLaMA2-7B": Shape(4096, 11008, 32, 4096, 32000),
         "SmolLM2-135M": Shape(**_SMOLLM2),
-        "Demo LLaVA-NeXT": Shape(**_SMOLLM2, vision=vision, picture_tokens=264),
+        "Demo LLaVA-NeXT": Shape(**_SMOLLM2, vision=vision, picture_tokens=most_picture_tokens(288, 18, _DEMO_GRIDS)),
     }
 
 
 def counted_bits(model: str, method: str, w_bits: float, group_size: float | None) -> float | None:
-    """Bits per weight that a setting stores with all side data, counted from the method's storage; None if unknown.
+    """Bits per weight that a setting stores with all side data, as its method says; None if unknown.
 
-    `group_size` None or NaN means one group per row.
+    `group_size` None or NaN means one group per row. Options are the method's defaults, which are the study's.
     """
-    shape = shapes().get(model)
     if w_bits == 16:
         return 16.0
-    if shape is None:
+    shape, engine = shapes().get(model), method_called(method)
+    if shape is None or engine is None:
         return None
     per_row = group_size is None or group_size != group_size
-    bits = 0.0
-    for rows, columns in shape.linears:
-        group = columns if per_row else min(float(group_size), columns)
-        stored = _of_linear(method, w_bits, rows, columns, group)
-        if stored is None:
-            return None
-        bits += stored * rows * columns
-    return bits * shape.layers / shape.quantized
-
-
-def _of_linear(method: str, bits: float, rows: int, columns: int, group: float) -> float | None:
-    """Bits per weight of one linear [rows, columns], in groups of `group` weights of a row."""
-    adapters = 16 * LORA_RANK * (rows + columns) / (rows * columns)
-    match method:
-        case "RTN" | "GPTQ" | "AWQ" | "OmniQuant":
-            return bits + (16 + bits) / group
-        case "SmoothQuant" | "SpinQuant" | "I-LLM":
-            return bits + 16 / group
-        case "QuIP":
-            return bits + 16 / rows
-        case "DB-LLM":
-            return bits + 32 / group
-        case "SliM-LLM":
-            return bits + (16 + bits) / group + 8 / (group * rows)
-        case "PB-LLM":  # nominal 1 + 7 r; a mark for each weight, and per group of 128 a mean and a spread
-            return bits + 1 + 32 / min(group, 128) + 56 / columns
-        case "BiLLM":  # a second sign in salient columns, a mark elsewhere, eight numbers a group of 128
-            return 1 + SALIENT_SHARE + (1 - SALIENT_SHARE) + 8 * 16 / min(group, 128)
-        case "NormalFloat":
-            return bits + _BLOCK_SCALE
-        case "QLoRA":
-            return bits + _BLOCK_SCALE + adapters
-        case "IR-QLoRA":
-            return bits + 2 * _BLOCK_SCALE + adapters
-    return None
+    setting = QuantSetting(method=engine.card.name, w_bits=w_bits, group_size=None if per_row else int(group_size))
+    options = engine.options(setting)
+    total = sum(rows * columns * engine.stored_bits(rows, columns, setting, options) for rows, columns in shape.linears)
+    return total * shape.layers / shape.quantized
 
 
 def weight_bytes(model: str, stored_bits: float) -> float | None:
     """Bytes of all weights when those that can be quantized take `stored_bits` each; None for an unknown model."""
     shape = shapes().get(model)
-    return None if shape is None else shape.quantized * stored_bits / 8 + shape.kept * 2
+    return None if shape is None else shape.quantized * stored_bits / 8 + shape.unquantized * 2

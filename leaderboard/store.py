@@ -1,8 +1,8 @@
 """Every result in one tidy frame: the study's numbers and the run folders on this machine.
 
-The columns are the fields of `quant_engine.spec.Result`, and `conditions`: what else two measured numbers must have in
-common to be comparable (item limit, window, the weights they start from). Run folders are read once and again when they
-change; one that cannot be read is named with the reason, and the rest shows.
+The columns are the fields of `quant_engine.results.Result`; `conditions`, which two measured numbers must share to be
+comparable (item limit, window, the weights they start from); and a run's `window`, `dtype` and `device`. Run folders
+are read once and again when they change; one that cannot be read is named with the reason, and the rest shows.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 import pandas as pd
 
 from quant_engine import folders
-from quant_engine.methods import METHODS
+from quant_engine.methods import METHODS, Method
 from quant_engine.models.catalog import MODELS
 from quant_engine.results import Result
 from quant_engine.runs import folder as run_folder
@@ -25,11 +25,14 @@ from quant_engine.spec import UserError, digest
 
 PAPER = folders.ASSETS / "paper" / "results.csv"
 NOTES = folders.ASSETS / "paper" / "notes.csv"
-COLUMNS = [*Result.model_fields, "conditions"]
+COLUMNS = [*Result.model_fields, "conditions", "window", "dtype", "device"]
 PAPER_METHODS = (
     "FP16", "RTN", "GPTQ", "AWQ", "SliM-LLM", "QuIP", "DB-LLM", "PB-LLM", "BiLLM", "SmoothQuant", "OmniQuant",
     "I-LLM", "SpinQuant", "NormalFloat", "QLoRA", "IR-QLoRA",
 )  # fmt: skip
+
+STORED_LIKE = {"OmniQuant": "rtn", "SpinQuant": "smoothquant", "I-LLM": "smoothquant"}
+"""The study's methods that the engine does not have, and the engine's one that stores the same."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,7 @@ class Store:
 
         A folder of runs that can't be read stands for itself, with the reason.
         """
-        found: dict[str, tuple[str, str]] = {}
+        folders_by_name: dict[str, tuple[str, str]] = {}
         for root in self._roots():
             try:
                 with os.scandir(root) as entries:
@@ -90,10 +93,10 @@ class Store:
             except FileNotFoundError:
                 continue
             except OSError as error:
-                found[f".{root}"] = (str(root), f"The results folder {root} can't be read: {error.strerror}.")
+                folders_by_name[f".{root}"] = (str(root), f"The results folder {root} can't be read: {error.strerror}.")
                 continue
-            found |= {name: (str(root / name), _stamp(root / name)) for name in names}
-        return dict(found[name] for name in sorted(found))
+            folders_by_name |= {name: (str(root / name), _stamp(root / name)) for name in names}
+        return dict(folders_by_name[name] for name in sorted(folders_by_name))
 
     def _read(self, path: str, stamp: str) -> pd.DataFrame | Problem:
         return Problem(Path(path).name, stamp) if Path(path) in self._roots() else read_run(Path(path))
@@ -101,10 +104,10 @@ class Store:
     def _merge(self, stamps: dict[str, str], version: str) -> Snapshot:
         if self._paper_frame is None:
             self._paper_frame = read_paper(self._paper)
-        known = self._runs
+        before = self._runs
         self._runs = {
-            name: known[name] if name in known and known[name][0] == stamp else (stamp, self._read(name, stamp))
-            for name, stamp in stamps.items()
+            path: before[path] if path in before and before[path][0] == stamp else (stamp, self._read(path, stamp))
+            for path, stamp in stamps.items()
         }
         contents = [content for _, content in self._runs.values()]
         problems = tuple(content for content in contents if isinstance(content, Problem))
@@ -131,8 +134,8 @@ class Note:
     text: str
 
     def covers(self, w_bits: float, a_bits: float, group_size: float) -> bool:
-        asked = ((self.w_bits, w_bits), (self.a_bits, a_bits), (self.group_size, group_size))
-        return all(mine is None or mine == other for mine, other in asked)
+        pairs = ((self.w_bits, w_bits), (self.a_bits, a_bits), (self.group_size, group_size))
+        return all(mine is None or mine == other for mine, other in pairs)
 
 
 Notes = dict[tuple[str, str, str], list[Note]]
@@ -166,6 +169,8 @@ def read_run(folder: Path) -> pd.DataFrame | Problem:
         return Problem(folder.name, str(error))
     frame = _tidy(pd.DataFrame([result.model_dump() for result in run.results]))
     frame["conditions"] = f"{run.spec.limit or 'all'} items, window {run.spec.window}, {run.spec.weights.revision}"
+    frame["window"] = float(run.spec.window)
+    frame["dtype"], frame["device"] = run.spec.dtype, run.spec.device
     frame["method"] = frame["method"].map(method_name)
     frame["model"] = frame["model"].map(model_name)
     return frame
@@ -180,19 +185,26 @@ def method_name(method: str) -> str:
     return METHODS[method].card.title if method in METHODS else method.upper()
 
 
+def method_called(name: str) -> Method | None:
+    """The engine's method that the leaderboard shows under this name, or one that stores the same; None if unknown."""
+    if name in STORED_LIKE:
+        return METHODS[STORED_LIKE[name]]
+    return next((method for key, method in METHODS.items() if method_name(key) == name), None)
+
+
 @cache
-def chosen_options(method: str, options: str) -> str:
+def options_text(method: str, options: str) -> str:
     """Of a run's `options` (JSON), those that are not the defaults of its method: "act_order, groups=static". Nothing
     where they can't be read: one run's file takes no other row down."""
-    fields = next((known.Options.model_fields for name, known in METHODS.items() if method_name(name) == method), {})
+    fields = next((entry.Options.model_fields for name, entry in METHODS.items() if method_name(name) == method), {})
     try:
-        said = json.loads(options)
+        values = json.loads(options)
     except ValueError:
         return ""
-    if not fields or not isinstance(said, dict):
+    if not fields or not isinstance(values, dict):
         return ""
-    unlike = {name: value for name, value in said.items() if name not in fields or value != fields[name].default}
-    return ", ".join(name if value is True else f"{name}={value}" for name, value in unlike.items())
+    changed = {name: value for name, value in values.items() if name not in fields or value != fields[name].default}
+    return ", ".join(name if value is True else f"{name}={value}" for name, value in changed.items())
 
 
 def model_name(model: str) -> str:
@@ -217,7 +229,7 @@ def _tidy(frame: pd.DataFrame) -> pd.DataFrame:
     frame = frame.reindex(columns=COLUMNS)
     frame["a_bits"] = frame["a_bits"].fillna(16)
     for column in ("w_bits", "a_bits", "group_size", "stored_bits", "value", "standard_error", "items", "seed",
-                   "duration_s", "peak_memory_bytes"):  # fmt: skip
+                   "duration_s", "peak_memory_bytes", "window"):  # fmt: skip
         frame[column] = pd.to_numeric(frame[column], errors="coerce").astype(float)
     return frame
 

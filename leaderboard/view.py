@@ -1,6 +1,6 @@
 """The whole view of a visitor as the query part of an address, and back.
 
-What is not said is the default, so that addresses stay short; what can't be understood is left out, so that an old or
+What is at its default is left out, so that addresses stay short; what can't be understood is ignored, so that an old or
 mistyped link still opens.
 """
 
@@ -65,57 +65,56 @@ class PageView(BaseModel):
 
 def address(view: PageView) -> str:
     """The view as the query part of an address, without the question mark; empty for the first view."""
-    query, plain = view.query, PageView()
-    said: list[tuple[str, str]] = []
+    query, first = view.query, PageView()
+    parameters: list[tuple[str, str]] = []
 
-    def say(name: str, value: Any, default: Any, write: Callable[[Any], str] = str) -> None:
+    def add(name: str, value: Any, default: Any, write: Callable[[Any], str] = str) -> None:
         if value != default:
-            said.append((name, write(value)))
+            parameters.append((name, write(value)))
 
-    say("tab", view.tab, plain.tab)
-    say("model", query.model, plain.query.model, lambda model: model or EVERY_MODEL)
-    say("track", query.track, plain.query.track)
-    say("show", query.mode, plain.query.mode)
-    for name, field, one in _LISTS:
-        say(name, getattr(query, field), (), lambda values, one=one: ",".join(one.write(value) for value in values))
-    say("stored", query.stored, (None, None), _write_range)
-    say("size", query.size, (None, None), _write_range)
-    say("q", query.search, "")
-    say("sort", (query.sort, query.reverse), (None, False), lambda sort: f"{'-' * sort[1]}{sort[0] or ''}")
-    said += [("pin", key) for key in view.pins]
-    say("row", view.row, None)
-    for prefix, part, default in (("x", view.explored, plain.explored), ("fit", view.fitted, plain.fitted)):
+    add("tab", view.tab, first.tab)
+    add("model", query.model, first.query.model, lambda model: model or EVERY_MODEL)
+    add("track", query.track, first.query.track)
+    add("show", query.mode, first.query.mode)
+    for name, field, _ in _LISTS:
+        add(name, getattr(query, field), (), lambda values: ",".join(map(_short, values)))
+    add("stored", query.stored, (None, None), _write_range)
+    add("size", query.size, (None, None), _write_range)
+    add("q", query.search, "")
+    add("sort", (query.sort, query.reverse), (None, False), lambda sort: f"{'-' * sort[1]}{sort[0] or ''}")
+    parameters += [("pin", key) for key in view.pins]
+    add("row", view.row, None)
+    for prefix, part, default in (("x", view.explored, first.explored), ("fit", view.fitted, first.fitted)):
         for field, value in part.model_dump().items():
-            if value != getattr(default, field):
-                said.append((f"{prefix}.{field}", "" if value is None else _short(value)))
-    return urlencode(said)
+            add(f"{prefix}.{field}", value, getattr(default, field), _short)
+    return urlencode(parameters)
 
 
 def read_address(search: str) -> PageView:
-    """The view that an address asks for; what it says wrongly is as if it were not said."""
-    given = {name: values[-1] for name, values in parse_qs(search.removeprefix("?"), keep_blank_values=True).items()}
-    query: dict[str, Any] = {}
-    if "model" in given:
-        query["model"] = None if given["model"] == EVERY_MODEL else given["model"]
+    """The view that an address asks for; what can't be understood is as if it were not there."""
+    parameters = parse_qs(search.removeprefix("?"), keep_blank_values=True)
+    last = {name: values[-1] for name, values in parameters.items()}
+    query: dict[str, Any] = {"model": FIRST_MODEL}
+    if "model" in last:
+        query["model"] = None if last["model"] == EVERY_MODEL else last["model"]
     for name, field in (("track", "track"), ("show", "mode"), ("q", "search")):
-        if name in given:
-            query[field] = given[name]
-    for name, field, one in _LISTS:
-        if name in given:
-            query[field] = _read_list(given[name], one.read)
+        if name in last:
+            query[field] = last[name]
+    for name, field, read in _LISTS:
+        if name in last:
+            query[field] = _read_list(last[name], read)
     for name in ("stored", "size"):
-        if name in given:
-            query[name] = _read_range(given[name])
-    if given.get("sort"):
-        query |= {"sort": given["sort"].removeprefix("-"), "reverse": given["sort"].startswith("-")}
-    pins = parse_qs(search.removeprefix("?")).get("pin", [])
+        if name in last:
+            query[name] = _read_range(last[name])
+    if last.get("sort"):
+        query |= {"sort": last["sort"].removeprefix("-"), "reverse": last["sort"].startswith("-")}
     fields: dict[str, Any] = {
-        "query": _valid(Query, {"model": FIRST_MODEL} | query),
-        "pins": tuple(dict.fromkeys(pins))[:MOST_PINS],
-        "explored": _valid(Explored, _part(given, "x.")),
-        "fitted": _valid(Fitted, _part(given, "fit.")),
+        "query": _valid(Query, query),
+        "pins": tuple(dict.fromkeys(filter(None, parameters.get("pin", []))))[:MOST_PINS],
+        "explored": _valid(Explored, _part(last, "x.")),
+        "fitted": _valid(Fitted, _part(last, "fit.")),
     }
-    return _valid(PageView, fields | {name: given[name] for name in ("tab", "row") if given.get(name)})
+    return _valid(PageView, fields | {name: last[name] for name in ("tab", "row") if last.get(name)})
 
 
 def row_key(row: dict) -> str:
@@ -128,55 +127,42 @@ def row_key(row: dict) -> str:
 
 
 def find_row(board: Board, key: str) -> int | None:
-    """The place of a row in `board.rows`, or None if it is not there (any more)."""
+    """The index of a row in `board.rows`, or None if it is not there (any more)."""
     rows, parts = board.rows, key.split("~")
     if parts[0] == "run" and len(parts) == 2:
-        found = (rows["run_id"] == parts[1]).to_numpy().nonzero()[0]
+        mask = rows["run_id"] == parts[1]
     elif len(parts) == 6:
         try:
             w_bits, a_bits, group = map(float, parts[3:])
         except ValueError:
             return None
-        same = (rows["source"] == "paper") & (rows["model"] == parts[0]) & (rows["track"] == parts[1])
-        same &= (rows["method"] == parts[2]) & (rows["w_bits"] == w_bits) & (rows["a_bits"] == a_bits)
-        found = (same & (rows["group_size"].fillna(0) == group)).to_numpy().nonzero()[0]
+        mask = (rows["source"] == "paper") & (rows["model"] == parts[0]) & (rows["track"] == parts[1])
+        mask &= (rows["method"] == parts[2]) & (rows["w_bits"] == w_bits) & (rows["a_bits"] == a_bits)
+        mask &= rows["group_size"].fillna(0) == group
     else:
         return None
-    return int(found[0]) if len(found) else None
+    indices = mask.to_numpy().nonzero()[0]
+    return int(indices[0]) if len(indices) else None
 
 
-class _Number:
-    read = float
-    write = staticmethod(lambda value: f"{value:g}")
-
-
-class _Whole:
-    read = int
-    write = staticmethod(str)
-
-
-class _Text:
-    read = str
-    write = staticmethod(str)
-
-
+# A parameter with commas, the query's field, and how a part of it is read.
 _LISTS = (
-    ("method", "methods", _Text),
-    ("bits", "bits", _Number),
-    ("abits", "a_bits", _Number),
-    ("group", "groups", _Whole),
-    ("source", "sources", _Text),
-    ("status", "statuses", _Text),
-    ("columns", "columns", _Text),
+    ("method", "methods", str),
+    ("bits", "bits", float),
+    ("abits", "a_bits", float),
+    ("group", "groups", int),
+    ("source", "sources", str),
+    ("status", "statuses", str),
+    ("columns", "columns", str),
 )
 
 
 def _short(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return "" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _write_range(bounds: Range) -> str:
-    return "..".join("" if bound is None else f"{bound:g}" for bound in bounds)
+    return "..".join(map(_short, bounds))
 
 
 def _read_range(text: str) -> Range:
@@ -193,17 +179,17 @@ def _bound(text: str) -> float | None:
 
 
 def _read_list(text: str, read: Callable[[str], Any]) -> tuple:
-    found = []
+    values = []
     for part in filter(None, text.split(",")):
         try:
-            found.append(read(part))
+            values.append(read(part))
         except ValueError:
             continue
-    return tuple(found)
+    return tuple(values)
 
 
-def _part(given: dict[str, str], prefix: str) -> dict[str, str | None]:
-    return {name.removeprefix(prefix): value or None for name, value in given.items() if name.startswith(prefix)}
+def _part(parameters: dict[str, str], prefix: str) -> dict[str, str | None]:
+    return {name.removeprefix(prefix): value or None for name, value in parameters.items() if name.startswith(prefix)}
 
 
 def _valid(kind: type[BaseModel], fields: dict[str, Any]) -> Any:
@@ -212,6 +198,6 @@ def _valid(kind: type[BaseModel], fields: dict[str, Any]) -> Any:
         try:
             return kind(**fields)
         except ValidationError as error:
-            wrong = {str(one["loc"][0]) for one in error.errors() if one["loc"]}
+            wrong = {str(problem["loc"][0]) for problem in error.errors() if problem["loc"]}
             fields = {name: value for name, value in fields.items() if name not in wrong}
     return kind()

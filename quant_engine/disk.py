@@ -68,6 +68,13 @@ def replacing_folder(path: Path) -> Iterator[Path]:
     sync(path.parent)
 
 
+def remove_left_overs(path: Path) -> None:
+    """Remove what killed writers of the folder `path` left. Only for a caller that keeps other writers away."""
+    for left_over in path.parent.glob(f".{path.name}-{'?' * 8}*"):
+        if left_over.name.removesuffix("-old")[:-8] == f".{path.name}-":
+            shutil.rmtree(left_over, ignore_errors=True)
+
+
 def sync(path: Path) -> None:
     """Waits until the bytes of a file, or the names in a folder, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)

@@ -1,4 +1,4 @@
-"""Where things lie on disk. Every place can be moved with an environment variable.
+"""Where things lie on disk. Every folder can be moved with an environment variable.
 
 LOWBIT_HOME      everything that the engine writes         default: ~/.cache/low-bit-lab
 LOWBIT_MODELS    models fetched and composed               default: $LOWBIT_HOME/models
@@ -16,31 +16,31 @@ PROJECT = Path(__file__).resolve().parent.parent
 ASSETS = PROJECT / "assets"
 
 
-def _place(variable: str, default: Path) -> Path:
+def _folder(variable: str, default: Path) -> Path:
     value = os.environ.get(variable)
     return Path(value).expanduser().resolve() if value else default
 
 
 def home() -> Path:
-    return _place("LOWBIT_HOME", Path.home() / ".cache" / "low-bit-lab")
+    return _folder("LOWBIT_HOME", Path.home() / ".cache" / "low-bit-lab")
 
 
 def models() -> Path:
-    return _place("LOWBIT_MODELS", home() / "models")
+    return _folder("LOWBIT_MODELS", home() / "models")
 
 
 def results() -> Path:
-    return _place("LOWBIT_RESULTS", home() / "results")
+    return _folder("LOWBIT_RESULTS", home() / "results")
 
 
 def shipped() -> Path:
     """Runs that were measured elsewhere and came with the project; never written to."""
-    return _place("LOWBIT_SHIPPED", ASSETS / "runs")
+    return _folder("LOWBIT_SHIPPED", ASSETS / "runs")
 
 
 def data() -> Path | None:
     """Benchmark files of one's own; None if there are none."""
-    return _place("LOWBIT_DATA", Path()) if os.environ.get("LOWBIT_DATA") else None
+    return _folder("LOWBIT_DATA", Path()) if os.environ.get("LOWBIT_DATA") else None
 
 
 def checkpoints() -> Path:

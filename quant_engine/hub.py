@@ -97,8 +97,8 @@ def commit(repo: str, kind: Kind, revision: str | None, *, title: str | None = N
     from huggingface_hub import HfApi
 
     with _errors_as_sentences(repo, kind, revision, title, instead):
-        found = HfApi().resolve_revision(repo, repo_type=kind, revision=revision, local_files_only=not answers())
-    return found.resolved
+        resolved = HfApi().resolve_revision(repo, repo_type=kind, revision=revision, local_files_only=not answers())
+    return resolved.resolved
 
 
 def answers() -> bool:

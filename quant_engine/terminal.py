@@ -13,6 +13,7 @@ from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 from rich.table import Table
 
+from quant_engine import notation
 from quant_engine.evaluate import TASKS
 from quant_engine.methods import METHODS
 from quant_engine.models import catalog
@@ -68,18 +69,12 @@ def _runs() -> Rows:
         except UserError as error:
             rows.append([path.name, "", "", str(error)])
             continue
-        numbers = ", ".join(f"{result.task} {number(result.value)}" for result in run.results)
+        numbers = ", ".join(f"{result.task} {notation.number(result.value)}" for result in run.results)
         rows.append([path.name, run.results[0].model, run.spec.weights.setting.label, numbers])
     return ["run", "model", "setting", "results"], rows
 
 
 LISTS = {"methods": _methods, "models": _models, "tasks": _tasks, "runs": _runs}
-
-
-def number(value: float | None) -> str:
-    if value is None:
-        return "-"
-    return f"{value:.4g}" if abs(value) < 1e5 else f"{value:.2e}"
 
 
 def results_table(run: folder.RunFolder) -> Table:
@@ -88,8 +83,10 @@ def results_table(run: folder.RunFolder) -> Table:
     title = f"{first.model}, {run.spec.weights.setting.label}, {first.stored_bits:.4g} stored bits per weight"
     table = Table("task", "metric", "value", "± error", "items", "status", title=title, title_justify="left")
     for result in run.results:
-        error = "" if result.standard_error is None else f"{result.standard_error:.2g}"
-        table.add_row(escape(result.task), result.metric, number(result.value), error, str(result.items), result.status)
+        error = "" if result.standard_error is None else notation.standard_error(result.standard_error)
+        table.add_row(
+            escape(result.task), result.metric, notation.number(result.value), error, str(result.items), result.status
+        )
     return table
 
 
@@ -104,8 +101,8 @@ def comparison_table(a: folder.RunFolder, b: folder.RunFolder, rows: Sequence[Co
         flips = row.flips
         table.add_row(
             escape(row.name),
-            number(row.a),
-            number(row.b),
+            notation.number(row.a),
+            notation.number(row.b),
             f"{row.difference:+.3g}{'*' if row.separable else ''}",
             f"{row.low:+.3g} to {row.high:+.3g}",
             "" if row.p is None else f"{row.p:.2g}",
@@ -148,5 +145,5 @@ def _where(progress: Progress) -> str:
     if progress.task:
         parts.append(progress.task + (f" {progress.item}/{progress.items}" if progress.items else ""))
     if progress.items_per_s:
-        parts.append(f"{number(progress.items_per_s)} items/s")
+        parts.append(f"{notation.number(progress.items_per_s)} items/s")
     return ", ".join([*parts, progress.message] if progress.message else parts)

@@ -29,11 +29,12 @@ def lab(tmp_path, tmp_path_factory, monkeypatch):
 
 @pytest.fixture(scope="session")
 def tiny_models(tmp_path_factory):
-    """A tiny Llama and a tiny LLaVA-NeXT as the folders "llama" and "llava"."""
+    """Tiny models as folders: "llama", "deep" with a third block, and "llava"."""
     from models import tiny_chat
 
     root = tmp_path_factory.mktemp("models")
-    for name, made in (("llama", tiny_chat.llama()), ("llava", tiny_chat.llava_next())):
+    models = (("llama", tiny_chat.llama()), ("deep", tiny_chat.llama(layers=3)), ("llava", tiny_chat.llava_next()))
+    for name, made in models:
         made.model.save_pretrained(root / name)
         (made.processor or made.tokenizer).save_pretrained(root / name)
     return root

@@ -4,9 +4,15 @@ import re
 import sys
 from types import ModuleType, SimpleNamespace
 
+import numpy as np
 import pytest
 from models import tiny_chat
 
+from leaderboard import figures, fit
+from leaderboard.analysis import arrange
+from leaderboard.store import read_run
+from leaderboard.ui import methods_tab
+from leaderboard.view import Fitted
 from quant_engine import evaluate, folders, methods
 from quant_engine.evaluate import Watch
 from quant_engine.progress import Hooks
@@ -24,7 +30,7 @@ def example(heading, name):
     return module
 
 
-def test_the_example_method_makes_a_run(lab, tmp_path, monkeypatch):
+def test_the_example_method_makes_a_run_and_the_page_knows_what_it_stores(lab, tmp_path, monkeypatch):
     made = tiny_chat.llama()
     made.model.save_pretrained(tmp_path / "tiny")
     made.tokenizer.save_pretrained(tmp_path / "tiny")
@@ -42,7 +48,20 @@ def test_the_example_method_makes_a_run(lab, tmp_path, monkeypatch):
         )
     ).spec
     path = execute.execute(spec, Hooks())
-    assert folder.read(path).results[0].stored_bits == pytest.approx(3 + 19 / 16, abs=0.2)
+    layers = folder.read_layers(path)
+    for layer in layers:
+        shape = layer.out_features, layer.in_features
+        assert (
+            method.stored_bits(*shape, spec.weights.setting, method.options(spec.weights.setting)) == layer.stored_bits
+        )
+    # Without the run's own count, "Nominal and stored bits" and "What fits" ask the method.
+    rows = read_run(path).assign(model="SmolLM2-135M", stored_bits=np.nan)
+    board = arrange(rows)
+    nominal_and_stored = figures.honest_bits(board, "SmolLM2-135M").table.set_index("Setting")
+    assert nominal_and_stored.loc["Clipped W3A16 g16 (measured)", "Stored bits"] == pytest.approx(3 + 19 / 16, abs=0.01)
+    (setting,) = fit.settings(board, Fitted(model="SmolLM2-135M", card="T4")).to_dict("records")
+    assert (setting["label"], setting["fits"]) == ("Clipped W3A16 g16 (measured)", True)
+    assert "3 → 3.15" in methods_tab.honest_bits(method.card)
 
 
 def test_the_example_benchmark_measures(monkeypatch):

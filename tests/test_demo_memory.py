@@ -9,13 +9,13 @@ from operator import itemgetter
 import pytest
 from safetensors import safe_open
 
-from quant_engine import weights
 from quant_engine.checkpoints import Checkpoint
 from quant_engine.models.catalog import demo_folder, model_card
 from quant_engine.progress import Hooks
 from quant_engine.runs.resolve import resolve_weights
 from quant_engine.runs.weights import quantize
 from quant_engine.spec import Calibration, QuantSetting, WeightSpec
+from quant_engine.weights import registry
 
 pytestmark = pytest.mark.demo
 
@@ -151,6 +151,6 @@ def test_memory_and_files_of_every_storage_form_agree_with_the_ledger_within_3_p
             forms |= {linear["form"] for linear in json.loads(file.metadata()["linears"]).values()}
         for copy in range(1, BLOCKS):
             shutil.copy(paths[name] / "000.safetensors", paths[name] / f"{copy:03}.safetensors")
-    assert forms == set(weights.FORMS)
+    assert forms == set(registry.FORMS)
     assert files == pytest.approx(stored, rel=0.03)
     check_memory(paths)

@@ -1,5 +1,7 @@
 """Files and folders are whole under their names, whatever happens while they are written."""
 
+import contextlib
+
 import pytest
 
 from quant_engine import disk
@@ -50,3 +52,17 @@ def test_a_folder_that_fails_leaves_the_old_one_and_nothing_else(tmp_path):
     with pytest.raises(RuntimeError):
         fail()
     assert names(tmp_path) == ["old", "run"]
+
+
+def test_what_a_killed_writer_left_is_removed_and_nothing_of_another_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(disk.shutil, "rmtree", lambda *_, **__: None)  # as if killed before
+    for name in ("demo", "demo", "demo-llm"):
+        with disk.replacing_folder(tmp_path / name):
+            pass
+        with contextlib.suppress(RuntimeError), disk.replacing_folder(tmp_path / name):
+            raise RuntimeError
+    monkeypatch.undo()
+    assert len(names(tmp_path)) == 6
+    disk.remove_left_overs(tmp_path / "demo")
+    (left_over,) = [name for name in names(tmp_path) if name not in ("demo", "demo-llm")]
+    assert left_over.startswith(".demo-llm-")

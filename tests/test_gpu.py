@@ -23,7 +23,8 @@ from quant_engine.runs.execute import execute
 from quant_engine.runs.resolve import resolve_weights
 from quant_engine.runs.weights import quantize
 from quant_engine.spec import Calibration, QuantSetting, RunSpec, WeightSpec
-from quant_engine.weights import MixedWidth, codebook, packing
+from quant_engine.weights import codebook, packing
+from quant_engine.weights.mixed_width import MixedWidth
 
 pytestmark = pytest.mark.gpu
 

@@ -15,6 +15,9 @@ from quant_engine import folders
 PACKAGES = ("quant_engine", "leaderboard")
 FILES = [folders.PROJECT / "app.py", *(file for name in PACKAGES for file in (folders.PROJECT / name).rglob("*.py"))]
 LATE = {
+    ("app.py", "leaderboard.lab"): "a port in use is said at once",
+    ("app.py", "leaderboard.ui.page"): "gradio takes seconds to load",
+    ("app.py", "leaderboard.ui.theme"): "gradio takes seconds to load",
     ("quant_engine/cli.py", "quant_engine.checkpoints"): "torch: --help and list answer at once",
     ("quant_engine/cli.py", "quant_engine.demo.fetch"): "pip and conversion are for `get` alone",
     ("quant_engine/cli.py", "quant_engine.finetune.merge"): "torch",

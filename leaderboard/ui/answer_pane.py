@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from html import escape
 
-from leaderboard import notation
 from leaderboard.ui.table import bit_bar
+from quant_engine import notation
 from quant_engine.answers.messages import AnswerEvent
 from quant_engine.results import AnswerStats
 from quant_engine.spec import QuantSetting

@@ -7,15 +7,16 @@ from html import escape
 
 import gradio as gr
 
-from leaderboard import analysis, figures, fit, notation
+from leaderboard import analysis, figures, fit
 from leaderboard.analysis import Board
+from leaderboard.boards import Boards
 from leaderboard.plot import Figure
 from leaderboard.store import Notes, note_on
 from leaderboard.ui import run_inside
 from leaderboard.ui.chart import DRAW_JS, chart, table_html
-from leaderboard.ui.leaderboard_tab import Boards
 from leaderboard.ui.theme import QUICK, html, offer
 from leaderboard.view import Explored, Fitted, PageView, address
+from quant_engine import notation
 
 LARGEST = ("the largest error", "")
 OTHER_CARD = "Other: type the memory"
@@ -42,7 +43,7 @@ def model_choices(board: Board) -> list[str]:
 def run_choices(board: Board) -> list[tuple[str, str]]:
     """The measured runs, newest setting last, as (what it is, id)."""
     rows = board.rows[(board.rows["source"] == "measured") & (board.rows["w_bits"] <= 16)]
-    fields = rows[["model", "run_id", "chosen", "method", "w_bits", "a_bits", "group_size"]].drop_duplicates("run_id")
+    fields = rows[["model", "run_id", "options", "method", "w_bits", "a_bits", "group_size"]].drop_duplicates("run_id")
     return [
         (" · ".join(filter(None, [model, notation.setting(*setting), options, run_id[:6]])), run_id)
         for model, run_id, options, *setting in fields.head(MOST_RUNS).itertuples(index=False)

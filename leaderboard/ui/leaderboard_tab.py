@@ -1,427 +1,272 @@
-"""The Leaderboard tab: choosers, filters and the table. Every answer comes from `analysis.view`."""
+"""The Leaderboard tab: choosers, filters, the table, the open row's card and the pinned rows."""
 
 from __future__ import annotations
 
-import base64
-import io
-import re
-import zipfile
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import lru_cache
-from html import escape
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import gradio as gr
-import numpy as np
 
-from leaderboard import analysis, export, figures, notation, quality
-from leaderboard.analysis import PER_ROW, Board, Query, Range
-from leaderboard.provenance import provenance
-from leaderboard.ranks import Comparisons, ranking
-from leaderboard.store import Problem, Store, read_notes
+from leaderboard import analysis
+from leaderboard.analysis import PER_ROW, Query
+from leaderboard.boards import Boards, sign_details, sign_table
+from leaderboard.downloads import export_table, zip_run
+from leaderboard.table_view import FILTERS, TableView, next_sort, parse_range, range_text, select_table, toggle_pin
 from leaderboard.ui import table
-from leaderboard.ui.card import card, pins
-from leaderboard.ui.chart import chart
-from leaderboard.ui.theme import html, offer
-from leaderboard.view import FIRST_MODEL, MOST_PINS, PageView, address, find_row, read_address
+from leaderboard.ui.card import open_card, pinned_rows, problems_html
+from leaderboard.ui.theme import QUICK, html, offer
+from leaderboard.view import FIRST_MODEL, PageView, address
 from quant_engine.folders import PROJECT
-from quant_engine.runs import folder as run_folder
-from quant_engine.spec import UserError, digest
 
 EVERY_MODEL = "All models"
 MODES = [("Value", "absolute"), ("Δ FP16", "difference"), ("% kept", "retained")]
 STATUS_CHOICES = [("nothing collapsed", "ok"), ("collapsed", "collapsed")]
 _JS = (PROJECT / "leaderboard" / "ui" / "table.js").read_text(encoding="utf-8")
 
-
-class Boards:
-    """The arranged board of the store's current snapshot, made anew only when the store changes."""
-
-    def __init__(self, store: Store) -> None:
-        self.store = store
-        self.notes = read_notes()
-        self.comparisons = Comparisons()
-        self._arranged = lru_cache(maxsize=1)(lambda version: analysis.arrange(store.snapshot().frame))
-
-    def current(self) -> Board:
-        return self._arranged(self.store.snapshot().version)
-
-    def state(self) -> str:
-        """Changes whenever what tables are drawn from does: the results, or what is known of their ranks."""
-        return digest([self.store.version(), self.comparisons.finished()])
-
-    def problems(self) -> tuple[Problem, ...]:
-        return self.store.snapshot().problems
+Updates = dict[gr.components.Component, Any]
+"""What a function of the page gives for some of its outputs; the others stay as they are."""
 
 
-@dataclass(frozen=True)
-class Shown:
-    """What the tab shows for a choice: the table, what of the query is kept, what the filters offer, and `drawn`, which
-    identifies what the table was drawn from."""
-
-    table: str
-    query: Query
-    drawn: str
-    choices: analysis.Choices
-    models: list[str]
-
-
-def show(boards: Boards, query: Query) -> Shown:
-    """The tab's content. Filters that the model and track can't have are dropped, so no choice empties the table."""
-    state, board = boards.state(), boards.current()
-    known = analysis.models(board)
-    if query.model is not None and query.model not in known:
-        query = query.model_copy(update={"model": FIRST_MODEL})
-    offered = analysis.choices(board, query.model, query.track)
-    if query.track not in offered.tracks:
-        query = query.model_copy(update={"track": offered.tracks[0]})
-        offered = analysis.choices(board, query.model, query.track)
-    kept = {
-        "methods": tuple(name for name in query.methods if name in offered.methods),
-        "bits": tuple(bits for bits in query.bits if bits in offered.bits),
-        "groups": tuple(size for size in query.groups if size in offered.groups),
-        "sources": tuple(source for source in query.sources if source in offered.sources),
-        "a_bits": tuple(bits for bits in query.a_bits if bits in offered.a_bits),
-        "columns": tuple(group for group in query.columns if group in offered.columns),
-    }
-    query = query.model_copy(update=kept)
-    seen = analysis.view(board, query)
-    ranked = ranking(board, seen, boards.comparisons)
-    html = table.table(seen, boards.notes, offered.rows, ranked)
-    return Shown(html, query, signature(state, query), offered, known)
-
-
-def signature(state: str, query: Query) -> str:
-    """Identifies a table: what it is drawn from (see `Boards.state`), and the query."""
-    return digest([state, query.model_dump(mode="json")])
-
-
-def beside_signature(state: str, view: PageView) -> str:
-    """Identifies the open card and the pins likewise; nothing where there are none, whatever the results are."""
-    return digest([state, list(view.pins), view.row]) if view.pins or view.row else ""
-
-
-def card_html(boards: Boards, view: PageView) -> str:
-    """The provenance card of the open row; nothing if none is open, or if it is gone."""
-    board = boards.current()
-    place = find_row(board, view.row) if view.row else None
-    if place is None:
-        return ""
-    told = provenance(board, place, boards.notes)
-    return card(told, pinned=view.row in view.pins, w_bits=board.rows["w_bits"].iloc[place])
-
-
-def pins_html(boards: Boards, keys: tuple[str, ...]) -> str:
-    """The pinned rows, and how they compare task by task."""
-    board = boards.current()
-    places = {key: place for key in keys if (place := find_row(board, key)) is not None}
-    if not places:
-        return ""
-    titles = {key: _title(board.rows.iloc[place].to_dict(), len(places)) for key, place in places.items()}
-    scores = [at for at, column in enumerate(board.columns) if not column.cost]
-    at = np.ix_(list(places.values()), scores)
-    columns = tuple(board.columns[place] for place in scores)
-    lower = np.array([column.better == "lower" for column in columns], dtype=bool)
-    kept = quality.kept_percent(board.values[at], board.reference[at], board.cells[at], lower)
-    figure = chart(lambda: figures.dumbbells(list(titles.values()), columns, kept), "Pinned settings")
-    return pins(list(titles.items()), figure)
-
-
-def toggled(keys: tuple[str, ...], key: str) -> tuple[str, ...]:
-    """The pins after a press on one: it goes if it was pinned; a fifth one takes the place of the oldest."""
-    return tuple(one for one in keys if one != key) if key in keys else (*keys, key)[-MOST_PINS:]
-
-
-def exported(boards: Boards, search: str, form: str) -> dict[str, str]:
-    """A file of the view that an address describes, for the browser to save: name, type, and content in base64."""
-    if form not in export.FORMATS:
-        raise UserError(f"There is no format {form!r}; the formats are: {', '.join(export.FORMATS)}.")
-    shown = show(boards, read_address(search).query)
-    content = export.FORMATS[form](analysis.view(boards.current(), shown.query))
-    name = f"low-bit-lab-{re.sub(r'[^A-Za-z0-9]+', '-', shown.query.model or 'all')}.{form}"
-    return {"name": name, "content": base64.b64encode(content).decode()}
-
-
-def zipped(run_id: str) -> dict[str, str]:
-    """A run's folder as a zip file, in the same form."""
-    root, buffer = run_folder.run_path(run_id), io.BytesIO()
-    if not (root / "run.json").exists():
-        raise UserError(f"There is no run {run_id!r} on this machine.")
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as packed:
-        for path in sorted(root.rglob("*")):
-            if path.is_file():
-                packed.write(path, f"{run_id}/{path.relative_to(root)}")
-    return {"name": f"{run_id}.zip", "content": base64.b64encode(buffer.getvalue()).decode()}
-
-
-def range_of(text: str | None) -> Range:
-    """A typed range: "2.5-4", "<4", ">=3", or a single number. Anything else is open on both sides."""
-    found = re.fullmatch(r"\s*(<=?|>=?)?\s*(\d+(?:\.\d+)?)\s*(?:(?:-|–|\.\.)\s*(\d+(?:\.\d+)?))?\s*", text or "")
-    if not found:
-        return None, None
-    sign, first, second = found[1] or "", float(found[2]), found[3]
-    if second is not None:
-        return first, float(second)
-    return (None, first) if sign.startswith("<") else (first, None) if sign else (first, first)
-
-
-def range_text(bounds: Range) -> str:
-    """A range as one would type it."""
-    least, most = bounds
-    if least is None:
-        return "" if most is None else f"<{most:g}"
-    return f">{least:g}" if most is None else f"{least:g}" if least == most else f"{least:g}-{most:g}"
-
-
-def _title(row: dict, several: int) -> str:
-    setting = notation.setting(row["method"], row["w_bits"], row["a_bits"], row["group_size"])
-    mark = " (measured)" if row["source"] == "measured" else ""
-    return f"{setting}{mark} · {row['model']}" if several > 1 else f"{setting}{mark}"
-
-
-def next_sort(sort: str | None, reverse: bool, column: str) -> tuple[str | None, bool]:
-    """What a click on a header makes of the sort: best first, then worst first, then the study's order."""
-    if sort != column:
-        return column, False
-    return (None, False) if reverse else (column, True)
-
-
-def problems_html(problems: tuple[Problem, ...]) -> str:
-    """The run folders that were left out, by name and with the reason."""
-    if not problems:
-        return ""
-    items = "".join(f"<li>{escape(one.reason)}</li>" for one in problems)
-    word = "1 run folder is" if len(problems) == 1 else f"{len(problems)} run folders are"
-    return f'<div class="notice" role="alert"><b>{word} left out.</b><ul>{items}</ul></div>'
-
-
-@dataclass(frozen=True)
-class Controls:
-    """The tab's components, in the order in which `view_of` reads them."""
-
-    model: gr.Dropdown
-    track: gr.Radio
-    mode: gr.Radio
-    methods: gr.CheckboxGroup
-    bits: gr.CheckboxGroup
-    groups: gr.CheckboxGroup
-    sources: gr.CheckboxGroup
-    a_bits: gr.CheckboxGroup
-    columns: gr.CheckboxGroup
-    statuses: gr.CheckboxGroup
-    stored: gr.Textbox
-    size: gr.Textbox
-    search: gr.Textbox
-    sort: gr.JSON
-    pins: gr.JSON
-    row: gr.Textbox
-
-    def all(self) -> list[gr.components.Component]:
-        return list(vars(self).values())
-
-
-@dataclass(frozen=True)
-class Wired:
-    """What the page connects the tab by: its controls; the outputs of `fill`, which shows a view; the card, whose event
-    `again` asks for a setting to be run; and `refreshing`, the function that draws anew where that is due, with its
-    inputs and outputs."""
-
-    controls: Controls
-    outputs: list[gr.components.Component]
-    fill: Callable[[PageView], list]
-    card: gr.HTML
-    refreshing: tuple[Callable[..., list], list, list]
-
-
-def offers_of(shown: Shown) -> list[list]:
-    """What the model and track choosers and the filters offer, as (label, value)."""
-    offered = shown.choices
-    return [
-        [(name, name) for name in (*shown.models, EVERY_MODEL)],
-        [(analysis.TRACKS[track], track) for track in offered.tracks],
-        [(name, name) for name in offered.methods],
-        [(f"{bits:g}", float(bits)) for bits in offered.bits],
-        [("per row" if size == PER_ROW else str(size), size) for size in offered.groups],
-        [(source, source) for source in offered.sources],
-        [(f"{bits:g}", float(bits)) for bits in offered.a_bits],
-        [(group, group) for group in offered.columns],
-    ]
-
-
-def chosen_of(query: Query) -> list:
-    """The values of the same controls."""
-    filters = (query.methods, query.bits, query.groups, query.sources, query.a_bits, query.columns)
-    return [query.model or EVERY_MODEL, query.track, *map(list, filters)]
-
-
-def view_of(
-    model, track, mode, methods, bits, groups, sources, a_bits, columns, statuses, stored, size, search, sort, pins, row
-) -> PageView:  # fmt: skip
-    """The controls' values as a view."""
+def page_view(values: Mapping[str, Any]) -> PageView:
+    """The view that the controls show, from their values by name."""
     query = Query(
-        model=None if model == EVERY_MODEL else model,
-        track=track or "llm_ptq",
-        mode=mode or "absolute",
-        methods=tuple(methods or ()),
-        bits=tuple(float(bit) for bit in bits or ()),
-        groups=tuple(int(size) for size in groups or ()),
-        sources=tuple(sources or ()),
-        a_bits=tuple(float(bit) for bit in a_bits or ()),
-        columns=tuple(columns or ()),
-        statuses=tuple(statuses or ()),
-        stored=range_of(stored),
-        size=range_of(size),
-        search=search or "",
-        sort=sort[0],
-        reverse=sort[1],
+        model=None if values["model"] == EVERY_MODEL else values["model"],
+        track=values["track"] or "llm_ptq",
+        mode=values["mode"] or "absolute",
+        **{name: tuple(values[name] or ()) for name in (*FILTERS, "statuses")},
+        stored=parse_range(values["stored"]),
+        size=parse_range(values["size"]),
+        search=values["search"] or "",
+        sort=values["sort"][0],
+        reverse=values["sort"][1],
     )
-    return PageView(query=query, pins=tuple(pins), row=row or None)
+    return PageView(query=query, pins=tuple(values["pins"]), row=values["row"] or None)
 
 
-def build(boards: Boards) -> Wired:
-    """Lays out the tab and wires it."""
-    first = show(boards, Query(model=FIRST_MODEL))
-    offers = offers_of(first)
+def control_values(view: PageView) -> dict[str, Any]:
+    """The controls' values, by name, that show a view."""
+    query = view.query
+    return {
+        "model": query.model or EVERY_MODEL,
+        "track": query.track,
+        "mode": query.mode,
+        **{name: list(getattr(query, name)) for name in (*FILTERS, "statuses")},
+        "stored": range_text(query.stored),
+        "size": range_text(query.size),
+        "search": query.search,
+        "sort": [query.sort, query.reverse],
+        "pins": list(view.pins),
+        "row": view.row,
+    }
 
-    def pills(label: str, choices: list) -> gr.CheckboxGroup:
-        return gr.CheckboxGroup(choices, label=label, elem_classes="pills")
 
-    def export_view(asked: list[str]) -> dict[str, str]:
-        """`asked` is the address and the format: several arguments of the browser come as one list."""
-        return exported(boards, *asked)
+def control_choices(table_view: TableView) -> dict[str, list[tuple[str, Any]]]:
+    """What the choosers and the filters offer beside a table, as (label, value), by the control's name."""
+    choices = table_view.choices
+    return {
+        "model": [(name, name) for name in (*table_view.models, EVERY_MODEL)],
+        "track": [(analysis.TRACKS[track], track) for track in choices.tracks],
+        "methods": [(name, name) for name in choices.methods],
+        "bits": [(f"{bits:g}", float(bits)) for bits in choices.bits],
+        "groups": [("per row" if size == PER_ROW else str(size), size) for size in choices.groups],
+        "sources": [(source, source) for source in choices.sources],
+        "a_bits": [(f"{bits:g}", float(bits)) for bits in choices.a_bits],
+        "columns": [(group, group) for group in choices.columns],
+    }
 
-    with gr.Row(elem_classes="choosers"):
-        model = gr.Dropdown(offers[0], value=FIRST_MODEL, label="Model", elem_classes="narrow")
-        track = gr.Radio(offers[1], value="llm_ptq", label="Track", elem_classes="segments")
-        mode = gr.Radio(MODES, value="absolute", label="Show", elem_classes="segments")
-        search = gr.Textbox(
-            label="Search", placeholder="gptq g128, bits:<=3, wikitext2:<8", elem_classes="search", max_lines=1
+
+class LeaderboardTab:
+    """The tab on the page. `controls` are what a view is read from, by the names that `page_view` knows; `outputs` what
+    `fill` sets to a view. The event `again` of the `card` asks for a setting to be run."""
+
+    def __init__(self, boards: Boards) -> None:
+        """Lays out the tab and connects it."""
+        self.boards = boards
+        table_view = select_table(boards, Query(model=FIRST_MODEL))
+        choices = control_choices(table_view)
+        self.controls = self._lay_out_choosers(choices) | self._lay_out_filters(choices)
+        self._lay_out_results(table_view)
+        # In the browser like all other controls: a question never mixes what is old there with what is new here.
+        self.controls |= {
+            "sort": gr.JSON([None, False], visible="hidden"),
+            "pins": gr.JSON([], visible="hidden"),
+            "row": gr.Textbox("", visible="hidden"),
+        }
+        # What the table in the browser was drawn from. Answers may arrive in another order than questions were asked:
+        # the timer compares this with the controls and draws again what came out wrong, as it does when there are new
+        # results.
+        self.table_signature, self.details_signature = (
+            gr.Textbox(text, visible="hidden") for text in (table_view.signature, "")
         )
-        clear = gr.Button("Clear filters", size="sm", elem_classes="clear", scale=0, min_width=0)
-    with gr.Row(elem_classes="filters"):
-        methods, bits = pills("Method", offers[2]), pills("Weight bits", offers[3])
-        groups, sources = pills("Group size", offers[4]), pills("Source", offers[5])
-    with (
-        gr.Accordion("More filters and columns", open=False, elem_classes="more-options"),
-        gr.Row(elem_classes="filters"),
-    ):
-        a_bits, columns = pills("Activation bits", offers[6]), pills("Columns (none chosen: all)", offers[7])
-        statuses = pills("Status", STATUS_CHOICES)
-        stored = gr.Textbox(label="Stored bits per weight", placeholder="2.5-4", elem_classes="range", max_lines=1)
-        size = gr.Textbox(label="Size of weights, GB", placeholder="<6", elem_classes="range", max_lines=1)
-    problems = html(problems_html(boards.problems()), elem_id="problems")
-    pinned = html("", elem_id="pins", js_on_load=_JS)
-    board = html(first.table, elem_id="board", js_on_load=_JS, server_functions=[export_view])
-    opened = html("", elem_id="card", js_on_load=_JS, server_functions=[zipped])
-    # In the browser like all other controls, so that a question never mixes what is old there with what is new here.
-    sort, pins_state = gr.JSON([None, False], visible="hidden"), gr.JSON([], visible="hidden")
-    row = gr.Textbox("", visible="hidden")
-    # What the table in the browser was drawn from. Answers may arrive in another order than questions were asked: the
-    # timer compares this with the controls and draws again what came out wrong, as it does when there are new results.
-    drawn, drawn_beside = gr.Textbox(first.drawn, visible="hidden"), gr.Textbox("", visible="hidden")
-    where, where_beside = gr.Textbox("", visible="hidden"), gr.Textbox("", visible="hidden")
-    controls = Controls(
-        model, track, mode, methods, bits, groups, sources, a_bits, columns, statuses, stored, size, search, sort,
-        pins_state, row,
-    )  # fmt: skip
-    filtering = [model, track, methods, bits, groups, sources, a_bits, columns]
-    drawing = [board, drawn, where]
-    beside = [pinned, opened, drawn_beside, where_beside]
-    typed_in = [statuses, stored, size, search]
-    outputs = [*filtering, *typed_in, *drawing, mode, sort, pins_state, row, *beside]
-    refreshing = [*filtering, problems, *drawing, *beside]
+        self.address, self.details_address = (gr.Textbox("", visible="hidden") for _ in range(2))
+        self.table_outputs = [self.board, self.table_signature, self.address]
+        self.details_outputs = [self.pinned, self.card, self.details_signature, self.details_address]
+        self.outputs = [*self.controls.values(), *self.table_outputs, *self.details_outputs]
+        self._connect()
+
+    def fill(self, view: PageView) -> Updates:
+        """Everything set to a view."""
+        table_view = select_table(self.boards, view.query)
+        values = control_values(view.model_copy(update={"query": table_view.query}))
+        rest = {self.controls[name]: value for name, value in values.items()}
+        return rest | self._offers(table_view) | self._table(table_view) | self._details(view)
+
+    def connect_refresh(self, event: Callable) -> None:
+        """Lets an event of the page draw anew what is not as it should be."""
+        signatures = {"table_signature": self.table_signature, "details_signature": self.details_signature}
+        outputs = [*self._controls(*FILTERS, "model", "track"), self.problems]
+        outputs += [*self.table_outputs, *self.details_outputs]
+        event(self.refresh, None, outputs, inputs_kwargs=signatures | self.controls, **QUICK)
+
+    def refresh(self, table_signature: str, details_signature: str, **values: Any) -> Updates:
+        """Draws anew what is not as it should be. Choices are left alone: they may be changing meanwhile, and so may
+        the card and the pins."""
+        view, state = page_view(values), self.boards.state()
+        updates: Updates = {}
+        if sign_details(state, view) != details_signature:
+            updates |= self._details(view)
+        if sign_table(state, view.query) != table_signature:
+            table_view = select_table(self.boards, view.query)
+            for name, choices in control_choices(table_view).items():
+                updates[self.controls[name]] = gr.update(choices=choices)
+            updates |= {self.problems: problems_html(self.boards.problems())} | self._table(table_view)
+        return updates or gr.skip()
+
+    def _lay_out_choosers(self, choices: Mapping[str, list]) -> dict[str, gr.components.Component]:
+        with gr.Row(elem_classes="choosers"):
+            controls = {
+                "model": gr.Dropdown(choices["model"], value=FIRST_MODEL, label="Model", elem_classes="narrow"),
+                "track": gr.Radio(choices["track"], value="llm_ptq", label="Track", elem_classes="segments"),
+                "mode": gr.Radio(MODES, value="absolute", label="Show", elem_classes="segments"),
+                "search": gr.Textbox(
+                    label="Search", placeholder="gptq g128, bits:<=3, wikitext2:<8", elem_classes="search", max_lines=1
+                ),
+            }
+            self.clear = gr.Button("Clear filters", size="sm", elem_classes="clear", scale=0, min_width=0)
+        return controls
+
+    def _lay_out_filters(self, choices: Mapping[str, list]) -> dict[str, gr.components.Component]:
+        def pills(label: str, choices: list) -> gr.CheckboxGroup:
+            return gr.CheckboxGroup(choices, label=label, elem_classes="pills")
+
+        def range_box(label: str, example: str) -> gr.Textbox:
+            return gr.Textbox(label=label, placeholder=example, elem_classes="range", max_lines=1)
+
+        with gr.Row(elem_classes="filters"):
+            controls = {
+                "methods": pills("Method", choices["methods"]),
+                "bits": pills("Weight bits", choices["bits"]),
+                "groups": pills("Group size", choices["groups"]),
+                "sources": pills("Source", choices["sources"]),
+            }
+        with (
+            gr.Accordion("More filters and columns", open=False, elem_classes="more-options"),
+            gr.Row(elem_classes="filters"),
+        ):
+            return controls | {
+                "a_bits": pills("Activation bits", choices["a_bits"]),
+                "columns": pills("Columns (none chosen: all)", choices["columns"]),
+                "statuses": pills("Status", STATUS_CHOICES),
+                "stored": range_box("Stored bits per weight", "2.5-4"),
+                "size": range_box("Size of weights, GB", "<6"),
+            }
+
+    def _lay_out_results(self, table_view: TableView) -> None:
+        def export_view(arguments: list[str]) -> dict[str, str]:
+            """`arguments` are the address and the format: several of the browser come as one list."""
+            return export_table(self.boards, *arguments)
+
+        self.problems = html(problems_html(self.boards.problems()), elem_id="problems")
+        self.pinned = html("", elem_id="pins", js_on_load=_JS)
+        self.board = html(
+            self._results_html(table_view), elem_id="board", js_on_load=_JS, server_functions=[export_view]
+        )
+        self.card = html("", elem_id="card", js_on_load=_JS, server_functions=[zip_run])
+
+    def _connect(self) -> None:
+        controls = {"inputs_kwargs": self.controls}
+        latest = {"trigger_mode": "always_last"}
+        choosers, table_outputs = self._controls("model", "track"), self.table_outputs
+        offering = [*choosers, *self._controls(*FILTERS)]
+        typed = self._controls("statuses", "stored", "size", "search")
+        refining = [*self._controls("mode", *FILTERS), *typed]
+        for inputs, function, outputs in (
+            (choosers, self._choose, [*offering, *table_outputs]),
+            (refining, self._refine, table_outputs),
+        ):
+            gr.on([control.input for control in inputs], function, None, outputs, **controls, **latest, **QUICK)
+        self.board.sort(self._sort, None, [*table_outputs, self.controls["sort"]], **controls, **QUICK)
+        self.clear.click(self._clear, None, [*offering, *typed, *table_outputs], **controls, **QUICK)
+        opening = [self.controls["row"], self.card, self.details_signature, self.details_address]
+        pinning = [self.controls["pins"], *self.details_outputs]
+        for part in (self.board, self.card, self.pinned):
+            part.open(self._open, None, opening, **controls, trigger_mode="multiple", **QUICK)
+            part.pin(self._pin, None, pinning, **controls, **QUICK)
+        self.connect_refresh(gr.Timer(3).tick)
+        for box, part in ((self.address, "board"), (self.details_address, "details")):
+            box.change(None, box, None, js=f"(search) => {{ lowbit.go('{part}', search); }}", **QUICK)
 
     # The next answers may come after the visitor has gone on. So each writes what it is about and nothing else: the
     # table and its part of the address, the card and the pins and theirs, and only the controls that it changes.
 
-    def draw(shown: Shown) -> list[str]:
-        return [shown.table, shown.drawn, address(PageView(query=shown.query))]
+    def _choose(self, **values: Any) -> Updates:
+        query = page_view(values).query
+        table_view = select_table(self.boards, query)
+        return self._offers(table_view, query) | self._table(table_view)
 
-    def where_of(view: PageView) -> str:
-        return address(PageView(pins=view.pins, row=view.row))
+    def _refine(self, **values: Any) -> Updates:
+        return self._table(select_table(self.boards, page_view(values).query))
 
-    def aside(view: PageView) -> list[str]:
-        signed = beside_signature(boards.state(), view)
-        return [pins_html(boards, view.pins), card_html(boards, view), signed, where_of(view)]
+    def _sort(self, event: gr.EventData, **values: Any) -> Updates:
+        sort = list(next_sort(*values["sort"], event._data["column"]))
+        return self._refine(**values | {"sort": sort}) | {self.controls["sort"]: sort}
 
-    def filters(shown: Shown, before: Query | None = None) -> list[dict]:
-        """What the controls of `filtering` offer for a table, and their values but for those that stay as `before`."""
-        values = chosen_of(shown.query)
-        old = chosen_of(before) if before else [None] * len(values)
-        return [offer(*one) for one in zip(offers_of(shown), values, old, strict=True)]
+    def _clear(self, **values: Any) -> Updates:
+        query = page_view(values).query
+        lasting = query.model_dump(include={"model", "track", "mode", "sort", "reverse"})
+        table_view = select_table(self.boards, Query(**lasting))
+        empty = {"statuses": [], "stored": "", "size": "", "search": ""}
+        emptied = {self.controls[name]: value for name, value in empty.items()}
+        return self._offers(table_view, query) | emptied | self._table(table_view)
 
-    def fill(view: PageView) -> list:
-        shown = show(boards, view.query)
-        query = shown.query
-        typed = [list(query.statuses), range_text(query.stored), range_text(query.size), query.search]
-        rest = [query.mode, [query.sort, query.reverse], list(view.pins), view.row]
-        return [*filters(shown), *typed, *draw(shown), *rest, *aside(view)]
+    def _open(self, event: gr.EventData, **values: Any) -> Updates:
+        view = page_view(values).model_copy(update={"row": event._data["row"]})
+        return self._card(view) | {self.controls["row"]: view.row}
 
-    def chosen(*values) -> list:
-        query = view_of(*values).query
-        shown = show(boards, query)
-        return [*filters(shown, query), *draw(shown)]
+    def _pin(self, event: gr.EventData, **values: Any) -> Updates:
+        view = page_view(values)
+        view = view.model_copy(update={"pins": toggle_pin(view.pins, str(event._data["row"]))})
+        return self._details(view) | {self.controls["pins"]: list(view.pins)}
 
-    def refine(*values) -> list:
-        return draw(show(boards, view_of(*values).query))
+    def _controls(self, *names: str) -> list[gr.components.Component]:
+        return [self.controls[name] for name in names]
 
-    def sorted_by(event: gr.EventData, *values) -> list:
-        *others, sort_now, keys, key = values
-        sort_now = list(next_sort(*sort_now, event._data["column"]))
-        return [*refine(*others, sort_now, keys, key), sort_now]
+    def _offers(self, table_view: TableView, before: Query | None = None) -> Updates:
+        """What the choosers and the filters offer for a table, and their values but for those that stay as `before`."""
+        values = control_values(PageView(query=table_view.query))
+        old = control_values(PageView(query=before)) if before else {}
+        return {
+            self.controls[name]: offer(choices, values[name], old.get(name))
+            for name, choices in control_choices(table_view).items()
+        }
 
-    def cleared(*values) -> list:
-        query = view_of(*values).query
-        kept = query.model_dump(include={"model", "track", "mode", "sort", "reverse"})
-        shown = show(boards, Query(**kept))
-        return [*filters(shown, query), [], "", "", "", *draw(shown)]
+    def _table(self, table_view: TableView) -> Updates:
+        return {
+            self.board: self._results_html(table_view),
+            self.table_signature: table_view.signature,
+            self.address: address(PageView(query=table_view.query)),
+        }
 
-    def opens(event: gr.EventData, *values) -> list:
-        view = view_of(*values).model_copy(update={"row": event._data["row"]})
-        return [view.row, card_html(boards, view), beside_signature(boards.state(), view), where_of(view)]
+    def _details(self, view: PageView) -> Updates:
+        return self._card(view) | {self.pinned: pinned_rows(self.boards, view.pins)}
 
-    def pins_row(event: gr.EventData, *values) -> list:
-        view = view_of(*values)
-        view = view.model_copy(update={"pins": toggled(view.pins, str(event._data["row"]))})
-        return [list(view.pins), *aside(view)]
+    def _card(self, view: PageView) -> Updates:
+        signature = sign_details(self.boards.state(), view)
+        return {
+            self.card: open_card(self.boards, view),
+            self.details_signature: signature,
+            self.details_address: address(PageView(pins=view.pins, row=view.row)),
+        }
 
-    def refreshed(before: str, before_beside: str, *values) -> list:
-        """Draws anew what is not as it should be. Choices are left alone: they may be changing meanwhile, and so may
-        the card and the pins."""
-        view, state = view_of(*values), boards.state()
-        stale = beside_signature(state, view) != before_beside
-        parts = aside(view) if stale else [gr.skip()] * len(beside)
-        if signature(state, view.query) == before:
-            return [gr.skip()] * (len(refreshing) - len(beside)) + parts
-        shown = show(boards, view.query)
-        offered = [gr.update(choices=choices) for choices in offers_of(shown)]
-        return [*offered, problems_html(boards.problems()), *draw(shown), *parts]
-
-    quick = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
-    gr.on(
-        [model.input, track.input],
-        chosen,
-        controls.all(),
-        [*filtering, *drawing],
-        trigger_mode="always_last",
-        **quick,
-    )
-    gr.on(
-        [mode.input, methods.input, bits.input, groups.input, sources.input, a_bits.input, columns.input,
-         statuses.input, stored.input, size.input, search.input],
-        refine,
-        controls.all(),
-        drawing,
-        trigger_mode="always_last",
-        **quick,
-    )  # fmt: skip
-    board.sort(sorted_by, controls.all(), [*drawing, sort], **quick)
-    clear.click(cleared, controls.all(), [*filtering, *typed_in, *drawing], **quick)
-    for part in (board, opened, pinned):
-        part.open(opens, controls.all(), [row, opened, drawn_beside, where_beside], trigger_mode="multiple", **quick)
-        part.pin(pins_row, controls.all(), [pins_state, *beside], **quick)
-    refreshing_of = (refreshed, [drawn, drawn_beside, *controls.all()], refreshing)
-    gr.Timer(3).tick(*refreshing_of, **quick)
-    where.change(None, where, None, js="(search) => { lowbit.go('board', search); }", **quick)
-    where_beside.change(None, where_beside, None, js="(search) => { lowbit.go('beside', search); }", **quick)
-    return Wired(controls, outputs, fill, opened, refreshing_of)
+    def _results_html(self, table_view: TableView) -> str:
+        return table.results_html(table_view.view, self.boards.notes, table_view.choices.rows, table_view.ranking)

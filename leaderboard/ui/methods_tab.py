@@ -10,8 +10,8 @@ import pandas as pd
 
 from leaderboard import quality, sizes
 from leaderboard.analysis import Board
+from leaderboard.boards import Boards
 from leaderboard.store import method_name
-from leaderboard.ui.leaderboard_tab import Boards
 from leaderboard.ui.theme import html
 from leaderboard.view import FIRST_MODEL
 from quant_engine.methods import METHODS, MethodCard
@@ -36,17 +36,16 @@ def honest_bits(card: MethodCard) -> str:
 
 def standings(board: Board) -> pd.DataFrame:
     """For each method and width of the study, its best row: `value`, `rank` among the `methods` of that width, and how
-    the value is `written`. Empty if there are no results."""
+    the value is written (`text`). Empty if there are no results."""
     try:
         column = quality.column_of_task(board, QUALITY)
         points = quality.points(board, FIRST_MODEL, column.task)
     except UserError:
-        return pd.DataFrame(columns=["method", "w_bits", "rank", "methods", "written"])
+        return pd.DataFrame(columns=["method", "w_bits", "rank", "methods", "text"])
     best = quality.best_of_width(points[(points["w_bits"] < 16) & (points["a_bits"] == 16)])
     best = best[best["source"] == "paper"].sort_values("loss").drop_duplicates(["method", "w_bits"])
     best["rank"] = best.groupby("w_bits")["loss"].rank(method="min")
     best["methods"] = best.groupby("w_bits")["loss"].transform("size")
-    best["written"] = [quality.written(value, column) for value in best["value"]]
     return best.sort_values("w_bits", ascending=False)
 
 
@@ -55,7 +54,7 @@ def ranks(standings: pd.DataFrame, card: MethodCard) -> str:
     rows = standings[standings["method"] == method_name(card.name)]
     widths = [
         f"{bits:g} bit: {rank:.0f} of {count:.0f} ({value})"
-        for bits, rank, count, value in rows[["w_bits", "rank", "methods", "written"]].itertuples(index=False)
+        for bits, rank, count, value in rows[["w_bits", "rank", "methods", "text"]].itertuples(index=False)
     ]
     return f"{', '.join(widths)} by perplexity on WikiText2 of {FIRST_MODEL} in the study" if widths else ""
 

@@ -3,7 +3,7 @@ window.lowbit = (() => {
   // --- the view in the address. Each part of the page owns its parameters; the rest is left as it is. ---
   const owns = {
     board: (name) => !/^(x\.|fit\.|tab$|row$|pin$|__)/.test(name),
-    beside: (name) => name === 'row' || name === 'pin',
+    details: (name) => name === 'row' || name === 'pin',
     explore: (name) => name.startsWith('x.'),
     fit: (name) => name.startsWith('fit.'),
     tab: (name) => name === 'tab',
@@ -33,11 +33,11 @@ window.lowbit = (() => {
     for (const [name, value] of now) if (!owns[part](name)) next.append(name, value);
     for (const [name, value] of new URLSearchParams(search)) next.append(name, value);
     if (settled(now) === settled(next)) return;
-    const place = location.pathname + (next.size ? '?' + next : '');
+    const url = location.pathname + (next.size ? '?' + next : '');
     const typing = settled(now, 'q') === settled(next, 'q') && now.has('q');
     const onward = !restoring && !typing && performance.now() - stepped > ONE_STEP_MS;
     if (onward) stepped = performance.now();
-    history[onward ? 'pushState' : 'replaceState'](null, '', place);
+    history[onward ? 'pushState' : 'replaceState'](null, '', url);
   };
 
   // --- charts ---
@@ -54,7 +54,7 @@ window.lowbit = (() => {
     if (typeof value === 'string') return value.startsWith('var(') ? color(value.slice(4, -1)) : value;
     if (Array.isArray(value)) return value.map(themed);
     if (value && typeof value === 'object') {
-      return Object.fromEntries(Object.entries(value).map(([name, one]) => [name, themed(one)]));
+      return Object.fromEntries(Object.entries(value).map(([name, part]) => [name, themed(part)]));
     }
     return value;
   };
@@ -122,8 +122,8 @@ window.lowbit = (() => {
     setTimeout(() => URL.revokeObjectURL(link.href), 10000);
   };
   const say = (button, text) => {
-    const before = button.dataset.said ?? button.textContent;
-    button.dataset.said = before;
+    const before = button.dataset.label ?? button.textContent;
+    button.dataset.label = before;
     button.textContent = text;
     setTimeout(() => { button.textContent = before; }, 1600);
   };

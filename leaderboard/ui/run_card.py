@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 from html import escape
 
-from leaderboard import notation
 from leaderboard.columns import column_of
 from leaderboard.store import model_name
 from leaderboard.ui.table import bit_bar
+from quant_engine import notation
 from quant_engine.progress import Progress
 from quant_engine.runs.queue import QueuedRun
 from quant_engine.spec import RunSpec

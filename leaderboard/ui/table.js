@@ -1,25 +1,25 @@
 // Presses inside our own HTML. The server sorts, on the real numbers and not on what is written.
 element.addEventListener('click', async (event) => {
-  const at = (name) => event.target.closest(`[data-${name}]`)?.dataset[name];
+  const data = (name) => event.target.closest(`[data-${name}]`)?.dataset[name];
   const pressed = event.target.closest('button');
-  if (at('sort')) return trigger('sort', { column: at('sort') });
-  if (at('pin')) return trigger('pin', { row: at('pin') });
-  if (at('again')) return trigger('again', { row: at('again') });
+  if (data('sort')) return trigger('sort', { column: data('sort') });
+  if (data('pin')) return trigger('pin', { row: data('pin') });
+  if (data('again')) return trigger('again', { row: data('again') });
   if (pressed && 'close' in pressed.dataset) return trigger('open', { row: null });
   try {
-    if (at('format')) {
-      const file = await server.export_view(location.search, at('format'));
+    if (data('format')) {
+      const file = await server.export_view(location.search, data('format'));
       return lowbit.save(file.name, 'application/octet-stream', file.content);
     }
-    if (at('folder')) {
-      const file = await server.zipped(at('folder'));
+    if (data('folder')) {
+      const file = await server.zip_run(data('folder'));
       return lowbit.save(file.name, 'application/zip', file.content);
     }
   } catch {
     return lowbit.say(pressed, 'Could not be made');
   }
   if (event.target.closest('.card, .pinned, a')) return;
-  if (at('row') && !String(getSelection())) trigger('open', { row: at('row') });
+  if (data('row') && !String(getSelection())) trigger('open', { row: data('row') });
 });
 if (element.closest('#card')) {
   document.addEventListener('keydown', (event) => {

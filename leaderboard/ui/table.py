@@ -8,11 +8,12 @@ from itertools import groupby
 
 import numpy as np
 
-from leaderboard.analysis import Cell, View, descends
+from leaderboard.analysis import Cell, View, cost_columns, descends
 from leaderboard.columns import Column
 from leaderboard.ranks import Ranking
 from leaderboard.store import Notes, note_on
 from leaderboard.view import row_key
+from quant_engine import notation
 
 MOST_ROWS = 400
 _WORDS = {
@@ -53,12 +54,12 @@ class _Sheet:
     view: View
     notes: Notes
     origins: dict[int, str]
-    several: bool
+    with_model: bool
     ranking: Ranking | None
     marked: dict[str, int] = field(default_factory=dict)
 
 
-def table(view: View, notes: Notes, total: int, ranking: Ranking | None = None) -> str:
+def results_html(view: View, notes: Notes, total: int, ranking: Ranking | None = None) -> str:
     """The view as HTML, with the notes on the cells that are shown and how much of `total` rows they are. At most
     MOST_ROWS rows, and it says so. Ranks have a column if there are any."""
     if not len(view.rows):
@@ -73,7 +74,7 @@ def table(view: View, notes: Notes, total: int, ranking: Ranking | None = None) 
         if count < len(view.rows)
         else ""
     )
-    kind = " ".join(["board", *["several"] * sheet.several, *["ranked"] * bool(ranking)])
+    kind = " ".join(["board", *["several"] * sheet.with_model, *["ranked"] * bool(ranking)])
     return (
         f"{_summary(view, total)}"
         '<div class="scroll" tabindex="0" role="region" aria-label="Results, scrolls in both directions">'
@@ -115,7 +116,7 @@ def rank_help(ranking: Ranking) -> str:
 def _head(sheet: _Sheet) -> str:
     """Two rows: groups with their direction, then columns that sort."""
     view = sheet.view
-    fixed = [("model", "Model", "k0"), *_FIELDS] if sheet.several else list(_FIELDS)
+    fixed = [("model", "Model", "k0"), *_FIELDS] if sheet.with_model else list(_FIELDS)
     top = "".join(f'<td class="k {kind}"></td>' for _, _, kind in fixed)
     for group, members in groupby(view.columns, key=lambda column: column.group):
         columns = list(members)
@@ -143,28 +144,28 @@ def _sorter(view: View, key: str, title: str, kind: str, help_: str, column: Col
 
 def _row(sheet: _Sheet, index: int, row: dict) -> str:
     reference, measured = row["w_bits"] == 16, row["source"] == "measured"
-    kinds = " ".join(name for name, wanted in (("fp16", reference), ("measured", measured)) if wanted)
+    kinds = " ".join(["fp16"] * reference + ["measured"] * measured)
     group = "" if reference else "per row" if np.isnan(row["group_size"]) else f"{row['group_size']:g}"
     short = "16 bit" if reference else f"W{row['w_bits']:g}A{row['a_bits']:g}"
     where = f"run {row['run_id']}" if measured else "the study"
     marks = [f"{short} {'g' + group if group.isdigit() else group}", "measured" if measured else ""]
     rank = sheet.ranking.text(index) if sheet.ranking else ""
-    marks += [f"rank {rank}" if rank else "", escape(row["chosen"])]
-    small = " · ".join(filter(None, [escape(row["model"]) if sheet.several else "", *marks]))
+    marks += [f"rank {rank}" if rank else "", escape(row["options"])]
+    small = " · ".join(filter(None, [escape(row["model"]) if sheet.with_model else "", *marks]))
     cells = f'<td class="k kr">{rank.replace("=", "<i>=</i>")}</td>' if sheet.ranking else ""
-    cells += f'<td class="k k0">{escape(row["model"])}</td>' if sheet.several else ""
+    cells += f'<td class="k k0">{escape(row["model"])}</td>' if sheet.with_model else ""
     key = escape(row_key(row))
-    chosen = f'<em title="{escape(row["chosen"])}">{escape(row["chosen"])}</em>' if row["chosen"] else ""
+    options = f'<em title="{escape(row["options"])}">{escape(row["options"])}</em>' if row["options"] else ""
     cells += (
         f'<th class="k k1" scope="row"><button type="button" class="open">{escape(row["method"])}</button>'
         f'<button type="button" class="pin" data-pin="{key}" aria-label="Pin {escape(row["method"])} {short} {group}" '
         f'title="Pin to compare, or unpin">◇</button><small>{small}</small></th>'
         f'<td class="k k2">{bit_bar(row["w_bits"])}<span>{short}</span></td>'
         f'<td class="k k3">{group}</td>'
-        f'<td class="k k4" title="{escape(where)}"><mark class="{row["source"]}">{row["source"]}</mark>{chosen}</td>'
+        f'<td class="k k4" title="{escape(where)}"><mark class="{row["source"]}">{row["source"]}</mark>{options}</td>'
     )
-    for place, column in enumerate(sheet.view.columns):
-        cells += _cell(sheet, index, place, note_on(row, column.task, sheet.notes))
+    for column_index, column in enumerate(sheet.view.columns):
+        cells += _cell(sheet, index, column_index, note_on(row, column.task, sheet.notes))
     return f'<tr class="{kinds}" data-row="{key}">{cells}</tr>'
 
 
@@ -176,27 +177,26 @@ def _cell(sheet: _Sheet, row: int, column: int, note: str) -> str:
     if np.isfinite(shade) and abs(shade) > 0.02 and cell is not Cell.COLLAPSED:
         kinds.append("lost" if shade < 0 else "gained")
         style = f' style="--s:{abs(shade):.2f}"'
-    said = [_WORDS.get(cell, ""), sheet.origins.get(view.origin[row, column], "")]
+    sentences = [_WORDS.get(cell, ""), sheet.origins.get(view.origin[row, column], "")]
     sign = ""
     if note:
         sign = f"<sup>{sheet.marked.setdefault(note, len(sheet.marked) + 1)}</sup>"
-        said.append(note)
-    title = escape(" ".join(part for part in said if part))
+        sentences.append(note)
+    title = escape(" ".join(filter(None, sentences)))
     return f'<td class="{" ".join(filter(None, kinds))}"{style} title="{title}">{view.text(row, column)}{sign}</td>'
 
 
 def _origins(view: View) -> dict[int, str]:
     """Where each result of the shown rows comes from, in a few words, by the result's number."""
-    shown = np.unique(view.origin[:MOST_ROWS])
-    shown = shown[shown >= 0]
-    fields = ["source", "table", "run_id", "items", "standard_error"]
-    said = {}
-    for number, source, printed, run_id, items, error in view.results[fields].iloc[shown].itertuples():
-        parts = [f"Table {printed} of the study."] if source == "paper" else [f"Run {run_id}."]
-        parts += [f"{items:g} items."] if not np.isnan(items) else []
-        parts += [f"Standard error {error:.2g}."] if not np.isnan(error) else []
-        said[number] = " ".join(parts)
-    return said
+    numbers = np.unique(view.origin[:MOST_ROWS])
+    results = view.results[["source", "table", "run_id", "items", "standard_error"]].iloc[numbers[numbers >= 0]]
+    origins = {}
+    for number, source, table, run_id, items, error in results.itertuples():
+        sentences = [f"Table {table} of the study."] if source == "paper" else [f"Run {run_id}."]
+        sentences += [f"{items:g} items."] if not np.isnan(items) else []
+        sentences += [f"Standard error {notation.standard_error(error)}."] if not np.isnan(error) else []
+        origins[number] = " ".join(sentences)
+    return origins
 
 
 def _edge(columns: tuple[Column, ...], index: int) -> str:
@@ -206,8 +206,8 @@ def _edge(columns: tuple[Column, ...], index: int) -> str:
 
 def _legend(view: View, ranking: Ranking | None) -> str:
     states = {Cell(cell) for cell in np.unique(view.cells)}
-    scores = [not column.cost for column in view.columns]
-    known = np.isin(view.cells, (Cell.OK, Cell.COMPUTED)) & scores
+    scores = ~cost_columns(view.columns)
+    with_number = np.isin(view.cells, (Cell.OK, Cell.COMPUTED)) & scores
     parts = [
         '<span><i class="ramp lost"></i>loses against FP16</span>',
         '<span><i class="ramp gained"></i>gains</span>',
@@ -215,7 +215,7 @@ def _legend(view: View, ranking: Ranking | None) -> str:
         "<span><b>·</b>not reported</span>" if Cell.MISSING in states else "",
         "<span><b><u>68.6</u></b>computed here</span>" if Cell.COMPUTED in states else "",
     ]
-    if (known & np.isnan(view.shade)).any():
+    if (with_number & np.isnan(view.shade)).any():
         parts.append("<span>Unshaded: no FP16 of the same source and conditions to compare with.</span>")
     if ranking:
         tie = "<b>2=</b>shared rank: the difference may be chance. " if (ranking.shared & view.measured).any() else ""

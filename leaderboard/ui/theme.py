@@ -15,7 +15,7 @@ from quant_engine import folders
 html = partial(gr.HTML, apply_default_css=False)  # our own stylesheet says what our own HTML looks like
 
 QUICK = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
-"""How functions are connected that answer at once and are no one else's business."""
+"""How a function of the page is connected that answers at once and is no endpoint for programs."""
 
 _INK = colors.Color(
     name="ink",
@@ -162,5 +162,5 @@ element.querySelector('.switch').addEventListener('click', () => {
 def offer(choices: list, value: Any, before: Any, **more: Any) -> dict:
     """An update of a list: its choices, and its value if that changes. One that stays is not written, for the visitor
     may have chosen another while the answer was on its way."""
-    kept = {} if value == before else {"value": value}
-    return gr.update(choices=choices, **kept, **more)
+    change = {} if value == before else {"value": value}
+    return gr.update(choices=choices, **change, **more)

@@ -27,13 +27,13 @@ logger = logging.getLogger(__name__)
 
 IDLE_S = 300.0
 CLOSE_S = 3.0
-_WORKER = (sys.executable, "-m", "quant_engine.answers.worker")
+_COMMAND = (sys.executable, "-m", "quant_engine.answers.worker")
 
 
 class AnswerService:
     """Answers questions through one resident process, which ends after `idle_s` seconds without a question."""
 
-    def __init__(self, command: Sequence[str] = _WORKER, idle_s: float = IDLE_S) -> None:
+    def __init__(self, command: Sequence[str] = _COMMAND, idle_s: float = IDLE_S) -> None:
         self._command, self._idle_s = tuple(command), idle_s
         self._lock = threading.Lock()
         self._worker: _Worker | None = None
@@ -53,10 +53,10 @@ class AnswerService:
         when no process can be started.
         """
         with self._lock:
-            before = self._worker
+            previous = self._worker
             worker, inbox = self._send(request)
         try:
-            if worker is not before:
+            if worker is not previous:
                 for side in range(len(request.sides)):
                     message = "Starting the answering process"
                     yield AnswerEvent(request_id=request.request_id, side=side, kind="status", message=message)

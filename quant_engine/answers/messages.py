@@ -1,4 +1,4 @@
-"""What the page and the answering process say to each other: requests one way, events the other. Imports no torch."""
+"""Messages between the page and the answering process: requests one way, events the other. Imports no torch."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class AskRequest(BaseModel):
 
     @field_validator("question")
     @classmethod
-    def _says_something(cls, question: str) -> str:
+    def _has_text(cls, question: str) -> str:
         question = question.strip()
         if not question:
             raise ValueError("Type a question.")
@@ -42,7 +42,7 @@ class AskRequest(BaseModel):
 
     @field_validator("sides")
     @classmethod
-    def _some_sides(cls, sides: tuple[QuantSetting, ...]) -> tuple[QuantSetting, ...]:
+    def _are_few(cls, sides: tuple[QuantSetting, ...]) -> tuple[QuantSetting, ...]:
         if not 1 <= len(sides) <= MOST_SIDES:
             raise ValueError(f"Choose from 1 to {MOST_SIDES} settings to compare, not {len(sides)}.")
         return sides

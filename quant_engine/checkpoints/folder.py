@@ -28,7 +28,7 @@ from quant_engine.models.files import folder_of
 from quant_engine.models.load import LINEARS, Loaded, Skeleton
 from quant_engine.results import LayerRecord
 from quant_engine.spec import UserError, WeightSpec, digest
-from quant_engine.weights import Ledger
+from quant_engine.weights.ledger import Ledger
 
 FORMAT = 2
 """Raised when older checkpoints can no longer be read: they are then quantized anew."""

@@ -48,7 +48,7 @@ class Corpus:
         documents, revision = self.read()
         most = min(limit or WINDOWS, WINDOWS)
         if self.join is None:
-            return drawn_windows(documents, tokenizer, window, most), revision
+            return draw_windows(documents, tokenizer, window, most), revision
         text = self.join.join(documents[: self.documents])
         ids = tokenizer(text, verbose=False)["input_ids"]
         return ids if self.windows is None else ids[: self.windows * window], revision
@@ -64,22 +64,22 @@ class Corpus:
         return rows.column(self.field), rows.revision
 
 
-def drawn_windows(documents: list[str], tokenizer: Any, window: int, count: int) -> list[int]:
+def draw_windows(documents: list[str], tokenizer: Any, window: int, count: int) -> list[int]:
     """`count` windows of `window` tokens, one after the other. Every draw counts, those of short documents too."""
     generator = random.Random(SEED)
-    known: dict[int, list[int]] = {}
+    ids_of_document: dict[int, list[int]] = {}
     ids: list[int] = []
     while len(ids) < count * window:
-        place = generator.randint(0, len(documents) - 1)
-        if place not in known:
-            read = tokenizer(documents[place], verbose=False)["input_ids"]
-            known[place] = read if len(read) >= window else []
-        document = known[place]
+        index = generator.randint(0, len(documents) - 1)
+        if index not in ids_of_document:
+            document_ids = tokenizer(documents[index], verbose=False)["input_ids"]
+            ids_of_document[index] = document_ids if len(document_ids) >= window else []
+        document = ids_of_document[index]
         if document:
             # The reference fails on a document of exactly one window; it has met none, so no draw is lost here.
             start = generator.randint(0, len(document) - window - 1) if len(document) > window else 0
             ids += document[start : start + window]
-        elif len(known) == len(documents) and not any(known.values()):
+        elif len(ids_of_document) == len(documents) and not any(ids_of_document.values()):
             raise UserError(f"C4 has no document of {window} tokens here: choose a smaller window.")
     return ids
 

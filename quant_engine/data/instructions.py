@@ -1,7 +1,7 @@
 """What LoRA fine-tuning learns from: pairs of a prompt and an answer, or plain texts.
 
     builtin         the public-domain prose that ships with the project
-    demo            the demo's drawn pictures with questions and answers (quant_engine/demo)
+    demo            the demo's drawn pictures with questions and answers (quant_engine/data/drawn)
     PATH            a json, jsonl, csv or parquet file, or a folder of such; pinned by its content as PATH@HASH
     hub:NAME        a data set of the Hugging Face Hub, or hub:NAME@REVISION; pinned to a commit as hub:NAME@COMMIT
 
@@ -18,7 +18,10 @@ from pathlib import Path
 
 from quant_engine import folders, hub
 from quant_engine.data import texts
+from quant_engine.deferred import deferred
 from quant_engine.spec import UserError
+
+datasets = deferred("datasets")
 
 KINDS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
 MOST_BYTES = 4 * 2**30
@@ -63,10 +66,10 @@ def pin(name: str) -> str:
         return f"hub:{repository['name']}@{commit}"
     pinned = _PINNED.fullmatch(name)
     path = Path(pinned["path"] if pinned else name).expanduser().resolve()
-    found = _digest(files_of(path))
-    if pinned and pinned["digest"] != found:
+    content_hash = _digest(files_of(path))
+    if pinned and pinned["digest"] != content_hash:
         raise UserError(f"The training data in {path} have changed since this run was made; start a new run.")
-    return f"{path}@{found}"
+    return f"{path}@{content_hash}"
 
 
 def files_of(path: Path) -> list[Path]:
@@ -78,14 +81,15 @@ def files_of(path: Path) -> list[Path]:
         return [path]
     if not path.is_dir():
         raise UserError(f"There is no training data {path}: give a {kinds} file or folder, hub:NAME, builtin or demo.")
-    found = sorted(one for one in path.rglob("*") if one.suffix in KINDS and not one.name.startswith((".", "dataset_")))
+    files = sorted(file for file in path.rglob("*") if file.suffix in KINDS)
+    files = [file for file in files if not file.name.startswith((".", "dataset_"))]
     # A folder made for the hub says which of its files are for training.
-    found = [one for one in found if "train" in one.relative_to(path).as_posix()] or found
-    if len({KINDS[one.suffix] for one in found}) > 1:
+    files = [file for file in files if "train" in file.relative_to(path).as_posix()] or files
+    if len({KINDS[file.suffix] for file in files}) > 1:
         raise UserError(f"{path} holds data files of several kinds; give the one to train on.")
-    if not found:
+    if not files:
         raise UserError(f"The folder {path} holds no {kinds} file.")
-    return found
+    return files
 
 
 def _digest(files: list[Path]) -> str:
@@ -114,30 +118,27 @@ def pairs(name: str) -> list[Pair]:
     rows = _rows(files_of(path), name)
     columns = rows.column_names
     if {"instruction", "output"} <= set(columns):
-        made = [_instruction(row) for row in rows]
+        result = [_instruction(row) for row in rows]
     elif "text" in columns:
-        made = [Pair("", row["text"] or "") for row in rows]
+        result = [Pair("", row["text"] or "") for row in rows]
     else:
         raise UserError(
             f"The training data {name} have the columns {', '.join(columns)}; "
             "they need instruction and output (and perhaps input), or text."
         )
-    made = [pair for pair in made if pair.answer.strip()]
-    if not made:
+    result = [pair for pair in result if pair.answer.strip()]
+    if not result:
         raise UserError(f"The training data {name} have no row with an answer.")
-    return made
+    return result
 
 
 def _instruction(row: dict[str, str | None]) -> Pair:
-    given = row.get("input") or ""
-    wording = WITH_INPUT if given else WITHOUT_INPUT
-    return Pair(wording.format(instruction=row["instruction"] or "", input=given), row["output"] or "")
+    context = row.get("input") or ""
+    wording = WITH_INPUT if context else WITHOUT_INPUT
+    return Pair(wording.format(instruction=row["instruction"] or "", input=context), row["output"] or "")
 
 
 def _rows(files: list[Path], name: str):  # type: ignore[no-untyped-def]
-    import datasets
-    from datasets.exceptions import DatasetGenerationError
-
     datasets.disable_progress_bars()
     try:
         return datasets.load_dataset(
@@ -146,7 +147,7 @@ def _rows(files: list[Path], name: str):  # type: ignore[no-untyped-def]
             split="train",
             cache_dir=str(folders.home() / "datasets"),
         )
-    except (DatasetGenerationError, ValueError, OSError) as error:
+    except (datasets.exceptions.DatasetGenerationError, ValueError, OSError) as error:
         cause = error.__cause__ or error
         raise UserError(f"The training data {name} can't be read: {str(cause).splitlines()[0]}") from None
 

@@ -1,6 +1,6 @@
 """Pictures with questions and answers, to calibrate models that take pictures: drawn, or from a folder of one's own.
 
-    pictures            the demo's drawn pictures of its training split (quant_engine/demo)
+    pictures            the demo's drawn pictures of its training split (quant_engine/data/drawn)
     pictures:FOLDER     a folder with pictures and questions.jsonl: a line {"image": FILE, "question": …, "answer": …}
                         for each question
 
@@ -21,10 +21,14 @@ from typing import TYPE_CHECKING
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from quant_engine.data.open_picture import open_picture
+from quant_engine.deferred import deferred
 from quant_engine.spec import UserError, sentence
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+drawn_pictures = deferred("quant_engine.data.drawn.pictures")  # drawing loads numpy: not where text calibrates
+suite = deferred("quant_engine.data.drawn.suite")
 
 DRAWN = "pictures"
 QUESTIONS = "questions.jsonl"
@@ -74,39 +78,35 @@ def pin(source: str) -> str:
                 total.update(hashlib.file_digest(file, "sha256").digest())
         except OSError:
             raise UserError(f"{path / QUESTIONS} names the picture {name!r}, which can't be read.") from None
-    found = total.hexdigest()[:12]
-    if folder["digest"] not in (None, found):
+    content_hash = total.hexdigest()[:12]
+    if folder["digest"] not in (None, content_hash):
         raise UserError(f"The pictures in {path} have changed since this run was made; start a new run.")
-    return f"pictures:{path}@{found}"
+    return f"pictures:{path}@{content_hash}"
 
 
 def turns(source: str, seed: int) -> Iterator[Turn]:
     """Questions of a pinned source without end: a folder's in random order, all of them before any comes again."""
     rng = random.Random(seed)
     folder = _FOLDER.fullmatch(source)
-    return _of_folder(Path(folder["path"]), rng) if folder else _drawn(rng)
+    return _turns_of_folder(Path(folder["path"]), rng) if folder else _turns_drawn(rng)
 
 
 def _pin_drawn(source: str) -> str:
-    from quant_engine.data.drawn.suite import VERSION
-
-    pinned = f"{DRAWN}@v{VERSION}"
+    pinned = f"{DRAWN}@v{suite.VERSION}"
     if source not in (DRAWN, pinned):
         raise UserError("The drawn pictures have changed since this run was made; start a new run.")
     return pinned
 
 
-def _drawn(rng: random.Random) -> Iterator[Turn]:
-    from quant_engine.data.drawn.pictures import FAMILIES, picture
-
+def _turns_drawn(rng: random.Random) -> Iterator[Turn]:
     while True:
-        for family in FAMILIES:
-            shown = picture(family, "train", rng.randrange(NUMBERS))
-            question = rng.choice(shown.questions)
-            yield Turn(shown.drawing.image, question.text, question.sentence or question.answer)
+        for family in drawn_pictures.FAMILIES:
+            drawn = drawn_pictures.picture(family, "train", rng.randrange(NUMBERS))
+            question = rng.choice(drawn.questions)
+            yield Turn(drawn.drawing.image, question.text, question.sentence or question.answer)
 
 
-def _of_folder(path: Path, rng: random.Random) -> Iterator[Turn]:
+def _turns_of_folder(path: Path, rng: random.Random) -> Iterator[Turn]:
     lines = _lines(path)
     while True:
         rng.shuffle(lines)
@@ -115,23 +115,23 @@ def _of_folder(path: Path, rng: random.Random) -> Iterator[Turn]:
 
 
 def _lines(path: Path) -> list[_Line]:
-    listed = path / QUESTIONS
+    questions = path / QUESTIONS
     try:
-        text = listed.read_text(encoding="utf-8")
+        text = questions.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
         raise UserError(
-            f'{listed} can\'t be read: write a line {{"image": FILE, "question": …, "answer": …}} for each question.'
+            f'{questions} can\'t be read: write a line {{"image": FILE, "question": …, "answer": …}} for each question.'
         ) from None
-    made = []
+    lines = []
     for number, line in enumerate(text.splitlines(), 1):
         if not line.strip():
             continue
         try:
-            made.append(_Line(**json.loads(line)))
+            lines.append(_Line(**json.loads(line)))
         except ValidationError as error:
-            raise UserError(f"{listed}, line {number}: {sentence(error)}") from None
+            raise UserError(f"{questions}, line {number}: {sentence(error)}") from None
         except (ValueError, TypeError):
-            raise UserError(f"{listed}, line {number} is no JSON object.") from None
-    if not made:
-        raise UserError(f"{listed} has no question.")
-    return made
+            raise UserError(f"{questions}, line {number} is no JSON object.") from None
+    if not lines:
+        raise UserError(f"{questions} has no question.")
+    return lines

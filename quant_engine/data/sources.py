@@ -14,14 +14,13 @@ import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from PIL import Image, UnidentifiedImageError
 
 from quant_engine import folders, hub
 from quant_engine.deferred import deferred
 from quant_engine.spec import UserError
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 datasets = deferred("datasets")
 
@@ -67,18 +66,16 @@ class Rows:
     def fields(self) -> list[str]:
         return self._table.column_names
 
-    def picture(self, index: int, field: str = "image") -> Image:
+    def picture(self, index: int, field: str = "image") -> Image.Image:
         """The picture of a row, in RGB: stored in the row or in a file beside it. Raises UserError if damaged."""
-        from PIL import Image, UnidentifiedImageError
-
         stored = self[index][field]
-        place = stored if isinstance(stored, str) else (stored or {}).get("path")
+        name = stored if isinstance(stored, str) else (stored or {}).get("path")
         content = None if isinstance(stored, str) else (stored or {}).get("bytes")
         try:
-            with Image.open(io.BytesIO(content) if content else self._folder / (place or "")) as image:
+            with Image.open(io.BytesIO(content) if content else self._folder / (name or "")) as image:
                 return image.convert("RGB")
         except (OSError, UnidentifiedImageError, ValueError):
-            raise UserError(f"The picture of item {index} ({place}) is missing or damaged: fetch it again.") from None
+            raise UserError(f"The picture of item {index} ({name}) is missing or damaged: fetch it again.") from None
 
 
 def load(source: Source, title: str) -> Rows:
@@ -155,8 +152,8 @@ def _table(paths: list[Path], title: str) -> Any:
 
 
 def _digest(paths: list[Path]) -> str:
-    seen = hashlib.sha256()
+    total = hashlib.sha256()
     for path in paths:
         with path.open("rb") as file:
-            seen.update(hashlib.file_digest(file, "sha256").digest())
-    return seen.hexdigest()[:12]
+            total.update(hashlib.file_digest(file, "sha256").digest())
+    return total.hexdigest()[:12]

@@ -53,10 +53,10 @@ def pin(name: str) -> str:
     """
     pinned = PINNED.fullmatch(name)
     path = Path(pinned["path"] if pinned else name).expanduser().resolve()
-    found = digest(read(path))
-    if pinned and pinned["digest"] != found:
+    content_hash = digest(read(path))
+    if pinned and pinned["digest"] != content_hash:
         raise UserError(f"The text file {path} has changed since this run was made; start a new run.")
-    return f"{path}@{found}"
+    return f"{path}@{content_hash}"
 
 
 def path_of(pinned: str) -> Path:

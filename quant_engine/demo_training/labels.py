@@ -1,6 +1,6 @@
 """What each patch of a picture holds: up to three characters in reading order, a mark, a colour, a word, and places.
 
-A word that training shows often (`words.known`) is named as a whole in the patch where it starts, so that the language
+A word that training shows often (`words.common_words`) is named in the patch where it starts, so that the language
 model can be given it in one piece, as in text; the patches behind it are labelled as its continuation.
 
 Each patch of a word or number also tells the column of its centre (what stands under what is centred alike), the place
@@ -25,7 +25,7 @@ from PIL import Image
 from quant_engine.data.drawn.diagrams import DIRECTIONS
 from quant_engine.data.drawn.drawing import COLOURS, ROLES, Drawing, Glyph
 from quant_engine.data.drawn.scenes import SHAPES
-from quant_engine.data.drawn.words import known
+from quant_engine.data.drawn.words import common_words
 from quant_engine.demo.model import PATCH, TILE
 
 SIDE = TILE // PATCH  # patches along a tile
@@ -33,7 +33,7 @@ CHARACTERS = tuple(chr(code) for code in range(33, 127))
 SLOTS = 3  # characters that a patch can hold, in reading order
 MARK, COLOUR, WORD = SLOTS, SLOTS + 1, SLOTS + 2  # the fields behind the characters
 MARKS = (*SHAPES, *(f"arrow {d}" for d in DIRECTIONS), "arrow tail", "text")
-WORDS = known()
+WORDS = common_words()
 CONTINUED = 1 + len(WORDS)
 CENTRE = WORD + 1  # the column of the centre
 TO, FROM = slice(CENTRE + 1, CENTRE + 3), slice(CENTRE + 3, CENTRE + 5)  # row and column within the tile
@@ -56,13 +56,15 @@ FIELDS = (
 PUNCTUATION = ":,.;!?"
 READABLE = 11.0  # font size in pixels of the view, from which characters are labelled
 
+Cell = tuple[int, int]  # row and column of a patch
+
 _CHARACTER = {c: i + 1 for i, c in enumerate(CHARACTERS)}
 _MARK = {m: i + 1 for i, m in enumerate(MARKS)}
 _WORD = {w: i + 1 for i, w in enumerate(WORDS)}
 
 
 @dataclass(frozen=True)
-class Seen:
+class Views:
     """A picture as the model gets it.
 
     `tiles` uint8 [1 + rows * columns, TILE, TILE, 3]: the whole picture squeezed, then its tiles row by row.
@@ -83,7 +85,7 @@ class Seen:
         return np.concatenate([self.whole[None], cut.reshape(-1, SIDE, SIDE, fields)])
 
 
-def see(drawing: Drawing) -> Seen:
+def cut_views(drawing: Drawing) -> Views:
     """The two views of a picture whose sides are multiples of TILE, and their labels."""
     whole, parts = grids(drawing)
     image = drawing.image
@@ -91,13 +93,13 @@ def see(drawing: Drawing) -> Seen:
     rows, columns = image.height // TILE, image.width // TILE
     cut = pixels.reshape(rows, TILE, columns, TILE, 3).transpose(0, 2, 1, 3, 4).reshape(-1, TILE, TILE, 3)
     squeezed = np.asarray(image.resize((TILE, TILE), Image.Resampling.BICUBIC))
-    return Seen(np.concatenate([squeezed[None], cut]), whole, parts)
+    return Views(np.concatenate([squeezed[None], cut]), whole, parts)
 
 
-def tile_of(drawing: Drawing) -> Seen:
+def tile_of(drawing: Drawing) -> Views:
     """A picture of exactly one tile, seen alone at full size."""
     labels = _labels(drawing, SIDE, SIDE, 1.0, 1.0)
-    return Seen(np.asarray(drawing.image)[None], labels, labels[:0])
+    return Views(np.asarray(drawing.image)[None], labels, labels[:0])
 
 
 def grids(drawing: Drawing) -> tuple[np.ndarray, np.ndarray]:
@@ -115,8 +117,8 @@ def _labels(drawing: Drawing, rows: int, columns: int, scale_x: float, scale_y: 
     runs: dict[int, list[Glyph]] = {}
     for glyph in drawing.glyphs:
         runs.setdefault(glyph.run, []).append(glyph)
-    readable: dict[int, list[tuple[int, int]]] = {}
-    for number, run in sorted(runs.items(), key=lambda one: one[1][0].x):
+    readable: dict[int, list[Cell]] = {}
+    for number, run in sorted(runs.items(), key=lambda item: item[1][0].x):
         cells = [(int(g.y * step_y), int(g.x * step_x)) for g in run]
         if run[0].size * min(scale_x, scale_y) < READABLE:
             for cell in cells:
@@ -133,7 +135,7 @@ def _labels(drawing: Drawing, rows: int, columns: int, scale_x: float, scale_y: 
             if cell[1] // SIDE == middle // SIDE:
                 labels[*cell, CENTRE] = 1 + middle % SIDE
     texts = {number: "".join(glyph.character for glyph in run) for number, run in runs.items()}
-    _point(labels, drawing.links, readable, texts)
+    _label_links(labels, drawing.links, readable, texts)
     for mark in drawing.marks:
         labels[int(mark.y * step_y), int(mark.x * step_x), MARK] = _MARK[mark.kind]
     labels[..., COLOUR] = _colours(drawing.colours, rows, columns)
@@ -142,7 +144,7 @@ def _labels(drawing: Drawing, rows: int, columns: int, scale_x: float, scale_y: 
     return labels
 
 
-def _name_word(labels: np.ndarray, run: list[Glyph], cells: list[tuple[int, int]]) -> None:
+def _name_word(labels: np.ndarray, run: list[Glyph], cells: list[Cell]) -> None:
     """Label a known word in the patch where it starts.
 
     A word that a tile's edge cuts is named if most of it lies in its first tile; the rest of it is then only characters
@@ -151,8 +153,7 @@ def _name_word(labels: np.ndarray, run: list[Glyph], cells: list[tuple[int, int]
     code = _WORD.get(run[0].word.rstrip(PUNCTUATION))
     if code is None or run[0].character != run[0].word[0]:
         return
-    tile = [place // SIDE for place in cells[0]]
-    inside = [cell for cell in cells if [place // SIDE for place in cell] == tile]
+    inside = [cell for cell in cells if _tile(cell) == _tile(cells[0])]
     if len(inside) < min(len(run[0].word), max(3, 0.6 * len(run[0].word))):
         return
     for cell in inside[1:]:
@@ -161,54 +162,89 @@ def _name_word(labels: np.ndarray, run: list[Glyph], cells: list[tuple[int, int]
     labels[*inside[0], WORD] = code
 
 
-def _point(
-    labels: np.ndarray,
-    links: list[tuple[int, int]],
-    readable: dict[int, list[tuple[int, int]]],
-    texts: dict[int, str],
+def _label_links(
+    labels: np.ndarray, links: tuple[tuple[int, int], ...], readable: dict[int, list[Cell]], texts: dict[int, str]
 ) -> None:
     """Label each run that leads to exactly one other, in the same tile, with where that one's centre is and what it is.
 
     What it is stands in a patch of its own behind the run, as in "Oslo 83"; then, alike, what leads to the run.
+
+    Args:
+        labels: [rows, columns, fields], filled in here.
+        links: pairs of runs, or of a run and a role.
+        readable: the patches of each run that can be read.
+        texts: the characters of each run.
     """
-    leads: dict[int, dict[int, list[int]]] = {}
-    for way, ends in ((0, links), (1, [(b, a) for a, b in links])):
-        for start, end in ends:
-            leads.setdefault(start, {}).setdefault(way, []).append(end)
-    for start, ways in leads.items():
-        taken = 0
-        for way, found in sorted(ways.items()):
-            role = -found[0] if found[0] < 0 else 0
-            if len(found) > 1 or start not in readable or not (role or found[0] in readable):
+    for run, (targets, sources) in _link_ends(links).items():
+        used = 0
+        for ends, here, other in ((targets, TO, FROM), (sources, FROM, TO)):
+            end = _link_end(labels, run, ends[0], readable, texts) if len(ends) == 1 and run in readable else None
+            if end is None:
                 continue
-            row, column = readable[start if role else found[0]][0]
-            centre, word = labels[row, column, CENTRE], labels[row, column, WORD]
-            tile = [row // SIDE, column // SIDE]
-            inside = [cell for cell in dict.fromkeys(readable[start]) if [p // SIDE for p in cell] == tile]
-            if not centre or not inside:
-                continue
-            here, other = (TO, FROM) if way == 0 else (FROM, TO)
-            place = (0, 0) if role else (1 + row % SIDE, centre)
-            spots = _free_spots(labels, inside)
-            spot = spots[taken] if taken < len(spots) else None
-            for cell in inside:
+            spots = _free_spots(labels, end.cells)
+            for cell in end.cells:
                 if not labels[*cell, LINKED].any() and not labels[*cell, LINKED_WORD]:
-                    labels[*cell, here] = place
-            if role:
-                word = len(WORDS) + role
-            text = texts.get(found[0], "")
-            named = bool(word) and word != CONTINUED
-            if spot is None or not (named or len(text) <= LINKED_SLOTS):
+                    labels[*cell, here] = end.position
+            named = end.word not in (0, CONTINUED)
+            if used >= len(spots) or not (named or len(end.text) <= LINKED_SLOTS):
                 continue
-            taken += 1
-            labels[*spot, here], labels[*spot, other] = place, 0
+            spot = spots[used]
+            used += 1
+            labels[*spot, here], labels[*spot, other] = end.position, 0
             if named:
-                labels[*spot, LINKED_WORD] = word
+                labels[*spot, LINKED_WORD] = end.word
             else:
-                labels[*spot, LINKED] = [_CHARACTER[c] for c in text] + [0] * (LINKED_SLOTS - len(text))
+                characters = [_CHARACTER[c] for c in end.text]
+                labels[*spot, LINKED] = characters + [0] * (LINKED_SLOTS - len(characters))
 
 
-def _free_spots(labels: np.ndarray, inside: list[tuple[int, int]]) -> list[tuple[int, int]]:
+def _link_ends(links: tuple[tuple[int, int], ...]) -> dict[int, tuple[list[int], list[int]]]:
+    """For each run what it leads to, and what leads to it."""
+    ends: dict[int, tuple[list[int], list[int]]] = {}
+    for start, end in links:
+        ends.setdefault(start, ([], []))[0].append(end)
+    for start, end in links:
+        ends.setdefault(end, ([], []))[1].append(start)
+    return ends
+
+
+@dataclass(frozen=True)
+class _LinkEnd:
+    """The other end of a run's link, as the run's patches tell it.
+
+    `position` is 1 + row and 1 + column of its centre in the tile, (0, 0) for a role; `word` the code of a known word
+    or a role, 0 for neither; `cells` are the patches of the run itself that lie in the same tile.
+    """
+
+    position: tuple[int, int]
+    word: int
+    text: str
+    cells: list[Cell]
+
+
+def _link_end(
+    labels: np.ndarray, run: int, end: int, readable: dict[int, list[Cell]], texts: dict[int, str]
+) -> _LinkEnd | None:
+    """The end of a link as `run` tells it; None if it can't be read or shares no tile with the run."""
+    role = -end if end < 0 else 0
+    if not role and end not in readable:
+        return None
+    row, column = readable[run if role else end][0]
+    centre, word = (int(label) for label in labels[row, column, [CENTRE, WORD]])
+    cells = [cell for cell in dict.fromkeys(readable[run]) if _tile(cell) == _tile((row, column))]
+    if not centre or not cells:
+        return None
+    if role:
+        return _LinkEnd((0, 0), len(WORDS) + role, "", cells)
+    return _LinkEnd((1 + row % SIDE, centre), word, texts.get(end, ""), cells)
+
+
+def _tile(cell: Cell) -> Cell:
+    """Row and column of the tile that a patch lies in."""
+    return cell[0] // SIDE, cell[1] // SIDE
+
+
+def _free_spots(labels: np.ndarray, inside: list[Cell]) -> list[Cell]:
     """The patches behind a run's first that tell nothing yet: a known word's own, then up to two to its right."""
     own = [cell for cell in inside[1:] if labels[*cell, WORD] == CONTINUED]
     row, last = inside[-1]
@@ -217,10 +253,10 @@ def _free_spots(labels: np.ndarray, inside: list[tuple[int, int]]) -> list[tuple
     return own + list(itertools.takewhile(lambda cell: not labels[*cell, :SLOTS].any(), right))
 
 
-def _colours(drawn: np.ndarray, rows: int, columns: int) -> np.ndarray:
+def _colours(colours: np.ndarray, rows: int, columns: int) -> np.ndarray:
     """The commonest colour of each patch that covers at least a quarter of it, else 0."""
-    height, width = drawn.shape
-    cells = drawn.reshape(rows, height // rows, columns, width // columns).transpose(0, 2, 1, 3)
+    height, width = colours.shape
+    cells = colours.reshape(rows, height // rows, columns, width // columns).transpose(0, 2, 1, 3)
     cells = cells.reshape(rows * columns, -1)[:, ::2]
     kinds = len(COLOURS) + 1
     flat = (cells + np.arange(rows * columns, dtype=np.int64)[:, None] * kinds).ravel()

@@ -11,7 +11,7 @@ import itertools
 import os
 import random
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -43,8 +43,9 @@ from quant_engine.demo_training.symbols import Symbols
 FIRST_LESSONS = 0.2  # share of the stage in which only what can be read off is asked, in short
 EARLIER = "earlier_language.pt"
 PLAIN_PLACES = 0.15  # share of exact grids that do not tell what leads where
+TEXT_EVERY = 4  # steps from one window of plain text to the next
 LETTERS_EVERY = 4  # steps from one batch without pictures to the next
-TEXT_LENGTH = 128  # tokens of plain text held to the unadapted model in each step that has some
+TEXT_LENGTH = 128  # tokens of plain text held to the unadapted model in a step that has some
 CHAT = (
     "What is the capital of France?", "Write one sentence about the sea.", "How do I boil an egg?", "Tell me a joke.",
     "What is photosynthesis?", "Give me three names for a cat.", "Why is the sky blue?", "What is 12 plus 7?",
@@ -61,12 +62,12 @@ def attend(
     query [batch, heads, length, d], key and value [batch, groups, length, d]; returns [batch, length, heads, d].
     """
     batch, heads, length, d = query.shape
-    groups, seen = key.shape[1], key.shape[2]
+    groups, keys = key.shape[1], key.shape[2]
     scores = (query * scaling).reshape(batch, groups, -1, d) @ key.transpose(2, 3)
     if mask is not None:
-        scores = (scores.view(batch, groups, -1, length, seen) + mask[:, :, None, :, :seen]).view_as(scores)
-    found = scores.softmax(-1) @ value
-    return found.view(batch, heads, length, d).transpose(1, 2).contiguous(), None
+        scores = (scores.view(batch, groups, -1, length, keys) + mask[:, :, None, :, :keys]).view_as(scores)
+    attended = scores.softmax(-1) @ value
+    return attended.view(batch, heads, length, d).transpose(1, 2).contiguous(), None
 
 
 def load_language_model(device: torch.device) -> tuple[LlamaForCausalLM, PreTrainedTokenizerBase]:
@@ -103,10 +104,10 @@ class PlainText:
         """Greedy answers to all questions at once, cut after the end of each answer."""
         prompts = [f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n" for question in CHAT]
         inputs = tokenizer(prompts, return_tensors="pt", padding=True, padding_side="left").to(model.device)
-        said = model.generate(**inputs, max_new_tokens=48, do_sample=False).cpu()
+        generated = model.generate(**inputs, max_new_tokens=48, do_sample=False).cpu()
         start = inputs["input_ids"].shape[1]
         chats = []
-        for prompt, row in zip(prompts, said, strict=True):
+        for prompt, row in zip(prompts, generated, strict=True):
             answer = row[start:]
             ends = (answer == tokenizer.eos_token_id).nonzero().flatten()
             answer = answer[: int(ends[0]) + 1] if len(ends) else answer
@@ -121,12 +122,12 @@ class PlainText:
         return self.ids[None, start : start + TEXT_LENGTH]
 
 
-def held_to_base(model: LlamaForCausalLM, ids: Tensor) -> Tensor:
+def base_divergence(model: LlamaForCausalLM, ids: Tensor) -> Tensor:
     """Mean divergence of the adapted model's next-token distributions from the unadapted model's."""
     with torch.no_grad(), switched_off():
-        wanted = log_softmax(model(input_ids=ids).logits.float(), -1)
-    got = log_softmax(model(input_ids=ids).logits.float(), -1)
-    return kl_div(got, wanted, log_target=True, reduction="none").sum(-1).mean()
+        base = log_softmax(model(input_ids=ids).logits.float(), -1)
+    adapted = log_softmax(model(input_ids=ids).logits.float(), -1)
+    return kl_div(adapted, base, log_target=True, reduction="none").sum(-1).mean()
 
 
 def logits_of_answers(model: LlamaForCausalLM, batch: Batch, embedded: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -139,8 +140,8 @@ def logits_of_answers(model: LlamaForCausalLM, batch: Batch, embedded: Tensor) -
         use_cache=False,
     ).last_hidden_state
     targets = batch.targets[:, 1:].to(device)
-    wanted = targets != IGNORED
-    return model.lm_head(hidden[:, :-1][wanted]).float(), targets[wanted], wanted
+    is_answer = targets != IGNORED
+    return model.lm_head(hidden[:, :-1][is_answer]).float(), targets[is_answer], is_answer
 
 
 def answer_loss(model: LlamaForCausalLM, batch: Batch, embedded: Tensor) -> tuple[Tensor, float]:
@@ -148,11 +149,11 @@ def answer_loss(model: LlamaForCausalLM, batch: Batch, embedded: Tensor) -> tupl
 
     A token weighs one over the root of its answer's length: a letter would be lost among captions else.
     """
-    logits, targets, wanted = logits_of_answers(model, batch, embedded)
-    turns = torch.full(wanted.shape, 0)
-    for row, one in enumerate(batch.lessons):
-        turns[row, : len(one.segments) - 1] = torch.tensor(one.segments[1:]) + 1000 * row
-    turns = turns.to(wanted.device)[wanted]
+    logits, targets, is_answer = logits_of_answers(model, batch, embedded)
+    turns = torch.full(is_answer.shape, 0)
+    for row, lesson in enumerate(batch.lessons):
+        turns[row, : len(lesson.segments) - 1] = torch.tensor(lesson.segments[1:]) + 1000 * row
+    turns = turns.to(is_answer.device)[is_answer]
     first = torch.cat([turns.new_ones(1), turns[1:] != turns[:-1]]).bool()
     lengths = torch.unique_consecutive(turns, return_counts=True)[1]
     weights = lengths.repeat_interleave(lengths).float().rsqrt()
@@ -160,34 +161,22 @@ def answer_loss(model: LlamaForCausalLM, batch: Batch, embedded: Tensor) -> tupl
     return loss, (logits.argmax(-1) == targets)[first].float().mean().item()
 
 
-def learn_letters(model: LlamaForCausalLM, batch: Batch) -> float:
-    """Gradients of a batch of multiple choice without pictures; returns the share of right letters."""
-    loss, right = answer_loss(model, batch, model.model.embed_tokens(batch.ids.to(model.device)))
-    loss.backward()
-    return right
-
-
-def letters_start(seed: int, step: int) -> int:
-    """Where a stage's lessons without pictures start, so that a restart goes on with new ones."""
-    return 10_000_000 * seed + 3_000_000 + 8 * step
-
-
 @torch.no_grad()
 def answers_right(model: LlamaForCausalLM, batch: Batch, embedded: Tensor) -> list[tuple[str, bool]]:
     """Kind of each question, and whether greedy decoding would give its answer word for word."""
-    logits, targets, wanted = logits_of_answers(model, batch, embedded)
-    right = torch.ones(wanted.shape, dtype=torch.bool)
-    right[wanted.cpu()] = (logits.argmax(-1) == targets).cpu()
-    found = []
-    for row, one in enumerate(batch.lessons):
-        segments = torch.tensor(one.segments)
-        for turn, kind in enumerate(one.kinds, 1):
+    logits, targets, is_answer = logits_of_answers(model, batch, embedded)
+    right = torch.ones(is_answer.shape, dtype=torch.bool)
+    right[is_answer.cpu()] = (logits.argmax(-1) == targets).cpu()
+    outcomes = []
+    for row, lesson in enumerate(batch.lessons):
+        segments = torch.tensor(lesson.segments)
+        for turn, kind in enumerate(lesson.kinds, 1):
             last = (segments == turn).nonzero().flatten() - 1
-            found.append((kind, bool(right[row, last].all())))
-    return found
+            outcomes.append((kind, bool(right[row, last].all())))
+    return outcomes
 
 
-def told(
+def code_pictures(
     batch: Batch,
     symbols: Symbols,
     tower: CLIPVisionModel,
@@ -202,11 +191,13 @@ def told(
             tiles = tower_stage.normalised(all_tiles(batch).to(device))
             outputs = heads(tower_stage.features(tower, tiles)[0])
     pictures, start = [], 0
-    for one in batch.lessons:
-        rows, columns, _ = one.seen.parts.shape
-        count = len(one.seen.tiles)
+    for lesson in batch.lessons:
+        rows, columns, _ = lesson.views.parts.shape
+        count = len(lesson.views.tiles)
         if rng.random() >= believed:
-            labels = [torch.from_numpy(view.astype(np.int64)).to(device) for view in (one.seen.whole, one.seen.parts)]
+            labels = [
+                torch.from_numpy(view.astype(np.int64)).to(device) for view in (lesson.views.whole, lesson.views.parts)
+            ]
             if rng.random() < PLAIN_PLACES:
                 for view in labels:
                     view[..., TO.start :] = 0
@@ -246,26 +237,56 @@ def load_tower(folder: Path, device: torch.device) -> tuple[CLIPVisionModel, tow
     return tower.eval().requires_grad_(False), heads.eval().requires_grad_(False)
 
 
+def load_code_and_adapter(
+    folder: Path, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase
+) -> tuple[Symbols, Adapter, bool]:
+    """The code and the model's adapter, as far as they fit from an earlier training, and whether there was one."""
+    symbols = Symbols(tokenizer, model.model.embed_tokens.weight).to(model.device, torch.bfloat16)
+    adapter = Adapter(model.model)
+    found_earlier = (folder / EARLIER).exists()
+    if found_earlier:
+        earlier = torch.load(folder / EARLIER, map_location="cpu", weights_only=True)
+        adapter.load_state_dict(earlier["adapter"])
+        symbols.load_state_dict(fitted(earlier["symbols"], symbols.state_dict()))
+    return symbols, adapter, found_earlier
+
+
+def letters_batches(tokenizer: PreTrainedTokenizerBase, seed: int, step: int) -> Iterator[Batch]:
+    """A stage's lessons without pictures, drawn in another process; a restart goes on with new ones."""
+    start = 10_000_000 * seed + 3_000_000 + 8 * step
+    return iter(DataLoader(LettersLessons(tokenizer, start), None, num_workers=1))
+
+
+def learn_text_and_letters(
+    model: LlamaForCausalLM, plain: PlainText, letters: Iterator[Batch], step: int
+) -> dict[str, float]:
+    """Gradients of plain text and of multiple choice in the steps that have some; returns the values to log."""
+    values = {}
+    if step % TEXT_EVERY == 0:
+        divergence = base_divergence(model, plain.window().to(model.device))
+        divergence.backward()
+        values["text"] = divergence.item()
+    if step % LETTERS_EVERY == 1:
+        batch = next(letters)
+        loss, values["letters"] = answer_loss(model, batch, model.model.embed_tokens(batch.ids.to(model.device)))
+        loss.backward()
+    return values
+
+
 def train(
     folder: Path, minutes: float, device: torch.device, seed: int, batch_size: int = 6, believed: float = 0.5
 ) -> None:
     """Run stage 2 for its minutes and leave `language.pt` (keys adapter, symbols) in `folder`.
 
     It starts from `earlier_language.pt` if there is one: adapter and tables of an earlier training, as far as they fit;
-    then there are no first lessons.
+    then there are no first lessons. The share `believed` of the grids is what the tower believes.
     """
     torch.manual_seed(seed)
     model, tokenizer = load_language_model(device)
     rng = random.Random(seed)
     plain = PlainText(model, tokenizer, rng)
     tower, heads = load_tower(folder, device) if believed else (None, None)
-    symbols = Symbols(tokenizer, model.model.embed_tokens.weight).to(device, torch.bfloat16)
-    adapter = Adapter(model.model)
-    fresh = not (folder / EARLIER).exists()
-    if not fresh:
-        earlier = torch.load(folder / EARLIER, map_location="cpu", weights_only=True)
-        adapter.load_state_dict(earlier["adapter"])
-        symbols.load_state_dict(fitted(earlier["symbols"], symbols.state_dict()))
+    symbols, adapter, found_earlier = load_code_and_adapter(folder, model, tokenizer)
     compiled(model)
     master = Master((adapter.own_parameters(), 1.0), (symbols.parameters(), 2.0), weight_decay=0.0)
     stage = Stage(folder, "language", minutes, {"adapter": adapter, "symbols": symbols, "master": master})
@@ -273,37 +294,31 @@ def train(
         return
 
     def validation() -> dict[str, float]:
-        views = {"val_exact": 0.0} | ({"val_believed": 1.0} if believed else {})
+        shares = {"val_exact": 0.0} | ({"val_believed": 1.0} if believed else {})
         return {
-            name: validate(model, tokenizer, lambda b: told(b, symbols, tower, heads, rng, share))["all"]  # noqa: B023
-            for name, share in views.items()
+            name: validate(model, tokenizer, lambda b: code_pictures(b, symbols, tower, heads, rng, share))["all"]  # noqa: B023
+            for name, share in shares.items()
         }
 
-    letters = iter(DataLoader(LettersLessons(tokenizer, letters_start(seed, stage.step)), None, num_workers=1))
+    letters = letters_batches(tokenizer, seed, stage.step)
     first, loader = None, None
     average = Average(20)
     while not stage.over:
-        if first != (fresh and stage.fraction < FIRST_LESSONS):
-            first = fresh and stage.fraction < FIRST_LESSONS
+        if first != (not found_earlier and stage.fraction < FIRST_LESSONS):
+            first = not found_earlier and stage.fraction < FIRST_LESSONS
             number = 10_000_000 * seed + 5_000_000 + batch_size * stage.step
             dataset = Lessons(tokenizer, "train", number, batch_size, share=0.05, first_lessons=first)
             loader = iter(DataLoader(dataset, batch_size=None, num_workers=1, prefetch_factor=4))
         batch = next(loader)
-        pictures = told(batch, symbols, tower, heads, rng, believed)
+        pictures = code_pictures(batch, symbols, tower, heads, rng, believed)
         embedded = filled(model.model.embed_tokens(batch.ids.to(device)), batch, pictures)
         loss, right = answer_loss(model, batch, embedded)
         loss.backward()
-        values = {"loss": loss.item(), "right": right}
-        if stage.step % 4 == 0:
-            kept = held_to_base(model, plain.window().to(device))
-            kept.backward()
-            values["text"] = kept.item()
-        if stage.step % LETTERS_EVERY == 1:
-            values["letters"] = learn_letters(model, next(letters))
+        extra = learn_text_and_letters(model, plain, letters, stage.step)
         norm = master.step(stage.learning_rate(1.5e-3, warm_up=20))
         if not torch.isfinite(torch.tensor(norm)):
             raise RuntimeError(f"The gradients of step {stage.step} are not finite.")
-        means = average.add(**values)
+        means = average.add(loss=loss.item(), right=right, **extra)
         stage.advance()
         if stage.step % 10 == 0:
             stage.log(pictures=stage.step * batch_size, **means)

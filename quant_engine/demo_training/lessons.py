@@ -23,7 +23,7 @@ from transformers import PreTrainedTokenizerBase
 
 from quant_engine.data.drawn.pictures import Picture, Split, picture, seed
 from quant_engine.data.drawn.questions import choice_prompt, short_turn, training_turn, with_options
-from quant_engine.demo_training.labels import COLOUR, COUNT, SIDE, Seen, see
+from quant_engine.demo_training.labels import COLOUR, COUNT, SIDE, Views, cut_views
 
 FAMILY_ORDER = ("form", "chart", "diagram", "scene", "chart", "form", "diagram", "chart", "form", "diagram", "scene")
 IGNORED = -100
@@ -36,9 +36,9 @@ READ_OFF = ("field", "value", "price", "total", "title", "cell", "after", "befor
 class Lesson:
     """One picture with its questions: token ids (0 where the picture goes), segment, position and target of each."""
 
-    seen: Seen | None  # None for a lesson without a picture
+    views: Views | None  # None for a lesson without a picture
     first: int  # where the picture starts
-    kept: Tensor  # which of the picture's tokens are there
+    token_indices: Tensor  # which of the picture's tokens are there
     ids: list[int]
     segments: list[int]  # 0 for what all share, 1.. for each question
     positions: list[int]
@@ -57,24 +57,24 @@ class Batch:
     mask: Tensor
 
 
-def picture_length(seen: Seen) -> int:
-    rows, columns, _ = seen.parts.shape
+def picture_length(views: Views) -> int:
+    rows, columns, _ = views.parts.shape
     return SIDE * SIDE + rows * (columns + 1)
 
 
-def worth_keeping(seen: Seen, rng: random.Random, share: float) -> Tensor:
+def choose_tokens(views: Views, rng: random.Random, share: float) -> Tensor:
     """Indices of the picture's tokens that a lesson shows: all text, marks and ends of rows, and `share` of the rest.
 
     The rest is what holds nothing, what holds only colour, and the squeezed view, which says nothing that the full view
     doesn't say better; of the latter two it keeps at least some.
     """
-    whole = torch.from_numpy(seen.whole.any(-1)).flatten()
-    parts = torch.from_numpy(seen.parts.astype(np.int64))
+    whole = torch.from_numpy(views.whole.any(-1)).flatten()
+    parts = torch.from_numpy(views.parts.astype(np.int64))
     telling = parts.clone()
     telling[..., COLOUR] = 0
     chances = torch.full((len(whole),), share)
     chances[whole] = max(share, 0.15)
-    chances[torch.from_numpy(seen.whole[..., COUNT] > 0).flatten()] = 1.0
+    chances[torch.from_numpy(views.whole[..., COUNT] > 0).flatten()] = 1.0
     at = torch.full(parts.shape[:2], share)
     at[parts[..., COLOUR] > 0] = max(share, 1 / 3)
     at[telling.any(-1)] = 1.0
@@ -86,7 +86,7 @@ def worth_keeping(seen: Seen, rng: random.Random, share: float) -> Tensor:
 
 def lesson(
     tokenizer: PreTrainedTokenizerBase,
-    shown: Picture,
+    drawn: Picture,
     rng: random.Random,
     questions: int,
     share: float = 1.0,
@@ -96,22 +96,24 @@ def lesson(
 
     In first lessons all questions ask for something that is simply read off, and all answers are short.
     """
-    seen = see(shown.drawing)
+    views = cut_views(drawn.drawing)
     ids = tokenizer("<|im_start|>user\n")["input_ids"]
-    first, kept = len(ids), worth_keeping(seen, rng, share)
-    shared = first + picture_length(seen)
-    positions = [*range(first), *(first + kept).tolist()]
-    ids = ids + [0] * len(kept)
+    first, token_indices = len(ids), choose_tokens(views, rng, share)
+    shared = first + picture_length(views)
+    positions = [*range(first), *(first + token_indices).tolist()]
+    ids = ids + [0] * len(token_indices)
     segments, targets = [0] * len(ids), [IGNORED] * len(ids)
     if first_lessons:
-        asked = [q for q in shown.questions if q.kind in READ_OFF] or list(shown.questions[1:])
+        selected = [q for q in drawn.questions if q.kind in READ_OFF] or list(drawn.questions[1:])
     else:
-        asked = [q for q in shown.questions if q.kind != "caption" or rng.random() < 0.5]
-    asked = rng.sample(asked, min(questions, len(asked)))
-    made = Lesson(seen, first, kept, ids, segments, positions, targets, [question.kind for question in asked])
-    turns = [short_turn(rng, q) if first_lessons else training_turn(rng, q) for q in asked]
-    _ask(made, tokenizer, turns, shared)
-    return made
+        selected = [q for q in drawn.questions if q.kind != "caption" or rng.random() < 0.5]
+    selected = rng.sample(selected, min(questions, len(selected)))
+    result = Lesson(
+        views, first, token_indices, ids, segments, positions, targets, [question.kind for question in selected]
+    )
+    turns = [short_turn(rng, q) if first_lessons else training_turn(rng, q) for q in selected]
+    _ask(result, tokenizer, turns, shared)
+    return result
 
 
 def lesson_in_letters(tokenizer: PreTrainedTokenizerBase, number: int, split: Split = "train") -> Lesson:
@@ -121,11 +123,11 @@ def lesson_in_letters(tokenizer: PreTrainedTokenizerBase, number: int, split: Sp
     as what they hold is still half guessed; from options that the question names it is there after a thousand.
     """
     rng = random.Random(seed(split, "letters", number))
-    shown = picture(FAMILY_ORDER[number // 2 % len(FAMILY_ORDER)], split, number)
-    asked = [q for q in shown.questions if len(q.wrong) >= 2 and q.sentence]
-    asked = rng.sample(asked, min(10, len(asked)))
+    drawn = picture(FAMILY_ORDER[number // 2 % len(FAMILY_ORDER)], split, number)
+    selected = [q for q in drawn.questions if len(q.wrong) >= 2 and q.sentence]
+    selected = rng.sample(selected, min(10, len(selected)))
     facts, turns = [], []
-    for question in asked:
+    for question in selected:
         options, letter = with_options(rng, question, rng.choice((3, 4, 4, 4)))
         text = question.text
         if number % 2:
@@ -139,28 +141,28 @@ def lesson_in_letters(tokenizer: PreTrainedTokenizerBase, number: int, split: Sp
     ids = tokenizer(f"<|im_start|>user\n{' '.join(facts)}")["input_ids"]
     count = len(ids)
     empty = torch.zeros(0, dtype=torch.long)
-    kinds = [q.kind for q in asked]
-    made = Lesson(None, count, empty, ids, [0] * count, list(range(count)), [IGNORED] * count, kinds)
-    _ask(made, tokenizer, turns, count)
-    return made
+    kinds = [q.kind for q in selected]
+    result = Lesson(None, count, empty, ids, [0] * count, list(range(count)), [IGNORED] * count, kinds)
+    _ask(result, tokenizer, turns, count)
+    return result
 
 
-def _ask(made: Lesson, tokenizer: PreTrainedTokenizerBase, turns: list[tuple[str, str]], shared: int) -> None:
+def _ask(lesson: Lesson, tokenizer: PreTrainedTokenizerBase, turns: list[tuple[str, str]], shared: int) -> None:
     """Append questions and answers side by side, each from the position `shared` on."""
     for turn, (prompt, answer) in enumerate(turns, 1):
-        asks = tokenizer(f"\n{prompt}<|im_end|>\n<|im_start|>assistant\n")["input_ids"]
-        says = tokenizer(f"{answer}<|im_end|>")["input_ids"]
-        made.ids += asks + says
-        made.segments += [turn] * (len(asks) + len(says))
-        made.positions += range(shared, shared + len(asks) + len(says))
-        made.targets += [IGNORED] * len(asks) + says
+        prompt_ids = tokenizer(f"\n{prompt}<|im_end|>\n<|im_start|>assistant\n")["input_ids"]
+        answer_ids = tokenizer(f"{answer}<|im_end|>")["input_ids"]
+        lesson.ids += prompt_ids + answer_ids
+        lesson.segments += [turn] * (len(prompt_ids) + len(answer_ids))
+        lesson.positions += range(shared, shared + len(prompt_ids) + len(answer_ids))
+        lesson.targets += [IGNORED] * len(prompt_ids) + answer_ids
 
 
 def collate(lessons: list[Lesson]) -> Batch:
-    longest = max(len(one.ids) for one in lessons)
+    longest = max(len(lesson.ids) for lesson in lessons)
 
     def padded(name: str, fill: int) -> Tensor:
-        return torch.tensor([getattr(one, name) + [fill] * (longest - len(one.ids)) for one in lessons])
+        return torch.tensor([getattr(lesson, name) + [fill] * (longest - len(lesson.ids)) for lesson in lessons])
 
     segments = padded("segments", -1)
     order = torch.arange(longest)
@@ -194,12 +196,12 @@ class Lessons(IterableDataset):
             for _ in range(POOL * self.batch):
                 family = FAMILY_ORDER[number % len(FAMILY_ORDER)]
                 rng = random.Random(seed(self.split, "turns", number))
-                shown = picture(family, self.split, number)
+                drawn = picture(family, self.split, number)
                 lessons.append(
-                    lesson(self.tokenizer, shown, rng, self.questions, float(self.share), self.first_lessons)
+                    lesson(self.tokenizer, drawn, rng, self.questions, float(self.share), self.first_lessons)
                 )
                 number += 1
-            lessons.sort(key=lambda one: len(one.ids))
+            lessons.sort(key=lambda item: len(item.ids))
             starts = list(range(0, len(lessons), self.batch))
             random.Random(number).shuffle(starts)
             for at in starts:
@@ -234,12 +236,12 @@ def packed(whole: Tensor, parts: Tensor, newline: Tensor) -> Tensor:
 def filled(embedded: Tensor, batch: Batch, pictures: list[Tensor]) -> Tensor:
     """Token embeddings [batch, length, d] with what is kept of each lesson's picture [n, d] in its place."""
     rows = []
-    for row, one, whole in zip(embedded, batch.lessons, pictures, strict=True):
-        shown = whole[one.kept.to(whole.device)]
-        rows.append(torch.cat([row[: one.first], shown.to(row.dtype), row[one.first + len(shown) :]]))
+    for row, lesson, picture_rows in zip(embedded, batch.lessons, pictures, strict=True):
+        shown_rows = picture_rows[lesson.token_indices.to(picture_rows.device)]
+        rows.append(torch.cat([row[: lesson.first], shown_rows.to(row.dtype), row[lesson.first + len(shown_rows) :]]))
     return torch.stack(rows)
 
 
 def all_tiles(batch: Batch) -> Tensor:
     """The tiles of all pictures, one after the other."""
-    return torch.from_numpy(np.concatenate([one.seen.tiles for one in batch.lessons]))
+    return torch.from_numpy(np.concatenate([lesson.views.tiles for lesson in batch.lessons]))

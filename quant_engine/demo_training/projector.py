@@ -57,12 +57,12 @@ def reading_loss(symbols: Symbols, projected: Tensor, labels: Tensor) -> Tensor:
 
     Where a field tells nothing it isn't read: a word and a linked word have nearly the same code.
     """
-    told = symbols.coded(labels).flatten(1, 2)
+    targets = symbols.coded(labels).flatten(1, 2)
     total = projected.new_zeros((), dtype=torch.float32)
     for field, logits in symbols.read(projected).items():
-        there = told[..., field] > 0
+        there = targets[..., field] > 0
         if there.any():
-            total = total + cross_entropy(logits[there].float(), told[..., field][there])
+            total = total + cross_entropy(logits[there].float(), targets[..., field][there])
     return total
 
 
@@ -73,7 +73,7 @@ def code_losses(symbols: Symbols, projected: Tensor, labels: Tensor) -> tuple[Te
     little, and the few that tell of text most.
     """
     with torch.no_grad():
-        target = torch.stack([symbols.exact(one).flatten(0, 1) for one in labels]).float()
+        target = torch.stack([symbols.exact(tile).flatten(0, 1) for tile in labels]).float()
     text = labels[..., [0, WORD, LINKED.start, LINKED_WORD, COUNT]].any(-1)
     weight = (0.1 + labels.any(-1).float() + 3 * text).flatten(1)
     error = (projected.float() - target).square().sum(-1)
@@ -108,13 +108,13 @@ def train(folder: Path, minutes: float, device: torch.device, seed: int, batch: 
         labels = labels.to(device)
         reading.requires_grad_(stage.fraction >= READING_STILL)
         last.requires_grad_()
-        seen, features = tower_stage.features(tower, tower_stage.normalised(tiles.to(device)))
-        regression, told = code_losses(symbols, projector(features), labels)
-        naming = tower_stage.loss_of(heads(seen), labels)
-        loss = 5 * regression + 0.25 * told
+        reading_features, features = tower_stage.features(tower, tower_stage.normalised(tiles.to(device)))
+        regression, reading_off = code_losses(symbols, projector(features), labels)
+        naming = tower_stage.loss_of(heads(reading_features), labels)
+        loss = 5 * regression + 0.25 * reading_off
         (loss + naming if naming.requires_grad else loss).backward()
         master.step(stage.learning_rate(1e-3))
-        means = average.add(unexplained=regression.item(), told=told.item(), naming=naming.item())
+        means = average.add(unexplained=regression.item(), reading_off=reading_off.item(), naming=naming.item())
         stage.advance()
         if stage.step % 50 == 0:
             stage.log(**means)

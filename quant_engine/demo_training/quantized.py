@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+from quant_engine import disk
 from quant_engine.data.drawn import suite
 from quant_engine.demo import fetch
 from quant_engine.evaluate import TASKS
@@ -45,10 +46,10 @@ def measure(folder: Path, items: int, windows: int = 8) -> None:
         results: list[Result] = []
         for spec in pair:
             print(command(spec), flush=True)
-            place = execute(spec, Hooks(log=print))
-            results += run_folder.read(place).results
+            run_dir = execute(spec, Hooks(log=print))
+            results += run_folder.read(run_dir).results
         rows.append({"results": [r.model_dump(mode="json") for r in results], "command": command(pair[0])})
-        (folder / FILE).write_text(json.dumps(rows, indent=1), encoding="utf-8")
+        disk.write_json(folder / FILE, rows)
 
 
 def table(folder: Path) -> str:

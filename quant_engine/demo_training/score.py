@@ -58,16 +58,16 @@ def score(loaded: Loaded, name: str, count: int, split: Split = "test", *, blank
         image = question.picture()
         if blank:
             image = Image.new("RGB", image.size, "white")
-        said = decode.answer_text(loaded, image, question.prompt, task.most_tokens)
-        outputs.append(task.output(question, said))
+        answer = decode.answer_text(loaded, image, question.prompt, task.most_tokens)
+        outputs.append(task.output(question, answer))
     outcome = task.conclude(outputs, suite.revision(name))
     scores = []
     for number in (outcome, *outcome.parts):
         half = getattr(number, "name", name)
-        asked = [o for o in outputs if half == name or half.endswith(_half(o.category))]
-        mean, error = mean_and_error([100 * o.score for o in asked])
+        scored = [o for o in outputs if half == name or half.endswith(_half(o.category))]
+        mean, error = mean_and_error([100 * o.score for o in scored])
         of_kind: dict[str, list[float]] = {}
-        for output in asked:
+        for output in scored:
             of_kind.setdefault(output.category, []).append(100 * output.score)
         scores.append(
             Score(
@@ -78,7 +78,7 @@ def score(loaded: Loaded, name: str, count: int, split: Split = "test", *, blank
                 number.items,
                 number.value if number.value is not None else math.nan,
                 number.standard_error,
-                len(asked),
+                len(scored),
                 mean,
                 error or 0.0,
                 {kind: (sum(values) / len(values), len(values)) for kind, values in sorted(of_kind.items())},

@@ -64,8 +64,8 @@ class Symbols(nn.Module):
         self.newline = nn.Parameter(mean_of("\n"))
         length = PLACE_NORM * embeddings.norm(dim=1).mean()
         draw = torch.Generator().manual_seed(0)
-        places = nn.functional.normalize(torch.randn(2, SIDE, embeddings.shape[1], generator=draw), dim=-1)
-        self.rows, self.columns = (nn.Parameter(length * vectors) for vectors in places)
+        vectors = nn.functional.normalize(torch.randn(2, SIDE, embeddings.shape[1], generator=draw), dim=-1)
+        self.rows, self.columns = (nn.Parameter(length * axis) for axis in vectors)
         self.ways = nn.Parameter(length * nn.functional.normalize(torch.randn(2, embeddings.shape[1], generator=draw)))
         if tuple(len(t) for t in (*self.tables, *self.linked)) != FIELDS[:CENTRE] + FIELDS[LINKED.start :]:
             raise ValueError("The symbol tables do not fit the fields of the labels.")
@@ -78,15 +78,15 @@ class Symbols(nn.Module):
 
     def coded(self, labels: Tensor) -> Tensor:
         """The labels [..., fields] of what a code tells: 0 where it is replaced by something else, and for places."""
-        told = labels.clone()
-        told[..., CENTRE : LINKED.start] = 0
+        coded = labels.clone()
+        coded[..., CENTRE : LINKED.start] = 0
         linked = labels[..., [LINKED.start, LINKED_WORD, COUNT]].any(-1)
-        told[..., :CENTRE][linked] = 0
+        coded[..., :CENTRE][linked] = 0
         word = labels[..., WORD] > 0
-        told[..., :SLOTS][word] = 0
-        told[..., COLOUR][word | (labels[..., 0] > 0)] = 0
-        told[..., WORD][labels[..., WORD] == CONTINUED] = 0
-        return told
+        coded[..., :SLOTS][word] = 0
+        coded[..., COLOUR][word | (labels[..., 0] > 0)] = 0
+        coded[..., WORD][labels[..., WORD] == CONTINUED] = 0
+        return coded
 
     def read(self, codes: Tensor) -> dict[int, Tensor]:
         """What codes [tiles, SIDE * SIDE, hidden] tell: for each field a logit of each class, by distance to its code.
@@ -94,10 +94,10 @@ class Symbols(nn.Module):
         A class's logit is half the difference of the squared distances to "none" and to the class.
         """
         rows, columns = (v.flatten(0, 1) for v in torch.broadcast_tensors(self.rows[:, None], self.columns[None]))
-        told = codes - (self.common + rows + columns).to(codes.dtype)
+        offsets = codes - (self.common + rows + columns).to(codes.dtype)
         fields = [*range(CENTRE), *range(LINKED.start, len(FIELDS))]
         tables = {f: table.to(codes.dtype) for f, table in zip(fields, (*self.tables, *self.linked), strict=True)}
-        return {f: told @ table.T - table.square().sum(-1) / 2 for f, table in tables.items()}
+        return {f: offsets @ table.T - table.square().sum(-1) / 2 for f, table in tables.items()}
 
     def expected(self, outputs: list[Tensor]) -> Tensor:
         """Codes of what a tower believes: logits [tiles, SIDE * SIDE, classes] of each field, weighted by softmax."""

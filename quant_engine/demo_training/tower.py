@@ -38,7 +38,7 @@ from quant_engine.demo_training.labels import (
     TILE,
     TO,
     WORD,
-    see,
+    cut_views,
     tile_of,
 )
 from quant_engine.demo_training.precision import Master
@@ -129,7 +129,7 @@ def _some_text(rng: random.Random) -> str:
     if kind < 0.45:
         return words.digits(rng, 1, 4) + rng.choice(("", "", "", "%"))
     if kind < 0.75:
-        return rng.choice(words.known()) + rng.choice(("", "", ":"))
+        return rng.choice(words.common_words()) + rng.choice(("", "", ":"))
     return rng.choice((words.invented, words.code, words.price, words.date))(rng)
 
 
@@ -147,12 +147,12 @@ class Tiles(IterableDataset):
         tiles, labels = [], []
         for number in itertools.count(self.start):
             drawing = picture(FAMILY_ORDER[number % len(FAMILY_ORDER)], self.split, number).drawing
-            seen = see(with_margins(drawing, number) if number % 12 == 0 else drawing)
-            wanted = seen.tile_labels()
-            full = wanted.any(axis=(1, 2, 3))
+            views = cut_views(with_margins(drawing, number) if number % 12 == 0 else drawing)
+            tile_labels = views.tile_labels()
+            full = tile_labels.any(axis=(1, 2, 3))
             full[number % len(full)] = True
-            tiles.append(seen.tiles[full])
-            labels.append(wanted[full])
+            tiles.append(views.tiles[full])
+            labels.append(tile_labels[full])
             if sum(map(len, tiles)) >= self.batch - for_text:
                 rng = random.Random(seed(self.split, "text", number))
                 text = [tile_of(full_of_text(rng)) for _ in range(for_text)]
@@ -216,7 +216,7 @@ def train(folder: Path, minutes: float, device: torch.device, run_seed: int, bat
         start.grow(torch.load(folder / EARLIER, map_location="cpu", weights_only=True), tower, heads)
     else:
         rng = random.Random(run_seed)
-        examples = [see(picture("form", "train", number).drawing).tiles for number in range(60)]
+        examples = [cut_views(picture("form", "train", number).drawing).tiles for number in range(60)]
         examples += [tile_of(full_of_text(rng)).tiles for _ in range(200)]
         start.prepare(tower, normalised(torch.from_numpy(np.concatenate(examples))).to(device))
     master = Master(([*tower.parameters(), *heads.parameters()], 1.0))

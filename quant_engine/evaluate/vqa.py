@@ -100,14 +100,14 @@ class VisualQuestions(Task):
         questions = self.questions(spec.limit)
         revision = self.revision()
         finished = watch.finished_items.open(revision)
-        read, picture = decode.Read(), None
+        prompt_cache, picture = decode.PromptCache(), None
         for question in questions:
             if question.id in finished:
                 continue
             if question.group is None or (question.category, question.group) != picture:
-                read, picture = decode.Read(), (question.category, question.group)
+                prompt_cache, picture = decode.PromptCache(), (question.category, question.group)
             answer = decode.answer_text(
-                loaded, question.picture(), question.prompt, max_new_tokens=self.most_tokens, read=read
+                loaded, question.picture(), question.prompt, max_new_tokens=self.most_tokens, prompt_cache=prompt_cache
             )
             watch.record([self.output(question, answer)], finished, len(questions))
         return self.conclude([finished[question.id] for question in questions], revision)

@@ -25,7 +25,7 @@ from quant_engine.methods.ir_qlora import IrQloraOptions
 from quant_engine.methods.qlora import QloraOptions
 from quant_engine.models.load import LINEARS
 from quant_engine.spec import UserError
-from quant_engine.weights import LowRank
+from quant_engine.weights.low_rank import LowRank
 
 NAME = "default"
 
@@ -55,6 +55,7 @@ class LoraQuantLinear(nn.Module, LoraLayer):
         return y + (self.scaling[NAME] * self.change(x.float())).to(y.dtype)
 
     def change(self, x: torch.Tensor) -> torch.Tensor:
+        """What the adapter adds, before scaling: [..., in_features] to [..., out_features]."""
         return self.lora_B[NAME](self.lora_A[NAME](self.lora_dropout[NAME](x)))
 
     def factors(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -63,7 +64,7 @@ class LoraQuantLinear(nn.Module, LoraLayer):
 
 
 class ElasticQuantLinear(LoraQuantLinear):
-    """The same with information elastic connections; `tile` repeats whole copies instead of each value."""
+    """A `LoraQuantLinear` with information elastic connections; `tile` repeats whole copies instead of each value."""
 
     adapter_layer_names = (*LoraLayer.adapter_layer_names, "lora_shortcut_in", "lora_shortcut_out")
 
@@ -131,7 +132,7 @@ def check_gradients(model: nn.Module) -> None:
         parts = {kind: list(getattr(layer, kind)[NAME].parameters()) for kind in ("lora_A", "lora_B")}
         if isinstance(layer, ElasticQuantLinear):
             parts["shortcuts"] = [layer.lora_shortcut_in[NAME], layer.lora_shortcut_out[NAME]]
-        if any(parameter.grad is None for several in parts.values() for parameter in several):
+        if any(parameter.grad is None for parameters in parts.values() for parameter in parameters):
             raise UserError(f"The adapter of {name} has no gradient: it would not learn.")
         if not any(parameter.grad.any() for parameter in parts["lora_B"]):
             raise UserError(f"The gradient of the adapter of {name} is zero: it would not learn.")

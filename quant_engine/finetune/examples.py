@@ -1,6 +1,6 @@
-"""Training examples as tokens: what is given, what is to be said, and batches of them.
+"""Training examples as tokens: prompts, the answers to be learned, and batches of both.
 
-Loss is on what is to be said alone. Prompt and answer are tokenized apart, the prompt behind the token that begins a
+Loss is on answers alone. Prompt and answer are tokenized apart, the prompt behind the token that begins a
 text, the answer before the one that ends it, as in the QLoRA reference.
 """
 
@@ -25,14 +25,14 @@ from quant_engine.spec import UserError, digest
 SPLIT_SEED = 42
 """Always the same held-out examples, whatever a run's seed: the reference's."""
 SORTED_TOGETHER = 50
-"""So many batches at a time are sorted by length, as transformers' length-grouped sampler does."""
+"""Batches whose examples are sorted by length together, as transformers' length-grouped sampler does."""
 IGNORED = -100
 DEMO_HELD_OUT = 64
 
 
 @dataclass(frozen=True)
 class Example:
-    """Token ids of what is given and of what is to be said; for pictures the model's other inputs."""
+    """Token ids of a prompt (`source`) and of its answer (`target`); `picture` has the model's inputs for a picture."""
 
     source: list[int]
     target: list[int]
@@ -55,13 +55,13 @@ class Examples:
         Within an epoch they are in random order, with examples of similar length together.
         """
         count = len(self.train)
-        wanted = range(step * batch, (step + 1) * batch)
-        return [self.train[self._order(place // count, batch, run_seed)[place % count]] for place in wanted]
+        positions = range(step * batch, (step + 1) * batch)
+        return [self.train[self._order(position // count, batch, run_seed)[position % count]] for position in positions]
 
     def _order(self, epoch: int, batch: int, run_seed: int) -> list[int]:
         key = (epoch, batch, run_seed)
         if key not in self._orders:
-            self._orders = {**{old: order for old, order in self._orders.items() if old[0] == epoch - 1}}
+            self._orders = {old: order for old, order in self._orders.items() if old[0] == epoch - 1}
             self._orders[key] = self._shuffled(*key)
         return self._orders[key]
 
@@ -73,25 +73,25 @@ class Examples:
             return order
         span = SORTED_TOGETHER * batch
         spans = [sorted(order[i : i + span], key=lambda j: -len(self.train[j])) for i in range(0, len(order), span)]
-        batches = [one[i : i + batch] for one in spans for i in range(0, len(one), batch)]
+        batches = [indices[i : i + batch] for indices in spans for i in range(0, len(indices), batch)]
         rng.shuffle(batches)
-        return [index for one in batches for index in one]
+        return [index for indices in batches for index in indices]
 
 
 class Drawn(Sequence[Example]):
-    """Examples that are made when they are asked for."""
+    """Examples that are drawn when they are needed."""
 
-    def __init__(self, count: int, make: Callable[[int], Example]) -> None:
-        self.count, self.make = count, make
+    def __init__(self, count: int, draw: Callable[[int], Example]) -> None:
+        self._count, self._draw = count, draw
 
     def __len__(self) -> int:
-        return self.count
+        return self._count
 
     def __getitem__(self, index: int) -> Example:
         # Going through a sequence ends with this error.
-        if not 0 <= index < self.count:
+        if not 0 <= index < self._count:
             raise IndexError(index)
-        return self.make(index)
+        return self._draw(index)
 
 
 def load(options: QloraOptions, card: ModelCard, tokenizer: Any, processor: Any | None, dtype: torch.dtype) -> Examples:
@@ -104,27 +104,28 @@ def load(options: QloraOptions, card: ModelCard, tokenizer: Any, processor: Any 
         ids = tokenizer(instructions.builtin_text(), add_special_tokens=False, verbose=False)["input_ids"]
         length = options.source_length + options.target_length
         start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-        made = [Example(start, ids[at : at + length]) for at in range(0, len(ids) - length + 1, length)]
+        examples = [Example(start, ids[i : i + length]) for i in range(0, len(ids) - length + 1, length)]
     else:
-        made = _tokenized(instructions.pairs(options.data), tokenizer, options)
-    return _split(made, options)
+        examples = _tokenize(instructions.pairs(options.data), tokenizer, options)
+    return _split(examples, options)
 
 
-def _split(made: list[Example], options: QloraOptions) -> Examples:
-    if len(made) < 2:
+def _split(examples: list[Example], options: QloraOptions) -> Examples:
+    if len(examples) < 2:
         raise UserError(
-            f"The training data make {len(made)} example(s); give more, or shorter lengths for source and target."
+            f"The training data make {len(examples)} example(s); give more, or shorter lengths for source and target."
         )
-    random.Random(SPLIT_SEED).shuffle(made)
-    kept = min(options.held_out, len(made) // 10)
-    return Examples(made[kept:], made[:kept], digest([[one.source, one.target] for one in made]))
+    random.Random(SPLIT_SEED).shuffle(examples)
+    revision = digest([[example.source, example.target] for example in examples])
+    count = min(options.held_out, len(examples) // 10)
+    return Examples(examples[count:], examples[:count], revision)
 
 
-def _tokenized(pairs: list[instructions.Pair], tokenizer: Any, options: QloraOptions) -> list[Example]:
+def _tokenize(pairs: list[instructions.Pair], tokenizer: Any, options: QloraOptions) -> list[Example]:
     start, end = tokenizer.bos_token or "", tokenizer.eos_token or ""
 
-    def ids(said: list[str], most: int) -> list[list[int]]:
-        return tokenizer(said, add_special_tokens=False, truncation=True, max_length=most)["input_ids"]
+    def ids(texts: list[str], most: int) -> list[list[int]]:
+        return tokenizer(texts, add_special_tokens=False, truncation=True, max_length=most)["input_ids"]
 
     sources = ids([start + pair.prompt for pair in pairs], options.source_length)
     targets = ids([pair.answer + end for pair in pairs], options.target_length)
@@ -133,18 +134,18 @@ def _tokenized(pairs: list[instructions.Pair], tokenizer: Any, options: QloraOpt
 
 def _demo(options: QloraOptions, processor: Any, dtype: torch.dtype) -> Examples:
     """Drawn pictures, each with one of its questions, asked as the suite asks them."""
-    make = partial(_pictured, options=options, processor=processor, dtype=dtype)
-    train = Drawn(options.steps * options.batch, partial(make, "train"))
-    held_out = Drawn(min(options.held_out, DEMO_HELD_OUT), partial(make, "val"))
+    draw = partial(_draw, options=options, processor=processor, dtype=dtype)
+    train = Drawn(options.steps * options.batch, partial(draw, "train"))
+    held_out = Drawn(min(options.held_out, DEMO_HELD_OUT), partial(draw, "val"))
     return Examples(train, held_out, f"drawn-v{suite.VERSION}")
 
 
-def _pictured(split: Split, number: int, *, options: QloraOptions, processor: Any, dtype: torch.dtype) -> Example:
+def _draw(split: Split, number: int, *, options: QloraOptions, processor: Any, dtype: torch.dtype) -> Example:
     families = list(FAMILIES)
-    shown = picture(families[number % len(families)], split, number)
+    drawn = picture(families[number % len(families)], split, number)
     rng = random.Random(seed(split, "fine-tuning", number))
-    question, answer = training_turn(rng, rng.choice(shown.questions))
-    content = [{"type": "image", "image": shown.drawing.image}, {"type": "text", "text": question}]
+    question, answer = training_turn(rng, rng.choice(drawn.questions))
+    content = [{"type": "image", "image": drawn.drawing.image}, {"type": "text", "text": question}]
     inputs = processor.apply_chat_template(
         [{"role": "user", "content": content}],
         add_generation_prompt=True,
@@ -154,8 +155,8 @@ def _pictured(split: Split, number: int, *, options: QloraOptions, processor: An
     )
     tokenizer = processor.tokenizer
     target = tokenizer(answer + tokenizer.eos_token, add_special_tokens=False)["input_ids"][: options.target_length]
-    beside = {"pixel_values": inputs["pixel_values"].to(dtype), "image_sizes": inputs["image_sizes"]}
-    return Example(inputs["input_ids"][0].tolist(), target, beside)
+    picture_inputs = {"pixel_values": inputs["pixel_values"].to(dtype), "image_sizes": inputs["image_sizes"]}
+    return Example(inputs["input_ids"][0].tolist(), target, picture_inputs)
 
 
 def batches(examples: Sequence[Example], most_tokens: int, device: str) -> list[dict[str, Any]]:
@@ -163,21 +164,21 @@ def batches(examples: Sequence[Example], most_tokens: int, device: str) -> list[
 
     Causal attention never looks at what comes behind, so padding needs no mask. An example with a picture is alone.
     """
-    cut: list[list[Example]] = []
-    for one in sorted(examples, key=len):
-        alone = not cut or one.picture is not None or cut[-1][0].picture is not None
-        if alone or len(one) * (len(cut[-1]) + 1) > most_tokens:
-            cut.append([])
-        cut[-1].append(one)
-    return [_batch(several, device) for several in cut]
+    groups: list[list[Example]] = []
+    for example in sorted(examples, key=len):
+        alone = not groups or example.picture is not None or groups[-1][0].picture is not None
+        if alone or len(example) * (len(groups[-1]) + 1) > most_tokens:
+            groups.append([])
+        groups[-1].append(example)
+    return [_batch(group, device) for group in groups]
 
 
 def _batch(examples: list[Example], device: str) -> dict[str, Any]:
     length = max(map(len, examples))
     ids = torch.zeros((len(examples), length), dtype=torch.long)
     labels = torch.full_like(ids, IGNORED)
-    for row, one in enumerate(examples):
-        ids[row, : len(one)] = torch.tensor(one.source + one.target)
-        labels[row, len(one.source) : len(one)] = torch.tensor(one.target)
-    made = {"input_ids": ids, "labels": labels, **(examples[0].picture or {})}
-    return {name: tensor.to(device) for name, tensor in made.items()}
+    for row, example in enumerate(examples):
+        ids[row, : len(example)] = torch.tensor(example.source + example.target)
+        labels[row, len(example.source) : len(example)] = torch.tensor(example.target)
+    inputs = {"input_ids": ids, "labels": labels, **(examples[0].picture or {})}
+    return {name: tensor.to(device) for name, tensor in inputs.items()}

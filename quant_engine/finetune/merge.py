@@ -25,15 +25,15 @@ def merge(path: Path, target: Path, dtype: str | None = None) -> None:
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"{target} is there already; give a new folder to write to.")
     card, spec = checkpoint.base_model(), checkpoint.spec()
-    kept = getattr(torch, dtype or spec.dtype)
-    skeleton = Skeleton(card, folder_of(card, spec.revision), kept, "cpu")
+    torch_dtype = getattr(torch, dtype or spec.dtype)
+    skeleton = Skeleton(card, folder_of(card, spec.revision), torch_dtype, "cpu")
     skeleton.fill_outside_blocks()
     for index, block in enumerate(skeleton.blocks):
-        checkpoint.fill_block(index, block, "cpu", kept)
+        checkpoint.fill_block(index, block, "cpu", torch_dtype)
         for name in LINEARS:
             packed = block.get_submodule(name)
             dense = nn.Linear(packed.in_features, packed.out_features, bias=False, device="meta")
-            dense.weight = nn.Parameter(packed.weight.dequantize().to(kept), requires_grad=False)
+            dense.weight = nn.Parameter(packed.weight.dequantize().to(torch_dtype), requires_grad=False)
             dense.bias = packed.bias
             parent, _, leaf = name.rpartition(".")
             setattr(block.get_submodule(parent), leaf, dense)

@@ -16,9 +16,12 @@ import torch
 import triton
 import triton.language as tl
 
-from quant_engine.weights import Binary, Codebook, DualBinary, GroupedInt, PartlyBinary, RotatedInt, StoredWeight
-from quant_engine.weights.binary import LOW_BITS
-from quant_engine.weights.codebook import BLOCKS_PER_STEP, dynamic_map, levels
+from quant_engine.weights.binary import LOW_BITS, Binary, PartlyBinary
+from quant_engine.weights.codebook import BLOCKS_PER_STEP, Codebook, dynamic_map, levels
+from quant_engine.weights.dual_binary import DualBinary
+from quant_engine.weights.form import StoredWeight
+from quant_engine.weights.grouped import GroupedInt
+from quant_engine.weights.rotated import RotatedInt
 
 FEW_ROWS = 16
 """Up to so many activation rows are multiplied from packed words: the least that a GPU's matrix units take at once."""

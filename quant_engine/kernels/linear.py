@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from quant_engine.kernels.matmul import matmul, matmul_back
-from quant_engine.weights import FORMS, StoredWeight
+from quant_engine.weights.form import StoredWeight
+from quant_engine.weights.registry import empty_weight
 
 
 class _FrozenProduct(torch.autograd.Function):
@@ -49,8 +50,6 @@ class QuantLinear(nn.Module):
     def from_config(cls, config: dict[str, Any]) -> QuantLinear:
         """An unset layer whose buffers a checkpoint fills. Raises ValueError for an unknown form."""
         config = dict(config)
-        name, bias = config.pop("form"), config.pop("bias")
-        if name not in FORMS:
-            raise ValueError(f"unknown storage form {name!r}; this version knows {', '.join(FORMS)}")
-        weight = FORMS[name].empty(**config)
+        bias = config.pop("bias")
+        weight = empty_weight(**config)
         return cls(weight, torch.empty(weight.out_features) if bias else None)

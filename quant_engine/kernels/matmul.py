@@ -15,8 +15,10 @@ from types import ModuleType
 import torch
 
 from quant_engine.kernels import cpu, cpu_binary, cpu_codebook, cpu_dual
-from quant_engine.weights import IntActivations, LowRank, MixedWidth, StoredWeight
-from quant_engine.weights.int_activations import quantize_tokens
+from quant_engine.weights.form import StoredWeight
+from quant_engine.weights.int_activations import IntActivations, quantize_tokens
+from quant_engine.weights.low_rank import LowRank
+from quant_engine.weights.mixed_width import MixedWidth
 
 TILE_WEIGHTS = 2**20
 """Weights that are dense at once: 4 MiB in float32."""

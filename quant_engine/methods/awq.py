@@ -29,6 +29,7 @@ from pydantic import Field
 
 from quant_engine.deferred import deferred
 from quant_engine.methods.contract import Layer, Method, MethodCard, Options
+from quant_engine.methods.rtn import grouped_bits
 from quant_engine.spec import QuantSetting
 
 if TYPE_CHECKING:
@@ -215,6 +216,11 @@ def clip_limits(weight: torch.Tensor, inputs: torch.Tensor, bits: int, group: in
     return limits
 
 
+def stored_bits(out_features: int, in_features: int, setting: QuantSetting, options: AwqOptions) -> float:
+    """Bits per weight: codes, scales and zero points; the channels' scales are folded away."""
+    return grouped_bits(out_features, in_features, int(setting.w_bits), setting.group_size)
+
+
 METHOD = Method(
     card=MethodCard(
         name="awq",
@@ -232,6 +238,7 @@ METHOD = Method(
     ),
     Options=AwqOptions,
     quantize=quantize,
+    stored_bits=stored_bits,
     prepare=prepare,
     original_inputs=True,
     input_tokens=CLIP_TOKENS,

@@ -30,6 +30,8 @@ from pydantic import Field
 from quant_engine.deferred import deferred
 from quant_engine.methods.contract import Layer, Method, MethodCard, Options
 from quant_engine.methods.gptq import clear_dead_columns, inverse_factor
+from quant_engine.spec import QuantSetting
+from quant_engine.weights.packing import packed_bits
 
 if TYPE_CHECKING:
     from quant_engine.weights.binary import ResidualBinary
@@ -182,6 +184,14 @@ def binarize(
     return quantized, signs, marks, torch.stack(scales, 1)
 
 
+def stored_bits(out_features: int, in_features: int, setting: QuantSetting, options: BillmOptions) -> float:
+    """Bits per weight, which do not depend on how many columns are salient."""
+    groups = out_features * -(-in_features // (setting.group_size or in_features))
+    # A sign, and a second one or a mark, for every weight; two bits a column; four means and four spreads a group.
+    total = packed_bits(2 * out_features + 2, in_features, 1) + 8 * 16 * groups
+    return total / (out_features * in_features)
+
+
 METHOD = Method(
     card=MethodCard(
         name="billm",
@@ -204,4 +214,5 @@ METHOD = Method(
     ),
     Options=BillmOptions,
     quantize=quantize,
+    stored_bits=stored_bits,
 )

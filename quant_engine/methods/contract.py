@@ -127,9 +127,11 @@ class Training:
 
 @dataclass(frozen=True)
 class Method:
-    """A quantization algorithm: its card, its options class, and its function on one linear layer.
+    """A quantization algorithm: its card, its options class, and its functions on one linear layer.
 
-    `quantize(layer)` returns the stored low-bit weight. `true_sequential(options)` says whether a block's linears are
+    `quantize(layer)` returns the stored low-bit weight. `stored_bits(out_features, in_features, setting, options)` is
+    what that takes for a layer of this shape: bits per weight, all side data and adapters counted. It loads no torch.
+    `true_sequential(options)` says whether a block's linears are
     quantized set by set, each with inputs collected anew behind the sets before it.
 
     What works across linears:
@@ -145,6 +147,7 @@ class Method:
     card: MethodCard
     Options: type[Options]
     quantize: Callable[[Layer], StoredWeight]
+    stored_bits: Callable[[int, int, QuantSetting, Any], float]
     true_sequential: Callable[[Any], bool] = lambda options: False
     prepare: Callable[[CalibratedBlock, QuantSetting, Any, Callable[[str], None]], None] | None = None
     original_inputs: bool = False

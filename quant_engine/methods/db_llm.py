@@ -38,7 +38,8 @@ from pydantic import Field
 from quant_engine.deferred import deferred
 from quant_engine.methods.contract import Layer, Method, MethodCard, Options, Training
 from quant_engine.methods.gptq import clear_dead_columns, compensate, inverse_factor
-from quant_engine.spec import UserError
+from quant_engine.spec import QuantSetting, UserError
+from quant_engine.weights.packing import packed_bits
 
 if TYPE_CHECKING:
     from torch import nn
@@ -386,6 +387,12 @@ def _write(path: Any, tensors: dict[str, torch.Tensor]) -> None:
     aside.replace(path)
 
 
+def stored_bits(out_features: int, in_features: int, setting: QuantSetting, options: DbLlmOptions) -> float:
+    """Bits per weight: two planes, and two scales per group."""
+    groups = out_features * -(-in_features // (setting.group_size or in_features))
+    return (packed_bits(2 * out_features, in_features, 1) + 2 * 16 * groups) / (out_features * in_features)
+
+
 METHOD = Method(
     card=MethodCard(
         name="db_llm",
@@ -404,5 +411,6 @@ METHOD = Method(
     ),
     Options=DbLlmOptions,
     quantize=quantize,
+    stored_bits=stored_bits,
     train=train,
 )

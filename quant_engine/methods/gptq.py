@@ -24,7 +24,8 @@ from pydantic import Field
 
 from quant_engine.deferred import deferred
 from quant_engine.methods.contract import Layer, Method, MethodCard, Options
-from quant_engine.spec import UserError
+from quant_engine.methods.rtn import grouped_bits
+from quant_engine.spec import QuantSetting, UserError
 
 if TYPE_CHECKING:
     from quant_engine.weights.grouped import GroupedInt
@@ -194,6 +195,14 @@ def compensate(
             weight[:, end:] -= errors.T @ factor[start:end, end:]
 
 
+def stored_bits(out_features: int, in_features: int, setting: QuantSetting, options: GptqOptions) -> float:
+    """Bits per weight: codes, scales, zero points, and for act-order with dynamic groups a 32-bit order of columns."""
+    bits, group = int(setting.w_bits), setting.group_size
+    grids = grouped_bits(out_features, in_features, bits, group, zero_points=not options.symmetric)
+    ordered = options.act_order and options.groups == "dynamic" and (group or in_features) < in_features
+    return grids + (32 / out_features if ordered else 0)
+
+
 METHOD = Method(
     card=MethodCard(
         name="gptq",
@@ -212,5 +221,6 @@ METHOD = Method(
     ),
     Options=GptqOptions,
     quantize=quantize,
+    stored_bits=stored_bits,
     true_sequential=lambda options: options.true_sequential,
 )

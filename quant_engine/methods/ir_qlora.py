@@ -34,8 +34,10 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from quant_engine.deferred import deferred
+from quant_engine.methods import normal_float, qlora
 from quant_engine.methods.contract import Layer, Method, MethodCard
 from quant_engine.methods.qlora import QloraOptions
+from quant_engine.spec import QuantSetting
 
 if TYPE_CHECKING:
     import torch as torch_types
@@ -86,6 +88,13 @@ def informative_shifts(blocks: torch_types.Tensor, bits: int, options: IrQloraOp
     return entropy.best_shifts(blocks, centers, units, offsets.float(), levels, options.try_zero)
 
 
+def stored_bits(out_features: int, in_features: int, setting: QuantSetting, options: IrQloraOptions) -> float:
+    """Bits per weight: as QLoRA, and a shift per block."""
+    weights = out_features * in_features
+    shifts = normal_float.block_bits(weights, options, mean=False) / weights
+    return qlora.stored_bits(out_features, in_features, setting, options) + shifts
+
+
 METHOD = Method(
     card=MethodCard(
         name="ir_qlora",
@@ -105,5 +114,6 @@ METHOD = Method(
     ),
     Options=IrQloraOptions,
     quantize=quantize,
+    stored_bits=stored_bits,
     fine_tunes=True,
 )

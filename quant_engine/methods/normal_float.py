@@ -18,11 +18,16 @@ from pydantic import Field
 
 from quant_engine.deferred import deferred
 from quant_engine.methods.contract import Layer, Method, MethodCard, Options
+from quant_engine.spec import QuantSetting
+from quant_engine.weights.packing import packed_bits
 
 if TYPE_CHECKING:
     from quant_engine.weights.codebook import Codebook
 
 codebook = deferred("quant_engine.weights.codebook")
+
+BLOCKS_PER_STEP = 256
+"""Blocks whose doubly quantized scales share a 32-bit step."""
 
 
 class NormalFloatOptions(Options):
@@ -38,6 +43,21 @@ def quantize(layer: Layer) -> Codebook:
     bits, options = layer.bits, layer.options
     codes, scales = codebook.round_to_levels(layer.weight, bits, options.block_size)
     return codebook.Codebook.pack(codes, scales, bits, options.block_size, double=options.double_quantization)
+
+
+def stored_bits(out_features: int, in_features: int, setting: QuantSetting, options: NormalFloatOptions) -> float:
+    """Bits per weight: codes, and a scale per block."""
+    weights = out_features * in_features
+    codes = packed_bits(out_features, in_features, int(setting.w_bits))
+    return (codes + block_bits(weights, options, mean=True)) / weights
+
+
+def block_bits(weights: int, options: NormalFloatOptions, *, mean: bool) -> int:
+    """The bits of one number for each block of so many weights; twice quantized, perhaps from their 32-bit mean."""
+    blocks = -(-weights // options.block_size)
+    if not options.double_quantization:
+        return 32 * blocks
+    return 8 * blocks + 32 * -(-blocks // BLOCKS_PER_STEP) + (32 if mean else 0)
 
 
 METHOD = Method(
@@ -57,4 +77,5 @@ METHOD = Method(
     ),
     Options=NormalFloatOptions,
     quantize=quantize,
+    stored_bits=stored_bits,
 )

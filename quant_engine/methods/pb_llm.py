@@ -31,6 +31,8 @@ from pydantic import Field
 from quant_engine.deferred import deferred
 from quant_engine.methods.contract import Layer, Method, MethodCard, Options
 from quant_engine.methods.gptq import clear_dead_columns, compensate, inverse_factor
+from quant_engine.spec import QuantSetting
+from quant_engine.weights.packing import packed_bits
 
 if TYPE_CHECKING:
     from quant_engine.weights.binary import PartlyBinary
@@ -38,6 +40,8 @@ if TYPE_CHECKING:
 torch = deferred("torch")
 binary = deferred("quant_engine.weights.binary")
 grouped = deferred("quant_engine.weights.grouped")
+
+SALIENT_BITS = 8
 
 
 class PbLlmOptions(Options):
@@ -53,7 +57,18 @@ class PbLlmOptions(Options):
 
 def quantize(layer: Layer) -> PartlyBinary:
     """The weight with a share of salient weights that follows from the width."""
-    return partly_binarize(layer, (layer.setting.w_bits - 1) / (binary.HIGH_BITS - 1))
+    return partly_binarize(layer, salient_share(layer.setting.w_bits))
+
+
+def salient_share(w_bits: float) -> float:
+    """The share of salient weights that a width counts: one bit for every weight, and for these the rest of eight."""
+    return (w_bits - 1) / (SALIENT_BITS - 1)
+
+
+def salient_count(count: int, share: float) -> int:
+    """How many of `count` weights are salient, all being of different saliency."""
+    binary_count = int(count * (1 - share))
+    return count - min(binary_count + 1, count) if binary_count else count
 
 
 def partly_binarize(layer: Layer, share: float) -> PartlyBinary:
@@ -71,14 +86,14 @@ def partly_binarize(layer: Layer, share: float) -> PartlyBinary:
         for part, marked in zip(weight.split(group, 1), salient.split(group, 1), strict=True)
     ]
     mean, spread = (torch.stack(values, 1) for values in zip(*fits, strict=True))
-    grid_scale, grid_zero = (values[:, 0] for values in grouped.grids(weight, binary.HIGH_BITS, columns))
+    grid_scale, grid_zero = (values[:, 0] for values in grouped.grids(weight, SALIENT_BITS, columns))
     scale, zero = grid_scale.to(weight.dtype), grid_zero.to(weight.dtype)
     signs = torch.empty((rows, columns), dtype=torch.bool, device=weight.device)
     codes = torch.empty((rows, columns), dtype=torch.uint8, device=weight.device)
     alive = live.tolist()
 
     def fix(column: int, values: torch.Tensor) -> torch.Tensor:
-        code = torch.round(values / scale).add_(zero).clamp_(0, 2**binary.HIGH_BITS - 1)
+        code = torch.round(values / scale).add_(zero).clamp_(0, 2**SALIENT_BITS - 1)
         sign, low = binary.signed(values, mean[:, column // group], spread[:, column // group])
         signs[:, column], codes[:, column] = sign, code
         return torch.where(salient[:, column], scale * (code - zero), low * alive[column])
@@ -107,17 +122,30 @@ def _importance(factor: torch.Tensor, saliency: str) -> torch.Tensor:
 
 def most_salient(saliency: torch.Tensor, share: float) -> torch.Tensor:
     """The marks of the salient entries of `saliency` [m, c]: those above the place that the binary share ends at."""
-    binary_count = int(saliency.numel() * (1 - share))
+    binary_count = saliency.numel() - salient_count(saliency.numel(), share)
     if binary_count == 0:
         return torch.ones_like(saliency, dtype=torch.bool)
-    place = min(binary_count + 1, saliency.numel())
-    return saliency > saliency.flatten().kthvalue(place).values
+    return saliency > saliency.flatten().kthvalue(binary_count).values
 
 
 def _fit(values: torch.Tensor, mask: torch.Tensor, means: str) -> tuple[torch.Tensor, torch.Tensor]:
     if means == "binary":
         return binary.fit(values, mask)
     return binary.fit(values * mask, torch.ones_like(mask))
+
+
+def stored_bits(out_features: int, in_features: int, setting: QuantSetting, options: PbLlmOptions) -> float:
+    """Bits per weight, if no two weights at the edge of the share are equally salient."""
+    group = min(setting.group_size or in_features, in_features)
+    whole, rest = divmod(in_features, group)
+    share = salient_share(setting.w_bits)
+    salient = whole * salient_count(out_features * group, share) + salient_count(out_features * rest, share)
+    groups = out_features * -(-in_features // group)
+    # A sign and a mark for every weight, of the salient ones seven bits more; a bit a column.
+    planes = packed_bits(2 * out_features + 1, in_features, 1) + packed_bits(1, salient, SALIENT_BITS - 1)
+    # A mean and a spread for every group; for every row a scale, a zero point and where its salient weights start.
+    total = planes + 2 * 16 * groups + (16 + SALIENT_BITS + 32) * out_features
+    return total / (out_features * in_features)
 
 
 METHOD = Method(
@@ -140,4 +168,5 @@ METHOD = Method(
     ),
     Options=PbLlmOptions,
     quantize=quantize,
+    stored_bits=stored_bits,
 )

@@ -18,6 +18,7 @@ from pydantic import Field, field_validator
 from quant_engine.data import instructions
 from quant_engine.methods import normal_float
 from quant_engine.methods.contract import Method, MethodCard
+from quant_engine.spec import QuantSetting
 
 
 class QloraOptions(normal_float.NormalFloatOptions):
@@ -44,6 +45,12 @@ class QloraOptions(normal_float.NormalFloatOptions):
         return instructions.pin(data)
 
 
+def stored_bits(out_features: int, in_features: int, setting: QuantSetting, options: QloraOptions) -> float:
+    """Bits per weight: the frozen weights, and two 16-bit factors of the rank."""
+    frozen = normal_float.stored_bits(out_features, in_features, setting, options)
+    return frozen + 16 * options.rank * (out_features + in_features) / (out_features * in_features)
+
+
 METHOD = Method(
     card=MethodCard(
         name="qlora",
@@ -60,5 +67,6 @@ METHOD = Method(
     ),
     Options=QloraOptions,
     quantize=normal_float.quantize,
+    stored_bits=stored_bits,
     fine_tunes=True,
 )

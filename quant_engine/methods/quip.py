@@ -34,11 +34,15 @@ from pydantic import Field, ValidationInfo, field_validator
 from quant_engine.deferred import deferred
 from quant_engine.methods import gptq
 from quant_engine.methods.contract import Layer, Method, MethodCard, Options
+from quant_engine.methods.rtn import grouped_bits
+from quant_engine.spec import QuantSetting
+from quant_engine.weights.packing import packed_bits
 
 if TYPE_CHECKING:
     import torch
 
-    from quant_engine.weights import GroupedInt, RotatedInt
+    from quant_engine.weights.grouped import GroupedInt
+    from quant_engine.weights.rotated import RotatedInt
 
 torch = deferred("torch")
 grouped = deferred("quant_engine.weights.grouped")
@@ -206,6 +210,15 @@ def greedy_passes(
     return codes
 
 
+def stored_bits(out_features: int, in_features: int, setting: QuantSetting, options: QuipOptions) -> float:
+    """Bits per weight: codes, a scale, and 16 bits per column; without incoherence, a grid per row."""
+    bits = int(setting.w_bits)
+    if not options.incoherence:
+        return grouped_bits(out_features, in_features, bits, None)
+    total = packed_bits(out_features, in_features, bits) + 16 + 16 * in_features
+    return total / (out_features * in_features)
+
+
 METHOD = Method(
     card=MethodCard(
         name="quip",
@@ -223,4 +236,5 @@ METHOD = Method(
     ),
     Options=QuipOptions,
     quantize=quantize,
+    stored_bits=stored_bits,
 )

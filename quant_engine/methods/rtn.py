@@ -15,6 +15,8 @@ from pydantic import Field
 
 from quant_engine.deferred import deferred
 from quant_engine.methods.contract import Layer, Method, MethodCard, Options
+from quant_engine.spec import QuantSetting
+from quant_engine.weights.packing import packed_bits
 
 if TYPE_CHECKING:
     from quant_engine.weights.grouped import GroupedInt
@@ -36,6 +38,24 @@ def quantize(layer: Layer) -> GroupedInt:
     return grouped.GroupedInt.pack(codes, scales, None if options.symmetric else zeros, bits, group)
 
 
+def stored_bits(out_features: int, in_features: int, setting: QuantSetting, options: RtnOptions) -> float:
+    """Bits per weight: codes, scales and zero points."""
+    return grouped_bits(
+        out_features, in_features, int(setting.w_bits), setting.group_size, zero_points=not options.symmetric
+    )
+
+
+def grouped_bits(
+    out_features: int, in_features: int, bits: int, group: int | None, *, zero_points: bool = True
+) -> float:
+    """Bits per weight of codes in groups (None: one a row), with a 16-bit scale and a `bits`-bit zero point each."""
+    groups = out_features * -(-in_features // (group or in_features))
+    total = packed_bits(out_features, in_features, bits) + 16 * groups
+    if zero_points:
+        total += packed_bits(1, groups, bits)
+    return total / (out_features * in_features)
+
+
 METHOD = Method(
     card=MethodCard(
         name="rtn",
@@ -53,4 +73,5 @@ METHOD = Method(
     ),
     Options=RtnOptions,
     quantize=quantize,
+    stored_bits=stored_bits,
 )

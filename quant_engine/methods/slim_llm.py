@@ -33,6 +33,8 @@ from pydantic import Field
 from quant_engine.deferred import deferred
 from quant_engine.methods.contract import Layer, Method, MethodCard, Options
 from quant_engine.methods.gptq import LAZY_BLOCK, clear_dead_columns, compensate, inverse_factor
+from quant_engine.methods.rtn import grouped_bits
+from quant_engine.spec import QuantSetting
 
 if TYPE_CHECKING:
     from quant_engine.weights.mixed_width import MixedWidth
@@ -243,6 +245,16 @@ def fix_groups(
     return mixed_width.MixedWidth.pack(widths, codes, scales, zeros, means, live, bits, group)
 
 
+def stored_bits(out_features: int, in_features: int, setting: QuantSetting, options: SlimLlmOptions) -> float:
+    """Bits per weight with all groups at the mean width, which is what a mix of widths takes too.
+
+    Only a one-bit group takes more: a mean and a spread of 16 bits a row, and a bit a column.
+    """
+    group = min(setting.group_size or in_features, in_features)
+    labels = 8 * -(-in_features // group) / (out_features * in_features)
+    return grouped_bits(out_features, in_features, int(setting.w_bits), group) + labels
+
+
 METHOD = Method(
     card=MethodCard(
         name="slim_llm",
@@ -261,5 +273,6 @@ METHOD = Method(
     ),
     Options=SlimLlmOptions,
     quantize=quantize,
+    stored_bits=stored_bits,
     input_tokens=INPUT_TOKENS,
 )

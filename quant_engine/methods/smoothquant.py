@@ -27,6 +27,7 @@ from pydantic import Field
 from quant_engine.deferred import deferred
 from quant_engine.methods.awq import fold
 from quant_engine.methods.contract import Layer, Method, MethodCard, Options
+from quant_engine.methods.rtn import grouped_bits
 from quant_engine.spec import QuantSetting
 
 if TYPE_CHECKING:
@@ -84,6 +85,11 @@ def quantize(layer: Layer) -> IntActivations:
     return int_activations.IntActivations.pack(codes, scales, layer.bits, layer.setting.a_bits, rounds_output)
 
 
+def stored_bits(out_features: int, in_features: int, setting: QuantSetting, options: SmoothQuantOptions) -> float:
+    """Bits per weight: codes and a scale per row."""
+    return grouped_bits(out_features, in_features, int(setting.w_bits), setting.group_size, zero_points=False)
+
+
 METHOD = Method(
     card=MethodCard(
         name="smoothquant",
@@ -105,6 +111,7 @@ METHOD = Method(
     ),
     Options=SmoothQuantOptions,
     quantize=quantize,
+    stored_bits=stored_bits,
     prepare=prepare,
     original_inputs=True,
     input_tokens=ERROR_TOKENS,

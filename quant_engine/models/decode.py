@@ -35,61 +35,67 @@ class Step:
 
 
 @dataclass
-class Read:
-    """What a model has read for its last answer: the prompt's token ids [1, tokens] and the key-value cache."""
+class PromptCache:
+    """The prompt that a model read last, as token ids [1, tokens], and its keys and values, the answer's included."""
 
     ids: torch.Tensor | None = None
     cache: DynamicCache | None = None
 
     def start(self, model: Any, ids: torch.Tensor) -> tuple[DynamicCache, int]:
-        """A cache for the prompt `ids`, and the number of its tokens that are in it.
+        """The keys and values to read the prompt `ids` with, and how many of its tokens they cover already.
 
-        That is what it shares with the last prompt, if it covers the whole picture: else nothing, in a new cache.
+        Those are the tokens that it shares with the last prompt, if they cover the whole picture, and else none.
         """
-        config = model.config
-        if self.ids is not None and self.cache is not None:
-            length = min(self.ids.shape[1], ids.shape[1] - 1)  # something must be left to predict from
-            differ = (self.ids[0, :length] != ids[0, :length]).nonzero()
-            shared = int(differ[0]) if len(differ) else length
-            picture = (ids[0] == getattr(config, "image_token_id", -1)).nonzero()
-            if shared and not (len(picture) and shared <= int(picture[-1])):
-                self.cache.crop(shared - self.cache.get_seq_length())  # negative: so many are dropped
-                return self.cache, shared
-        return DynamicCache(config=config.get_text_config()), 0
+        shared = 0 if self.ids is None else self._shared_tokens(model.config, ids)
+        if shared:
+            self.cache.crop(shared - self.cache.get_seq_length())  # negative: so many are dropped
+        else:
+            self.cache = DynamicCache(config=model.config.get_text_config())
+        self.ids = ids
+        return self.cache, shared
+
+    def _shared_tokens(self, config: Any, ids: torch.Tensor) -> int:
+        length = min(self.ids.shape[1], ids.shape[1] - 1)  # something must be left to predict from
+        different = (self.ids[0, :length] != ids[0, :length]).nonzero()
+        shared = int(different[0]) if len(different) else length
+        picture = (ids[0] == getattr(config, "image_token_id", -1)).nonzero()
+        return 0 if len(picture) and shared <= int(picture[-1]) else shared
 
 
 def answer(
-    loaded: Loaded, image: Image | None, question: str, max_new_tokens: int, read: Read | None = None
+    loaded: Loaded,
+    image: Image | None,
+    question: str,
+    max_new_tokens: int,
+    prompt_cache: PromptCache | None = None,
 ) -> Iterator[Step]:
     """Answer a question, token by token, by always taking the most probable one.
 
-    `read` carries over what the model has read from one question to the next about the same picture.
-    Ends after `max_new_tokens`, at the model's end-of-answer token, or where its context is full. Raises UserError for
-    a picture given to a text model and for a prompt longer than the context.
+    Ends after `max_new_tokens`, at the model's end-of-answer token, or where its context is full. `prompt_cache`
+    carries over what the model has read from one question to the next about the same picture.
+
+    Raises UserError for a picture given to a text model and for a prompt longer than the context.
     """
     started = time.perf_counter()
-    model, tokenizer = loaded.model, loaded.tokenizer
+    model = loaded.model
     inputs = prompt_inputs(loaded, image, question)
-    prompt_tokens = inputs["input_ids"].shape[1]
-    context = model.config.get_text_config().max_position_embeddings
+    ids = inputs["input_ids"]
+    prompt_tokens, context = ids.shape[1], model.config.get_text_config().max_position_embeddings
     if prompt_tokens >= context:
         raise UserError(
             f"Picture and question take {prompt_tokens:,} tokens, and the model reads {context:,}: shorten the"
             " question."
         )
-    most = min(max_new_tokens, context - prompt_tokens)
-    ends = _end_tokens(loaded)
-    read = read or Read()
-    cache, known = read.start(model, inputs["input_ids"])
-    read.ids, read.cache = inputs["input_ids"], cache
-    weight_bytes = loaded.weight_bytes
+    limit = min(max_new_tokens, context - prompt_tokens)
+    end_tokens, weight_bytes = _end_tokens(loaded), loaded.weight_bytes
+    cache, cached_tokens = (prompt_cache or PromptCache()).start(model, ids)
 
-    token = _next_token(model, cache, {"input_ids": inputs["input_ids"][:, known:]} if known else inputs)
+    token = _next_token(model, cache, {"input_ids": ids[:, cached_tokens:]} if cached_tokens else inputs)
     tokens = [token]
-    spent = time_to_first = time.perf_counter() - started
+    elapsed = time_to_first = time.perf_counter() - started
     while True:
-        finished = token in ends or len(tokens) >= most
-        decoding = spent - time_to_first
+        finished = token in end_tokens or len(tokens) >= limit
+        decoding = elapsed - time_to_first
         stats = AnswerStats(
             ttft_s=time_to_first,
             tokens_per_s=(len(tokens) - 1) / decoding if decoding else None,
@@ -99,23 +105,25 @@ def answer(
             stored_bits=loaded.stored_bits,
             dtype=loaded.dtype,
         )
-        yield Step(token, _text(tokenizer, tokens), stats, finished)
+        yield Step(token, _text(loaded.tokenizer, tokens), stats, finished)
         if finished:
             return
         started = time.perf_counter()  # after the yield: what others did meanwhile is not this answer's time
         token = _next_token(model, cache, {"input_ids": torch.tensor([[token]], device=model.device)})
         tokens.append(token)
-        spent += time.perf_counter() - started
+        elapsed += time.perf_counter() - started
 
 
 def answer_text(
-    loaded: Loaded, image: Image | None, question: str, max_new_tokens: int, read: Read | None = None
+    loaded: Loaded,
+    image: Image | None,
+    question: str,
+    max_new_tokens: int,
+    prompt_cache: PromptCache | None = None,
 ) -> str:
-    """The whole answer at once."""
-    text = ""
-    for step in answer(loaded, image, question, max_new_tokens, read):
-        text = step.text
-    return text.strip()
+    """The whole answer at once, without the space around it."""
+    *_, last = answer(loaded, image, question, max_new_tokens, prompt_cache)
+    return last.text.strip()
 
 
 @torch.inference_mode()
@@ -126,9 +134,10 @@ def _next_token(model: Any, cache: DynamicCache, inputs: dict[str, torch.Tensor]
 
 
 def prompt_inputs(loaded: Loaded, image: Image | None, question: str) -> dict[str, torch.Tensor]:
-    """The model's own chat format around picture and question; a base model without one continues the question.
+    """The tensors that a model reads: its own chat format around picture and question.
 
-    Control tokens that a visitor types, such as `<image>`, are read as plain text.
+    A base model without a chat format continues the question. Control tokens that a visitor types, such as `<image>`,
+    are read as plain text.
     """
     model, tokenizer, processor = loaded.model, loaded.tokenizer, loaded.processor
     if processor is None:
@@ -150,18 +159,18 @@ def prompt_inputs(loaded: Loaded, image: Image | None, question: str) -> dict[st
         sanitize_control_tokens=True,
     )
     # One prompt without padding needs no mask, and without one the fast causal attention is used.
-    kept = {name: inputs[name].to(model.device) for name in ("input_ids", "image_sizes") if name in inputs}
+    tensors = {name: inputs[name].to(model.device) for name in ("input_ids", "image_sizes") if name in inputs}
     if "pixel_values" in inputs:
-        kept["pixel_values"] = inputs["pixel_values"].to(model.device, model.dtype)
-    return kept
+        tensors["pixel_values"] = inputs["pixel_values"].to(model.device, model.dtype)
+    return tensors
 
 
 def _end_tokens(loaded: Loaded) -> set[int]:
     """Every token that ends an answer: chat models often have one for the turn beside the one for the text."""
     ends = {loaded.tokenizer.eos_token_id}
     for config in (loaded.model.generation_config, loaded.model.config.get_text_config()):
-        named = getattr(config, "eos_token_id", None)
-        ends.update(named if isinstance(named, list) else [named])
+        ids = getattr(config, "eos_token_id", None)
+        ends.update(ids if isinstance(ids, list) else [ids])
     return ends - {None}
 
 

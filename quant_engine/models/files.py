@@ -18,7 +18,8 @@ PATTERNS = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
 def folder_of(card: ModelCard, revision: str | None) -> Path:
     """The folder with the model's files; a hub model is fetched if needed, resuming what was begun.
 
-    Raises UserError if the files can't be had, naming what to do.
+    `revision` is of the hub; the files of demo and folder models are what they are. Raises UserError if the files can't
+    be had, naming what to do.
     """
     if card.origin == "demo":
         folder = demo_folder(card)

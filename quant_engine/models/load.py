@@ -41,7 +41,7 @@ LINEARS = (
 """The linears of a decoder block that are quantized. Embedding, output head, norms and the vision side are not."""
 
 SEQUENTIAL_SETS = (LINEARS[:3], LINEARS[3:4], LINEARS[4:6], LINEARS[6:])
-"""The same linears in the order in which a block uses them; those of a set share their input."""
+"""The linears of a decoder block in the order in which it uses them; those of a set share their input."""
 
 _CLASSES = {"llama": LlamaForCausalLM, "llava_next": LlavaNextForConditionalGeneration}
 
@@ -76,11 +76,8 @@ class Loaded:
     @property
     def weight_bytes(self) -> int:
         """Bytes of everything the model holds in memory, tied weights counted once."""
-        held = {
-            tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
-            for tensor in [*self.model.parameters(), *self.model.buffers()]
-        }
-        return sum(held.values())
+        storages = [tensor.untyped_storage() for tensor in (*self.model.parameters(), *self.model.buffers())]
+        return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
 
 class Skeleton:
@@ -101,7 +98,7 @@ class Skeleton:
         for module in self.model.modules():
             for name, buffer in module.named_buffers(recurse=False):
                 module.register_buffer(name, buffer.to(device), persistent=False)
-        self._file_name = self._names()
+        self._file_name = self._file_names()
         self.blocks: nn.ModuleList = self.decoder.layers
 
     @property
@@ -109,15 +106,15 @@ class Skeleton:
         """The text decoder: embed_tokens, layers, norm, rotary_emb."""
         return self.model.model.language_model if self.card.pictures else self.model.model
 
-    def _names(self) -> dict[str, str]:
+    def _file_names(self) -> dict[str, str]:
         """The name in the files of each parameter; older releases of transformers named some otherwise."""
         renamings = get_model_conversion_mapping(self.model)
-        own = self.model.state_dict()
+        parameters = self.model.state_dict()
         names = {}
-        for source in self._files.names():
-            target, _ = rename_source_key(source, renamings, [], self.model.base_model_prefix, own)
-            if target in own:
-                names[target] = source
+        for file_name in self._files.names():
+            name, _ = rename_source_key(file_name, renamings, [], self.model.base_model_prefix, parameters)
+            if name in parameters:
+                names[name] = file_name
         return names
 
     def block_prefix(self, index: int) -> str:
@@ -134,7 +131,7 @@ class Skeleton:
             setattr(self.model.get_submodule(path), leaf, nn.Parameter(value, requires_grad=False))
 
     def fill_outside_blocks(self) -> None:
-        """Embedding, output head, norm, and the vision side of a multimodal model."""
+        """Fill embedding, output head, norm, and the vision side of a multimodal model."""
         blocks = self.block_prefix(0).removesuffix("0.")
         names = [name for name, _ in self.model.named_parameters() if not name.startswith(blocks)]
         tied = self.model.config.get_text_config().tie_word_embeddings or self.model.config.tie_word_embeddings
@@ -142,22 +139,21 @@ class Skeleton:
         if tied:
             self.model.lm_head.weight = self.decoder.embed_tokens.weight
 
-    def fill_block(self, index: int, *, skip: tuple[str, ...] = ()) -> nn.Module:
-        """Block `index` with its dense weights, in the skeleton's type and on its device; `skip` names linears."""
+    def fill_block(self, index: int) -> nn.Module:
+        """Fill block `index` with its dense weights, in the skeleton's type and on its device, and return it."""
         prefix = self.block_prefix(index)
-        inner = [name for name, _ in self.blocks[index].named_parameters()]
-        self._fill([prefix + name for name in inner if not name.startswith(tuple(f"{linear}." for linear in skip))])
+        self._fill([prefix + name for name, _ in self.blocks[index].named_parameters()])
         return self.blocks[index]
 
     def release_block(self, index: int) -> None:
-        """Drops the block's weights again."""
+        """Drop the block's weights."""
         self.blocks[index].to_empty(device="meta")
 
     def finish(self, stored_bits: float) -> Loaded:
         """The model with tokenizer and processor. All weights must be filled. Raises UserError if files are missing."""
-        left = [name for name, parameter in self.model.named_parameters() if parameter.is_meta]
-        if left:
-            raise UserError(f"The weights in {self.folder} lack {left[0]}; fetch the model again.")
+        empty = [name for name, parameter in self.model.named_parameters() if parameter.is_meta]
+        if empty:
+            raise UserError(f"The weights in {self.folder} lack {empty[0]}; fetch the model again.")
         tokenizer = load_tokenizer(self.folder)
         processor = load_processor(self.folder, tokenizer) if self.card.pictures else None
         return Loaded(self.card, self.model, tokenizer, processor, stored_bits, self.folder)

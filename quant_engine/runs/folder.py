@@ -1,9 +1,9 @@
 """A finished run on disk: one folder, written once.
 
     run.json            what was asked, when, on what, with which versions, and how long it took
-    results.parquet     one row per number (spec.Result)
-    layers.parquet      one row per quantized linear (spec.LayerRecord)
-    items/TASK.parquet  one row per question or window (spec.ItemOutput)
+    results.parquet     one row per number (results.Result)
+    layers.parquet      one row per quantized linear (results.LayerRecord)
+    items/TASK.parquet  one row per question or window (results.ItemOutput)
     log.txt             what the run said
 
 A folder is made aside, under a name that starts with a dot, and renamed when it is whole: a half-written run is never
@@ -13,9 +13,7 @@ under its final name.
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -26,7 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ValidationError
 
-from quant_engine import folders
+from quant_engine import disk, folders
 from quant_engine.results import ItemOutput, LayerRecord, Result
 from quant_engine.spec import RunSpec, UserError
 
@@ -79,31 +77,15 @@ def write(
     Raises UserError if the disk is full or the folder can't be written.
     """
     final = folders.results() / spec.run_id
-    with _disk_errors():
-        folders.results().mkdir(parents=True, exist_ok=True)
-        aside = Path(tempfile.mkdtemp(dir=folders.results(), prefix=f".{spec.run_id}-"))
-        try:
-            _write_table(aside / "results.parquet", Result, results)
-            _write_table(aside / "layers.parquet", LayerRecord, layers)
-            (aside / "items").mkdir()
-            for task, outputs in items.items():
-                _write_table(aside / "items" / f"{file_name(task)}.parquet", ItemOutput, outputs)
-            (aside / "log.txt").write_text(log, encoding="utf-8")
-            body = {"run_id": spec.run_id, "spec": spec.model_dump(mode="json"), **about}
-            (aside / "run.json").write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
-            aside.chmod(0o755)
-            _sync(aside)
-            if final.exists():
-                # Not one step, but the old folder is away only between two renames, and never half there.
-                old = aside.with_name(aside.name + "-old")
-                final.rename(old)
-                aside.rename(final)
-                shutil.rmtree(old)
-            else:
-                aside.rename(final)
-        except BaseException:
-            shutil.rmtree(aside, ignore_errors=True)
-            raise
+    with _disk_errors(), disk.replacing_folder(final) as aside:
+        _write_table(aside / "results.parquet", Result, results)
+        _write_table(aside / "layers.parquet", LayerRecord, layers)
+        (aside / "items").mkdir()
+        for task, outputs in items.items():
+            _write_table(aside / "items" / f"{file_name(task)}.parquet", ItemOutput, outputs)
+        (aside / "log.txt").write_text(log, encoding="utf-8")
+        body = {"run_id": spec.run_id, "spec": spec.model_dump(mode="json"), **about}
+        (aside / "run.json").write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
     return final
 
 
@@ -154,7 +136,7 @@ def file_name(task: str) -> str:
 
 
 def _write_table(path: Path, row: type[BaseModel], rows: Sequence[BaseModel]) -> None:
-    table = pa.Table.from_pylist([one.model_dump() for one in rows], schema=_schema(row))
+    table = pa.Table.from_pylist([entry.model_dump() for entry in rows], schema=_schema(row))
     pq.write_table(table, path, compression="zstd")
 
 
@@ -168,16 +150,6 @@ def _schema(row: type[BaseModel]) -> pa.Schema:
         return pa.list_(kind(field["items"])) if field["type"] == "array" else kinds[field["type"]]
 
     return pa.schema([(name, kind(field)) for name, field in row.model_json_schema()["properties"].items()])
-
-
-def _sync(folder: Path) -> None:
-    """Makes sure that the bytes are on the disk before the rename says so."""
-    for path in [*folder.rglob("*"), folder]:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 @contextmanager

@@ -1,20 +1,21 @@
 """What a setting changes, item by item: paired differences between two runs, and which methods can't be told apart.
 
-Everything comes from the kept items of run folders, without any model. Units are those that a task's number is the mean
-of (evaluate.task): questions, questions with their rotations, pictures, windows of text. Imports no torch.
+Everything comes from the item outputs in run folders, without any model. Units are those that a task's number is the
+mean of (evaluate.task): questions, questions with their rotations, pictures, windows of text. Imports no torch.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 
 from quant_engine.evaluate import Task, parse_result_name
+from quant_engine.evaluate.task import Units
 from quant_engine.results import ItemOutput
 from quant_engine.runs import folder
 from quant_engine.runs.folder import RunFolder
@@ -23,8 +24,8 @@ from quant_engine.spec import UserError
 RESAMPLES = 10_000
 LEVEL = 0.95
 SEED = 0
-_AT_ONCE = 2_000_000
-"""Drawn numbers that are held at once while resampling."""
+DRAWN_AT_ONCE = 2_000_000
+"""Drawn unit numbers that are in memory at once while resampling."""
 
 
 @dataclass(frozen=True)
@@ -56,8 +57,8 @@ class Comparison:
     high: float
     units: int
     p: float | None
-    flips: Flips | None
-    agreement: float | None
+    flips: Flips | None = None
+    agreement: float | None = None
 
     @property
     def separable(self) -> bool:
@@ -71,34 +72,33 @@ def compare(a: RunFolder, b: RunFolder) -> list[Comparison]:
     shared = [task for task in a.spec.tasks if task in b.spec.tasks]
     if not shared:
         raise UserError(f"Runs {a.path.name} and {b.path.name} have no task in common.")
-    return [one for task in shared for one in compare_task(task, a, b)]
+    return [comparison for task in shared for comparison in compare_task(task, a, b)]
 
 
 def compare_task(name: str, a: RunFolder, b: RunFolder) -> list[Comparison]:
     """A task's numbers in two runs. Raises UserError if they are of other data."""
-    known = parse_result_name(name)
-    if known is None:
+    parsed = parse_result_name(name)
+    if parsed is None:
         raise UserError(f"There is no task {name!r} any more, so its items can't be compared.")
-    revisions = [next(one.data_revision for one in run.results if one.task == name) for run in (a, b)]
+    revisions = [next(result.data_revision for result in run.results if result.task == name) for run in (a, b)]
     if revisions[0] != revisions[1]:
         raise UserError(f"{name} was measured on other data: {revisions[0]} and {revisions[1]}.")
-    return compare_items(known[0], folder.read_items(a.path, name), folder.read_items(b.path, name))
+    return compare_items(parsed[0], folder.read_items(a.path, name), folder.read_items(b.path, name))
 
 
 def compare_items(task: Task, a: Sequence[ItemOutput], b: Sequence[ItemOutput]) -> list[Comparison]:
     """A task's numbers over the items that both sides were asked. Raises UserError if there are none."""
-    asked = {(one.item, one.prompt) for one in a} & {(one.item, one.prompt) for one in b}
-    a, b = ([one for one in side if (one.item, one.prompt) in asked] for side in (a, b))
-    if not asked:
+    shared = {(output.item, output.prompt) for output in a} & {(output.item, output.prompt) for output in b}
+    if not shared:
         raise UserError(f"{task.title}: the two runs have no item in common.")
-    sides = task.units(a), task.units(b)
-    told = flips(a, b), agreement(a, b)
-    return [_comparison(task, suffix, units, sides[1][suffix], *told) for suffix, units in sides[0].items() if units]
+    a, b = ([output for output in side if (output.item, output.prompt) in shared] for side in (a, b))
+    units_a, units_b = task.units(a), task.units(b)
+    headline, *parts = [_comparison(task, suffix, units, units_b[suffix]) for suffix, units in units_a.items() if units]
+    return [replace(headline, flips=flips(a, b), agreement=agreement(a, b)), *parts]
 
 
-def _comparison(
-    task: Task, suffix: str, a: Mapping[str, float], b: Mapping[str, float], flipped: Flips | None, agree: float | None
-) -> Comparison:
+def _comparison(task: Task, suffix: str, a: Units, b: Units) -> Comparison:
+    """One number over the units that both sides have, without what is said of items."""
     scores = np.array([[a[unit], b[unit]] for unit in a])
     values = [value_of(task, mean) for mean in scores.mean(axis=0)]
     low, high = interval(scores[:, 0], scores[:, 1], lambda mean: value_of(task, mean))
@@ -115,8 +115,6 @@ def _comparison(
         high=high,
         units=len(scores),
         p=mcnemar(scores[:, 0] > 0, scores[:, 1] > 0) if np.isin(scores, (0, 100)).all() else None,
-        flips=None if suffix else flipped,
-        agreement=None if suffix else agree,
     )
 
 
@@ -128,14 +126,12 @@ def value_of(task: Task, mean: float) -> float:
         return math.inf
 
 
-def interval(
-    a: np.ndarray, b: np.ndarray, value: Callable[[float], float] = float, *, resamples: int = RESAMPLES
-) -> tuple[float, float]:
+def interval(a: np.ndarray, b: np.ndarray, value: Callable[[float], float] = float) -> tuple[float, float]:
     """Bounds of value(mean b) - value(mean a) with 95% confidence: units are drawn with replacement, in pairs.
 
     Percentile bootstrap (Efron 1979). Scores [units]; NaN where a score is no number.
     """
-    means = resampled_means(np.stack([a, b], axis=1), resamples)
+    means = resampled_means(np.stack([a, b], axis=1), RESAMPLES)
     changes = np.array([value(mean_b) - value(mean_a) for mean_a, mean_b in means])
     if not np.isfinite(changes).all():
         return math.nan, math.nan
@@ -143,7 +139,7 @@ def interval(
     return float(low), float(high)
 
 
-def resampled_means(scores: np.ndarray, resamples: int = RESAMPLES, seed: int = SEED) -> np.ndarray:
+def resampled_means(scores: np.ndarray, resamples: int, seed: int = SEED) -> np.ndarray:
     """Means [resamples, methods] of scores [units, methods]; each resample draws the same units for all methods.
 
     A method with a score that is no number has no means that are.
@@ -151,7 +147,7 @@ def resampled_means(scores: np.ndarray, resamples: int = RESAMPLES, seed: int = 
     units = len(scores)
     generator = np.random.default_rng(seed)
     means = np.empty((resamples, scores.shape[1]))
-    step = max(1, _AT_ONCE // units)
+    step = max(1, DRAWN_AT_ONCE // units)
     for start in range(0, resamples, step):
         count = min(step, resamples - start)
         drawn = generator.integers(0, units, size=(count, units)) + units * np.arange(count)[:, None]
@@ -166,11 +162,11 @@ def mcnemar(a: np.ndarray, b: np.ndarray) -> float:
 
     `a` and `b` [units] say which units are right. McNemar 1947.
     """
-    return _mcnemar(int((a & ~b).sum()), int((~a & b).sum()))
+    return _mcnemar_of_counts(int((a & ~b).sum()), int((~a & b).sum()))
 
 
 @lru_cache(maxsize=100_000)
-def _mcnemar(lost: int, gained: int) -> float:
+def _mcnemar_of_counts(lost: int, gained: int) -> float:
     flipped, fewer = lost + gained, min(lost, gained)
     logs = [
         math.lgamma(flipped + 1) - math.lgamma(k + 1) - math.lgamma(flipped - k + 1) - flipped * math.log(2)
@@ -181,28 +177,29 @@ def _mcnemar(lost: int, gained: int) -> float:
 
 def flips(a: Sequence[ItemOutput], b: Sequence[ItemOutput]) -> Flips | None:
     """How the items' scores and answers changed; None for texts, which have no answers."""
-    pairs = _answered(a, b)
+    pairs = _answered_pairs(a, b)
     if not pairs:
         return None
     return Flips(
-        lost=sum(one.score > other.score for one, other in pairs),
-        gained=sum(one.score < other.score for one, other in pairs),
-        changed=sum(one.score == other.score and one.prediction != other.prediction for one, other in pairs),
+        lost=sum(first.score > second.score for first, second in pairs),
+        gained=sum(first.score < second.score for first, second in pairs),
+        changed=sum(first.score == second.score and first.prediction != second.prediction for first, second in pairs),
     )
 
 
 def agreement(a: Sequence[ItemOutput], b: Sequence[ItemOutput]) -> float | None:
     """The share of items with the same answer; None for texts."""
-    pairs = _answered(a, b)
-    return sum(one.prediction == other.prediction for one, other in pairs) / len(pairs) if pairs else None
+    pairs = _answered_pairs(a, b)
+    return sum(first.prediction == second.prediction for first, second in pairs) / len(pairs) if pairs else None
 
 
-def _answered(a: Sequence[ItemOutput], b: Sequence[ItemOutput]) -> list[tuple[ItemOutput, ItemOutput]]:
-    others = {one.item: one for one in b}
-    return [(one, others[one.item]) for one in a if one.gold and one.item in others]
+def _answered_pairs(a: Sequence[ItemOutput], b: Sequence[ItemOutput]) -> list[tuple[ItemOutput, ItemOutput]]:
+    """Both outputs of each item that both sides have and that has a right answer."""
+    second = {output.item: output for output in b}
+    return [(output, second[output.item]) for output in a if output.gold and output.item in second]
 
 
-def better(scores: np.ndarray, *, higher_is_better: bool = True, resamples: int = RESAMPLES) -> np.ndarray:
+def better(scores: np.ndarray, *, higher_is_better: bool = True) -> np.ndarray:
     """Which methods are better than which by more than chance: [methods, methods], true at [i, j] if j beats i.
 
     `scores` [units, methods] are of the same units. A method is better than another if the paired bootstrap interval of
@@ -210,52 +207,39 @@ def better(scores: np.ndarray, *, higher_is_better: bool = True, resamples: int 
     better than a third whose mean is no lower. Any is better than one without numbers. So the fewer are better the
     higher the mean, and of methods that equally many are better than, none is better than another.
     """
-    known = np.isfinite(scores).all(axis=0)
-    table = scores[:, known] if higher_is_better else -scores[:, known]
-    mean, means = table.mean(axis=0), resampled_means(table, resamples)
-    least = 1e-12 * np.abs(table).max(initial=0.0)  # sums of the same scores in another order may differ by this much
-    among = np.array([(means - means[:, [one]] <= least).mean(axis=0) < (1 - LEVEL) / 2 for one in range(len(mean))])
-    found = np.broadcast_to(known & ~known[:, None], (len(known),) * 2).copy()
-    if known.any():
-        among &= mean > mean[:, None]
-        if np.isin(table, (0, 100)).all():
-            right = (table > 0).astype(float)
-            lost, gained = right.T @ (1 - right), (1 - right).T @ right
-            for i, j in np.argwhere(among):
-                among[i, j] = _mcnemar(int(lost[i, j]), int(gained[i, j])) < 1 - LEVEL
-        found[np.ix_(known, known)] = [among[mean >= one].any(axis=0) for one in mean]
-    return found
+    finite = np.isfinite(scores).all(axis=0)
+    result = np.broadcast_to(finite & ~finite[:, None], (len(finite),) * 2).copy()
+    if finite.any():
+        table = scores[:, finite] if higher_is_better else -scores[:, finite]
+        mean, separated = table.mean(axis=0), _separated(table)
+        result[np.ix_(finite, finite)] = [separated[mean >= value].any(axis=0) for value in mean]
+    return result
 
 
-def unquantized(run: RunFolder) -> RunFolder | None:
-    """The FP16 run of the same model under the same conditions that has most of this run's tasks; None without one."""
+def _separated(table: np.ndarray) -> np.ndarray:
+    """Which methods' means are higher than which by both tests: [methods, methods], true at [i, j] if j's is.
 
-    def same(other: RunFolder) -> bool:
-        ours, theirs = run.spec, other.spec
-        return theirs.setting.method == "fp16" and all(
-            getattr(ours, field) == getattr(theirs, field)
-            for field in ("model", "revision", "window", "limit", "dtype")
-        )
-
-    best: tuple[int, RunFolder | None] = (0, None)
-    for path in folder.run_folders():
-        try:
-            other = folder.read(path)
-        except UserError:
-            continue
-        shared = len(set(other.spec.tasks) & set(run.spec.tasks))
-        if same(other) and shared > best[0]:
-            best = (shared, other)
-    return best[1]
+    `table` [units, methods] is finite, and more is better in it.
+    """
+    mean, means = table.mean(axis=0), resampled_means(table, RESAMPLES)
+    rounding = 1e-12 * np.abs(table).max(initial=0.0)  # sums of the same scores in another order may differ so much
+    not_higher = [(means - means[:, [index]] <= rounding).mean(axis=0) for index in range(len(mean))]
+    separated = (np.array(not_higher) < (1 - LEVEL) / 2) & (mean > mean[:, None])
+    if np.isin(table, (0, 100)).all():
+        right = (table > 0).astype(float)
+        lost, gained = right.T @ (1 - right), (1 - right).T @ right
+        for i, j in np.argwhere(separated):
+            separated[i, j] = _mcnemar_of_counts(int(lost[i, j]), int(gained[i, j])) < 1 - LEVEL
+    return separated
 
 
 def find_run(name: str) -> RunFolder:
     """A run by its id, the start of its id, or the path of its folder. Raises UserError if that is not one run."""
-    found = [path for path in folder.run_folders() if name and path.name.startswith(name)]
+    paths = [path for path in folder.run_folders() if name and path.name.startswith(name)]
     path = Path(name).expanduser()
-    if not found and name and path.is_dir():
-        found = [path.resolve()]
-    if len(found) != 1:
-        what = "is no run" if not found else f"are {len(found)} runs"
-        raise UserError(f"There {what} {name!r}; see: python -m quant_engine list runs")
-    return folder.read(found[0])
+    if not paths and name and path.is_dir():
+        paths = [path.resolve()]
+    if len(paths) != 1:
+        count = f"are {len(paths)} runs" if paths else "is no run"
+        raise UserError(f"There {count} {name!r}; see: python -m quant_engine list runs")
+    return folder.read(paths[0])

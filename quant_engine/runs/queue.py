@@ -89,13 +89,13 @@ class Queue:
     def submit(self, spec: RunSpec) -> str:
         """Put a run in the queue and return its id.
 
-        The same run that waits, runs or is done is found, not repeated; one that failed or was cancelled, or whose
+        A run that waits already, runs or is done is found, not repeated; one that failed or was cancelled, or whose
         results are no longer on disk, is queued again. `spec` must be resolved, because its id is the run's id.
         """
         run_id = spec.run_id
-        again: tuple[State, ...] = ("failed", "cancelled")
+        repeatable: tuple[State, ...] = ("failed", "cancelled")
         if not folder.exists(run_id):
-            again += ("done",)
+            repeatable += ("done",)
         with self._transaction() as db:
             self._recover(db)
             added = db.execute(
@@ -103,7 +103,7 @@ class Queue:
                 (run_id, spec.model_dump_json(), Progress().model_dump_json(), time.time()),
             )
             if not added.rowcount:
-                self._queue_again(db, run_id, again)
+                self._queue_again(db, run_id, repeatable)
         return run_id
 
     def resume(self, run_id: str) -> QueuedRun:
@@ -135,7 +135,7 @@ class Queue:
         runs = []
         for row in rows:
             try:
-                runs.append(_read(row))
+                runs.append(_queued_run(row))
             except ValidationError:
                 logger.warning("Run %s in %s was queued by another version and is not shown.", row["run_id"], self.path)
         return runs
@@ -147,11 +147,11 @@ class Queue:
         if row is None:
             raise UserError(f"There is no run {run_id!r} in the queue: choose one from the list of runs.")
         try:
-            return _read(row)
+            return _queued_run(row)
         except ValidationError as error:
             raise UserError(f"Run {run_id} was queued by another version of the lab: start it again.") from error
 
-    def waiting(self) -> str | None:
+    def next_to_start(self) -> str | None:
         """The run to start next, or None when none waits or one is running, here or in any other process."""
         if not self.path.exists():
             return None
@@ -196,7 +196,7 @@ class Queue:
                 return None
             now = time.time()
             try:
-                _read(row)
+                _queued_run(row)
             except ValidationError:
                 sentence = "This run was queued by another version whose settings can't be read: start it again."
                 db.execute(
@@ -204,16 +204,16 @@ class Queue:
                     (sentence, now, row["run_id"]),
                 )
                 return None
-            taken = db.execute(
+            claimed = db.execute(
                 "UPDATE runs SET state = 'running', owner = ?, lease_ends = ?, attempts = attempts + 1,"
                 " started = coalesce(started, ?), ended = NULL, error = NULL, cancelling = 0"
                 " WHERE run_id = ? RETURNING *",
                 (owner, now + LEASE_S, now, row["run_id"]),
             ).fetchone()
-        return _read(taken)
+        return _queued_run(claimed)
 
     def report(self, run_id: str, owner: str, progress: Progress | None = None) -> Standing:
-        """Renew the lease, tell the progress, and learn whether to go on: "mine", "cancel" or "lost"."""
+        """Renew the lease, store the progress, and learn whether to go on: "mine", "cancel" or "lost"."""
         with self._transaction() as db:
             row = db.execute(
                 "UPDATE runs SET lease_ends = ?, progress = coalesce(?, progress)"
@@ -225,15 +225,15 @@ class Queue:
         return "cancel" if row["cancelling"] else "mine"
 
     def finish(self, run_id: str, owner: str) -> bool:
-        """The run is done and its results are on disk. All four ways to end return False when it was not `owner`'s."""
+        """End a run whose results are on disk. This and the other ways to end return False when it wasn't `owner`'s."""
         return self._end(run_id, owner, "done", None, Progress(stage="finished", fraction=1.0))
 
     def fail(self, run_id: str, owner: str, sentence: str) -> bool:
-        """The run ended with an error; `sentence` names what to change."""
+        """End a run that failed; `sentence` names what to change."""
         return self._end(run_id, owner, "failed", sentence)
 
-    def cancelled(self, run_id: str, owner: str) -> bool:
-        """The run stopped because somebody asked for it."""
+    def confirm_cancel(self, run_id: str, owner: str) -> bool:
+        """End a run that stopped because somebody asked for it."""
         return self._end(run_id, owner, "cancelled", None)
 
     def release(self, run_id: str, owner: str) -> bool:
@@ -260,13 +260,13 @@ class Queue:
         return row is not None
 
     @staticmethod
-    def _queue_again(db: sqlite3.Connection, run_id: str, ended: tuple[State, ...]) -> None:
-        """Somebody asked for the run again: it starts with all its attempts."""
+    def _queue_again(db: sqlite3.Connection, run_id: str, repeatable: tuple[State, ...]) -> None:
+        """Queue a run that ended as one of `repeatable`. It starts with all its attempts, as a waiting one does too."""
         db.execute("UPDATE runs SET attempts = 0 WHERE run_id = ? AND state = 'queued'", (run_id,))
         db.execute(
             "UPDATE runs SET state = 'queued', error = NULL, attempts = 0, started = NULL, ended = NULL, progress = ?"
-            f" WHERE run_id = ? AND state IN ({', '.join('?' * len(ended))})",
-            (Progress().model_dump_json(), run_id, *ended),
+            f" WHERE run_id = ? AND state IN ({', '.join('?' * len(repeatable))})",
+            (Progress().model_dump_json(), run_id, *repeatable),
         )
 
     @staticmethod
@@ -374,7 +374,7 @@ def _end_write_ahead_log(path: Path) -> None:
         db.execute("PRAGMA journal_mode = DELETE")
 
 
-def _read(row: sqlite3.Row) -> QueuedRun:
+def _queued_run(row: sqlite3.Row) -> QueuedRun:
     values = {name: row[name] for name in row.keys() if name != "lease_ends"}  # noqa: SIM118
     return QueuedRun(
         **values
@@ -402,12 +402,12 @@ def _is_gone(owner: str) -> bool:
 
 def _refusal(path: Path, error: Exception) -> str:
     """What the system said about the queue's file, as a sentence that names what to change."""
-    said = str(error)
-    place = f"The run queue {path}"
-    if "locked" in said:
-        return f"{place} is held by another process for too long: try again, or stop that process."
-    if "full" in said or "No space" in said:
-        return f"{place} can't be written because the disk is full: free some space or set LOWBIT_HOME to another disk."
-    if "not a database" in said or "malformed" in said:
-        return f"{place} is damaged: move the file away, and the lab makes a new one."
-    return f"{place} can't be written ({said}): make its folder writable or set LOWBIT_HOME to another folder."
+    message = str(error)
+    queue = f"The run queue {path}"
+    if "locked" in message:
+        return f"{queue} is held by another process for too long: try again, or stop that process."
+    if "full" in message or "No space" in message:
+        return f"{queue} can't be written because the disk is full: free some space or set LOWBIT_HOME to another disk."
+    if "not a database" in message or "malformed" in message:
+        return f"{queue} is damaged: move the file away, and the lab makes a new one."
+    return f"{queue} can't be written ({message}): make its folder writable or set LOWBIT_HOME to another folder."

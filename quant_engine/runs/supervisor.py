@@ -27,20 +27,20 @@ TICK_S = 0.25
 GRACE_S = 15.0  # longer than a worker grants itself, so that it can end in its own way
 STOP_S = 5.0
 NICE = 10  # a run takes long anyway, and the page and its answers should not
-_WORKER = (sys.executable, "-m", "quant_engine.runs.worker")
+_COMMAND = (sys.executable, "-m", "quant_engine.runs.worker")
 
 
 class Supervisor:
     """Does the queue's runs, one at a time, each in a process of its own, from `start()` to `stop()`."""
 
-    def __init__(self, queue: Queue, command: Sequence[str] = _WORKER) -> None:
+    def __init__(self, queue: Queue, command: Sequence[str] = _COMMAND) -> None:
         self._queue = queue
         self._command = tuple(command)
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._run_id = ""
-        self._wanted_at = 0.0
+        self._last_needed = 0.0
 
     def start(self) -> None:
         """Begin with the oldest run that waits. Does nothing when already started."""
@@ -61,7 +61,7 @@ class Supervisor:
     def _supervise(self) -> None:
         while not self._stopping.is_set():
             try:
-                self._look()
+                self._check()
             except UserError as refusal:
                 # The queue's disk may be full or read-only for a while; the page shows the same sentence.
                 logger.warning("%s", refusal)
@@ -73,19 +73,19 @@ class Supervisor:
             self._stopping.wait(TICK_S)
         self._end_worker()
 
-    def _look(self) -> None:
+    def _check(self) -> None:
         if self._process is None:
-            run_id = self._queue.waiting()
+            run_id = self._queue.next_to_start()
             if run_id:
                 try:
                     self._start_worker(run_id)
                 except OSError as error:
                     self._fail_unstarted(run_id, f"The run's process can't be started ({error.strerror}): free memory.")
         elif self._process.poll() is None:
-            self._kill_unwanted()
+            self._kill_if_unneeded()
         else:
             process, self._process = self._process, None
-            self._note_end(process)
+            self._record_end(process)
 
     def _start_worker(self, run_id: str) -> None:
         log = self._queue.log_path(run_id)
@@ -93,18 +93,18 @@ class Supervisor:
         with log.open("ab") as output:
             command = [*self._command, str(self._queue.path), run_id, "--parent", str(os.getpid())]
             self._process = start_child(command, subprocess.DEVNULL, output, output, nice=NICE)
-        self._run_id, self._wanted_at = run_id, time.monotonic()
+        self._run_id, self._last_needed = run_id, time.monotonic()
 
-    def _kill_unwanted(self) -> None:
+    def _kill_if_unneeded(self) -> None:
         """Kill a worker that is still there long after its run was cancelled, ended or taken from it."""
         run = self._queue.get(self._run_id)
         starting = run.state == "queued"
         if starting or (run.owner == owner_name(self._process.pid) and not run.cancelling):
-            self._wanted_at = time.monotonic()
-        elif time.monotonic() - self._wanted_at > GRACE_S:
+            self._last_needed = time.monotonic()
+        elif time.monotonic() - self._last_needed > GRACE_S:
             self._process.kill()
 
-    def _note_end(self, process: subprocess.Popen[bytes]) -> None:
+    def _record_end(self, process: subprocess.Popen[bytes]) -> None:
         """Write to the queue how a worker ended, unless it did so itself."""
         run, owner = self._queue.get(self._run_id), owner_name(process.pid)
         if process.returncode not in (0, LOST_CLAIM):
@@ -112,7 +112,7 @@ class Supervisor:
         if run.state == "queued" and process.returncode not in (0, LOST_CLAIM):
             self._fail_unstarted(run.run_id, _sentence(process.returncode))
         elif run.cancelling:
-            self._queue.cancelled(run.run_id, owner)
+            self._queue.confirm_cancel(run.run_id, owner)
         else:
             self._queue.fail(run.run_id, owner, _sentence(process.returncode))
 
@@ -139,12 +139,12 @@ class Supervisor:
 
 def _sentence(code: int) -> str:
     """How a worker's process ended, in one sentence that names what to change."""
-    again = "then press Resume: finished blocks are kept."
+    resume = "then press Resume: finished blocks are kept."
     if code == -signal.SIGKILL:
         return (
             "The run's process was stopped by the system (signal 9), most likely because memory ran out; choose a"
-            f" smaller model or fewer samples, {again}"
+            f" smaller model or fewer samples, {resume}"
         )
     if code < 0:
-        return f"The run's process crashed (signal {-code}); see the log for what it did last, {again}"
-    return f"The run's process ended unexpectedly (exit code {code}); see the log for the reason, {again}"
+        return f"The run's process crashed (signal {-code}); see the log for what it did last, {resume}"
+    return f"The run's process ended unexpectedly (exit code {code}); see the log for the reason, {resume}"

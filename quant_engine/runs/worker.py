@@ -7,7 +7,6 @@ terminal never do one run twice at once.
 from __future__ import annotations
 
 import argparse
-import errno
 import os
 import signal
 import sys
@@ -17,16 +16,21 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
+from quant_engine.children import failure
 from quant_engine.progress import Hooks, Progress, Stopped
 from quant_engine.runs.queue import Queue, QueuedRun, Standing, owner_name
-from quant_engine.spec import RunSpec, UserError
+from quant_engine.spec import UserError
 
 BEAT_S = 0.5
 GRACE_S = 10.0
 LOST_CLAIM = 3
 
+_RETRY = "start the run again: finished blocks are kept"
+_LESS_MEMORY = (
+    "choose a smaller model, or start the run again when other programs have freed some: finished blocks are kept"
+)
+
 OnProgress = Callable[[Progress], None]
-Execute = Callable[[RunSpec, Hooks], Path]
 
 
 class _Heartbeat(threading.Thread):
@@ -43,7 +47,8 @@ class _Heartbeat(threading.Thread):
         self._progress: Progress | None = None
         self._ended = threading.Event()
 
-    def tell(self, progress: Progress) -> None:
+    def report(self, progress: Progress) -> None:
+        """Carry this with the next beat."""
         self._progress = progress
 
     def run(self) -> None:
@@ -77,16 +82,14 @@ def run_claimed(queue: Queue, run_id: str, on_progress: OnProgress) -> QueuedRun
         time.sleep(BEAT_S)
 
 
-def _work(
-    queue: Queue, run: QueuedRun, on_progress: OnProgress, shutdown: threading.Event, execute: Execute | None = None
-) -> QueuedRun:
+def _work(queue: Queue, run: QueuedRun, on_progress: OnProgress, shutdown: threading.Event) -> QueuedRun:
     """Execute a run that this process has claimed, and write to the queue how it ended."""
     run_id, owner = run.run_id, owner_name()
     log = _Log(queue.log_path(run_id))
     heartbeat = _Heartbeat(queue, run_id, log)
 
-    def progressed(progress: Progress) -> None:
-        heartbeat.tell(progress)
+    def report(progress: Progress) -> None:
+        heartbeat.report(progress)
         on_progress(progress)
 
     def should_stop() -> bool:
@@ -96,23 +99,23 @@ def _work(
         weights = run.spec.weights
         log(f"{weights.model}, {weights.setting.label}: attempt {run.attempts}, process {os.getpid()}.")
         heartbeat.start()
-        if execute is None:
-            from quant_engine.runs.execute import execute
-        folder = execute(run.spec, Hooks(progressed, should_stop, log))
+        from quant_engine.runs.execute import execute  # here: it loads torch, and the page imports this file
+
+        folder = execute(run.spec, Hooks(report, should_stop, log))
         log(f"Done: {folder}")
         queue.finish(run_id, owner)
     except KeyboardInterrupt:
-        queue.cancelled(run_id, owner)
+        queue.confirm_cancel(run_id, owner)
         raise
     except Stopped:
         log("Stopped; finished blocks are kept.")
         if heartbeat.standing == "cancel":
-            queue.cancelled(run_id, owner)
+            queue.confirm_cancel(run_id, owner)
         else:
             queue.release(run_id, owner)
     except Exception as error:
         log(traceback.format_exc())
-        queue.fail(run_id, owner, sentence_for(error))
+        queue.fail(run_id, owner, failure(error, "run", _LESS_MEMORY, _RETRY))
     finally:
         heartbeat.stop()
     return queue.get(run_id)
@@ -134,44 +137,22 @@ class _Log:
             sys.stderr.write(f"{dated}({self._path} can't be written: {error})\n")
 
 
-def sentence_for(error: BaseException) -> str:
-    """How a run failed, in one sentence that names what to change."""
-    said = str(error)
-    if isinstance(error, UserError):
-        return said
-    if isinstance(error, MemoryError) or "out of memory" in said or "can't allocate memory" in said:
-        return (
-            "Memory ran out: choose a smaller model, or start the run again when other programs have freed some:"
-            " finished blocks are kept."
-        )
-    if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in said:
-        return (
-            "The disk is full: free some space, then start the run again: finished blocks are kept; or set LOWBIT_HOME"
-            " to another disk."
-        )
-    if isinstance(error, PermissionError) or getattr(error, "errno", None) == errno.EROFS:
-        return (
-            f"{getattr(error, 'filename', None) or said} can't be written: make its folder writable or set LOWBIT_HOME."
-        )
-    return f"The run failed inside the engine ({type(error).__name__}): the log has the details."
-
-
-def main(arguments: list[str] | None = None, execute: Execute | None = None) -> int:
+def main() -> int:
     """Claim the run, do it, and end with 0, or with LOST_CLAIM when there was nothing to claim."""
     parser = argparse.ArgumentParser(prog="python -m quant_engine.runs.worker", description="Do one queued run.")
     parser.add_argument("queue", type=Path, help="the SQLite file of the run queue")
     parser.add_argument("run_id")
     parser.add_argument("--parent", type=int, help="end when this process, which started the worker, is gone")
-    given = parser.parse_args(arguments)
-    queue = Queue(given.queue)
+    arguments = parser.parse_args()
+    queue = Queue(arguments.queue)
 
     shutdown = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: shutdown.set())
-    run = queue.claim(given.run_id)
+    run = queue.claim(arguments.run_id)
     if run is None:
         return LOST_CLAIM
-    threading.Thread(target=_leave_in_time, args=(queue, run.run_id, shutdown, given.parent), daemon=True).start()
-    _work(queue, run, lambda _: None, shutdown, execute)
+    threading.Thread(target=_leave_in_time, args=(queue, run.run_id, shutdown, arguments.parent), daemon=True).start()
+    _work(queue, run, lambda _: None, shutdown)
     return 0
 
 

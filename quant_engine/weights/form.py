@@ -1,4 +1,4 @@
-"""What every storage form of low-bit weights can do. One module per form; FORMS in `linear.py` names them."""
+"""What every storage form of low-bit weights can do. One module per form; `registry.py` names them."""
 
 from __future__ import annotations
 

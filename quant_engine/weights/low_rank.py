@@ -39,13 +39,8 @@ class LowRank(StoredWeight):
         return {"base": base, "rank": self.rank, "scale": self.scale}
 
     @classmethod
-    def empty(cls, **config: Any) -> LowRank:
-        from quant_engine.weights import FORMS
-
-        inner = dict(config["base"])
-        base = FORMS[inner.pop("form")].empty(**inner)
-        rank = config["rank"]
-        return cls(base, torch.empty(rank, base.in_features), torch.empty(base.out_features, rank), config["scale"])
+    def empty(cls, base: StoredWeight, rank: int, scale: float) -> LowRank:
+        return cls(base, torch.empty(rank, base.in_features), torch.empty(base.out_features, rank), scale)
 
     def dequantize(self, start: int = 0, end: int | None = None) -> torch.Tensor:
         return self.base.dequantize(start, end) + self.scale * (self.b[start:end].float() @ self.a.float())

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from functools import cache
 
-import torch
+from quant_engine.deferred import deferred
+
+torch = deferred("torch")
 
 WORD = 32
 EIGHT = 8
@@ -21,9 +23,14 @@ def words_per_row(count: int, bits: int) -> int:
     return -(-count * bits // WORD)
 
 
+def packed_bits(rows: int, count: int, bits: int) -> int:
+    """The bits that so many rows of `count` codes take, whole words each."""
+    return rows * WORD * words_per_row(count, bits)
+
+
 def unused_bits(rows: int, count: int, bits: int) -> int:
     """The bits that are left over in the words of so many rows of `count` codes."""
-    return rows * (WORD * words_per_row(count, bits) - count * bits)
+    return packed_bits(rows, count, bits) - rows * count * bits
 
 
 def pack(codes: torch.Tensor, bits: int) -> torch.Tensor:

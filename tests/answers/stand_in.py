@@ -10,12 +10,12 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from models import tiny_chat
 
-from quant_engine.answers.worker import main
+from quant_engine.answers import worker
 from quant_engine.progress import Progress
 from quant_engine.spec import UserError
 
 
-def load(model, setting, on_progress):
+def load(model, setting, on_progress, **_):
     what, _, detail = model.partition("=")
     print("a library prints to standard output")
     os.system("echo a child process does so too")
@@ -39,4 +39,5 @@ def load(model, setting, on_progress):
 
 
 if __name__ == "__main__":
-    main(load)
+    worker.load_setting = load
+    worker.main()

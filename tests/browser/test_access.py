@@ -47,7 +47,7 @@ def test_the_contrast_check_finds_what_is_hard_to_read(page):
     page.evaluate("document.querySelector('.masthead p').style.color = '#a0a0a0'")
     page.evaluate("document.querySelector('table.board td.lost').style.background = 'rgb(120 60 0)'")
     found = look(page, "contrast")
-    assert {one.split()[1] for one in found} == {"p.null:", "td.first"}, found
+    assert {text.split()[1] for text in found} == {"p.null:", "td.first"}, found
 
 
 def test_text_is_readable_on_every_tab_in_both_themes(tmp_path, opened, monkeypatch):
@@ -86,7 +86,7 @@ def test_numbers_in_heat_maps_are_readable_on_the_scales_colours(lab, opened, th
         document.querySelector('#rooms').prepend(sample);
       }
     }""")
-    assert [one for one in look(page, "contrast") if "sample" in one] == []
+    assert [text for text in look(page, "contrast") if "sample" in text] == []
 
 
 PINS = [
@@ -131,8 +131,8 @@ def test_a_link_shows_its_view_from_the_first_frame_on(lab, opened, link):
     page.goto(f"{lab.url}/{link}")
     page.wait_for_selector("#rooms")
     page.wait_for_timeout(4500)  # longer than the page's own timer: nothing is drawn anew behind the visitor's back
-    said = page.evaluate("said")
-    assert len(said) == 1, said
+    views = page.evaluate("said")
+    assert len(views) == 1, views
 
 
 def test_the_keyboard_reaches_every_control_of_the_leaderboard_in_order(lab, opened):
@@ -146,12 +146,12 @@ def test_the_keyboard_reaches_every_control_of_the_leaderboard_in_order(lab, ope
         if at is None:
             break
         visited.append(at)
-    assert [one["name"] for one in visited if not one["ring"]] == []
-    names = [one["name"] for one in visited]
+    assert [element["name"] for element in visited if not element["ring"]] == []
+    names = [element["name"] for element in visited]
     first = ("Model", "Language", "Value", "Search", "Clear filters", "FP16", "16", "per row", "paper")
     wanted = [*first, "CSV", "Method", "WikiText2", "Pin GPTQ W4A16 128"]
-    places = [names.index(name) for name in wanted]
-    assert places == sorted(places), names
+    indices = [names.index(name) for name in wanted]
+    assert indices == sorted(indices), names
     everything = page.locator(
         "#rooms [role=tabpanel]:visible :is(button, input, textarea, [tabindex='0']):visible"
     ).count()

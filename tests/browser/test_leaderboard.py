@@ -30,8 +30,8 @@ def headers(page: Page) -> list[str]:
 
 
 def column(page: Page, title: str) -> list[str]:
-    place = headers(page).index(title)
-    return [row[place] for row in rows(page)]
+    index = headers(page).index(title)
+    return [row[index] for row in rows(page)]
 
 
 def press(page: Page, group: str, choice: str) -> None:
@@ -45,9 +45,9 @@ def summary_is(page: Page, start: str) -> None:
 
 
 def test_the_studys_table_is_there(page):
-    place = headers(page).index("WikiText2")
+    index = headers(page).index("WikiText2")
     gptq = [row for row in rows(page) if row[:4] == ["GPTQ", "W4A16", "128", "paper"]]
-    assert [row[place] for row in gptq] == ["6.5"]
+    assert [row[index] for row in gptq] == ["6.5"]
     summary_is(page, "41 settings")
 
 
@@ -134,8 +134,8 @@ def test_method_and_header_stay_in_view_when_the_table_scrolls(lab, opened):
         """() => {
             const box = document.querySelector("#board .scroll");
             box.scrollTo(600, 400);
-            const method = [...box.querySelectorAll("th button")].find(one => one.innerText.startsWith("Method"));
-            const [outer, inner] = [box, method].map(one => one.getBoundingClientRect());
+            const method = [...box.querySelectorAll("th button")].find(button => button.innerText.startsWith("Method"));
+            const [outer, inner] = [box, method].map(element => element.getBoundingClientRect());
             return box.scrollLeft > 0 && Math.abs(inner.x - outer.x) < 12 && Math.abs(inner.y - outer.y) < 60;
         }"""
     )

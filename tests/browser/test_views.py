@@ -208,8 +208,8 @@ def drawn_run(bits: int, right: int) -> RunSpec:
         for block in range(2)
     ]  # fmt: skip
     items = [
-        ItemOutput(item=one.id, prompt=one.question, gold=one.answers, prediction="A", score=float(number < right))
-        for number, one in enumerate(suite.items("demo-ai2d", 8))
+        ItemOutput(item=item.id, prompt=item.question, gold=item.answers, prediction="A", score=float(number < right))
+        for number, item in enumerate(suite.items("demo-ai2d", 8))
     ]
     run_folder.write(spec, {}, [result], layers, {"demo-ai2d": items}, "")
     return spec

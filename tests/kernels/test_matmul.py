@@ -5,7 +5,7 @@ import torch
 
 from quant_engine.kernels import cpu, matmul
 from quant_engine.kernels.linear import QuantLinear
-from quant_engine.weights import GroupedInt
+from quant_engine.weights.grouped import GroupedInt
 
 
 def stored(bits, rows, columns, group, *, symmetric=False, ordered=False, seed=0):

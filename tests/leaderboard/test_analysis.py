@@ -14,8 +14,8 @@ def board():
     return arrange(read_paper())
 
 
-def column(seen: View, task: str) -> int:
-    return [one.task for one in seen.columns].index(task)
+def index_of(seen: View, task: str) -> int:
+    return [column.task for column in seen.columns].index(task)
 
 
 def cell(seen: View, task: str, **setting: object) -> tuple[str, float, Cell]:
@@ -25,12 +25,12 @@ def cell(seen: View, task: str, **setting: object) -> tuple[str, float, Cell]:
         [(rows[name] == value) | (rows[name].isna() & (value is None)) for name, value in setting.items()]
     )
     (row,) = np.flatnonzero(mask)
-    place = column(seen, task)
-    return seen.text(row, place), seen.shade[row, place], Cell(seen.cells[row, place])
+    index = index_of(seen, task)
+    return seen.text(row, index), seen.shade[row, index], Cell(seen.cells[row, index])
 
 
 def values(seen: View, task: str) -> list[float]:
-    return seen.values[:, column(seen, task)].tolist()
+    return seen.values[:, index_of(seen, task)].tolist()
 
 
 LLAMA3 = Query(model="LLaMA3-8B")
@@ -46,9 +46,9 @@ def test_the_studys_table_has_its_settings_once_and_its_numbers(board):
 
 
 def test_columns_stand_in_groups_and_only_where_there_are_numbers(board):
-    groups = [one.group for one in view(board, LLAMA3).columns]
+    groups = [column.group for column in view(board, LLAMA3).columns]
     assert groups == sorted(groups, key=["Perplexity", "CommonSenseQA", "MMLU", "Pictures", "Cost"].index)
-    assert {one.group for one in view(board, Query(model="LLaVA-Next-8B", track="mllm_ptq")).columns} == {
+    assert {column.group for column in view(board, Query(model="LLaVA-Next-8B", track="mllm_ptq")).columns} == {
         "Perplexity",
         "Pictures",
     }
@@ -96,9 +96,9 @@ def test_sort_is_by_the_real_number_and_survives_a_filter(board):
 def test_the_best_stands_first_whichever_way_is_better(board):
     for task, best in (("wikitext2", 6.1), ("piqa", 79.9)):
         assert values(view(board, LLAMA3.model_copy(update={"sort": task})), task)[0] == best
-    kept = view(board, LLAMA3.model_copy(update={"sort": "c4", "mode": "retained"}))
-    assert kept.rows.method[0] == "AWQ"
-    assert values(kept, "c4")[0] == pytest.approx(100 * 9.2 / 8.9)
+    percents = view(board, LLAMA3.model_copy(update={"sort": "c4", "mode": "retained"}))
+    assert percents.rows.method[0] == "AWQ"
+    assert values(percents, "c4")[0] == pytest.approx(100 * 9.2 / 8.9)
 
 
 @pytest.mark.parametrize("reverse", [False, True])
@@ -122,10 +122,10 @@ def test_difference_and_retention_refer_to_fp16(board):
     assert cell(less, "wikitext2", **setting)[0] == "+0.4"
     assert cell(less, "piqa", **setting)[0] == "−1.5"
     assert cell(less, "piqa", method="FP16")[0] == "0.0"
-    kept = view(board, LLAMA3.model_copy(update={"mode": "retained"}))
-    assert cell(kept, "wikitext2", **setting)[0] == "93.8%"  # 6.1 / 6.5: for perplexity less is better
-    assert cell(kept, "piqa", **setting)[0] == "98.1%"
-    assert cell(kept, "decode_tokens_per_s", **setting)[0] == "61.2"  # a cost stays what it is
+    percents = view(board, LLAMA3.model_copy(update={"mode": "retained"}))
+    assert cell(percents, "wikitext2", **setting)[0] == "93.8%"  # 6.1 / 6.5: for perplexity less is better
+    assert cell(percents, "piqa", **setting)[0] == "98.1%"
+    assert cell(percents, "decode_tokens_per_s", **setting)[0] == "61.2"  # a cost stays what it is
 
 
 def test_shade_respects_which_way_is_better(board):
@@ -167,7 +167,7 @@ def test_the_lora_track_is_compared_with_the_measured_fp16(make_run):
 def test_measured_runs_never_refer_to_the_studys_fp16(make_run):
     make_run(model="llama3-8b", wikitext2=6.7)
     seen = view(arrange(Store().snapshot().frame), Query(model="LLaMA3-8B", sources=("measured",), mode="difference"))
-    assert seen.cells[0, column(seen, "wikitext2")] == Cell.NO_REFERENCE
+    assert seen.cells[0, index_of(seen, "wikitext2")] == Cell.NO_REFERENCE
 
 
 def test_a_measured_run_shows_what_it_stores_and_costs(make_run):
@@ -221,7 +221,7 @@ def test_measured_results_without_costs_show_too():
     for results in (pd.concat([paper, measured]), measured):
         seen = view(arrange(results), Query(model="LLaMA3-8B", sources=("measured",)))
         assert cell(seen, "wikitext2", method="FP16")[0] == "6.10"
-        assert "stored_bits" not in [one.task for one in seen.columns]
+        assert "stored_bits" not in [column.task for column in seen.columns]
 
 
 def test_settings_are_ranked_by_a_score_that_many_of_them_have():

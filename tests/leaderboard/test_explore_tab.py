@@ -1,11 +1,11 @@
 import pytest
 
 from leaderboard.analysis import arrange
+from leaderboard.boards import Boards
 from leaderboard.plot import Figure
 from leaderboard.store import Store, read_notes, read_paper
 from leaderboard.ui import explore_tab, methods_tab
 from leaderboard.ui.chart import chart
-from leaderboard.ui.leaderboard_tab import Boards
 from leaderboard.view import Explored, Fitted
 from quant_engine.methods import METHODS
 

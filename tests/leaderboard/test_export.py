@@ -20,8 +20,8 @@ def seen(request):
 def same(frame, seen):
     """Whether a frame that was read back holds the view's numbers in the view's order."""
     assert frame["method"].tolist() == seen.rows["method"].tolist()
-    for place, column in enumerate(seen.columns):
-        np.testing.assert_allclose(frame[column.task].astype(float), seen.values[:, place])
+    for index, column in enumerate(seen.columns):
+        np.testing.assert_allclose(frame[column.task].astype(float), seen.values[:, index])
 
 
 def test_csv_parses_back(seen):
@@ -48,7 +48,7 @@ def test_markdown_holds_what_the_table_writes(seen):
     assert len(lines) == len(seen.rows)
     assert head.count("|") == rule.count("|") == lines[0].count("|")
     cells = [cell.strip() for cell in lines[3].strip("|").split("|")]
-    assert cells[3:] == [seen.text(3, place) for place in range(len(seen.columns))]
+    assert cells[3:] == [seen.text(3, index) for index in range(len(seen.columns))]
 
 
 def test_latex_has_as_many_cells_in_every_line_and_no_bare_specials(seen):
@@ -70,12 +70,12 @@ def test_the_citation_names_the_study():
 
 
 def test_the_options_that_set_rows_apart_are_in_every_format(seen):
-    rows = seen.rows.assign(chosen=["act_order", *seen.rows["chosen"].iloc[1:]])
-    told = replace(seen, rows=rows)
-    assert export.frame(told)["options"].tolist()[:2] == ["act_order", ""]
-    assert json.loads(export.as_json(told))["rows"][0]["options"] == "act_order"
-    assert "(act_order) |" in export.markdown(told).decode()
-    assert r"(act\_order) &" in export.latex(told).decode()
+    rows = seen.rows.assign(options=["act_order", *seen.rows["options"].iloc[1:]])
+    marked = replace(seen, rows=rows)
+    assert export.frame(marked)["options"].tolist()[:2] == ["act_order", ""]
+    assert json.loads(export.as_json(marked))["rows"][0]["options"] == "act_order"
+    assert "(act_order) |" in export.markdown(marked).decode()
+    assert r"(act\_order) &" in export.latex(marked).decode()
 
 
 def test_every_format_is_written_for_an_empty_view_too():
@@ -87,4 +87,4 @@ def test_every_format_is_written_for_an_empty_view_too():
 def test_notes_go_with_the_numbers_that_are_shown():
     seen = view(arrange(read_paper()), Query(model="LLaMA3-8B", methods=("QuIP",)))
     notes = export.with_notes(seen, read_notes())
-    assert any(one.startswith("LLaMA3-8B, QuIP W4A16, PTB: C4 (11.1)") for one in notes)
+    assert any(note.startswith("LLaMA3-8B, QuIP W4A16, PTB: C4 (11.1)") for note in notes)

@@ -6,7 +6,7 @@ import plotly.graph_objects as go
 import pytest
 
 from leaderboard import figures, quality, run_figures
-from leaderboard.analysis import arrange
+from leaderboard.analysis import Query, arrange, view
 from leaderboard.columns import column_of
 from leaderboard.plot import Figure
 from leaderboard.store import Store, read_paper
@@ -77,9 +77,9 @@ def test_losses_are_points_of_percentages_and_shares_of_perplexity():
 
 def test_the_cheapest_setting_is_within_the_points_and_none_smaller_is(board):
     found = quality.points(board, "LLaMA3-8B", "commonsense_avg")
-    one = quality.cheapest(found, 3)
-    assert one["loss"] <= 3
-    smaller = found[(found.stored_bits < one["stored_bits"]) & (found.w_bits < 16)]
+    cheapest = quality.cheapest(found, 3)
+    assert cheapest["loss"] <= 3
+    smaller = found[(found.stored_bits < cheapest["stored_bits"]) & (found.w_bits < 16)]
     assert (smaller["loss"] > 3).all()
     assert quality.cheapest(found, -50) is None
 
@@ -138,7 +138,7 @@ def test_fronts_of_many_draws_are_those_of_each():
     sizes, values = generator.integers(1, 6, 20).astype(float), generator.integers(1, 9, (7, 20)).astype(float)
     values[2, 3] = np.nan
     together = quality.pareto(sizes, values, higher_is_better=True)
-    assert (together == [quality.pareto(sizes, one, higher_is_better=True) for one in values]).all()
+    assert (together == [quality.pareto(sizes, draw, higher_is_better=True) for draw in values]).all()
     assert not together[2, 3]
 
 
@@ -161,8 +161,8 @@ def test_collapsed_settings_are_shown_as_collapsed(board):
     gone = quality.collapsed(board, "LLaVA-Next-8B", "mmbench_en")
     assert len(gone)
     (heat,) = figures.methods_and_bits(board, "LLaVA-Next-8B", "mmbench_en").data
-    for one in gone.itertuples():
-        text = heat["text"][heat["y"].index(one.method)][heat["x"].index(f"{one.w_bits:g}")]
+    for setting in gone.itertuples():
+        text = heat["text"][heat["y"].index(setting.method)][heat["x"].index(f"{setting.w_bits:g}")]
         assert text != ""
     assert any("collapsed" in row for row in heat["text"])
     bits = figures.bits_and_quality(board, "LLaVA-Next-8B", "mmbench_en", 5)
@@ -180,6 +180,31 @@ def test_the_heat_map_shows_the_studys_numbers_and_which_way_is_better(board):
     assert heat["text"][row][heat["x"].index("4")] == "6.5"
     assert heat["z"][heat["y"].index("RTN")][heat["x"].index("2")] == -1
     assert heat["z"][row][heat["x"].index("1.1")] is None
+
+
+@pytest.mark.parametrize(
+    ("model", "track", "task"),
+    [
+        ("LLaMA3-8B", "llm_ptq", "wikitext2"),
+        ("LLaMA3-8B", "llm_ptq", "piqa"),
+        ("LLaVA-Next-8B", "mllm_ptq", "mme_cognition"),
+        ("LLaVA-Next-8B", "mllm_ptq", "mmbench_en"),
+    ],
+)
+def test_a_cell_has_the_same_shade_and_text_in_the_heat_map_and_in_the_table(board, model, track, task):
+    (heat,) = figures.methods_and_bits(board, model, task).data
+    seen = view(board, Query(model=model, track=track))
+    index = [column.task for column in seen.columns].index(task)
+    cells = {}
+    for row, (method, bits) in enumerate(seen.rows[["method", "w_bits"]].itertuples(index=False)):
+        cells.setdefault((method, f"{bits:g}"), []).append((seen.text(row, index), seen.shade[row, index]))
+    compared = 0
+    for method, shades, texts in zip(heat["y"], heat["z"], heat["text"], strict=True):
+        for bits, shade, text in zip(heat["x"], shades, texts, strict=True):
+            if shade is not None and (method, bits) in cells:  # the heat map has the settings of all tracks
+                assert (text, pytest.approx(shade, abs=1e-4)) in cells[method, bits]
+                compared += 1
+    assert compared > 5
 
 
 def test_pictures_are_compared_at_the_same_setting_only(board):

@@ -26,7 +26,7 @@ def test_the_parts_are_what_the_formulas_say():
 def test_pictures_and_batches_take_their_tokens():
     shape = shapes()["LLaVA-Next-8B"]
     plain, seen = (fit.need(shape, 4, context=1000, pictures=count) for count in (0, 2))
-    assert seen.cache / plain.cache == pytest.approx((1000 + 2 * 2880) / 1000)
+    assert seen.cache / plain.cache == pytest.approx((1000 + 2 * 2928) / 1000)
     assert fit.need(shape, 4, context=1000, batch=4).cache == 4 * plain.cache
     assert fit.need(shape, 4, context=1000, batch=4).weights == plain.weights
 
@@ -86,14 +86,19 @@ def test_measured_peaks_stand_beside_the_estimate(make_run):
     assert row["Measured GB"] == 2
     assert row["Error %"] == pytest.approx(100 * (row["Estimated GB"] / 2 - 1), abs=1)
     assert fit.checked(read_paper()).empty
-    assert fit.checked(Store().snapshot().frame.assign(options='{"steps": 60}')).empty  # its peak is its training's
+
+
+def test_a_run_that_trained_is_not_compared_for_its_peak_is_its_trainings(make_run):
+    make_run(method="qlora", group=None, perplexity=25.5)
+    make_run(method="db_llm", bits=2, perplexity=25.5)
+    assert fit.checked(Store().snapshot().frame).empty
 
 
 def test_the_peak_of_a_gpu_is_that_of_tensors_alone(make_run):
     make_run(perplexity=25.5)
     frame = Store().snapshot().frame
     on_host, on_gpu = (
-        fit.checked(frame.assign(command=f"run --device {device} --dtype float32"))["Estimated GB"].item()
+        fit.checked(frame.assign(device=device, command=None, conditions=""))["Estimated GB"].item()
         for device in ("cpu", "cuda")
     )
     assert on_host - on_gpu == pytest.approx(fit.HOST_OVERHEAD / 1e9, abs=0.01)

@@ -5,9 +5,11 @@ import pytest
 
 from leaderboard import analysis, ranks
 from leaderboard.analysis import Query, arrange
+from leaderboard.boards import Boards
 from leaderboard.ranks import Comparisons
 from leaderboard.store import Store, read_paper
-from leaderboard.ui.leaderboard_tab import Boards, show
+from leaderboard.table_view import select_table
+from leaderboard.ui.table import results_html
 from quant_engine.runs import folder
 
 MEASURED = Query(model="SmolLM2-135M", sources=("measured",))
@@ -28,13 +30,13 @@ def runs(write_run) -> dict[str, str]:
 def ranked(query: Query, patience: float = 20.0):
     board = arrange(Store().snapshot().frame)
     seen = analysis.view(board, query)
-    return seen, ranks.ranking(board, seen, Comparisons(patience))
+    return seen, ranks.rank(board, seen, Comparisons(patience))
 
 
 def test_runs_that_cannot_be_told_apart_share_a_rank_and_other_items_have_none(runs):
     seen, found = ranked(MEASURED)
-    told = {run_id: found.text(place) for place, run_id in enumerate(seen.rows["run_id"])}
-    assert {name: told[run_id] for name, run_id in runs.items()} == {
+    texts = {run_id: found.text(row) for row, run_id in enumerate(seen.rows["run_id"])}
+    assert {name: texts[run_id] for name, run_id in runs.items()} == {
         "full": "1=", "as good": "1=", "bad": "3", "half": ""
     }  # fmt: skip
     assert found.column.task == "arc_easy"
@@ -42,7 +44,7 @@ def test_runs_that_cannot_be_told_apart_share_a_rank_and_other_items_have_none(r
 
 def test_a_rank_is_among_the_rows_that_are_shown(runs):
     seen, found = ranked(MEASURED.model_copy(update={"bits": (2.0,)}))
-    assert [found.text(place) for place in range(len(seen.rows))] == ["1"]
+    assert [found.text(row) for row in range(len(seen.rows))] == ["1"]
 
 
 def test_items_are_read_once_however_the_table_is_filtered(runs, write_run, monkeypatch):
@@ -50,36 +52,37 @@ def test_items_are_read_once_however_the_table_is_filtered(runs, write_run, monk
     monkeypatch.setattr(folder, "read_items", lambda *given, real=folder.read_items: read.append(given) or real(*given))
     board, comparisons = arrange(Store().snapshot().frame), Comparisons(20)
     for change in ({}, {"bits": (4.0,)}, {"sort": "arc_easy", "reverse": True}, {"mode": "retained"}):
-        ranks.ranking(board, analysis.view(board, MEASURED.model_copy(update=change)), comparisons)
+        ranks.rank(board, analysis.view(board, MEASURED.model_copy(update=change)), comparisons)
     assert len(read) == len(runs)
     write_run([1.0] * 200, "gptq")
     board = arrange(Store().snapshot().frame)
-    ranks.ranking(board, analysis.view(board, MEASURED), comparisons)
+    ranks.rank(board, analysis.view(board, MEASURED), comparisons)
     assert len(read) == len(runs) + 1
 
 
 def test_a_run_with_damaged_items_has_no_rank_and_the_rest_have(runs):
     (folder.run_path(runs["as good"]) / "items" / "arc_easy.parquet").write_bytes(b"no parquet")
     seen, found = ranked(MEASURED)
-    told = {run_id: found.text(place) for place, run_id in enumerate(seen.rows["run_id"])}
-    assert [told[runs[name]] for name in ("full", "as good", "bad")] == ["1", "", "2"]
+    texts = {run_id: found.text(row) for row, run_id in enumerate(seen.rows["run_id"])}
+    assert [texts[runs[name]] for name in ("full", "as good", "bad")] == ["1", "", "2"]
 
 
 def test_a_table_does_not_wait_and_comes_again_with_ranks(runs):
     boards = Boards(Store())
     boards.comparisons = Comparisons(patience=0)
-    first = show(boards, MEASURED)
-    assert "Rank" not in first.table
+    first = select_table(boards, MEASURED)
+    assert "Rank" not in results_html(first.view, boards.notes, 4, first.ranking)
     boards.comparisons._pool.shutdown(wait=True)
-    assert show(boards, MEASURED).drawn != first.drawn
-    assert '<td class="k kr">1<i>=</i></td>' in show(boards, MEASURED).table
+    again = select_table(boards, MEASURED)
+    assert again.signature != first.signature
+    assert '<td class="k kr">1<i>=</i></td>' in results_html(again.view, boards.notes, 4, again.ranking)
 
 
 def test_rows_of_the_study_are_ranked_by_the_printed_number():
     board = arrange(read_paper())
     seen = analysis.view(board, Query(model="LLaMA3-8B", bits=(4.0, 16.0), sort="wikitext2", mode="difference"))
-    found = ranks.ranking(board, seen, Comparisons(0))
-    values = board.values[seen.places, board.columns.index(found.column)]
+    found = ranks.rank(board, seen, Comparisons(0))
+    values = board.values[seen.board_rows, board.columns.index(found.column)]
     assert found.ranks.tolist() == [int((values < value).sum()) + 1 if value == value else 0 for value in values]
     tied = found.ranks[found.shared]
     assert all((found.ranks == rank).sum() > 1 for rank in tied)
@@ -88,4 +91,4 @@ def test_rows_of_the_study_are_ranked_by_the_printed_number():
 def test_costs_are_no_ranking(results):
     board = arrange(read_paper())
     seen = analysis.view(board, Query(model="LLaMA3-8B", track="efficiency"))
-    assert ranks.ranking(board, seen, Comparisons(0)) is None
+    assert ranks.rank(board, seen, Comparisons(0)) is None

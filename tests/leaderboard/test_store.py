@@ -1,6 +1,6 @@
 import json
 
-from leaderboard.store import COLUMNS, Store, chosen_options, method_name, model_name, read_notes, read_paper
+from leaderboard.store import COLUMNS, Store, method_name, model_name, options_text, read_notes, read_paper
 
 
 def test_the_study_has_840_rows_under_the_columns_of_a_result():
@@ -43,7 +43,7 @@ def test_corrupt_folders_are_named_with_the_reason_and_the_rest_shows(make_run, 
     snapshot = Store().snapshot()
     assert {problem.folder for problem in snapshot.problems} == {half.name, damaged.name}
     assert all(problem.reason.endswith(".") for problem in snapshot.problems)
-    assert "run.json is missing" in next(one.reason for one in snapshot.problems if one.folder == half.name)
+    assert "run.json is missing" in next(problem.reason for problem in snapshot.problems if problem.folder == half.name)
     assert set(snapshot.frame.run_id.dropna()) == {good.name}
 
 
@@ -99,10 +99,10 @@ def test_a_results_folder_that_cannot_be_read_is_said(results):
     ]
 
 
-def test_chosen_options_are_those_that_are_no_defaults():
+def test_options_text_are_those_that_are_no_defaults():
     given = {"act_order": True, "true_sequential": True, "groups": "static", "damping": 0.01, "mse_clip": False}
-    assert chosen_options("GPTQ", json.dumps(given)) == "act_order, groups=static"
-    assert chosen_options("RTN", json.dumps({"symmetric": False, "mse_clip": False})) == ""
-    assert chosen_options("OmniQuant", "{}") == ""
+    assert options_text("GPTQ", json.dumps(given)) == "act_order, groups=static"
+    assert options_text("RTN", json.dumps({"symmetric": False, "mse_clip": False})) == ""
+    assert options_text("OmniQuant", "{}") == ""
     for unreadable in ("", "act_order", "[1]"):
-        assert chosen_options("GPTQ", unreadable) == ""
+        assert options_text("GPTQ", unreadable) == ""

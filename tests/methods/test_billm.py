@@ -7,7 +7,8 @@ import torch
 from quant_engine.methods import METHODS, Layer, Statistics
 from quant_engine.methods.billm import BillmOptions, binarize, break_point, masks, salient_count
 from quant_engine.spec import QuantSetting
-from quant_engine.weights import Ledger, ResidualBinary
+from quant_engine.weights.binary import ResidualBinary
+from quant_engine.weights.ledger import Ledger
 
 BILLM = METHODS["billm"]
 

@@ -1,6 +1,5 @@
 """Greedy decoding agrees with transformers' own, streams whole characters, and counts only its own time."""
 
-import time
 from itertools import pairwise
 
 import pytest
@@ -10,7 +9,7 @@ from PIL import Image
 
 from quant_engine.models import decode
 from quant_engine.models.catalog import model_card
-from quant_engine.models.decode import answer, answer_text
+from quant_engine.models.decode import PromptCache, answer, answer_text
 from quant_engine.models.load import load_dense
 from quant_engine.spec import UserError
 
@@ -72,27 +71,48 @@ def test_answers_decoded_in_turns_equal_answers_decoded_alone(llava):
     assert together == alone
 
 
-def test_time_that_others_take_between_two_tokens_is_not_counted(llama):
-    steps = []
+def test_time_that_others_take_between_two_tokens_is_not_counted(llama, monkeypatch):
+    now = [0.0]
+
+    def next_token(*_):
+        now[0] += 2.0  # seconds
+        return llama.tokenizer.encode("a", add_special_tokens=False)[0]
+
+    monkeypatch.setattr(decode, "_next_token", next_token)
+    monkeypatch.setattr(decode.time, "perf_counter", lambda: now[0])
+    stats = []
     for step in answer(llama, None, "Why?", 8):
-        steps.append(step)
-        time.sleep(0.05)
-    stats = steps[-1].stats
-    assert stats.tokens == len(steps) > 4
-    assert (stats.tokens - 1) / stats.tokens_per_s < 0.05 * (len(steps) - 1)
-    assert stats.ttft_s == steps[0].stats.ttft_s
-    assert steps[0].stats.tokens_per_s is None
+        stats.append(step.stats)
+        now[0] += 100.0
+    assert [figures.tokens for figures in stats] == list(range(1, 9))
+    assert {figures.ttft_s for figures in stats} == {2.0}
+    assert [figures.tokens_per_s for figures in stats] == [None] + [0.5] * 7
 
 
 def script(loaded, monkeypatch, tokens):
     """Makes the model say exactly these tokens."""
-    said = iter(tokens)
-    monkeypatch.setattr(decode, "_next_token", lambda *_: next(said))
+    coming = iter(tokens)
+    monkeypatch.setattr(decode, "_next_token", lambda *_: next(coming))
 
 
-def test_an_answer_ends_at_any_end_token_and_its_text_leaves_the_token_out(llama, monkeypatch):
+def named_by_tokenizer(loaded, monkeypatch):
+    return loaded.tokenizer.eos_token_id
+
+
+def named_by_generation_config(loaded, monkeypatch):
+    monkeypatch.setattr(loaded.model.generation_config, "eos_token_id", [2, 1])
+    return 1
+
+
+def named_by_config(loaded, monkeypatch):
+    monkeypatch.setattr(loaded.model.config, "eos_token_id", 1)
+    return 1
+
+
+@pytest.mark.parametrize("named", [named_by_tokenizer, named_by_generation_config, named_by_config])
+def test_an_answer_ends_at_any_end_token_and_its_text_leaves_the_token_out(llama, monkeypatch, named):
     words = llama.tokenizer.encode("Yes", add_special_tokens=False)
-    script(llama, monkeypatch, [*words, llama.tokenizer.eos_token_id, *words])
+    script(llama, monkeypatch, [*words, named(llama, monkeypatch), *words])
     steps = list(answer(llama, None, "Why?", 40))
     assert steps[-1].finished
     assert (steps[-1].text, len(steps)) == ("Yes", 4)
@@ -142,9 +162,51 @@ def test_a_base_model_without_a_chat_format_continues_the_question():
 
 def test_a_full_context_ends_the_answer_and_a_longer_prompt_is_a_sentence(llama):
     room = 512 - next(answer(llama, None, "a" * 400, 1)).stats.prompt_tokens
-    assert len(list(answer(llama, None, "a" * (400 + room - 3), 50))) <= 3
+    assert len(list(answer(llama, None, "a" * (400 + room - 3), 50))) == 3
     with pytest.raises(UserError, match="the model reads 512: shorten the question"):
         next(answer(llama, None, "a" * 600, 5))
+
+
+def positions_read(loaded, monkeypatch):
+    """How many prompt tokens each call of the model reads; those of single tokens are left out."""
+    lengths, forward = [], decode._next_token
+    monkeypatch.setattr(
+        decode,
+        "_next_token",
+        lambda model, cache, inputs: (lengths.append(inputs["input_ids"].shape[1]), forward(model, cache, inputs))[1],
+    )
+    return lengths
+
+
+def test_a_second_question_about_a_picture_reads_what_is_new_and_is_answered_as_if_it_were_the_first(
+    llava, monkeypatch
+):
+    alone = [step.token for step in answer(llava, picture(), "Why red?", 12)]
+    cache = PromptCache()
+    first = list(answer(llava, picture(), "Why blue?", 12, cache))
+    lengths = positions_read(llava, monkeypatch)
+    second = list(answer(llava, picture(), "Why red?", 12, cache))
+    assert [step.token for step in second] == alone
+    assert lengths[0] == len("red?") + len("</s><s>assistant: ".replace("</s>", "/").replace("<s>", "/"))
+    assert second[0].stats.prompt_tokens == first[0].stats.prompt_tokens - 1
+
+
+def test_a_question_that_parts_within_the_picture_is_read_anew(llava, monkeypatch):
+    alone = [step.token for step in answer(llava, picture(30, 100), "What?", 12)]
+    cache = PromptCache()
+    list(answer(llava, picture(), "What?", 12, cache))
+    lengths = positions_read(llava, monkeypatch)
+    steps = list(answer(llava, picture(30, 100), "What?", 12, cache))
+    assert [step.token for step in steps] == alone
+    assert lengths[0] == steps[0].stats.prompt_tokens
+
+
+def test_the_same_question_again_reads_its_last_token(llama, monkeypatch):
+    cache = PromptCache()
+    first = [step.token for step in answer(llama, None, "Why?", 12, cache)]
+    lengths = positions_read(llama, monkeypatch)
+    assert [step.token for step in answer(llama, None, "Why?", 12, cache)] == first
+    assert lengths[0] == 1
 
 
 def test_the_whole_answer_at_once_is_the_last_text(llama):

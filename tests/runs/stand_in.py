@@ -8,6 +8,7 @@ import os
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 from quant_engine.progress import Progress
 from quant_engine.runs.worker import main
@@ -47,4 +48,5 @@ def execute(spec, hooks):
 
 
 if __name__ == "__main__":
-    sys.exit(main(execute=execute))
+    sys.modules["quant_engine.runs.execute"] = SimpleNamespace(execute=execute)
+    sys.exit(main())

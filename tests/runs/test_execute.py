@@ -1,11 +1,12 @@
 """A whole run on a tiny model: found again, resumed, reproducible, and with everything said about it."""
 
 import json
-import os
 import shlex
+import shutil
 
 import pytest
 import torch
+from models import tiny_chat
 from typer.testing import CliRunner
 
 from quant_engine import folders
@@ -18,12 +19,22 @@ from quant_engine.runs.resolve import resolve
 from quant_engine.spec import Calibration, QuantSetting, RunSpec, UserError, WeightSpec
 
 
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory):
+    """A tiny Llama of three blocks."""
+    folder = tmp_path_factory.mktemp("models") / "llama"
+    tiny = tiny_chat.llama(layers=3)
+    tiny.model.save_pretrained(folder)
+    tiny.tokenizer.save_pretrained(folder)
+    return folder
+
+
 @pytest.fixture
-def spec(lab, tiny_models):
+def spec(lab, model_folder):
     return resolve(
         RunSpec(
             weights=WeightSpec(
-                model=str(tiny_models / "llama"),
+                model=str(model_folder),
                 setting=QuantSetting(method="gptq", w_bits=3, group_size=16),
                 calibration=Calibration(samples=4, length=32),
             ),
@@ -47,8 +58,6 @@ def test_a_run_is_a_folder_with_its_numbers_and_where_they_come_from(spec):
     assert 3.5 < one.stored_bits < 5
     assert one.value > 1
     assert one.standard_error > 0
-    threads = os.environ.get("OMP_NUM_THREADS")
-    assert one.command == (f"OMP_NUM_THREADS={threads} " if threads else "") + command(spec)
     assert f"{torch.get_num_threads()} threads" in one.hardware
     assert json.loads(one.libraries)["torch"]
     assert one.hardware
@@ -96,21 +105,71 @@ def test_two_runs_of_one_setting_share_the_quantized_weights(spec):
 
 
 def test_the_same_run_twice_gives_the_same_number(spec):
-    import shutil
-
     first = folder.read(do(spec)).results[0].value
     shutil.rmtree(folders.home())
     assert folder.read(do(spec)).results[0].value == first
 
 
-def test_the_command_of_a_run_is_the_run(spec):
-    words = shlex.split(command(spec))
+def words_of(line):
+    """The arguments of a command as somebody types it, behind `python -m quant_engine`."""
+    words = shlex.split(line)
     assert words[:4] == ["python", "-m", "quant_engine", "run"]
-    result = CliRunner().invoke(app, words[3:])
+    return words[3:]
+
+
+@pytest.mark.parametrize("threads", [None, "1"])
+def test_the_command_that_a_run_says_makes_the_run_again(spec, threads, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if threads:
+        monkeypatch.setenv("OMP_NUM_THREADS", threads)
+    line = folder.read(do(spec)).results[0].command
+    prefix = f"OMP_NUM_THREADS={threads} " if threads else ""
+    assert line.startswith(f"{prefix}python ")
+    shutil.rmtree(folders.results())
+    result = CliRunner().invoke(app, words_of(line.removeprefix(prefix)))
     assert result.exit_code == 0, result.output
     assert folder.exists(spec.run_id)
-    again = CliRunner().invoke(app, [*words[3:], "--json"])
+    again = CliRunner().invoke(app, [*words_of(line.removeprefix(prefix)), "--json"])
+    assert "made before" in again.stderr
     assert json.loads(again.stdout)[0]["run_id"] == spec.run_id
+
+
+@pytest.mark.parametrize(
+    ("weights", "fields"),
+    [
+        ({}, {"tasks": ("wikitext2", "mmlu"), "window": 32, "dtype": "bfloat16"}),
+        ({"seed": 7, "dtype": "bfloat16", "setting": QuantSetting(method="rtn", w_bits=3)}, {"limit": 3}),
+        ({"setting": QuantSetting(method="smoothquant", w_bits=8, a_bits=8, options={"alpha": 0.85})}, {}),
+        (
+            {
+                "setting": QuantSetting(
+                    method="gptq", w_bits=2, group_size=32, options={"act_order": True, "damping": 0.02}
+                ),
+                "calibration": Calibration(source="a text.txt", samples=5, length=40, seed=2),
+            },
+            {"tasks": ("perplexity:a text.txt",)},
+        ),
+        ({"setting": QuantSetting(method="qlora", w_bits=4, options={"data": "says.json", "steps": 3})}, {}),
+    ],
+)
+def test_a_command_is_parsed_into_the_run_that_it_was_made_of(
+    lab, model_folder, weights, fields, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a text.txt").write_text("Some words to be read. " * 40)
+    (tmp_path / "says.json").write_text(json.dumps([{"instruction": "Say a.", "input": "", "output": "a"}] * 3))
+    asked = RunSpec(weights=WeightSpec(model=str(model_folder), **weights), **{"tasks": ("perplexity",), **fields})
+    spec = resolve(asked).spec
+    run_ids = []
+
+    def refuse(queue, run_id, report):
+        run_ids.append(run_id)
+        raise UserError("Not now.")
+
+    monkeypatch.setattr("quant_engine.runs.worker.run_claimed", refuse)
+    result = CliRunner().invoke(app, words_of(command(spec)))
+    assert "Not now." in result.stderr, result.output
+    assert run_ids == [spec.run_id]
 
 
 def test_unwritable_results_are_said_before_any_work(spec, tmp_path, monkeypatch):

@@ -82,7 +82,7 @@ def piqa(lab, tiny_models, tmp_path, monkeypatch):
     monkeypatch.setenv("LOWBIT_DATA", str(tmp_path))
     monkeypatch.setitem(likelihood.BATCH_TOKENS, "cpu", 1)
     local_sets.jsonl(tmp_path / "piqa_val.jsonl", local_sets.PIQA)
-    return resolve(RunSpec(weights=WeightSpec(model=str(tiny_models / "llama")), tasks=("piqa",)))
+    return resolve(RunSpec(weights=WeightSpec(model=str(tiny_models / "llama")), tasks=("piqa",))).spec
 
 
 def test_a_run_that_was_stopped_goes_on_at_the_next_item(piqa):

@@ -72,7 +72,7 @@ def test_a_failed_or_cancelled_run_is_queued_again_by_submit_and_by_resume(queue
     run_id = queue.submit(spec())
     for again in (lambda: queue.submit(spec()), lambda: queue.resume(run_id)):
         queue.claim(run_id, "a")
-        queue.fail(run_id, "a", "Because.") if end == "failed" else queue.cancelled(run_id, "a")
+        queue.fail(run_id, "a", "Because.") if end == "failed" else queue.confirm_cancel(run_id, "a")
         assert queue.get(run_id).state == end
         again()
         run = queue.get(run_id)
@@ -89,11 +89,11 @@ def test_runs_are_claimed_oldest_first_and_listed_newest_first(queue):
 
 def test_nothing_waits_for_a_start_while_a_run_is_running(queue):
     first, second = queue.submit(spec("m1")), queue.submit(spec("m2"))
-    assert queue.waiting() == first
+    assert queue.next_to_start() == first
     queue.claim(first, "a")
-    assert queue.waiting() is None
+    assert queue.next_to_start() is None
     queue.finish(first, "a")
-    assert queue.waiting() == second
+    assert queue.next_to_start() == second
 
 
 def test_many_processes_that_claim_at_once_get_each_run_exactly_once(queue):
@@ -186,7 +186,7 @@ def test_a_running_run_learns_of_a_cancel_with_its_next_report(queue):
     queue.claim(run_id, "a")
     assert queue.cancel(run_id).cancelling
     assert queue.report(run_id, "a") == "cancel"
-    assert queue.cancelled(run_id, "a")
+    assert queue.confirm_cancel(run_id, "a")
     run = queue.get(run_id)
     assert (run.state, run.cancelling, run.owner) == ("cancelled", False, None)
     assert run.ended is not None
@@ -233,7 +233,7 @@ def test_an_unknown_run_is_a_sentence(queue):
 
 def test_a_queue_that_nobody_wrote_to_is_empty_and_makes_no_file(queue):
     assert queue.list() == []
-    assert queue.waiting() is None
+    assert queue.next_to_start() is None
     assert not queue.path.exists()
 
 

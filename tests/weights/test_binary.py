@@ -5,8 +5,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from quant_engine.kernels.linear import QuantLinear
-from quant_engine.weights import Binary, PartlyBinary, ResidualBinary
-from quant_engine.weights.binary import fit, signed
+from quant_engine.weights.binary import Binary, PartlyBinary, ResidualBinary, fit, signed
 
 FORMS = ["binary", "partly", "residual"]
 SHAPES = [(5, 96, 32), (7, 150, 64), (3, 45, 45), (4, 100, 25), (6, 64, 64)]

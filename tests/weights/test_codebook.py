@@ -4,7 +4,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from quant_engine.weights import FORMS
 from quant_engine.weights.codebook import (
     NF4,
     Codebook,
@@ -16,6 +15,7 @@ from quant_engine.weights.codebook import (
     quantize_again,
     round_to_levels,
 )
+from quant_engine.weights.registry import FORMS
 
 NF3 = [-1, -0.4786292, -0.2171418, 0, 0.1609302, 0.3379152, 0.5626170, 1]
 NF2 = [-1, 0, 0.3379152, 1]

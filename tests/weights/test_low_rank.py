@@ -4,9 +4,9 @@ from safetensors.torch import load_file, save_file
 
 from quant_engine.kernels.linear import QuantLinear
 from quant_engine.kernels.matmul import matmul, matmul_back
-from quant_engine.weights import GroupedInt, LowRank
 from quant_engine.weights.codebook import Codebook, round_to_levels
-from quant_engine.weights.grouped import grids, round_to_grid
+from quant_engine.weights.grouped import GroupedInt, grids, round_to_grid
+from quant_engine.weights.low_rank import LowRank
 
 
 def bases(rows=48, columns=96):

@@ -6,7 +6,7 @@ from safetensors.torch import load_file, save_file
 
 from quant_engine.kernels import matmul
 from quant_engine.kernels.linear import QuantLinear
-from quant_engine.weights import MixedWidth
+from quant_engine.weights.mixed_width import MixedWidth
 
 
 def made(widths, bits, group=32, columns=None, rows=7, seed=0):

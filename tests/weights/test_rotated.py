@@ -6,7 +6,7 @@ from safetensors.torch import load_file, save_file
 
 from quant_engine.kernels import matmul
 from quant_engine.kernels.linear import QuantLinear
-from quant_engine.weights import FORMS
+from quant_engine.weights.registry import FORMS
 from quant_engine.weights.rotated import RotatedInt, factors, rotation
 
 KINDS = ["kronecker", "blocked"]

@@ -60,8 +60,11 @@ def draw(rng: random.Random, shifted: bool = False) -> tuple[Drawing, list[Quest
     else:
         top = rng.choice((20, 50, 100, 100, 200, 900))
         values = rng.sample(range(max(1, top // 12), top), count)
-    one_colour = rng.random() < 0.2 or kind == "line"
-    colours = [rng.choice(list(COLOURS))] * count if one_colour and kind != "pie" else rng.sample(list(COLOURS), count)
+    single_colour = rng.random() < 0.2 or kind == "line"
+    if single_colour and kind != "pie":
+        colours = [rng.choice(list(COLOURS))] * count
+    else:
+        colours = rng.sample(list(COLOURS), count)
     mark = {"line": "point", "pie": "slice"}.get(kind, "bar")
     series = Series(mark, rng.choice(TITLES), labels, tuple(values), tuple(colours), "%" if kind == "pie" else "")
     {"bars": _bars, "lying bars": _lying_bars, "line": _line, "pie": _pie}[kind](canvas, series)

@@ -244,9 +244,11 @@ class Canvas:
                 -strength, strength + 1, (self.height, self.width, 3), dtype=np.int16
             )
             image = Image.fromarray(np.clip(np.asarray(image) + noise, 0, 255).astype(np.uint8))
-        inside = [g for g in glyphs if 0 <= g.x < self.width and 0 <= g.y < self.height]
-        seen = [m for m in marks if 0 <= m.x < self.width and 0 <= m.y < self.height]
-        return Drawing(image, tuple(inside), tuple(seen), np.asarray(labels), tuple(self.links), self.count)
+        glyphs_inside = [g for g in glyphs if 0 <= g.x < self.width and 0 <= g.y < self.height]
+        marks_inside = [m for m in marks if 0 <= m.x < self.width and 0 <= m.y < self.height]
+        return Drawing(
+            image, tuple(glyphs_inside), tuple(marks_inside), np.asarray(labels), tuple(self.links), self.count
+        )
 
 
 def star(x: float, y: float, radius: float) -> list[Point]:

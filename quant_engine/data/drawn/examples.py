@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
-
-from quant_engine import folders
+from quant_engine import disk, folders
 from quant_engine.data.drawn.pictures import picture
 
 LARGEST = 60_000  # bytes of a PNG
-CHOSEN = (  # family, kind of question; each takes the next picture of its family that is small enough as a PNG
+EXAMPLES = (  # family, kind of question; each takes the next picture of its family that is small enough as a PNG
     ("chart", "extreme"),
     ("form", "field"),
     ("scene", "color"),
@@ -23,19 +21,19 @@ def main() -> None:
     folder = folders.ASSETS / "demo" / "examples"
     folder.mkdir(parents=True, exist_ok=True)
     entries, number = [], 0
-    for family, kind in CHOSEN:
+    for family, kind in EXAMPLES:
         path = folder / f"{family}-{len(entries) + 1}.png"
         while True:
             number += 1
-            shown = picture(family, "test", number)
-            question = next((q for q in shown.questions if q.kind == kind), None)
+            example = picture(family, "test", number)
+            question = next((q for q in example.questions if q.kind == kind), None)
             if question is None:
                 continue
-            shown.drawing.image.save(path, optimize=True)
+            example.drawing.image.save(path, optimize=True)
             if path.stat().st_size < LARGEST:
                 break
         entries.append({"image": path.name, "question": question.text, "answer": question.sentence or question.answer})
-    (folder / "examples.json").write_text(json.dumps(entries, indent=1) + "\n", encoding="utf-8")
+    disk.write_json(folder / "examples.json", entries)
 
 
 if __name__ == "__main__":

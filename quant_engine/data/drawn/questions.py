@@ -33,7 +33,7 @@ class Question:
 
 
 def yes_no_pair(rng: random.Random, category: str, template: str, true: str, false: str) -> list[Question]:
-    """The same question asked with a true and with a false filling of `template`'s {}."""
+    """A yes question and a no question about one fact: `template` with its {} filled truly, and falsely."""
     link = f"{category}-{rng.getrandbits(32):08x}"
     return [
         Question("yes or no", template.format(true), "Yes", link=link),

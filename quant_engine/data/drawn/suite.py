@@ -81,12 +81,12 @@ def items(task: str, count: int | None = None, split: Split = "test") -> list[De
 
 def picture_of(item: str) -> Image:
     """The picture of an item by its id, drawn now. Raises UserError if no item has this id."""
-    found = _ID.fullmatch(item)
-    if found is None or int(found["number"]) >= MOST_NUMBER:
+    match = _ID.fullmatch(item)
+    if match is None or int(match["number"]) >= MOST_NUMBER:
         raise UserError(f"There is no demo item {item!r}.")
-    number, families = int(found["number"]), list(FAMILIES)
-    family = _FAMILY.get(found["task"]) or families[number % len(families)]
-    return _picture(family, found["split"], number).drawing.image
+    number, families = int(match["number"]), list(FAMILIES)
+    family = _FAMILY.get(match["task"]) or families[number % len(families)]
+    return _picture(family, match["split"], number).drawing.image
 
 
 @functools.cache
@@ -101,13 +101,13 @@ def _fingerprint(item: DemoItem) -> list[object]:
 
 def _pick(task: str, family: str, split: Split, number: int, kind_of: str) -> tuple[random.Random, list[Question]]:
     """The questions of a picture that suit a task, and a generator of their own for choosing among them."""
-    found = {
+    suits = {
         "open": lambda q: q.kind not in ("caption", "yes or no"),
         "choice": lambda q: len(q.wrong) >= 2,
         "pair": lambda q: q.link is not None,
     }[kind_of]
     rng = random.Random(seed(split, task, number))
-    return rng, [q for q in _picture(family, split, number).questions if found(q)]
+    return rng, [q for q in _picture(family, split, number).questions if suits(q)]
 
 
 def _open(task: str, family: str, split: Split, number: int) -> DemoItem:

@@ -65,7 +65,7 @@ def digits(rng: random.Random, low: int, high: int) -> str:
 
 
 def code(rng: random.Random) -> str:
-    """Such as KX-402."""
+    """A code such as KX-402."""
     letters = "".join(rng.choices(string.ascii_uppercase, k=rng.randint(1, 3)))
     return letters + rng.choice(("-", "", "")) + digits(rng, 2, 4)
 
@@ -100,7 +100,7 @@ def other_numbers(rng: random.Random, value: int, count: int = 4) -> tuple[str, 
 
 
 @functools.cache
-def known() -> tuple[str, ...]:
+def common_words() -> tuple[str, ...]:
     """Every word of the lists above, sorted: the words that training shows often enough to be read as wholes."""
     lists = (FIRST_NAMES, LAST_NAMES, CITIES, ITEMS, MONTHS, DAYS, DEPARTMENTS, CHAIN_WORDS, TITLES, HEADS, STATES)
     listed_words = {

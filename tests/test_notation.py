@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from leaderboard import notation
+from quant_engine import notation
 
 
 @pytest.mark.parametrize(
@@ -25,10 +25,26 @@ def test_perplexity(value, measured, text):
     assert notation.perplexity(value, measured=measured) == text
 
 
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (None, "-"),
+        (0.0, "0"),
+        (22.88134, "22.88"),
+        (0.000123456, "0.0001235"),
+        (99_999, "1e+05"),
+        (-2_712_345.6, "-2.71e+06"),
+    ],
+)
+def test_any_number(value, text):
+    assert notation.number(value) == text
+
+
 def test_small_words():
     assert notation.difference("0.4") == "+0.4"
     assert notation.difference("0.0") == "0.0"
     assert notation.difference("−0.3") == "−0.3"
+    assert notation.standard_error(2.5429) == "2.5"
     assert notation.percent(0.01) == "<0.1%"
     assert notation.cost(29.45) == "29.45"
     assert notation.cost(19.0) == "19"

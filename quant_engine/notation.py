@@ -9,7 +9,7 @@ _RAISED = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻")
 
 
 def perplexity(value: float, *, measured: bool) -> str:
-    """As the study prints it (6.1, 110, 2.7×10⁶); a measured one keeps two decimals below 100."""
+    """A perplexity as the study prints it (6.1, 110, 2.7×10⁶); a measured one keeps two decimals below 100."""
     size = abs(value)
     if not math.isfinite(value):
         return "∞"
@@ -30,8 +30,20 @@ def score(value: float) -> str:
 
 
 def cost(value: float, digits: int | None = None) -> str:
-    """Minutes, GB, bits, tokens/s: with `digits` decimals, or up to two without trailing zeros."""
+    """A number of minutes, GB, bits or tokens/s: with `digits` decimals, or up to two without trailing zeros."""
     return _signed(value, 2).rstrip("0").rstrip(".") if digits is None else _signed(value, digits)
+
+
+def number(value: float | None) -> str:
+    """A number of any kind, with four digits; a dash for none."""
+    if value is None:
+        return "-"
+    return f"{value:.4g}" if abs(value) < 1e5 else f"{value:.2e}"
+
+
+def standard_error(value: float) -> str:
+    """A standard error with two digits: it is not known better."""
+    return f"{value:.2g}"
 
 
 def difference(text: str) -> str:
@@ -53,12 +65,12 @@ def seconds(value: float) -> str:
     """A duration for people: 0.42 s, 12 s, 3 min 05 s, 2 h 10 min."""
     if value < 10:
         return f"{value:.2f} s" if value < 1 else f"{value:.1f} s"
-    whole = round(value)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+    value = round(value)
+    if value < 60:
+        return f"{value} s"
+    if value < 3600:
+        return f"{value // 60} min {value % 60:02d} s"
+    return f"{value // 3600} h {value % 3600 // 60:02d} min"
 
 
 def size(count: float) -> str:
@@ -71,7 +83,7 @@ def size(count: float) -> str:
 
 
 def setting(method: str, w_bits: float, a_bits: float, group_size: float | None) -> str:
-    """As the field writes it: GPTQ W4A16 g128. `group_size` None or NaN is one group per row."""
+    """A setting as the field writes it: GPTQ W4A16 g128. `group_size` None or NaN is one group per row."""
     if w_bits == 16:
         return method
     group = "" if group_size is None or math.isnan(group_size) else f" g{group_size:g}"

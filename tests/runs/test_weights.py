@@ -1,0 +1,129 @@
+"""Quantized weights are made once, found by whoever needs the same ones, and taken over from elsewhere."""
+
+import shutil
+import threading
+
+import pytest
+import torch
+
+from quant_engine.answers import worker
+from quant_engine.checkpoints import Checkpoint
+from quant_engine.models.load import load_dense
+from quant_engine.progress import Hooks, Stopped
+from quant_engine.runs import weights
+from quant_engine.runs.execute import execute
+from quant_engine.runs.resolve import resolve, resolve_weights
+from quant_engine.spec import QuantSetting, RunSpec, UserError, WeightSpec
+
+RTN = QuantSetting(method="rtn", w_bits=3, group_size=16)
+
+
+@pytest.fixture
+def plan(lab, tiny_models):
+    return resolve_weights(WeightSpec(model=str(tiny_models / "llama"), setting=RTN))
+
+
+@pytest.fixture
+def moved(plan, tmp_path):
+    """A finished checkpoint that lies elsewhere, and nothing where it was made."""
+    return shutil.move(weights.quantize(plan, "cpu", Hooks()), tmp_path / "moved")
+
+
+def stages_of(function):
+    stages = []
+    function(Hooks(lambda progress: stages.append(progress.stage)))
+    return stages
+
+
+def test_runs_and_answers_in_any_type_and_on_any_device_share_their_weights(plan, monkeypatch):
+    """On a GPU runs and answers compute in bfloat16; what was quantized for the one serves the other."""
+    for device, dtype in (("cpu", "float32"), ("cuda", "bfloat16")):
+        spec = RunSpec(
+            weights=WeightSpec(model=plan.spec.model, setting=RTN), tasks=("piqa",), dtype=dtype, device=device
+        )
+        assert resolve(spec).weights == plan
+    weights.quantize(plan, "cpu", Hooks())
+    monkeypatch.setattr(worker, "default_dtype", lambda device: "bfloat16")
+    stages = []
+    loaded = worker.load_setting(plan.spec.model, RTN, lambda progress: stages.append(progress.stage))
+    assert loaded.model.dtype == torch.bfloat16
+    assert set(stages) == {"loading"}
+
+
+def test_unquantized_weights_are_the_model_itself(lab, tiny_models):
+    plan = resolve_weights(WeightSpec(model=str(tiny_models / "llama")))
+    loaded = weights.load(plan, "float32", "cpu", Hooks())
+    dense = load_dense(plan.card, None, "float32", "cpu")
+    assert loaded.stored_bits == 16
+    assert torch.equal(loaded.model.lm_head.weight, dense.model.lm_head.weight)
+
+
+def test_a_moved_checkpoint_is_measured_and_not_quantized_again(plan, moved):
+    before = (moved / "000.safetensors").read_bytes()
+    spec = weights.adopt(moved)
+    assert spec == plan.spec
+    run = RunSpec(weights=spec, tasks=("perplexity",), window=64, limit=2)
+    assert "quantizing" not in stages_of(lambda hooks: execute(run, hooks))
+    home = weights.checkpoint_folder(spec)
+    assert (home / "000.safetensors").read_bytes() == before
+    assert weights.adopt(home) == spec
+    assert weights.adopt(moved) == spec
+
+
+def test_a_checkpoint_is_not_taken_over_others_of_the_same_setting(plan, moved):
+    home = weights.quantize(plan, "cpu", Hooks())
+    shutil.copyfile(home / "000.safetensors", moved / "001.safetensors")
+    before = (home / "001.safetensors").read_bytes()
+    with pytest.raises(UserError, match=r"holds other weights than .* delete one of them"):
+        weights.adopt(moved)
+    assert (home / "001.safetensors").read_bytes() == before
+
+
+def test_what_can_not_be_taken_over_is_said(plan, moved, tmp_path, monkeypatch):
+    with pytest.raises(UserError, match="holds no finished quantized weights"):
+        weights.adopt(tmp_path)
+    (moved / "quantization.json").write_text('{"format": 1}')
+    with pytest.raises(UserError, match="made by another version"):
+        weights.adopt(moved)
+    (moved / "quantization.json").write_text("[]")
+    with pytest.raises(UserError, match="damaged"):
+        weights.adopt(moved)
+    assert not weights.checkpoint_folder(plan.spec).exists()
+
+
+def test_weights_of_another_version_of_the_model_are_refused(lab, tiny_models, tmp_path):
+    model = shutil.copytree(tiny_models / "llama", tmp_path / "model")
+    path = weights.quantize(resolve_weights(WeightSpec(model=str(model), setting=RTN)), "cpu", Hooks())
+    shutil.copyfile(tiny_models / "llama" / "model.safetensors", model / "model.safetensors")
+    with pytest.raises(UserError, match="were made from another version of model"):
+        weights.adopt(path)
+
+
+def test_a_process_waits_while_another_makes_the_same_weights_and_can_be_stopped(plan, monkeypatch):
+    monkeypatch.setattr(weights, "LOCK_S", 0.01)
+    entered, leave = threading.Event(), threading.Event()
+    make = weights._make
+
+    def slow(*arguments):
+        entered.set()
+        leave.wait(10)
+        make(*arguments)
+
+    monkeypatch.setattr(weights, "_make", slow)
+    first = threading.Thread(target=weights.quantize, args=(plan, "cpu", Hooks()))
+    first.start()
+    assert entered.wait(10)
+    stages = []
+    with pytest.raises(Stopped):
+        weights.quantize(plan, "cpu", Hooks(lambda p: stages.append(p.stage), lambda: len(stages) == 3))
+    assert stages == ["waiting"] * 3
+    leave.set()
+    assert Checkpoint(weights.quantize(plan, "cpu", Hooks())).is_complete()
+    first.join()
+
+
+def test_a_folder_that_can_not_be_written_is_said(plan, monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("LOWBIT_HOME", str(tmp_path / "file"))
+    with pytest.raises(UserError, match=r"can't be written .* set LOWBIT_HOME"):
+        weights.quantize(plan, "cpu", Hooks())
