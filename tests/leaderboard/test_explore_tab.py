@@ -1,12 +1,15 @@
+import re
+import shutil
+
 import pytest
 
 from leaderboard.analysis import arrange
 from leaderboard.boards import Boards
 from leaderboard.plot import Figure
 from leaderboard.store import Store, read_notes, read_paper
-from leaderboard.ui import explore_tab, methods_tab
+from leaderboard.ui import explore_tab, methods_tab, run_inside
 from leaderboard.ui.chart import chart
-from leaderboard.view import Explored, Fitted
+from leaderboard.view import Explored, Fitted, read_address
 from quant_engine.methods import METHODS
 
 
@@ -20,9 +23,11 @@ def test_every_model_of_the_study_has_its_charts(board):
         explored = explore_tab.settle(board, Explored(model=model))
         assert explored.model == model
         html = explore_tab.model_charts(board, explored)
-        assert html.count('class="figure"') == 6
-        assert html.count("data-figure") >= 4, model
-        assert "could not be made" not in html
+        pair = ["pair"] * (model in ("LLaMA3-8B", "LLaVA-Next-8B"))
+        assert re.findall(r'id="chart-(\w+)"', html) == ["bits", "size", "methods", "tasks", *pair, "honest"], model
+        absent = re.findall(r'<p class="absent">(.*?)</p>', html)
+        counterpart = f"{model} has no counterpart to compare with; LLaMA3-8B and SmolLM2-135M have one."
+        assert absent == ([] if pair else [counterpart])
 
 
 def test_a_model_or_quality_that_is_not_there_is_settled(board):
@@ -52,11 +57,19 @@ def test_runs_that_cannot_be_read_or_compared_are_sentences(make_run):
     layers, weights, compared = explore_tab.run_charts(board, Explored(run=first.name, against=second.name))
     assert "This run quantized no layer." in layers
     assert "This run quantized no layer." in weights
-    assert "can&#x27;t be read" in compared or "no item in common" in compared
-    gone = explore_tab.run_charts(board, Explored(run="f" * 16))
-    assert "is not on this machine" in gone[0]
-    assert "is not on this machine" in gone[1]
+    assert "The items of these runs can&#x27;t be read." in compared
+    gone = explore_tab.run_charts(board, Explored(run="f" * 16, against=first.name))
+    assert all("is not on this machine" in html for html in gone)
     assert explore_tab.run_charts(board, Explored())[1:] == ["", ""]
+
+
+def test_a_run_id_in_the_address_that_is_none_reads_no_folder(make_run, results):
+    shutil.copytree(make_run(perplexity=20.0), results.parent / "x")
+    explored = read_address("tab=explore&x.run=../x&x.against=../x").explored
+    assert (explored.run, explored.against) == ("../x", "../x")
+    for html in explore_tab.run_charts(arrange(Store().snapshot().frame), explored):
+        assert "&#x27;../x&#x27; is not a run id" in html
+    assert run_inside.linears("../x") == []
 
 
 def test_every_method_has_a_card_with_its_honest_bits_and_rows(results):
