@@ -59,7 +59,6 @@ up_proj is exact because the MLP multiplies it in: down(silu(gate(x)) * up(x))."
 
 
 class AwqOptions(Options):
-    clip: bool = Field(True, description="Also clip each group's range where that lowers its output error.")
     search_samples: int = Field(
         0, ge=0, description="Calibration windows that the search for scales looks at; 0 for all."
     )
@@ -184,7 +183,7 @@ def quantize(layer: Layer) -> GroupedInt:
     """The weight, scales folded in, clipped and rounded to its grid."""
     weight, bits, statistics = layer.weight, layer.bits, layer.required_statistics
     group = layer.setting.group_size or weight.shape[1]
-    if layer.options.clip and statistics.linear not in NOT_CLIPPED:
+    if statistics.linear not in NOT_CLIPPED:
         limits = clip_limits(weight, statistics.inputs, bits, group)
         limits = limits.repeat_interleave(group, 1)[:, : weight.shape[1]]
         weight = torch.minimum(torch.maximum(weight, -limits), limits)

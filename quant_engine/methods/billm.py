@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 torch = deferred("torch")
 binary = deferred("quant_engine.weights.binary")
 
+MOST_SALIENT = 49
+"""The most salient columns of a block."""
 BREAK_POINTS = 81
 """Quantiles of |S| that are tried as break point: 0.10, 0.11 … 0.90."""
 
@@ -53,11 +55,9 @@ class BillmOptions(Options):
     search_rest_terms: Literal[1, 2] = Field(
         2, description="Terms of the other columns while salient ones are searched: 2 (reference code) or 1 (paper)."
     )
-    most_salient: int = Field(49, ge=1, description="The most salient columns of a block.")
     compensation: Literal["reference", "exact", "none"] = Field(
         "reference", description="How later blocks make up for the error of a block."
     )
-    damping: float = Field(0.01, gt=0, le=1, description="Added to H's diagonal, as a share of its mean.")
 
 
 def quantize(layer: Layer) -> ResidualBinary:
@@ -67,7 +67,7 @@ def quantize(layer: Layer) -> ResidualBinary:
     size = min(layer.setting.group_size or columns, columns)
     live = layer.required_statistics.hessian.diagonal() != 0
     hessian = clear_dead_columns(weight, layer.required_statistics.hessian)
-    factor = inverse_factor(hessian, options.damping, layer.log)
+    factor = inverse_factor(hessian, layer.log)
     signs = torch.empty((rows, columns), dtype=torch.bool, device=weight.device)
     marks = torch.empty_like(signs)
     salient = torch.empty_like(live)
@@ -98,7 +98,7 @@ def masks(block: torch.Tensor, diagonal: torch.Tensor, options: BillmOptions) ->
     saliency = block.square() / diagonal.square() if options.metric == "hessian" else block
     slab = saliency if options.search_on == "saliency" else block
     order = torch.argsort(saliency.abs().sum(0), descending=True, stable=True)
-    count = salient_count(slab[:, order], min(options.most_salient, len(order) - 1), options.search_rest_terms)
+    count = salient_count(slab[:, order], min(MOST_SALIENT, len(order) - 1), options.search_rest_terms)
     salient = torch.zeros(len(order), dtype=torch.bool, device=block.device)
     salient[order[:count]] = True
     return salient, (slab.abs() >= break_point(slab, salient)) & ~salient

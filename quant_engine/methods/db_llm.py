@@ -56,7 +56,6 @@ grouped = deferred("quant_engine.weights.grouped")
 STEPS_TRIED = 100
 SMALLEST_SHARE = 0.2
 """Step sizes are searched from this share of the min-max one up to the whole."""
-DAMPING = 0.01
 BETAS = (0.9, 0.95)
 WARM_UP = 0.02
 LARGEST_GRADIENT = 1.0
@@ -211,7 +210,7 @@ def corrected(
 ) -> torch.Tensor:
     """`weight` [m, n] with each column as GPTQ had corrected it when it was fixed to its group's four levels."""
     hessian = clear_dead_columns(weight := weight.clone(), hessian)
-    factor = inverse_factor(hessian, DAMPING, log)
+    factor = inverse_factor(hessian, log)
     latent = torch.empty_like(weight)
 
     def fix(column: int, values: torch.Tensor) -> torch.Tensor:

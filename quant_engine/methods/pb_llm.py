@@ -52,7 +52,6 @@ class PbLlmOptions(Options):
         "group", description="Means over the group, salient weights as zeros (reference code), or without them (paper)."
     )
     compensation: bool = Field(True, description="Later columns make up for the error of earlier ones.")
-    damping: float = Field(0.01, gt=0, le=1, description="Added to H's diagonal, as a share of its mean.")
 
 
 def quantize(layer: Layer) -> PartlyBinary:
@@ -78,7 +77,7 @@ def partly_binarize(layer: Layer, share: float) -> PartlyBinary:
     group = min(layer.setting.group_size or columns, columns)
     live = layer.required_statistics.hessian.diagonal() != 0
     hessian = clear_dead_columns(weight, layer.required_statistics.hessian)
-    factor = inverse_factor(hessian, options.damping, layer.log)
+    factor = inverse_factor(hessian, layer.log)
     saliency = weight.square() / _importance(factor, options.saliency)
     salient = torch.cat([most_salient(part, share) for part in saliency.split(group, 1)], 1)
     fits = [
