@@ -79,6 +79,12 @@ def test_not_a_number_is_collapsed_and_has_no_value():
     assert (outcome.value, outcome.status) == (None, "collapsed")
 
 
+def test_a_model_worse_than_guessing_is_collapsed_and_keeps_its_number(monkeypatch):
+    monkeypatch.setattr(module, "window_losses", lambda loaded, windows: [math.log(261)] * len(windows))
+    outcome = Perplexity().measure(tiny(), SPEC, Watch())
+    assert (outcome.value, outcome.status) == (pytest.approx(261), "collapsed")
+
+
 def test_it_stops_when_asked_and_reports_each_batch(monkeypatch):
     monkeypatch.setattr(module, "TOKENS_AT_ONCE", 64)
     seen = []
