@@ -69,19 +69,19 @@ def prepare(block: CalibratedBlock, setting: QuantSetting, options: AwqOptions, 
     if options.search_samples:
         block = replace(block, hidden=block.hidden[: options.search_samples])
     bits, group = int(setting.w_bits), setting.group_size
-    found = []
+    scaled_sets = []
     for producer, names, compared in SEARCHES:
         if producer.endswith("v_proj") and not _same_shape(block.module, producer, names[0]):
             continue
         ratio, scales, losses = search(block, names, compared, bits, group)
         log(f"{compared}: scales to the power {ratio:g}, loss {min(losses):.4g} ({losses[0]:.4g} without)")
-        found.append((producer, names, scales))
-    for producer, names, scales in found:
+        scaled_sets.append((producer, names, scales))
+    for producer, names, scales in scaled_sets:
         fold(block.module.get_submodule(producer), [block.module.get_submodule(name) for name in names], scales)
 
 
-def _same_shape(module: nn.Module, one: str, other: str) -> bool:
-    return module.get_submodule(one).weight.shape == module.get_submodule(other).weight.shape
+def _same_shape(module: nn.Module, first: str, second: str) -> bool:
+    return module.get_submodule(first).weight.shape == module.get_submodule(second).weight.shape
 
 
 def search(
@@ -94,7 +94,7 @@ def search(
     linears = [block.module.get_submodule(name) for name in names]
     loss_of, magnitude = (_linear_loss if names == (compared,) else _module_loss)(block, names[0], compared, linears)
     best, losses = 0, []
-    for place, ratio in enumerate(RATIOS):
+    for index, ratio in enumerate(RATIOS):
         scales = scales_of(magnitude, ratio)
         weights = []
         for linear in linears:
@@ -102,8 +102,8 @@ def search(
             size = group or scaled.shape[1]
             weights.append(grouped.rounded(scaled, bits, size, around_zero=False).div_(scales))
         losses.append(loss_of(weights))
-        if losses[place] < losses[best]:
-            best = place
+        if losses[index] < losses[best]:
+            best = index
         block.check_stop()
     return RATIOS[best], scales_of(magnitude, RATIOS[best]), losses
 

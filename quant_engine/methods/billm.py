@@ -122,9 +122,9 @@ def break_point(slab: torch.Tensor, salient: torch.Tensor) -> torch.Tensor:
     """
     sizes = torch.sort((slab * ~salient).abs().flatten()).values
     # Not torch.quantile, which refuses large tensors.
-    places = torch.linspace(0.1, 0.9, BREAK_POINTS, dtype=torch.float64) * (len(sizes) - 1)
-    below = places.long().to(sizes.device)
-    share = (places - places.floor()).to(sizes)
+    positions = torch.linspace(0.1, 0.9, BREAK_POINTS, dtype=torch.float64) * (len(sizes) - 1)
+    below = positions.long().to(sizes.device)
+    share = (positions - positions.floor()).to(sizes)
     candidates = torch.lerp(sizes[below], sizes[(below + 1).clamp(max=len(sizes) - 1)], share)
     rest = slab[:, ~salient]
     distance = rest.abs()
@@ -154,9 +154,9 @@ def _remainder(values: torch.Tensor, terms: int) -> torch.Tensor:
 
 
 def _first_least(errors: list[torch.Tensor]) -> int:
-    """The place of the first minimum. Read from the device once, for all."""
-    found = torch.stack(errors).tolist()
-    return found.index(min(found))
+    """The index of the first minimum. Read from the device once, for all."""
+    values = torch.stack(errors).tolist()
+    return values.index(min(values))
 
 
 def binarize(
@@ -173,14 +173,14 @@ def binarize(
         scales.extend((mean, spread))
         return binary.signed(values, mean[:, None], spread[:, None])
 
-    whole = salient.expand_as(sparse)
-    signs, concentrated = term(block, ~sparse & ~whole)
+    in_salient = salient.expand_as(sparse)
+    signs, concentrated = term(block, ~sparse & ~in_salient)
     sparse_signs, sparse_values = term(block, sparse)
-    first_signs, first = term(block, whole)
-    second_signs, second = term(block - first, whole)
-    quantized = torch.where(whole, first + second, torch.where(sparse, sparse_values, concentrated))
-    signs = torch.where(whole, first_signs, torch.where(sparse, sparse_signs, signs))
-    marks = torch.where(whole, second_signs, sparse)
+    first_signs, first = term(block, in_salient)
+    second_signs, second = term(block - first, in_salient)
+    quantized = torch.where(in_salient, first + second, torch.where(sparse, sparse_values, concentrated))
+    signs = torch.where(in_salient, first_signs, torch.where(sparse, sparse_signs, signs))
+    marks = torch.where(in_salient, second_signs, sparse)
     return quantized, signs, marks, torch.stack(scales, 1)
 
 

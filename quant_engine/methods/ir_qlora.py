@@ -65,8 +65,8 @@ def quantize(layer: Layer) -> Codebook:
     """The weight rounded to NormalFloat levels around the most informative shift."""
     bits, options, block = layer.bits, layer.options, normal_float.BLOCK
     flat = layer.weight.float().reshape(-1)
-    whole = len(flat) - len(flat) % block
-    parts = [flat[:whole].view(-1, block), flat[whole:].view(1, -1)]
+    full = len(flat) - len(flat) % block
+    parts = [flat[:full].view(-1, block), flat[full:].view(1, -1)]
     shifts = torch.cat([informative_shifts(part, bits, options) for part in parts if part.numel()])
     codes, scales = codebook.round_to_levels(layer.weight, bits, block, shifts)
     return codebook.Codebook.pack(codes, scales, bits, block, double=options.double_quantization, shifts=shifts)

@@ -76,7 +76,7 @@ def quantize(layer: Layer) -> MixedWidth:
     hessian = clear_dead_columns(weight, statistics.hessian)
     pairs = mixed_pairs(weight, hessian, statistics.inputs, bits, group, options, layer.log)
     factor = inverse_factor(hessian, layer.log)
-    widths = allocate(salience(weight, factor, group), bits, pairs, whole=columns // group)
+    widths = allocate(salience(weight, factor, group), bits, pairs, full_groups=columns // group)
     return fix_groups(weight, factor, live, widths, bits, group, options)
 
 
@@ -86,11 +86,11 @@ def salience(weight: torch.Tensor, factor: torch.Tensor, group: int) -> torch.Te
     return torch.stack([part.sum() for part in by_column.split(group)])
 
 
-def allocate(saliences: torch.Tensor, bits: int, pairs: int, whole: int) -> list[int]:
-    """The width of each group: of the first `whole` ones, so many `pairs` of least and most salient leave `bits`."""
-    ranked = torch.argsort(saliences[:whole], stable=True).tolist()
+def allocate(saliences: torch.Tensor, bits: int, pairs: int, full_groups: int) -> list[int]:
+    """The width of each group: of the first `full_groups`, so many `pairs` of least and most salient leave `bits`."""
+    ranked = torch.argsort(saliences[:full_groups], stable=True).tolist()
     widths = [bits] * len(saliences)
-    for least, most in zip(ranked[:pairs], reversed(ranked[whole - pairs :]), strict=True):
+    for least, most in zip(ranked[:pairs], reversed(ranked[full_groups - pairs :]), strict=True):
         widths[least], widths[most] = bits - 1, bits + 1
     return widths
 
@@ -105,16 +105,16 @@ def mixed_pairs(
     log: Callable[[str], None],
 ) -> int:
     """The number p of groups with one bit less, and with one more, whose outputs differ least from the original's."""
-    whole = weight.shape[1] // group
-    candidates = list(range(0 if options.allow_uniform else 1, whole // 2))
+    full_groups = weight.shape[1] // group
+    candidates = list(range(0 if options.allow_uniform else 1, full_groups // 2))
     if not candidates:
-        log(f"{whole} whole groups are too few to mix widths; all have {bits} bits")
+        log(f"{full_groups} whole groups are too few to mix widths; all have {bits} bits")
         return 0
     factor = inverse_factor(hessian, log, RANKING_DAMPING / hessian.diagonal().mean().item())
-    ranked = torch.argsort(salience(weight, factor, group)[:whole], stable=True).tolist()
+    ranked = torch.argsort(salience(weight, factor, group)[:full_groups], stable=True).tolist()
     scores = divergences(weight, inputs, bits, group, ranked, options)[candidates[0] :]
     pairs = candidates[scores.index(min(scores))]
-    log(f"{pairs} of {whole} groups at {bits - 1} bits, as many at {bits + 1}: divergence {min(scores):.4g}")
+    log(f"{pairs} of {full_groups} groups at {bits - 1} bits, as many at {bits + 1}: divergence {min(scores):.4g}")
     return pairs
 
 
@@ -136,8 +136,8 @@ def divergences(
             if pairs:
                 # One more pair changes two groups of columns, and the outputs by their share.
                 for index, other in ((ranked[pairs - 1], lower), (ranked[-pairs], higher)):
-                    place = slice(index * group, index * group + group)
-                    outputs += x[:, place] @ (other - uniform)[:, place].T
+                    columns = slice(index * group, index * group + group)
+                    outputs += x[:, columns] @ (other - uniform)[:, columns].T
             quantized = _log_probabilities(outputs)
             of, against = (quantized, original) if options.divergence == "reference" else (original, quantized)
             totals[pairs] += (of.exp() * (of - against)).sum()
