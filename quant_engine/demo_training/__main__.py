@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -28,32 +29,16 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def train_tower(options: argparse.Namespace, device: torch.device) -> None:
-    tower.train(options.folder, options.tower_minutes, device, options.seed)
-
-
-def train_language(options: argparse.Namespace, device: torch.device) -> None:
-    language.train(options.folder, options.language_minutes, device, options.seed, believed=options.believed)
-
-
-def train_projector(options: argparse.Namespace, device: torch.device) -> None:
-    projector.train(options.folder, options.projector_minutes, device, options.seed)
-
-
-def train_joint(options: argparse.Namespace, device: torch.device) -> None:
-    joint.train(options.folder, options.joint_minutes, device, options.seed)
-
-
 def export_parts(options: argparse.Namespace, device: torch.device) -> None:
     export.export(options.folder, options.parts, device, options.seed, options.items)
     export.write_card(options.folder, options.parts)
 
 
-STAGES = {
-    "tower": train_tower,
-    "language": train_language,
-    "projector": train_projector,
-    "joint": train_joint,
+STAGES: dict[str, Callable[[argparse.Namespace, torch.device], None]] = {
+    "tower": lambda o, device: tower.train(o.folder, o.tower_minutes, device, o.seed),
+    "language": lambda o, device: language.train(o.folder, o.language_minutes, device, o.seed, believed=o.believed),
+    "projector": lambda o, device: projector.train(o.folder, o.projector_minutes, device, o.seed),
+    "joint": lambda o, device: joint.train(o.folder, o.joint_minutes, device, o.seed),
     "export": export_parts,
 }
 

@@ -21,6 +21,8 @@ from quant_engine.runs.command import command
 from quant_engine.runs.resolve import RunPlan
 from quant_engine.spec import RunSpec
 
+NUMBER = ("value", "standard_error", "items", "status")
+"""What a task's outcome and each of its parts have in common."""
 LIBRARIES = ("torch", "transformers", "peft", "numba", "numpy", "safetensors", "pillow")
 
 
@@ -53,18 +55,12 @@ def result_rows(
         model=plan.weights.card.title,
         model_revision=weights.revision,
         track="lora_ft" if plan.weights.fine_tunes else plan.weights.card.track,
-        method=setting.method,
-        w_bits=setting.w_bits,
-        a_bits=setting.a_bits,
-        group_size=setting.group_size,
+        **setting.model_dump(exclude={"options"}),
         options=json.dumps(setting.options, sort_keys=True),
         stored_bits=stored_bits,
         task=task.name,
         metric=task.metric,
-        value=outcome.value,
-        standard_error=outcome.standard_error,
-        items=outcome.items,
-        status=outcome.status,
+        **{name: getattr(outcome, name) for name in NUMBER},
         calibration=calibration
         and f"{calibration.source}, {calibration.samples} x {calibration.length} tokens, seed {calibration.seed}",
         engine_version=about["engine"]["version"],
@@ -78,8 +74,10 @@ def result_rows(
         command=about["command"],
         created=about["created"],
     )
-    fields = ("metric", "value", "standard_error", "items", "status")
-    parts = [{"task": part.name, **{name: getattr(part, name) for name in fields}} for part in outcome.parts]
+    parts = [
+        {"task": part.name, "metric": part.metric, **{name: getattr(part, name) for name in NUMBER}}
+        for part in outcome.parts
+    ]
     return [headline, *(headline.model_copy(update={**part, "duration_s": None}) for part in parts)]
 
 

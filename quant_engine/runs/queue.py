@@ -18,6 +18,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Literal
 
+import psutil
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from quant_engine.progress import Progress
@@ -389,15 +390,7 @@ def _queued_run(row: sqlite3.Row) -> QueuedRun:
 def _is_gone(owner: str) -> bool:
     """True when `owner` is a process of this host that no longer exists."""
     host, _, pid = owner.rpartition(":")
-    if host != socket.gethostname() or not pid.isdigit():
-        return False
-    try:
-        os.kill(int(pid), 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:
-        return False
-    return False
+    return host == socket.gethostname() and pid.isdigit() and not psutil.pid_exists(int(pid))
 
 
 def _refusal(path: Path, error: Exception) -> str:
