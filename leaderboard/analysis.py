@@ -110,7 +110,7 @@ class View:
 
     @cached_property
     def measured(self) -> np.ndarray:
-        """For each row, whether it is ours."""
+        """For each row, whether it was measured here."""
         return (self.rows["source"] == "measured").to_numpy()
 
     def text(self, row: int, column: int) -> str:

@@ -52,12 +52,11 @@ def parquet(view: View) -> bytes:
 
 
 def as_json(view: View) -> bytes:
-    """The query, the columns, and the rows with value, status and source of every number."""
     return json.dumps(document(view), ensure_ascii=False, indent=1, allow_nan=False).encode()
 
 
 def document(view: View) -> dict:
-    """What `as_json` writes, as a JSON value."""
+    """The query, the columns, and the rows with value, status and source of every number, as a JSON value."""
     fields = ("task", "title", "group", "better", "help")
     columns = [{field: getattr(column, field) for field in fields} for column in view.columns]
     rows = []

@@ -50,7 +50,7 @@ def dots(method: str, x: Any, y: Any, text: Any, hover: str, opacity: float = 1.
 
 
 def line(method: str, x: Any, y: Any, text: Any, hover: str) -> dict[str, Any]:
-    """Points of a method, joined."""
+    """Points of a method in its color and symbol, joined by a line."""
     marks = dots(method, x, y, text, hover)
     return marks | {"mode": "lines+markers", "line": {"color": marks["marker"]["color"], "width": 1.5}}
 

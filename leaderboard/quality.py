@@ -129,10 +129,15 @@ def pareto_chance(
     draws: int = DRAWS,
     seed: int = 0,
 ) -> np.ndarray:
-    """For each of the `points`, the share of draws in which it is on the front; NaN for those that stay where they are.
+    """For each setting, the share of draws in which it is on the Pareto front; NaN for those that stay where they are.
 
-    A run in `resampled` takes its values [draws] from there: a bootstrap over items, the same ones for all runs. Any
-    other point with a standard error is drawn from a normal distribution (a parametric bootstrap).
+    Args:
+        settings: Some `points`. One with a standard error is drawn from a normal distribution (a parametric bootstrap),
+            unless its run is in `resampled`.
+        resampled: Values [draws] of runs by id, from a bootstrap over items, the same ones for all runs.
+        higher_is_better: Whether higher values are better.
+        draws: How often all values are drawn.
+        seed: Of the generator.
     """
     errors = settings["error"].to_numpy()
     generator = np.random.default_rng(seed)

@@ -58,11 +58,11 @@ class Comparisons:
         self._lock = threading.Lock()
 
     def finished(self) -> int:
-        """How many are finished. Grows with every one."""
+        """The number of comparisons that are finished; it grows with each."""
         return sum(future.done() for future in list(self._futures.values()))
 
     def of(self, runs: tuple[Run, ...], number: str) -> list[Separated] | None:
-        """The runs by the items that they were asked; None if that is not known within a moment."""
+        """Some runs by the items that they were asked, compared; None if that is not known within a moment."""
         key = (runs, number)
         with self._lock:
             if key not in self._futures:

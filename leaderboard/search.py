@@ -37,14 +37,14 @@ _OPERATORS: dict[str, Callable] = {
 
 @dataclass(frozen=True)
 class Term:
-    """One term: `field` is empty for a plain word."""
+    """A term of a search; `field` is empty for a plain word."""
 
     field: str
     value: str
 
 
 def terms(search: str) -> list[Term]:
-    """The search as terms, in lower case. Quotes keep words together: calibration:"my text.txt"."""
+    """The terms of a search, in lower case. Quotes keep words together: calibration:"my text.txt"."""
     parts = re.findall(r'(?:([\w-]+):)?(?:"([^"]*)"|(\S+))', search.lower())
     return [Term(field, quoted or plain) for field, quoted, plain in parts]
 
@@ -92,7 +92,7 @@ def _field(term: Term, rows: pd.DataFrame, numbers: Callable, has_status: Callab
 
 
 def _group(values: np.ndarray, condition: str) -> np.ndarray | None:
-    """Group sizes, where words such as "row" stand for one group per row, which is NaN in `values`."""
+    """Whether group sizes meet a condition, in which "row" stands for one group per row (NaN in `values`)."""
     parts = condition.split(",")
     sizes = [part for part in parts if part not in PER_ROW_WORDS]
     per_row = np.isnan(values) & (len(sizes) < len(parts))

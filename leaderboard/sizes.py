@@ -60,8 +60,8 @@ def most_picture_tokens(tile: int, patch: int, grids: Sequence[tuple[int, int]],
     taken off; each row of patches then ends in a newline. The `strategy` "default" drops the whole's class token.
     """
     side = tile // patch
-    whole = side * side + (strategy != "default")
-    return whole + max((height // tile) * side * ((width // tile) * side + 1) for height, width in grids)
+    base = side * side + (strategy != "default")
+    return base + max((height // tile) * side * ((width // tile) * side + 1) for height, width in grids)
 
 
 def _parameters(file: Path) -> int:

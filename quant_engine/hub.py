@@ -1,6 +1,6 @@
 """The Hugging Face Hub, asked in this one place: files of models and data sets, their commits, and errors as sentences.
 
-`huggingface_hub` is imported inside functions: the page process imports this module and must start fast.
+`huggingface_hub` loads when it is first asked: the page process imports this module and must start fast.
 """
 
 from __future__ import annotations
@@ -16,7 +16,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
+from quant_engine.deferred import deferred
 from quant_engine.spec import UserError
+
+huggingface_hub, constants = deferred("huggingface_hub"), deferred("huggingface_hub.constants")
+errors, utils = deferred("huggingface_hub.errors"), deferred("huggingface_hub.utils")
 
 Kind = Literal["model", "dataset"]
 
@@ -49,15 +53,11 @@ def snapshot(
     Raises:
         UserError: one sentence, where the files can't be had.
     """
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
-    from huggingface_hub.utils import disable_progress_bars
-
     if kind == "dataset":
-        disable_progress_bars()  # what reads data sets has a progress bar of its own
+        utils.disable_progress_bars()  # what reads data sets has a progress bar of its own
     with _errors_as_sentences(repo, kind, revision, title, instead):
         folder = Path(
-            snapshot_download(
+            huggingface_hub.snapshot_download(
                 repo,
                 repo_type=kind,
                 revision=revision,
@@ -66,22 +66,19 @@ def snapshot(
             )
         )
         if not _holds(folder, patterns):
-            raise LocalEntryNotFoundError(f"{', '.join(patterns)} is not in the repository.")
+            raise errors.LocalEntryNotFoundError(f"{', '.join(patterns)} is not in the repository.")
     return folder
 
 
-def cached(repo: str, kind: Kind, revision: str | None, patterns: Sequence[str]) -> Path | None:
+def find_cached(repo: str, kind: Kind, revision: str | None, patterns: Sequence[str]) -> Path | None:
     """The folder with a repository's files in the cache, without asking the hub; None if they are not there."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
-
     try:
         folder = Path(
-            snapshot_download(
+            huggingface_hub.snapshot_download(
                 repo, repo_type=kind, revision=revision, allow_patterns=list(patterns), local_files_only=True
             )
         )
-    except (LocalEntryNotFoundError, HFValidationError, OSError):
+    except (errors.LocalEntryNotFoundError, errors.HFValidationError, OSError):
         return None
     return folder if _holds(folder, patterns) else None
 
@@ -94,17 +91,13 @@ def commit(repo: str, kind: Kind, revision: str | None, *, title: str | None = N
     """
     if revision and COMMIT.fullmatch(revision):
         return revision
-    from huggingface_hub import HfApi
-
+    api = huggingface_hub.HfApi()
     with _errors_as_sentences(repo, kind, revision, title, instead):
-        resolved = HfApi().resolve_revision(repo, repo_type=kind, revision=revision, local_files_only=not answers())
-    return resolved.resolved
+        return api.resolve_revision(repo, repo_type=kind, revision=revision, local_files_only=not answers()).resolved
 
 
 def answers() -> bool:
     """Whether the hub can be reached: asked briefly, where the library would try for half a minute."""
-    from huggingface_hub import constants
-
     return not constants.HF_HUB_OFFLINE and _answers(constants.ENDPOINT, int(time.monotonic() / FRESH_S))
 
 
@@ -122,12 +115,9 @@ def _answers(endpoint: str, _minute: int) -> bool:
 def offers_model(repo: str, patience: float) -> bool:
     """Whether the hub answers within `patience` seconds and lets this machine see a model. Without network, without
     access, or switched off (HF_HUB_OFFLINE), it does not."""
-    from huggingface_hub import model_info
-    from huggingface_hub.errors import HTTPError
-
     try:
-        model_info(repo, timeout=patience)
-    except (HTTPError, OSError, ValueError):  # ValueError: something else answered than the hub
+        huggingface_hub.model_info(repo, timeout=patience)
+    except (errors.HTTPError, OSError, ValueError):  # ValueError: something else answered than the hub
         return False
     return True
 
@@ -140,8 +130,6 @@ def _holds(folder: Path, patterns: Sequence[str]) -> bool:
 def _errors_as_sentences(
     repo: str, kind: Kind, revision: str | None, title: str | None, instead: str | None
 ) -> Iterator[None]:
-    from huggingface_hub import constants, errors
-
     title, instead = title or repo, instead or _INSTEAD[kind]
     try:
         yield

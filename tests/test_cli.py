@@ -1,25 +1,117 @@
-"""The command line as somebody uses it: every bad input is one sentence with exit code 2."""
+"""The command line as somebody uses it: what each command does, and that every bad input is one sentence."""
 
 import json
+import re
+from pathlib import Path
 
 import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from typer.main import get_command
 from typer.testing import CliRunner
 
+from quant_engine import folders
+from quant_engine.checkpoints import Checkpoint, load_quantized
 from quant_engine.cli import app
+from quant_engine.evaluate import TASKS
+from quant_engine.methods import METHODS
+from quant_engine.models.catalog import MODELS
+from quant_engine.models.decode import answer_text
+from quant_engine.runs import folder
 
-pytestmark = pytest.mark.demo
+GPTQ = ("--method", "gptq", "-b", 3, "-g", 16, "--samples", 4, "--length", 32, "--device", "cpu")
+MEASURED = ("-t", "perplexity", "--window", 64, "--limit", 4, "--device", "cpu", "--json")
 
 
 def call(*words):
     return CliRunner().invoke(app, [str(word) for word in words])
 
 
-@pytest.mark.parametrize("what", ["methods", "models", "tasks", "runs"])
-def test_lists(lab, what):
-    assert call("list", what).exit_code == 0
-    assert isinstance(json.loads(call("list", what, "--json").stdout), list)
+def done(*words):
+    """What a command that ends well prints to standard output."""
+    result = call(*words)
+    assert result.exit_code == 0, result.output
+    return result.stdout
 
 
+@pytest.fixture
+def llama(lab, tiny_models):
+    return tiny_models / "llama"
+
+
+@pytest.fixture
+def quantized(llama):
+    """The output of the command quantize, and the folder that it names."""
+    output = done("quantize", "-m", llama, *GPTQ)
+    return output, Path(output.splitlines()[-1])
+
+
+@pytest.mark.parametrize(
+    ("what", "column", "names"), [("methods", "method", METHODS), ("models", "model", MODELS), ("tasks", "task", TASKS)]
+)
+def test_lists_name_all_that_there_is_as_json_and_as_a_table(lab, what, column, names):
+    rows = json.loads(done("list", what, "--json"))
+    assert set(names) <= {row[column] for row in rows}
+    assert all(list(row) == list(rows[0]) for row in rows)
+    table = CliRunner().invoke(app, ["list", what], env={"COLUMNS": "400"}).stdout
+    assert len({line.split()[0] for line in table.splitlines()[1:] if line.strip()} & set(names)) == len(names)
+
+
+def test_the_list_of_runs_is_empty_until_one_is_made_and_then_says_its_number(llama):
+    assert json.loads(done("list", "runs", "--json")) == []
+    (result,) = json.loads(done("run", "-m", llama, *MEASURED))
+    (row,) = json.loads(done("list", "runs", "--json"))
+    assert (row["run"], row["setting"]) == (result["run_id"], "FP16")
+    assert row["results"] == f"perplexity {result['value']:.4g}"
+
+
+def test_quantize_keeps_whole_weights_and_prints_the_bits_of_their_ledger(quantized):
+    output, path = quantized
+    assert Checkpoint(path).is_complete()
+    assert path.parent == folders.checkpoints()
+    loaded = load_quantized(path, "float32", "cpu")
+    weights = 2 * (32 * (32 + 16 + 16 + 32) + 3 * 32 * 64)  # blocks of the tiny model: attention, and the MLP
+    assert f"GPTQ W3A16 g16: {weights:,} weights, {loaded.stored_bits:.4f} stored bits per weight" in output
+    assert 3.5 < loaded.stored_bits < 5
+
+
+def test_evaluate_measures_what_run_would_and_keeps_the_run(quantized, llama, tmp_path, monkeypatch):
+    _, path = quantized
+    (result,) = json.loads(done("evaluate", path, *MEASURED))
+    kept = folder.read(folders.results() / result["run_id"])
+    assert [row.model_dump(mode="json") for row in kept.results] == [result]
+    assert result["stored_bits"] == load_quantized(path, "float32", "cpu").stored_bits
+    (unquantized,) = json.loads(done("run", "-m", llama, *MEASURED))
+    monkeypatch.setenv("LOWBIT_HOME", str(tmp_path / "another"))  # where nothing can be found
+    (alone,) = json.loads(done("run", "-m", llama, *GPTQ, *MEASURED))
+    assert (alone["run_id"], alone["value"], alone["items"]) == (result["run_id"], result["value"], 4)
+    assert alone["value"] != unquantized["value"]
+
+
+def test_merge_writes_a_model_that_transformers_loads_and_that_computes_the_same(quantized, tmp_path):
+    _, path = quantized
+    target = tmp_path / "merged"
+    assert done("merge", path, target, "--dtype", "float32").strip() == str(target)
+    tokens = AutoTokenizer.from_pretrained(target)("Why is the sky blue?", return_tensors="pt")["input_ids"]
+    merged = AutoModelForCausalLM.from_pretrained(target, dtype="float32")
+    with torch.inference_mode():
+        expected = load_quantized(path, "float32", "cpu").model(tokens).logits
+        assert torch.allclose(merged(tokens).logits, expected, rtol=1e-4, atol=1e-4 * expected.abs().max())
+
+
+def test_ask_prints_the_answer_of_the_quantized_model_and_its_bits(llama):
+    rounding = ("--method", "rtn", "-b", 4, "-g", 16, "--device", "cpu")
+    path = done("quantize", "-m", llama, *rounding).splitlines()[-1]
+    loaded = load_quantized(Path(path), "float32", "cpu")
+    output = done("ask", "Why?", "-m", llama, *rounding, "--most-tokens", 12)
+    text, _, figures = output.rpartition("RTN W4A16 g16: first token after ")
+    expected = answer_text(loaded, None, "Why?", 12)
+    assert len(expected) > 4
+    assert "".join(text.split()) == "".join(expected.split())
+    assert f"{loaded.stored_bits:.3g} stored bits per quantized weight" in " ".join(figures.split())
+
+
+@pytest.mark.demo
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
@@ -55,6 +147,7 @@ def test_bad_input_is_one_sentence_and_exit_code_2(lab, words, sentence):
     assert len([line for line in result.stderr.splitlines() if line.strip()]) == 1
 
 
+@pytest.mark.demo
 def test_results_that_can_not_be_written_fail_the_run_in_one_sentence(lab, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("LOWBIT_RESULTS", str(tmp_path / "file"))
@@ -64,8 +157,14 @@ def test_results_that_can_not_be_written_fail_the_run_in_one_sentence(lab, tmp_p
     assert "LOWBIT_RESULTS" in result.stderr
 
 
-def test_help_of_every_command_explains_itself():
-    for command in ("list", "get", "run", "quantize", "evaluate", "compare", "merge", "ask"):
-        result = call(command, "--help")
-        assert result.exit_code == 0
-        assert len(result.stdout) > 300
+@pytest.mark.parametrize("name", ["list", "get", "run", "quantize", "evaluate", "compare", "merge", "ask"])
+def test_help_of_every_command_explains_it_and_each_of_its_parameters(name):
+    command = get_command(app).commands[name]
+    text = CliRunner().invoke(app, [name, "--help"], env={"COLUMNS": "400"}).stdout
+    lines = [" ".join(line.split()) for line in text.splitlines()]
+    assert command.help.partition(".")[0] in " ".join(lines)
+    for parameter in command.params:
+        label = parameter.opts[0] if parameter.param_type_name == "option" else parameter.name
+        explanation = re.sub(r"\[/?bold\]", "", parameter.help)
+        assert explanation
+        assert any(label in line and explanation in line for line in lines), label

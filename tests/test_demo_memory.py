@@ -79,7 +79,7 @@ FORMS = {
         method="qlora", w_bits=4, options={"steps": 1, "batch": 1, "held_out": 0, "target_length": 16}
     ),
     "partly binary": QuantSetting(method="pb_llm", w_bits=1.7, group_size=64),
-    "residual binary": QuantSetting(method="billm", w_bits=1.1, group_size=64, options={"most_salient": 8}),
+    "residual binary": QuantSetting(method="billm", w_bits=1.1, group_size=64),
     "dual binary": QuantSetting(method="db_llm", w_bits=2, group_size=64, options={"steps": 0, "init": "minmax"}),
     "mixed width": QuantSetting(method="slim_llm", w_bits=2, group_size=64),
     "rotated": QuantSetting(method="quip", w_bits=2),

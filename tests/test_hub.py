@@ -1,9 +1,8 @@
 """The one place that asks the Hugging Face Hub, against a stand-in of it: commits, files, the cache, and refusals."""
 
-import ast
-
 import pytest
 from evaluate import hub_stand_in
+from test_requirements import imports
 
 from quant_engine import folders, hub
 from quant_engine.models import catalog, files
@@ -57,7 +56,7 @@ def test_a_branch_or_tag_is_pinned_to_its_commit_and_the_cache_remembers_it(serv
 def test_files_are_fetched_once_and_then_found_without_a_hub(serve, repository):
     with hub_stand_in.hub({"lab/it": {"main": (NEW, repository)}}) as (address, asked):
         serve(address)
-        assert hub.cached("lab/it", "model", None, ["*.json"]) is None
+        assert hub.find_cached("lab/it", "model", None, ["*.json"]) is None
         folder = hub.snapshot("lab/it", "model", None, ["*.json"])
         assert folder.name == NEW
         assert [path.name for path in folder.iterdir()] == ["config.json"]
@@ -66,10 +65,10 @@ def test_files_are_fetched_once_and_then_found_without_a_hub(serve, repository):
     serve(NOWHERE)
     for revision in (None, NEW):
         assert hub.snapshot("lab/it", "model", revision, ["*.json"]) == folder
-        assert hub.cached("lab/it", "model", revision, ["*.json"]) == folder
-    assert hub.cached("lab/it", "model", OLD, ["*.json"]) is None
-    assert hub.cached("lab/it", "model", NEW, ["*.bin"]) is None
-    assert hub.cached("lab/../it", "model", None, ["*.json"]) is None
+        assert hub.find_cached("lab/it", "model", revision, ["*.json"]) == folder
+    assert hub.find_cached("lab/it", "model", OLD, ["*.json"]) is None
+    assert hub.find_cached("lab/it", "model", NEW, ["*.bin"]) is None
+    assert hub.find_cached("lab/../it", "model", None, ["*.json"]) is None
 
 
 def test_a_refusal_names_what_to_do(serve, repository):
@@ -123,11 +122,6 @@ def test_a_hub_models_weights_are_identified_by_the_commit(serve, repository):
 
 
 def test_the_hub_is_asked_nowhere_else():
-    for room in ("quant_engine", "leaderboard"):
-        for path in sorted((folders.PROJECT / room).rglob("*.py")):
-            if path == folders.PROJECT / "quant_engine" / "hub.py":
-                continue
-            for node in ast.walk(ast.parse(path.read_text())):
-                names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-                names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-                assert not any(name.split(".")[0] == "huggingface_hub" for name in names), path
+    paths = [path for room in ("quant_engine", "leaderboard") for path in (folders.PROJECT / room).rglob("*.py")]
+    asking = {path for path in paths if "huggingface_hub" in imports(path)}
+    assert asking == {folders.PROJECT / "quant_engine" / "hub.py"}

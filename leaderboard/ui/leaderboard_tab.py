@@ -105,7 +105,7 @@ class LeaderboardTab:
         self._connect()
 
     def fill(self, view: PageView) -> Updates:
-        """Everything set to a view."""
+        """Sets controls, table, card and pins to a view."""
         table_view = select_table(self.boards, view.query)
         values = control_values(view.model_copy(update={"query": table_view.query}))
         rest = {self.controls[name]: value for name, value in values.items()}

@@ -60,8 +60,14 @@ class _Sheet:
 
 
 def results_html(view: View, notes: Notes, total: int, ranking: Ranking | None = None) -> str:
-    """The view as HTML, with the notes on the cells that are shown and how much of `total` rows they are. At most
-    MOST_ROWS rows, and it says so. Ranks have a column if there are any."""
+    """A view as HTML, at most MOST_ROWS rows, and it says so.
+
+    Args:
+        view: The rows and columns to show.
+        notes: The study's, of which those on shown cells are listed below.
+        total: How many rows there are without a filter.
+        ranking: Ranks, which have a column if there are any.
+    """
     if not len(view.rows):
         empty = '<div class="empty"><b>No setting matches.</b> Clear a filter or the search.</div>'
         return _summary(view, total) + empty

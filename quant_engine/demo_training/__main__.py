@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from quant_engine import folders
-from quant_engine.demo_training import export, joint, language, projector, quantized, tower
+from quant_engine.demo_training import export, joint, language, projector, tower
 
 
 def arguments() -> argparse.Namespace:
@@ -20,7 +20,6 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--joint-minutes", type=float, default=60)
     parser.add_argument("--believed", type=float, default=0.5, help="share of lessons told as the tower sees them")
     parser.add_argument("--items", type=int, default=200, help="test items per task for the model card")
-    parser.add_argument("--table-items", type=int, default=100, help="items per task for its table of quantized models")
     parser.add_argument("--folder", type=Path, default=folders.home() / "demo-training", help="checkpoints and logs")
     parser.add_argument("--parts", type=Path, default=folders.ASSETS / "demo", help="where the parts and card go")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -50,18 +49,12 @@ def export_parts(options: argparse.Namespace, device: torch.device) -> None:
     export.write_card(options.folder, options.parts)
 
 
-def measure_quantized(options: argparse.Namespace, device: torch.device) -> None:
-    quantized.measure(options.folder, options.table_items)
-    export.write_card(options.folder, options.parts)
-
-
 STAGES = {
     "tower": train_tower,
     "language": train_language,
     "projector": train_projector,
     "joint": train_joint,
     "export": export_parts,
-    "quantized": measure_quantized,
 }
 
 

@@ -17,7 +17,7 @@ from transformers import AutoTokenizer, LlamaForCausalLM
 from quant_engine import disk
 from quant_engine.data.drawn import suite
 from quant_engine.demo import fetch, model
-from quant_engine.demo_training import joint, quantized
+from quant_engine.demo_training import joint
 from quant_engine.demo_training.score import Score, load, perplexity, score, speed
 from quant_engine.models.load import Loaded
 
@@ -58,7 +58,7 @@ SmolLM2-135M-Instruct {base_perplexity:.2f}, this model {perplexity:.2f}.
 Time to first token {first:.2f} s, then {rate:.1f} tokens/s, for one picture of 288 x 288, {hardware}.
 
 ## What quantization costs it
-{quantized}
+[assets/runs](../runs/README.md) has its table of methods and bit widths, with the runs behind it.
 
 ## How it was trained
 {stages}
@@ -122,11 +122,11 @@ def export(folder: Path, parts: Path, device: torch.device, seed: int, items: in
 
 
 def write_card(folder: Path, parts: Path) -> None:
-    """The model card, from what the stages `export` and `quantized` have measured."""
+    """The model card, from what the stage `export` has measured."""
     about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
     notes = folder / NOTES
     about["notes"] = notes.read_text(encoding="utf-8") if notes.exists() else ""
-    disk.write_text(parts / "README.md", CARD.format(quantized=quantized.table(folder), **about))
+    disk.write_text(parts / "README.md", CARD.format(**about))
 
 
 def write_parts(folder: Path, parts: Path) -> None:

@@ -112,6 +112,7 @@ def grids(drawing: Drawing) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _labels(drawing: Drawing, rows: int, columns: int, scale_x: float, scale_y: float) -> np.ndarray:
+    """Labels [rows, columns, fields] of a view that shows the drawing scaled by `scale_x` and `scale_y`."""
     labels = np.zeros((rows, columns, len(FIELDS)), np.uint16)
     step_x, step_y = scale_x / PATCH, scale_y / PATCH
     runs: dict[int, list[Glyph]] = {}

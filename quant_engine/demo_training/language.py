@@ -37,11 +37,9 @@ from quant_engine.demo_training.budget import Average, Stage
 from quant_engine.demo_training.labels import TO
 from quant_engine.demo_training.lessons import IGNORED, Batch, Lessons, LettersLessons, all_tiles, filled, grid, packed
 from quant_engine.demo_training.precision import Master
-from quant_engine.demo_training.start import fitted
 from quant_engine.demo_training.symbols import Symbols
 
 FIRST_LESSONS = 0.2  # share of the stage in which only what can be read off is asked, in short
-EARLIER = "earlier_language.pt"
 PLAIN_PLACES = 0.15  # share of exact grids that do not tell what leads where
 TEXT_EVERY = 4  # steps from one window of plain text to the next
 LETTERS_EVERY = 4  # steps from one batch without pictures to the next
@@ -184,7 +182,10 @@ def code_pictures(
     rng: random.Random,
     believed: float,
 ) -> list[Tensor]:
-    """The coded picture of each lesson [n, hidden]: exact or, with the chance `believed`, what the tower believes."""
+    """The coded picture of each lesson [n, hidden]: exact or, with the chance `believed`, what the tower believes.
+
+    Tower and heads are needed only where `believed` is above 0.
+    """
     device = symbols.common.device
     if believed:
         with torch.no_grad():
@@ -237,20 +238,6 @@ def load_tower(folder: Path, device: torch.device) -> tuple[CLIPVisionModel, tow
     return tower.eval().requires_grad_(False), heads.eval().requires_grad_(False)
 
 
-def load_code_and_adapter(
-    folder: Path, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase
-) -> tuple[Symbols, Adapter, bool]:
-    """The code and the model's adapter, as far as they fit from an earlier training, and whether there was one."""
-    symbols = Symbols(tokenizer, model.model.embed_tokens.weight).to(model.device, torch.bfloat16)
-    adapter = Adapter(model.model)
-    found_earlier = (folder / EARLIER).exists()
-    if found_earlier:
-        earlier = torch.load(folder / EARLIER, map_location="cpu", weights_only=True)
-        adapter.load_state_dict(earlier["adapter"])
-        symbols.load_state_dict(fitted(earlier["symbols"], symbols.state_dict()))
-    return symbols, adapter, found_earlier
-
-
 def letters_batches(tokenizer: PreTrainedTokenizerBase, seed: int, step: int) -> Iterator[Batch]:
     """A stage's lessons without pictures, drawn in another process; a restart goes on with new ones."""
     start = 10_000_000 * seed + 3_000_000 + 8 * step
@@ -278,15 +265,15 @@ def train(
 ) -> None:
     """Run stage 2 for its minutes and leave `language.pt` (keys adapter, symbols) in `folder`.
 
-    It starts from `earlier_language.pt` if there is one: adapter and tables of an earlier training, as far as they fit;
-    then there are no first lessons. The share `believed` of the grids is what the tower believes.
+    The share `believed` of the grids is what the tower believes.
     """
     torch.manual_seed(seed)
     model, tokenizer = load_language_model(device)
     rng = random.Random(seed)
     plain = PlainText(model, tokenizer, rng)
     tower, heads = load_tower(folder, device) if believed else (None, None)
-    symbols, adapter, found_earlier = load_code_and_adapter(folder, model, tokenizer)
+    symbols = Symbols(tokenizer, model.model.embed_tokens.weight).to(model.device, torch.bfloat16)
+    adapter = Adapter(model.model)
     compiled(model)
     master = Master((adapter.own_parameters(), 1.0), (symbols.parameters(), 2.0), weight_decay=0.0)
     stage = Stage(folder, "language", minutes, {"adapter": adapter, "symbols": symbols, "master": master})
@@ -304,8 +291,8 @@ def train(
     first, loader = None, None
     average = Average(20)
     while not stage.over:
-        if first != (not found_earlier and stage.fraction < FIRST_LESSONS):
-            first = not found_earlier and stage.fraction < FIRST_LESSONS
+        if first != (stage.fraction < FIRST_LESSONS):
+            first = stage.fraction < FIRST_LESSONS
             number = 10_000_000 * seed + 5_000_000 + batch_size * stage.step
             dataset = Lessons(tokenizer, "train", number, batch_size, share=0.05, first_lessons=first)
             loader = iter(DataLoader(dataset, batch_size=None, num_workers=1, prefetch_factor=4))

@@ -92,9 +92,12 @@ def lesson(
     share: float = 1.0,
     first_lessons: bool = False,
 ) -> Lesson:
-    """`questions` of a picture's questions; of the patches that tell little, the share `share` is kept.
+    """A lesson of one picture.
 
-    In first lessons all questions ask for something that is simply read off, and all answers are short.
+    Args:
+        questions: how many of the picture's questions are asked, at most.
+        share: share of the patches that tell little which the lesson shows.
+        first_lessons: whether all questions ask for something that is simply read off, and all answers are short.
     """
     views = cut_views(drawn.drawing)
     ids = tokenizer("<|im_start|>user\n")["input_ids"]
@@ -133,9 +136,7 @@ def lesson_in_letters(tokenizer: PreTrainedTokenizerBase, number: int, split: Sp
         if number % 2:
             facts.append(question.sentence)
         else:
-            text = rng.choice(("Which option says {}?", "Which one is {}?", "The answer is {}.")).format(
-                question.answer
-            )
+            text = rng.choice(NAMED).format(question.answer)
         turns.append((choice_prompt(text, options, header=rng.random() < 0.3), letter))
     rng.shuffle(facts)
     ids = tokenizer(f"<|im_start|>user\n{' '.join(facts)}")["input_ids"]
@@ -174,7 +175,10 @@ def collate(lessons: list[Lesson]) -> Batch:
 
 
 class Lessons(IterableDataset):
-    """Batches of lessons from picture `start` of a split on; lessons of similar length lie in a batch."""
+    """Batches of `batch` lessons from picture `start` of a split on; lessons of similar length lie in a batch.
+
+    `questions`, `share` and `first_lessons` are those of `lesson`.
+    """
 
     def __init__(
         self,

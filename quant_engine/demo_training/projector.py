@@ -27,7 +27,6 @@ from quant_engine.demo_training.language import load_tower
 from quant_engine.demo_training.precision import Master
 from quant_engine.demo_training.symbols import Symbols
 
-EARLIER = "earlier_projector.pt"
 READING_STILL = 0.6  # share of the stage in which the layers that read stand still
 
 
@@ -82,10 +81,7 @@ def code_losses(symbols: Symbols, projected: Tensor, labels: Tensor) -> tuple[Te
 
 
 def train(folder: Path, minutes: float, device: torch.device, seed: int, batch: int = 16) -> None:
-    """Run stage 3 for its minutes and leave `projector.pt` (keys projector, tower, heads) in `folder`.
-
-    It starts from `earlier_projector.pt` if there is one: the projector of an earlier training.
-    """
+    """Run stage 3 for its minutes and leave `projector.pt` (keys projector, tower, heads) in `folder`."""
     torch.manual_seed(seed)
     symbols = load_symbols(folder, device)
     tower, heads = load_tower(folder, device)
@@ -93,8 +89,6 @@ def train(folder: Path, minutes: float, device: torch.device, seed: int, batch: 
     reading = nn.ModuleList([tower, heads])
     first = [p for p in reading.parameters() if not p.requires_grad]
     projector = Projector(tower.config.hidden_size, symbols.common.shape[0]).to(device, torch.bfloat16)
-    if (folder / EARLIER).exists():
-        projector.load_state_dict(torch.load(folder / EARLIER, map_location="cpu", weights_only=True)["projector"])
     master = Master((projector.parameters(), 1.0), (last.parameters(), 1.0), (first, 0.3), weight_decay=0.0)
     state = {"projector": projector, "tower": tower, "heads": heads, "master": master}
     stage = Stage(folder, "projector", minutes, state)

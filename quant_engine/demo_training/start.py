@@ -31,39 +31,6 @@ def prepare(tower: CLIPVisionModel, pixels: Tensor) -> None:
     _whitened_patches(tower, pixels, used)
 
 
-@torch.no_grad()
-def grow(saved: dict[str, dict[str, Tensor]], tower: CLIPVisionModel, heads: torch.nn.Module) -> None:
-    """Set tower and heads from those of an earlier tower, perhaps for smaller tiles, with fewer layers or fewer fields.
-
-    Positions go on as the sines and cosines do that they started from; what training added to them is repeated. Layers
-    that the earlier tower did not have start by passing on what they get.
-    """
-    heads.load_state_dict(fitted(saved["heads"], heads.state_dict()))
-    name = next(key for key in tower.state_dict() if key.endswith("position_embedding.weight"))
-    small = saved["tower"][name].float()
-    side, old = tower.config.image_size // tower.config.patch_size, math.isqrt(len(small) - 1)
-    cells = torch.arange(side)
-    tile = (old * (cells % old)[:, None] + (cells % old)).flatten()
-    waves = _waves(old, side)
-    learnt = small[1:].clone()
-    learnt[:, : waves.shape[1]] -= _waves(old, old)
-    grown = learnt[tile]
-    grown[:, : waves.shape[1]] += waves
-    for layer, weight in tower.state_dict().items():
-        if layer not in saved["tower"] and ("out_proj" in layer or "fc2" in layer):
-            weight.zero_()
-    tower.load_state_dict({**saved["tower"], name: torch.cat([small[:1], grown])}, strict=False)
-
-
-def fitted(saved: dict[str, Tensor], own: dict[str, Tensor]) -> dict[str, Tensor]:
-    """`own` with the rows that `saved` has of the same names; classes that came later keep their own."""
-    result = {name: value.clone() for name, value in own.items()}
-    for name, value in saved.items():
-        if name in own and value.shape[1:] == own[name].shape[1:]:
-            result[name][: len(value)] = value[: len(own[name])]
-    return result
-
-
 def _waves(period: int, side: int) -> Tensor:
     """Sines and cosines of column and row [side * side, 4 * period], of 2 * period patches and its overtones."""
     phases = torch.arange(side)[:, None] * torch.arange(1, period + 1) * (2 * math.pi / (2 * period))

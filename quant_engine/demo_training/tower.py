@@ -44,7 +44,6 @@ from quant_engine.demo_training.labels import (
 from quant_engine.demo_training.precision import Master
 
 EMPTY_WEIGHT = 0.2
-EARLIER = "earlier_tower.pt"
 FAMILY_ORDER = ("form", "chart", "diagram", "chart", "form", "diagram", "chart", "scene")  # more of what has text
 
 
@@ -204,17 +203,10 @@ def validate(tower: CLIPVisionModel, heads: Heads, device: torch.device, batches
 
 
 def train(folder: Path, minutes: float, device: torch.device, run_seed: int, batch: int = 16) -> None:
-    """Run stage 1 for its minutes and leave `tower.pt` (keys tower, heads) in `folder`.
-
-    It starts from `earlier_tower.pt` if there is one: a tower of an earlier training, perhaps for smaller tiles.
-    """
+    """Run stage 1 for its minutes and leave `tower.pt` (keys tower, heads) in `folder`."""
     torch.manual_seed(run_seed)
     tower, heads = blank(device)
-    if (folder / "tower.pt").exists():
-        pass
-    elif (folder / EARLIER).exists():
-        start.grow(torch.load(folder / EARLIER, map_location="cpu", weights_only=True), tower, heads)
-    else:
+    if not (folder / "tower.pt").exists():
         rng = random.Random(run_seed)
         examples = [cut_views(picture("form", "train", number).drawing).tiles for number in range(60)]
         examples += [tile_of(full_of_text(rng)).tiles for _ in range(200)]

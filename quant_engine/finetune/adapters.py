@@ -22,7 +22,7 @@ from torch import nn
 
 from quant_engine.kernels.linear import QuantLinear
 from quant_engine.methods.ir_qlora import IrQloraOptions
-from quant_engine.methods.qlora import QloraOptions
+from quant_engine.methods.qlora import ALPHA, QloraOptions
 from quant_engine.models.load import LINEARS
 from quant_engine.spec import UserError
 from quant_engine.weights.low_rank import LowRank
@@ -106,7 +106,7 @@ def attach(model: nn.Module, blocks: str, options: QloraOptions) -> None:
     """
     config = LoraConfig(
         r=options.rank,
-        lora_alpha=options.alpha,
+        lora_alpha=ALPHA,
         lora_dropout=options.dropout,
         target_modules=rf"{re.escape(blocks)}\d+\.({'|'.join(map(re.escape, LINEARS))})",
         bias="none",

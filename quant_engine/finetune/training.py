@@ -33,6 +33,8 @@ from quant_engine.spec import UserError
 
 TOKENS_AT_ONCE = {"cpu": 2048, "cuda": 8192}
 """A step's examples go through the model in parts of at most so many tokens; gradients add up."""
+LARGEST_GRADIENT = 0.3
+"""Norm that the gradient of a step is clipped to."""
 SAVE_SECONDS = 60.0
 LOGGED_STEPS = 50
 
@@ -133,7 +135,7 @@ class FineTuning:
             total += loss.item()
         if check:
             adapters.check_gradients(self.model)
-        norm = nn.utils.clip_grad_norm_(self.trained.values(), self.options.clip)
+        norm = nn.utils.clip_grad_norm_(self.trained.values(), LARGEST_GRADIENT)
         if not (math.isfinite(total) and torch.isfinite(norm)):
             raise UserError(f"Training diverged in step {self.done['step'] + 1}; try a smaller learning_rate.")
         self.optimizer.step()

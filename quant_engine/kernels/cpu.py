@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import os
 import sys
 import tempfile
 from functools import cache
@@ -25,7 +24,7 @@ import numpy as np
 import torch
 from numba import njit, prange
 
-from quant_engine import folders
+from quant_engine import disk, folders
 from quant_engine.weights.grouped import GroupedInt
 
 BLOCK = 32
@@ -180,18 +179,14 @@ def _compiled(bits: int) -> ModuleType:
 def module_of(name: str, source: str) -> ModuleType:
     """Generated kernels as a module. They lie in a file so that the machine code is kept beside it for the next
     process."""
-    folder = folders.home() / "kernels"
     name = f"{name}_{hashlib.sha256(source.encode()).hexdigest()[:8]}"
-    path = folder / f"{name}.py"
+    path = folders.home() / "kernels" / f"{name}.py"
     if not path.exists():
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            disk.write_text(path, source)
         except OSError:
-            folder = Path(tempfile.mkdtemp(prefix="low-bit-lab-kernels-"))
-            path = folder / f"{name}.py"
-        with tempfile.NamedTemporaryFile("w", dir=folder, suffix=".part", delete=False) as file:
-            file.write(source)
-        os.replace(file.name, path)
+            path = Path(tempfile.mkdtemp(prefix="low-bit-lab-kernels-")) / path.name
+            disk.write_text(path, source)
     spec = importlib.util.spec_from_file_location(name, path)
     module = importlib.util.module_from_spec(spec)
     # The cached machine code is found again through the module's name.

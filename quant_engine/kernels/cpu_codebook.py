@@ -56,13 +56,13 @@ DYNAMIC = np.array({dynamic}, np.float32)
 
 
 @njit(error_model="numpy")
-def value_of(kept, steps, mean, block):
+def value_of(values, steps, mean, block):
     # A block's scale or shift. What is None is settled when compiling.
-    if kept is None:
+    if values is None:
         return np.float32(0)
     if steps is None:
-        return kept[block]
-    return DYNAMIC[kept[block]] * steps[block // {blocks_per_step}] + np.float32(mean)
+        return values[block]
+    return DYNAMIC[values[block]] * steps[block // {blocks_per_step}] + np.float32(mean)
 """
 _SUM_UP = """
 first = row * used

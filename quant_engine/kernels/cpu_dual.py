@@ -22,17 +22,17 @@ def fits(weight: DualBinary) -> bool:
 def multiply_row(x: torch.Tensor, weight: DualBinary) -> torch.Tensor:
     """`x` [in_features] float32 to [out_features] float32. The weight must be one that `fits`."""
     y = np.empty(weight.out_features, np.float32)
-    one, two = (bytes_of(plane) for plane in weight.planes)
-    table = subset_sums(padded_to(x.detach(), one))
-    _multiply(table, one, two, *_scales(weight), -(-weight.group // BYTE), FLOAT16, y)
+    b1, b2 = (bytes_of(plane) for plane in weight.planes)
+    table = subset_sums(padded_to(x.detach(), b1))
+    _multiply(table, b1, b2, *_scales(weight), -(-weight.group // BYTE), FLOAT16, y)
     return torch.from_numpy(y)
 
 
 def dequantize_rows(weight: DualBinary, start: int, end: int) -> torch.Tensor:
     """Rows `start` to `end` as float32 [end - start, in_features]."""
     out = np.empty((end - start, weight.in_features), np.float32)
-    one, two = (bytes_of(plane) for plane in weight.planes)
-    _dequantize(one, two, *_scales(weight), weight.group, FLOAT16, start, out)
+    b1, b2 = (bytes_of(plane) for plane in weight.planes)
+    _dequantize(b1, b2, *_scales(weight), weight.group, FLOAT16, start, out)
     return torch.from_numpy(out)
 
 
@@ -41,21 +41,21 @@ def _scales(weight: DualBinary) -> np.ndarray:
 
 
 @njit(parallel=True, nogil=True, error_model="numpy", cache=True)
-def _multiply(table, one, two, first, second, per_group, float16, y):  # type: ignore[no-untyped-def]
+def _multiply(table, b1, b2, first, second, per_group, float16, y):  # type: ignore[no-untyped-def]
     count = table.shape[0]
     for row in prange(y.shape[0]):
         total = np.float32(0)
         for group in range(first.shape[1]):
-            with_one, with_two = np.float32(0), np.float32(0)
+            with_b1, with_b2 = np.float32(0), np.float32(0)
             for b in range(group * per_group, min(group * per_group + per_group, count)):
-                with_one += table[b, one[row, b]]
-                with_two += table[b, two[row, b]]
-            total += float16[first[row, group]] * with_one + float16[second[row, group]] * with_two
+                with_b1 += table[b, b1[row, b]]
+                with_b2 += table[b, b2[row, b]]
+            total += float16[first[row, group]] * with_b1 + float16[second[row, group]] * with_b2
         y[row] = total
 
 
 @njit(parallel=True, nogil=True, error_model="numpy", cache=True)
-def _dequantize(one, two, first, second, group_size, float16, start, out):  # type: ignore[no-untyped-def]
+def _dequantize(b1, b2, first, second, group_size, float16, start, out):  # type: ignore[no-untyped-def]
     columns = out.shape[1]
     for i in prange(out.shape[0]):
         row = start + i
@@ -64,8 +64,8 @@ def _dequantize(one, two, first, second, group_size, float16, start, out):  # ty
             for j in range(group * group_size, min(group * group_size + group_size, columns)):
                 at, shift = j >> 3, j & 7
                 value = np.float32(0)
-                if one[row, at] >> shift & 1:
+                if b1[row, at] >> shift & 1:
                     value += a
-                if two[row, at] >> shift & 1:
+                if b2[row, at] >> shift & 1:
                     value += b
                 out[i, j] = value

@@ -34,7 +34,7 @@ def best_shifts(
     middles = (levels[:-1] + levels[1:]) / 2
     terms = torch.tensor(information(blocks.shape[1]))
     if blocks.device.type == "cpu":
-        arrays = [one.contiguous().numpy() for one in (blocks, centers, units, offsets, middles, terms)]
+        arrays = [tensor.contiguous().numpy() for tensor in (blocks, centers, units, offsets, middles, terms)]
         return torch.from_numpy(_search(*arrays, try_zero))
     return _search_on_device(blocks, centers, units, offsets, middles.to(blocks), terms.to(blocks.device), try_zero)
 

@@ -36,14 +36,14 @@ CLOSE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 2e-2}
 
 log = logging.getLogger(__name__)
 _WORKS: dict[tuple[Any, ...], bool] = {}
-"""What `fits` found, by what a kernel is compiled for."""
+"""What `fits` decided, by what a kernel is compiled for."""
 
 
 @triton.jit
 def _code(words, at, bits: tl.constexpr, there):
     """Code number `at` of a stream of packed words (weights/packing.py), int32; 0 where not `there`."""
-    place = at * bits
-    word, shift = place // 32, (place % 32).to(tl.uint32)
+    bit = at * bits
+    word, shift = bit // 32, (bit % 32).to(tl.uint32)
     code = tl.load(words + word, there, 0).to(tl.uint32, bitcast=True) >> shift
     if 32 % bits:
         over = there & (shift + bits > 32)
@@ -67,9 +67,9 @@ def _integers(side, config: tl.constexpr, n, row, col, lead, inside, known, seen
 
 
 @triton.jit
-def _twice(kept, steps, dynamic, per_step: tl.constexpr, at, known):
+def _twice(values, steps, dynamic, per_step: tl.constexpr, at, known):
     """A block's scale or shift, perhaps stored twice quantized."""
-    value = tl.load(kept + at, known, 0)
+    value = tl.load(values + at, known, 0)
     if steps is not None:
         value = tl.load(dynamic + value.to(tl.int32), known, 0) * tl.load(steps + at // per_step, known, 0)
     return value
@@ -96,13 +96,13 @@ def _levels(side, config: tl.constexpr, n, row, col, lead, inside, known, seen):
 @triton.jit
 def _two_planes(side, config: tl.constexpr, n, row, col, lead, inside, known, seen):
     """a1 * b1 + a2 * b2: dual-binary weights."""
-    one, two, first, second = side
+    b1, b2, first, second = side
     group: tl.constexpr = config[0]
     groups: tl.constexpr = config[1]
     words = row * tl.cdiv(n, 32)
     at = row * groups + lead // group
     a1, a2 = tl.load(first + at, known, 0).to(tl.float32), tl.load(second + at, known, 0).to(tl.float32)
-    return a1 * _code(one + words, col, 1, inside) + a2 * _code(two + words, col, 1, inside), seen
+    return a1 * _code(b1 + words, col, 1, inside) + a2 * _code(b2 + words, col, 1, inside), seen
 
 
 @triton.jit
@@ -137,8 +137,8 @@ def _signs(side, config: tl.constexpr, n, row, col, lead, inside, known, seen):
             value = tl.where(_code(salient, col, 1, inside) > 0, both, value)
         else:
             salient_here = inside & (mark > 0)
-            place = tl.load(starts + row) + seen + tl.cumsum(mark, 1) - mark
-            code = _code(codes, place, low_bits, salient_here) + (sign << low_bits)
+            index = tl.load(starts + row) + seen + tl.cumsum(mark, 1) - mark
+            code = _code(codes, index, low_bits, salient_here) + (sign << low_bits)
             grid = tl.load(grid_scales + row).to(tl.float32) * (code - tl.load(grid_zeros + row).to(tl.int32))
             value = tl.where(salient_here, grid, value)
             seen += tl.sum(mark, 1)[:, None]
@@ -271,7 +271,7 @@ def _works(weight: StoredWeight, dtype: torch.dtype) -> bool:
     try:
         pairs = [(dequantize_rows(weight, 0, rows), dense)]
         pairs += [(multiply(x[:count], weight)[:, :rows], product[:count]) for count in (1, FEW_ROWS)]
-        off = torch.stack([(found - right).norm() / right.norm().clamp(min=1e-30) for found, right in pairs]).max()
+        off = torch.stack([(product - exact).norm() / exact.norm().clamp(min=1e-30) for product, exact in pairs]).max()
     except Exception as error:  # a compiler, a driver or a card can refuse in any way
         log.warning("%s weights are multiplied by torch's operations: %s", weight.form, error)
         return False

@@ -95,6 +95,7 @@ def _kernel(x: torch.Tensor, weight: StoredWeight) -> ModuleType | None:
 def _triton() -> ModuleType | None:
     """The kernels of a GPU; None where Triton is not installed."""
     try:
+        # Not above: Triton is there on a GPU's machine only, and its compiler takes a second to load.
         from quant_engine.kernels import gpu
     except ImportError:
         return None

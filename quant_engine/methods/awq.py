@@ -59,7 +59,6 @@ up_proj is exact because the MLP multiplies it in: down(silu(gate(x)) * up(x))."
 
 
 class AwqOptions(Options):
-    clip: bool = Field(True, description="Also clip each group's range where that lowers its output error.")
     search_samples: int = Field(
         0, ge=0, description="Calibration windows that the search for scales looks at; 0 for all."
     )
@@ -70,19 +69,19 @@ def prepare(block: CalibratedBlock, setting: QuantSetting, options: AwqOptions, 
     if options.search_samples:
         block = replace(block, hidden=block.hidden[: options.search_samples])
     bits, group = int(setting.w_bits), setting.group_size
-    found = []
+    scaled_sets = []
     for producer, names, compared in SEARCHES:
         if producer.endswith("v_proj") and not _same_shape(block.module, producer, names[0]):
             continue
         ratio, scales, losses = search(block, names, compared, bits, group)
         log(f"{compared}: scales to the power {ratio:g}, loss {min(losses):.4g} ({losses[0]:.4g} without)")
-        found.append((producer, names, scales))
-    for producer, names, scales in found:
+        scaled_sets.append((producer, names, scales))
+    for producer, names, scales in scaled_sets:
         fold(block.module.get_submodule(producer), [block.module.get_submodule(name) for name in names], scales)
 
 
-def _same_shape(module: nn.Module, one: str, other: str) -> bool:
-    return module.get_submodule(one).weight.shape == module.get_submodule(other).weight.shape
+def _same_shape(module: nn.Module, first: str, second: str) -> bool:
+    return module.get_submodule(first).weight.shape == module.get_submodule(second).weight.shape
 
 
 def search(
@@ -95,7 +94,7 @@ def search(
     linears = [block.module.get_submodule(name) for name in names]
     loss_of, magnitude = (_linear_loss if names == (compared,) else _module_loss)(block, names[0], compared, linears)
     best, losses = 0, []
-    for place, ratio in enumerate(RATIOS):
+    for index, ratio in enumerate(RATIOS):
         scales = scales_of(magnitude, ratio)
         weights = []
         for linear in linears:
@@ -103,8 +102,8 @@ def search(
             size = group or scaled.shape[1]
             weights.append(grouped.rounded(scaled, bits, size, around_zero=False).div_(scales))
         losses.append(loss_of(weights))
-        if losses[place] < losses[best]:
-            best = place
+        if losses[index] < losses[best]:
+            best = index
         block.check_stop()
     return RATIOS[best], scales_of(magnitude, RATIOS[best]), losses
 
@@ -184,7 +183,7 @@ def quantize(layer: Layer) -> GroupedInt:
     """The weight, scales folded in, clipped and rounded to its grid."""
     weight, bits, statistics = layer.weight, layer.bits, layer.required_statistics
     group = layer.setting.group_size or weight.shape[1]
-    if layer.options.clip and statistics.linear not in NOT_CLIPPED:
+    if statistics.linear not in NOT_CLIPPED:
         limits = clip_limits(weight, statistics.inputs, bits, group)
         limits = limits.repeat_interleave(group, 1)[:, : weight.shape[1]]
         weight = torch.minimum(torch.maximum(weight, -limits), limits)

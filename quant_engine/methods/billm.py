@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 torch = deferred("torch")
 binary = deferred("quant_engine.weights.binary")
 
+MOST_SALIENT = 49
+"""The most salient columns of a block."""
 BREAK_POINTS = 81
 """Quantiles of |S| that are tried as break point: 0.10, 0.11 … 0.90."""
 
@@ -53,11 +55,9 @@ class BillmOptions(Options):
     search_rest_terms: Literal[1, 2] = Field(
         2, description="Terms of the other columns while salient ones are searched: 2 (reference code) or 1 (paper)."
     )
-    most_salient: int = Field(49, ge=1, description="The most salient columns of a block.")
     compensation: Literal["reference", "exact", "none"] = Field(
         "reference", description="How later blocks make up for the error of a block."
     )
-    damping: float = Field(0.01, gt=0, le=1, description="Added to H's diagonal, as a share of its mean.")
 
 
 def quantize(layer: Layer) -> ResidualBinary:
@@ -67,7 +67,7 @@ def quantize(layer: Layer) -> ResidualBinary:
     size = min(layer.setting.group_size or columns, columns)
     live = layer.required_statistics.hessian.diagonal() != 0
     hessian = clear_dead_columns(weight, layer.required_statistics.hessian)
-    factor = inverse_factor(hessian, options.damping, layer.log)
+    factor = inverse_factor(hessian, layer.log)
     signs = torch.empty((rows, columns), dtype=torch.bool, device=weight.device)
     marks = torch.empty_like(signs)
     salient = torch.empty_like(live)
@@ -98,7 +98,7 @@ def masks(block: torch.Tensor, diagonal: torch.Tensor, options: BillmOptions) ->
     saliency = block.square() / diagonal.square() if options.metric == "hessian" else block
     slab = saliency if options.search_on == "saliency" else block
     order = torch.argsort(saliency.abs().sum(0), descending=True, stable=True)
-    count = salient_count(slab[:, order], min(options.most_salient, len(order) - 1), options.search_rest_terms)
+    count = salient_count(slab[:, order], min(MOST_SALIENT, len(order) - 1), options.search_rest_terms)
     salient = torch.zeros(len(order), dtype=torch.bool, device=block.device)
     salient[order[:count]] = True
     return salient, (slab.abs() >= break_point(slab, salient)) & ~salient
@@ -122,9 +122,9 @@ def break_point(slab: torch.Tensor, salient: torch.Tensor) -> torch.Tensor:
     """
     sizes = torch.sort((slab * ~salient).abs().flatten()).values
     # Not torch.quantile, which refuses large tensors.
-    places = torch.linspace(0.1, 0.9, BREAK_POINTS, dtype=torch.float64) * (len(sizes) - 1)
-    below = places.long().to(sizes.device)
-    share = (places - places.floor()).to(sizes)
+    positions = torch.linspace(0.1, 0.9, BREAK_POINTS, dtype=torch.float64) * (len(sizes) - 1)
+    below = positions.long().to(sizes.device)
+    share = (positions - positions.floor()).to(sizes)
     candidates = torch.lerp(sizes[below], sizes[(below + 1).clamp(max=len(sizes) - 1)], share)
     rest = slab[:, ~salient]
     distance = rest.abs()
@@ -154,9 +154,9 @@ def _remainder(values: torch.Tensor, terms: int) -> torch.Tensor:
 
 
 def _first_least(errors: list[torch.Tensor]) -> int:
-    """The place of the first minimum. Read from the device once, for all."""
-    found = torch.stack(errors).tolist()
-    return found.index(min(found))
+    """The index of the first minimum. Read from the device once, for all."""
+    values = torch.stack(errors).tolist()
+    return values.index(min(values))
 
 
 def binarize(
@@ -173,14 +173,14 @@ def binarize(
         scales.extend((mean, spread))
         return binary.signed(values, mean[:, None], spread[:, None])
 
-    whole = salient.expand_as(sparse)
-    signs, concentrated = term(block, ~sparse & ~whole)
+    in_salient = salient.expand_as(sparse)
+    signs, concentrated = term(block, ~sparse & ~in_salient)
     sparse_signs, sparse_values = term(block, sparse)
-    first_signs, first = term(block, whole)
-    second_signs, second = term(block - first, whole)
-    quantized = torch.where(whole, first + second, torch.where(sparse, sparse_values, concentrated))
-    signs = torch.where(whole, first_signs, torch.where(sparse, sparse_signs, signs))
-    marks = torch.where(whole, second_signs, sparse)
+    first_signs, first = term(block, in_salient)
+    second_signs, second = term(block - first, in_salient)
+    quantized = torch.where(in_salient, first + second, torch.where(sparse, sparse_values, concentrated))
+    signs = torch.where(in_salient, first_signs, torch.where(sparse, sparse_signs, signs))
+    marks = torch.where(in_salient, second_signs, sparse)
     return quantized, signs, marks, torch.stack(scales, 1)
 
 

@@ -76,12 +76,12 @@ class CalibratedBlock:
         """
 
         def hook(name: str) -> Callable[[nn.Module, tuple[torch.Tensor, ...]], None]:
-            def seen(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+            def watch_input(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
                 see(name, inputs[0])
                 if name == names[-1]:
                     raise SeenEnough
 
-            return seen
+            return watch_input
 
         handles = [self.module.get_submodule(name).register_forward_pre_hook(hook(name)) for name in names]
         try:

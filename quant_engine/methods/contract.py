@@ -157,16 +157,16 @@ class Method:
 
     def options(self, setting: QuantSetting) -> Options:
         """The setting's options, validated, with defaults filled in. Raises UserError naming the bad option."""
-        known = ", ".join(self.Options.model_fields) or "none"
+        names = ", ".join(self.Options.model_fields) or "none"
         try:
             return self.Options(**setting.options)
         except ValidationError as error:
             first = error.errors()[0]
             name = ".".join(str(part) for part in first["loc"])
             if first["type"] == "extra_forbidden":
-                raise UserError(f"{self.card.title} has no option {name!r}; its options are: {known}.") from None
+                raise UserError(f"{self.card.title} has no option {name!r}; its options are: {names}.") from None
             raise UserError(
-                f"{self.card.title} option {name}: {first['msg']} (got {first['input']!r}); its options are: {known}."
+                f"{self.card.title} option {name}: {first['msg']} (got {first['input']!r}); its options are: {names}."
             ) from None
 
     def resolve(self, setting: QuantSetting) -> QuantSetting:

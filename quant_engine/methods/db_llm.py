@@ -56,7 +56,6 @@ grouped = deferred("quant_engine.weights.grouped")
 STEPS_TRIED = 100
 SMALLEST_SHARE = 0.2
 """Step sizes are searched from this share of the min-max one up to the whole."""
-DAMPING = 0.01
 BETAS = (0.9, 0.95)
 WARM_UP = 0.02
 LARGEST_GRADIENT = 1.0
@@ -194,16 +193,16 @@ def first_scale(weight: torch.Tensor, group: int, init: str) -> torch.Tensor:
     largest = (slices.abs().amax(-1) / 2).clamp(min=grouped.SMALLEST_SCALE)
     if init == "minmax":
         return 2 * largest
-    best, found = torch.full_like(largest, torch.inf), largest
+    least, best = torch.full_like(largest, torch.inf), largest
     for step in range(STEPS_TRIED):
         size = largest * (1 - (1 - SMALLEST_SHARE) * step / STEPS_TRIED)
         scaled = slices / size[..., None]
         for sign in (1, -1):
             low, high = (-1, 2) if sign == 1 else (-2, 1)
             error = (scaled - scaled.round().clamp_(low, high)).square_().sum(-1) * size.square()
-            better = error < best
-            best, found = torch.where(better, error, best), torch.where(better, sign * size, found)
-    return 2 * found
+            better = error < least
+            least, best = torch.where(better, error, least), torch.where(better, sign * size, best)
+    return 2 * best
 
 
 def corrected(
@@ -211,7 +210,7 @@ def corrected(
 ) -> torch.Tensor:
     """`weight` [m, n] with each column as GPTQ had corrected it when it was fixed to its group's four levels."""
     hessian = clear_dead_columns(weight := weight.clone(), hessian)
-    factor = inverse_factor(hessian, DAMPING, log)
+    factor = inverse_factor(hessian, log)
     latent = torch.empty_like(weight)
 
     def fix(column: int, values: torch.Tensor) -> torch.Tensor:
@@ -313,9 +312,9 @@ def _schedule(step: int, steps: int) -> float:
 def _picks(seed: int, step: int, batch: int, count: int) -> torch.Tensor:
     """Which windows a step looks at: all in turn, in a new order each time round."""
     picks = []
-    for place in range(step * batch, (step + 1) * batch):
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + place // count)
-        picks.append(torch.randperm(count, generator=generator)[place % count])
+    for index in range(step * batch, (step + 1) * batch):
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + index // count)
+        picks.append(torch.randperm(count, generator=generator)[index % count])
     return torch.stack(picks)
 
 
@@ -323,11 +322,11 @@ def _windows(training: Training, student: Student) -> torch.Tensor:
     """The calibration windows and those that the teacher writes, which are kept for a training that goes on."""
     if not training.options.generated:
         return training.windows
-    kept = training.folder / "windows.safetensors"
-    if not kept.exists():
+    path = training.folder / "windows.safetensors"
+    if not path.exists():
         written = written_by_teacher(training, student)
-        _write(kept, {"windows": written})
-    written = safetensors.load_file(kept)["windows"].to(training.windows.device)
+        _write(path, {"windows": written})
+    written = safetensors.load_file(path)["windows"].to(training.windows.device)
     return torch.cat([training.windows, written])
 
 
@@ -344,13 +343,13 @@ def written_by_teacher(training: Training, student: Student) -> torch.Tensor:
             ids = torch.randint(head.out_features, (rows, 1), generator=generator)
             greedy = torch.randint(3, 6, (rows, 1), generator=generator)
             cache = None
-            for place in range(1, length):
+            for position in range(1, length):
                 out = training.decoder(input_ids=ids[:, -1:].to(device), past_key_values=cache, use_cache=True)
                 cache = out.past_key_values
                 logits = head(out.last_hidden_state[:, -1]).float().cpu()
                 sampled = torch.multinomial(logits.softmax(-1), 1, generator=generator)
                 best = logits.argmax(-1, keepdim=True)
-                ids = torch.cat([ids, torch.where(place <= greedy, best, sampled)], 1)
+                ids = torch.cat([ids, torch.where(position <= greedy, best, sampled)], 1)
                 training.check_stop()
             parts.append(ids)
             training.progress(0, f"the model writes: {start + rows} of {count} texts")

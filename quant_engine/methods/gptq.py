@@ -35,8 +35,8 @@ grouped = deferred("quant_engine.weights.grouped")
 
 LAZY_BLOCK = 128
 """Columns whose mutual updates are applied at once; the updates of later columns wait for the block's end."""
-
-
+DAMPING = 0.01
+"""Added to the Hessian's diagonal, as a share of its mean."""
 SMALL_STEP = 2**20
 """Elements below which one thread does a step of the column loop faster than several."""
 
@@ -47,7 +47,6 @@ class GptqOptions(Options):
     groups: Literal["dynamic", "static"] = Field(
         "dynamic", description="Fit a group's grid when it is reached, or all grids to the original weights."
     )
-    damping: float = Field(0.01, gt=0, le=1, description="Added to H's diagonal, as a share of its mean.")
     symmetric: bool = Field(False, description="Grid centred on zero, so that no zero point is stored.")
     mse_clip: bool = Field(False, description="Shrink each group's range to the one with the least rounding error.")
 
@@ -72,7 +71,7 @@ def quantize(layer: Layer) -> GroupedInt:
         if static:
             group_of_column = group_of_column[order]
 
-    factor = inverse_factor(hessian, options.damping, layer.log)
+    factor = inverse_factor(hessian, layer.log)
     codes, scales, zeros = fix_columns(weight, factor, bits, group, group_of_column, grids, fit)
 
     if order is not None and static:
@@ -93,7 +92,7 @@ def clear_dead_columns(weight: torch.Tensor, hessian: torch.Tensor) -> torch.Ten
     return hessian
 
 
-def inverse_factor(hessian: torch.Tensor, damping: float, log: Callable[[str], None]) -> torch.Tensor:
+def inverse_factor(hessian: torch.Tensor, log: Callable[[str], None], damping: float = DAMPING) -> torch.Tensor:
     """U [n, n], upper triangular, with inv(H + damping * mean(diag H) * I) = U^T U, in the Hessian's dtype.
 
     Where the factorisation fails, it is tried in float64 and then with ten times the damping, at most three times;
@@ -116,7 +115,7 @@ def inverse_factor(hessian: torch.Tensor, damping: float, log: Callable[[str], N
                 if not failed:
                     return factor.to(hessian.dtype)
             log(f"factorisation failed in {dtype} with damping {share:g}; trying again")
-    raise UserError("GPTQ could not factor a layer's Hessian; use more calibration samples or more damping.")
+    raise UserError("GPTQ could not factor a layer's Hessian; use more calibration samples.")
 
 
 @contextmanager

@@ -48,9 +48,11 @@ torch = deferred("torch")
 codebook = deferred("quant_engine.weights.codebook")
 entropy = deferred("quant_engine.kernels.entropy")
 
+SEARCH_RANGE = 0.1
+"""How far from the median a shift is looked for (lambda), in the units of `search_unit`."""
+
 
 class IrQloraOptions(QloraOptions):
-    search_range: float = Field(0.1, ge=0, le=1, description="How far from the median a shift is looked for (lambda).")
     search_steps: int = Field(100, ge=1, le=10000, description="Candidates on either side of the median (n).")
     search_unit: Literal["absmax", "deviation"] = Field(
         "absmax", description="The range counts in the block's largest (reference code) or standard deviation (paper)."
@@ -61,10 +63,10 @@ class IrQloraOptions(QloraOptions):
 
 def quantize(layer: Layer) -> Codebook:
     """The weight rounded to NormalFloat levels around the most informative shift."""
-    bits, options, block = layer.bits, layer.options, layer.options.block_size
+    bits, options, block = layer.bits, layer.options, normal_float.BLOCK
     flat = layer.weight.float().reshape(-1)
-    whole = len(flat) - len(flat) % block
-    parts = [flat[:whole].view(-1, block), flat[whole:].view(1, -1)]
+    full = len(flat) - len(flat) % block
+    parts = [flat[:full].view(-1, block), flat[full:].view(1, -1)]
     shifts = torch.cat([informative_shifts(part, bits, options) for part in parts if part.numel()])
     codes, scales = codebook.round_to_levels(layer.weight, bits, block, shifts)
     return codebook.Codebook.pack(codes, scales, bits, block, double=options.double_quantization, shifts=shifts)
@@ -74,7 +76,7 @@ def informative_shifts(blocks: torch_types.Tensor, bits: int, options: IrQloraOp
     """The shift of each of `blocks` [count, size] (float32) that gives its codes the greatest entropy: [count]."""
     centers = blocks.median(1).values
     levels = codebook.levels(bits)
-    reach = options.search_range
+    reach = SEARCH_RANGE
     if options.search_unit == "absmax":
         units = (blocks - centers[:, None]).abs().amax(1)
         # From standard deviations to units of the outermost level: 1 is the 0.9677 quantile of N(0, 1).

@@ -52,7 +52,6 @@ class PbLlmOptions(Options):
         "group", description="Means over the group, salient weights as zeros (reference code), or without them (paper)."
     )
     compensation: bool = Field(True, description="Later columns make up for the error of earlier ones.")
-    damping: float = Field(0.01, gt=0, le=1, description="Added to H's diagonal, as a share of its mean.")
 
 
 def quantize(layer: Layer) -> PartlyBinary:
@@ -74,41 +73,69 @@ def salient_count(count: int, share: float) -> int:
 def partly_binarize(layer: Layer, share: float) -> PartlyBinary:
     """The weight with a `share` of salient weights, 0 to 1, in groups of columns."""
     weight, options = layer.weight, layer.options
-    rows, columns = weight.shape
+    columns = weight.shape[1]
     group = min(layer.setting.group_size or columns, columns)
     live = layer.required_statistics.hessian.diagonal() != 0
     hessian = clear_dead_columns(weight, layer.required_statistics.hessian)
-    factor = inverse_factor(hessian, options.damping, layer.log)
-    saliency = weight.square() / _importance(factor, options.saliency)
-    salient = torch.cat([most_salient(part, share) for part in saliency.split(group, 1)], 1)
-    fits = [
-        _fit(part, ~marked, options.means)
-        for part, marked in zip(weight.split(group, 1), salient.split(group, 1), strict=True)
-    ]
-    mean, spread = (torch.stack(values, 1) for values in zip(*fits, strict=True))
-    grid_scale, grid_zero = (values[:, 0] for values in grouped.grids(weight, SALIENT_BITS, columns))
-    scale, zero = grid_scale.to(weight.dtype), grid_zero.to(weight.dtype)
-    signs = torch.empty((rows, columns), dtype=torch.bool, device=weight.device)
-    codes = torch.empty((rows, columns), dtype=torch.uint8, device=weight.device)
+    factor = inverse_factor(hessian, layer.log)
+    salient = salient_marks(weight, factor, share, group, options.saliency)
+    terms = binary_terms(weight, salient, group, options.means)
+    grid_scales, grid_zeros = (values[:, 0] for values in grouped.grids(weight, SALIENT_BITS, columns))
+    if not options.compensation:
+        factor = torch.eye(columns).to(factor)
+    signs, codes = fix_columns(weight, factor, live, salient, terms, (grid_scales, grid_zeros), group)
+    return binary.PartlyBinary.pack(
+        signs, terms, live, group, marks=salient, codes=codes, grid_scales=grid_scales, grid_zeros=grid_zeros
+    )
+
+
+def salient_marks(weight: torch.Tensor, factor: torch.Tensor, share: float, group: int, saliency: str) -> torch.Tensor:
+    """Which entries of `weight` [m, n] are salient, bool [m, n]: a `share` of each group of columns."""
+    saliencies = weight.square() / _importance(factor, saliency)
+    return torch.cat([most_salient(part, share) for part in saliencies.split(group, 1)], 1)
+
+
+def binary_terms(weight: torch.Tensor, salient: torch.Tensor, group: int, means: str) -> torch.Tensor:
+    """Mean and spread of the binary weights of each row and group: [m, groups, 2]."""
+    parts = zip(weight.split(group, 1), salient.split(group, 1), strict=True)
+    return torch.stack([torch.stack(_fit(part, ~marked, means), 1) for part, marked in parts], 1)
+
+
+def fix_columns(
+    weight: torch.Tensor,
+    factor: torch.Tensor,
+    live: torch.Tensor,
+    salient: torch.Tensor,
+    terms: torch.Tensor,
+    grids: tuple[torch.Tensor, torch.Tensor],
+    group: int,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """GPTQ's column loop on `weight` [m, n], which is used up.
+
+    Args:
+        factor: U [n, n].
+        live: which inputs calibration saw, bool [n].
+        salient: which weights go to the grid of their row, bool [m, n]; the others are binary.
+        terms: mean and spread of the binary ones [m, groups, 2].
+        grids: scale and zero point of each row [m].
+        group: columns of a group.
+
+    Returns:
+        Signs, bool [m, n], and codes, uint8 [m, n], each to be read where it holds.
+    """
+    scale, zero = (values.to(weight.dtype) for values in grids)
+    signs = torch.empty_like(salient)
+    codes = torch.empty_like(salient, dtype=torch.uint8)
     alive = live.tolist()
 
     def fix(column: int, values: torch.Tensor) -> torch.Tensor:
         code = torch.round(values / scale).add_(zero).clamp_(0, 2**SALIENT_BITS - 1)
-        sign, low = binary.signed(values, mean[:, column // group], spread[:, column // group])
+        sign, low = binary.signed(values, *terms[:, column // group].unbind(-1))
         signs[:, column], codes[:, column] = sign, code
         return torch.where(salient[:, column], scale * (code - zero), low * alive[column])
 
-    compensate(weight, factor if options.compensation else torch.eye(columns).to(factor), fix)
-    return binary.PartlyBinary.pack(
-        signs,
-        torch.stack([mean, spread], 2),
-        live,
-        group,
-        marks=salient,
-        codes=codes,
-        grid_scales=grid_scale,
-        grid_zeros=grid_zero,
-    )
+    compensate(weight, factor, fix)
+    return signs, codes
 
 
 def _importance(factor: torch.Tensor, saliency: str) -> torch.Tensor:

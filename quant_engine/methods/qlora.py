@@ -20,6 +20,9 @@ from quant_engine.methods import normal_float
 from quant_engine.methods.contract import Method, MethodCard
 from quant_engine.spec import QuantSetting
 
+ALPHA = 16
+"""The adapters' product counts ALPHA / rank times."""
+
 
 class QloraOptions(normal_float.NormalFloatOptions):
     data: str = Field(
@@ -28,12 +31,10 @@ class QloraOptions(normal_float.NormalFloatOptions):
         "file or a folder of such with the columns instruction and output or text, or hub:NAME for a hub data set.",
     )
     rank: int = Field(64, ge=1, le=1024, description="Rank of the adapters.")
-    alpha: float = Field(16, gt=0, description="The adapters' product counts alpha / rank times.")
     dropout: float = Field(0.0, ge=0, lt=1, description="Share of an adapter's inputs left out while training.")
     steps: int = Field(10000, ge=1, description="Optimizer steps.")
     batch: int = Field(16, ge=1, description="Examples of a step.")
     learning_rate: float = Field(2e-4, gt=0, description="Constant learning rate of AdamW.")
-    clip: float = Field(0.3, gt=0, description="Largest norm of a step's gradient.")
     source_length: int = Field(384, ge=1, description="Longest prompt in tokens; longer ones are cut.")
     target_length: int = Field(128, ge=2, description="Longest answer, or text, in tokens; longer ones are cut.")
     held_out: int = Field(1024, ge=0, description="Examples not trained on, at most a tenth; their loss is measured.")

@@ -14,8 +14,8 @@ LDLQ: with H' = M D M^T, M unit lower triangular, columns are fixed from the las
 Chee et al., QuIP: 2-bit quantization of large language models with guarantees, arXiv 2307.13304. LDLQ is GPTQ's column
 loop in the reverse order (theorem 6 there), which is how it is computed here. Steps and constants follow the reference
 code: the Hessian's trace is normalised to n and 0.01 I added before damping, and weights are clipped to the grid before
-LDLQ sees them, so that clipping is not fed back. Without `clip_first` it is, as in GPTQ: on weights with long tails
-this loses much less at 4 bits.
+LDLQ sees them, so that clipping is not fed back (as in GPTQ, which loses much less at 4 bits on weights with long
+tails).
 
 Paper and code differ in the rotations. The paper's are Kronecker products, and the code's documentation says that they
 are its default; but its preset sets a field that nothing reads, so that an independent rotation for each slice is
@@ -29,7 +29,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field
 
 from quant_engine.deferred import deferred
 from quant_engine.methods import gptq
@@ -53,6 +53,8 @@ GRID_REACH = 2.4
 RIDGE = 0.01
 """Added to the Hessian's diagonal once its mean is 1."""
 SMALLEST = 1e-8
+ROTATION_SEED = 0
+"""Of the random rotations; all layers of a size share them."""
 HALF = 2.0**-14, 65504.0
 """The normal float16 numbers."""
 
@@ -62,46 +64,29 @@ class QuipOptions(Options):
     rounding: Literal["ldlq", "ldlq_rg", "nearest"] = Field(
         "ldlq", description="LDLQ; with columns in the order of their inputs' size (RG); or each weight by itself."
     )
-    unbiased: bool = Field(False, description="Round up or down at random, so that the mean error is zero.")
     passes: int = Field(0, ge=0, le=20, description="Greedy passes over all columns afterwards.")
-    clip_first: bool = Field(
-        True, description="Clip weights to the grid beforehand, so that this error is not fed back."
-    )
     rotation: Literal["kronecker", "blocked"] = Field(
         "kronecker", description="One rotation for each of two axes, or one for each slice along them."
     )
-    damping: float = Field(0.01, gt=0, le=1, description="Added to H's diagonal, as a share of its mean.")
-    seed: int = Field(0, ge=0, lt=2**32, description="Of the random rotations; all layers of a size share them.")
-
-    @field_validator("passes")
-    @classmethod
-    def _biased(cls, passes: int, info: ValidationInfo) -> int:
-        if passes and info.data.get("unbiased"):
-            raise ValueError("greedy passes round to nearest, which undoes unbiased rounding")
-        return passes
 
 
 def quantize(layer: Layer) -> RotatedInt | GroupedInt:
     """The weight quantized against the Hessian of its calibration inputs, in float64."""
     weight, bits, highest, options, log = layer.weight, layer.bits, 2**layer.bits - 1, layer.options, layer.log
-    statistics = layer.required_statistics
-    noise = None
-    if options.unbiased:
-        noise = torch.Generator(weight.device).manual_seed(statistics.seed)
     if not options.incoherence:
-        hessian = gptq.clear_dead_columns(weight, statistics.hessian).double()
+        hessian = gptq.clear_dead_columns(weight, layer.required_statistics.hessian).double()
         scales, zeros = grouped.grids(weight, bits, weight.shape[1])
         aim = weight.double() / scales.double() + zeros.double()
-        codes = round_columns(aim, hessian, highest, options, log, noise)
+        codes = round_columns(aim, hessian, highest, options, log)
         return grouped.GroupedInt.pack(codes, scales, zeros, bits, weight.shape[1])
 
-    weight, hessian, column_scales = rescale(weight.double(), statistics.hessian.double())
+    weight, hessian, column_scales = rescale(weight.double(), layer.required_statistics.hessian.double())
     weight, hessian = rotate(weight, hessian, options)
     reach = GRID_REACH * weight.square().mean().sqrt()
     scale = (2 * reach / highest).clamp(min=grouped.SMALLEST_SCALE).half().reshape(1)
     aim = weight / scale.double() + highest / 2
-    codes = round_columns(aim, hessian, highest, options, log, noise)
-    return rotated.RotatedInt.pack(codes, scale, column_scales, bits, options.seed, options.rotation)
+    codes = round_columns(aim, hessian, highest, options, log)
+    return rotated.RotatedInt.pack(codes, scale, column_scales, bits, ROTATION_SEED, options.rotation)
 
 
 def rescale(weight: torch.Tensor, hessian: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -123,8 +108,8 @@ def rotate(weight: torch.Tensor, hessian: torch.Tensor, options: QuipOptions) ->
     """U W V^T and V H V^T, the latter with its trace normalised to n and 0.01 I added."""
     rows, columns = weight.shape
     how = options.rotation, torch.float64, str(weight.device)
-    inputs = rotated.rotation(columns, options.seed, "inputs", *how)
-    outputs = rotated.rotation(rows, options.seed, "outputs", *how)
+    inputs = rotated.rotation(columns, ROTATION_SEED, "inputs", *how)
+    outputs = rotated.rotation(rows, ROTATION_SEED, "outputs", *how)
     hessian = hessian * (columns / (hessian.trace() + SMALLEST))
     hessian.diagonal().add_(RIDGE)
     return outputs(inputs(weight).T).T, inputs(inputs(hessian).T).T
@@ -136,51 +121,32 @@ def round_columns(
     highest: int,
     options: QuipOptions,
     log: Callable[[str], None],
-    noise: torch.Generator | None = None,
 ) -> torch.Tensor:
     """Codes 0 to `highest`, uint8 [m, n], for `aim` [m, n], real numbers on the same scale."""
-    if options.clip_first:
-        aim = aim.clamp(0, highest)
+    aim = aim.clamp(0, highest)
     # The column loop goes from the first to the last, QuIP's order is the reverse.
     order = torch.arange(aim.shape[1], device=aim.device).flip(0)
     if options.rounding == "ldlq_rg":
         order = torch.argsort(hessian.diagonal(), stable=True).flip(0)
     aim, hessian = aim[:, order], hessian[order][:, order]
-    if options.rounding == "nearest":
-        codes = _round(aim, noise).clamp_(0, highest)
-    else:
-        codes = ldlq(aim, hessian, highest, options.damping, log, noise)
+    codes = torch.floor(aim + 0.5) if options.rounding == "nearest" else ldlq(aim, hessian, highest, log)
     if options.passes:
-        damped = hessian + torch.diag(options.damping * hessian.diagonal().mean().expand(len(hessian)))
+        damped = hessian + torch.diag(gptq.DAMPING * hessian.diagonal().mean().expand(len(hessian)))
         codes = greedy_passes(codes, aim, damped, highest, options.passes)
     return codes[:, torch.argsort(order)].to(torch.uint8)
 
 
-def ldlq(
-    aim: torch.Tensor,
-    hessian: torch.Tensor,
-    highest: int,
-    damping: float,
-    log: Callable[[str], None],
-    noise: torch.Generator | None = None,
-) -> torch.Tensor:
+def ldlq(aim: torch.Tensor, hessian: torch.Tensor, highest: int, log: Callable[[str], None]) -> torch.Tensor:
     """Codes [m, n] in the type of `aim`, columns fixed from the first to the last, each error fed to the later ones."""
-    factor = gptq.inverse_factor(hessian, damping, log)
+    factor = gptq.inverse_factor(hessian, log)
     codes = torch.empty_like(aim)
 
     def fix(column: int, values: torch.Tensor) -> torch.Tensor:
-        codes[:, column] = _round(values, noise).clamp_(0, highest)
+        codes[:, column] = torch.floor(values + 0.5).clamp_(0, highest)
         return codes[:, column]
 
     gptq.compensate(aim.clone(), factor, fix)
     return codes
-
-
-def _round(values: torch.Tensor, noise: torch.Generator | None) -> torch.Tensor:
-    """To the nearest integer; or, with `noise`, up or down so that the mean is the value."""
-    if noise is None:
-        return torch.floor(values + 0.5)
-    return torch.floor(values + torch.rand(values.shape, generator=noise, device=values.device, dtype=values.dtype))
 
 
 def greedy_passes(

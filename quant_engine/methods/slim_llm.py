@@ -13,8 +13,9 @@ each group's grid being fitted when its first column is reached.
 Huang et al., SliM-LLM: salience-driven mixed-precision quantization for large language models, arXiv 2405.14917.
 Where paper and reference code (Aaronhuang-778/SliM-LLM) differ, the code is the default and the paper an option:
 
-- KL(quantized || original) (code), or KL(original || quantized) (paper): `divergence`;
-- the spread of one-bit groups is mean |w| (code), though mean |w - mean| has less error: `centred_spread`.
+- KL(quantized || original) (code), or KL(original || quantized) (paper): `divergence`.
+
+The spread of one-bit groups is mean |w|, as in the code, though mean |w - mean| has less error.
 
 Salient weights (saliency more than two standard deviations off; the paper says three) weigh `salient_weight` times in
 the search for tau; at 1, as in all scripts of the code, they make no difference. For bit allocation H is damped by
@@ -47,6 +48,8 @@ mixed_width = deferred("quant_engine.weights.mixed_width")
 RANKING_DAMPING = 0.01
 """Added to H's diagonal for bit allocation, as it is."""
 LEAST_PROBABILITY = 1e-6
+TAU_RANGE = 0.1
+"""How far a grid may be stretched or shrunk."""
 TAU_STEPS = 50
 """Values of tau tried above 1, and as many below."""
 ERROR_NORM = 2.4
@@ -61,10 +64,7 @@ class SlimLlmOptions(Options):
         "reference", description="KL of quantized from original outputs (reference code), or the other way (paper)."
     )
     allow_uniform: bool = Field(False, description="Also consider the same width for all groups.")
-    tau_range: float = Field(0.1, ge=0, lt=1, description="How far a grid may be stretched or shrunk.")
     salient_weight: float = Field(1, gt=0, description="What errors of salient weights count when a grid is fitted.")
-    centred_spread: bool = Field(False, description="One-bit groups: mean |w - mean| instead of mean |w|.")
-    damping: float = Field(0.01, gt=0, le=1, description="Added to H's diagonal, as a share of its mean.")
 
 
 def quantize(layer: Layer) -> MixedWidth:
@@ -75,8 +75,8 @@ def quantize(layer: Layer) -> MixedWidth:
     live = statistics.hessian.diagonal() != 0
     hessian = clear_dead_columns(weight, statistics.hessian)
     pairs = mixed_pairs(weight, hessian, statistics.inputs, bits, group, options, layer.log)
-    factor = inverse_factor(hessian, options.damping, layer.log)
-    widths = allocate(salience(weight, factor, group), bits, pairs, whole=columns // group)
+    factor = inverse_factor(hessian, layer.log)
+    widths = allocate(salience(weight, factor, group), bits, pairs, full_groups=columns // group)
     return fix_groups(weight, factor, live, widths, bits, group, options)
 
 
@@ -86,11 +86,11 @@ def salience(weight: torch.Tensor, factor: torch.Tensor, group: int) -> torch.Te
     return torch.stack([part.sum() for part in by_column.split(group)])
 
 
-def allocate(saliences: torch.Tensor, bits: int, pairs: int, whole: int) -> list[int]:
-    """The width of each group: of the first `whole` ones, so many `pairs` of least and most salient leave `bits`."""
-    ranked = torch.argsort(saliences[:whole], stable=True).tolist()
+def allocate(saliences: torch.Tensor, bits: int, pairs: int, full_groups: int) -> list[int]:
+    """The width of each group: of the first `full_groups`, so many `pairs` of least and most salient leave `bits`."""
+    ranked = torch.argsort(saliences[:full_groups], stable=True).tolist()
     widths = [bits] * len(saliences)
-    for least, most in zip(ranked[:pairs], reversed(ranked[whole - pairs :]), strict=True):
+    for least, most in zip(ranked[:pairs], reversed(ranked[full_groups - pairs :]), strict=True):
         widths[least], widths[most] = bits - 1, bits + 1
     return widths
 
@@ -105,16 +105,16 @@ def mixed_pairs(
     log: Callable[[str], None],
 ) -> int:
     """The number p of groups with one bit less, and with one more, whose outputs differ least from the original's."""
-    whole = weight.shape[1] // group
-    candidates = list(range(0 if options.allow_uniform else 1, whole // 2))
+    full_groups = weight.shape[1] // group
+    candidates = list(range(0 if options.allow_uniform else 1, full_groups // 2))
     if not candidates:
-        log(f"{whole} whole groups are too few to mix widths; all have {bits} bits")
+        log(f"{full_groups} whole groups are too few to mix widths; all have {bits} bits")
         return 0
-    factor = inverse_factor(hessian, RANKING_DAMPING / hessian.diagonal().mean().item(), log)
-    ranked = torch.argsort(salience(weight, factor, group)[:whole], stable=True).tolist()
+    factor = inverse_factor(hessian, log, RANKING_DAMPING / hessian.diagonal().mean().item())
+    ranked = torch.argsort(salience(weight, factor, group)[:full_groups], stable=True).tolist()
     scores = divergences(weight, inputs, bits, group, ranked, options)[candidates[0] :]
     pairs = candidates[scores.index(min(scores))]
-    log(f"{pairs} of {whole} groups at {bits - 1} bits, as many at {bits + 1}: divergence {min(scores):.4g}")
+    log(f"{pairs} of {full_groups} groups at {bits - 1} bits, as many at {bits + 1}: divergence {min(scores):.4g}")
     return pairs
 
 
@@ -126,7 +126,7 @@ def divergences(
     `ranked` are the whole groups from the least salient to the most.
     """
     uniform = grouped.rounded(weight, bits, group)
-    lower = _lowest(weight, group, options) if bits == 2 else grouped.rounded(weight, bits - 1, group)
+    lower = _lowest(weight, group) if bits == 2 else grouped.rounded(weight, bits - 1, group)
     higher = grouped.rounded(weight, bits + 1, group)
     totals = torch.zeros(len(ranked) // 2, dtype=torch.float64, device=weight.device)
     for x in inputs.to(weight.dtype).split(TOKENS_AT_ONCE):
@@ -136,8 +136,8 @@ def divergences(
             if pairs:
                 # One more pair changes two groups of columns, and the outputs by their share.
                 for index, other in ((ranked[pairs - 1], lower), (ranked[-pairs], higher)):
-                    place = slice(index * group, index * group + group)
-                    outputs += x[:, place] @ (other - uniform)[:, place].T
+                    columns = slice(index * group, index * group + group)
+                    outputs += x[:, columns] @ (other - uniform)[:, columns].T
             quantized = _log_probabilities(outputs)
             of, against = (quantized, original) if options.divergence == "reference" else (original, quantized)
             totals[pairs] += (of.exp() * (of - against)).sum()
@@ -148,22 +148,20 @@ def _log_probabilities(outputs: torch.Tensor) -> torch.Tensor:
     return torch.softmax(outputs, -1).clamp_(min=LEAST_PROBABILITY).log_()
 
 
-def _lowest(weight: torch.Tensor, group: int, options: SlimLlmOptions) -> torch.Tensor:
+def _lowest(weight: torch.Tensor, group: int) -> torch.Tensor:
     """`weight` [m, n] with all groups at one bit."""
     parts = []
     for part in weight.split(group, 1):
-        mean, spread = one_bit(part, options)
+        mean, spread = one_bit(part)
         parts.append(binary.signed(part, mean[:, None], spread[:, None])[1])
     return torch.cat(parts, 1)
 
 
-def one_bit(slab: torch.Tensor, options: SlimLlmOptions) -> tuple[torch.Tensor, torch.Tensor]:
+def one_bit(slab: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and spread [m] of the rows of a group `slab` [m, g]."""
     everything = torch.ones_like(slab, dtype=torch.bool)
-    mean, spread = binary.fit(slab, everything)
-    if not options.centred_spread:
-        spread = slab.abs().mean(1).to(torch.float16).to(slab.dtype)
-    return mean, spread
+    mean, _ = binary.fit(slab, everything)
+    return mean, slab.abs().mean(1).to(torch.float16).to(slab.dtype)
 
 
 def calibrated_grid(
@@ -176,9 +174,7 @@ def calibrated_grid(
     # A grid depends on the two ends of the range alone.
     ends = torch.stack([slab.amin(1), slab.amax(1)], 1)
     scales, zeros = (values[:, 0] for values in grouped.grids(ends, bits, 2))
-    if options.tau_range == 0:
-        return scales, zeros
-    steps = [step * options.tau_range / TAU_STEPS for step in range(1, TAU_STEPS + 1)]
+    steps = [step * TAU_RANGE / TAU_STEPS for step in range(1, TAU_STEPS + 1)]
     importance = _importance(slab, diagonal, options.salient_weight)
     least = torch.full_like(ends[:, 0], torch.inf)
     for tau in (1.0, *(1 + step for step in steps), *(1 - step for step in steps)):
@@ -226,7 +222,7 @@ def fix_groups(
         if column % group == 0:
             slab = weight[:, column : column + group]
             if widths[index] == 1:
-                means[:, index], scales[:, index] = one_bit(slab, options)
+                means[:, index], scales[:, index] = one_bit(slab)
             else:
                 diagonal = factor.diagonal()[column : column + group]
                 scales[:, index], zeros[:, index] = calibrated_grid(slab, diagonal, widths[index], options)

@@ -135,7 +135,7 @@ def available(card: ModelCard) -> bool:
         return (demo_folder(card) / "complete.json").exists()
     if card.origin == "folder":
         return True
-    return hub.cached(card.location, "model", card.revision, ["config.json"]) is not None
+    return hub.find_cached(card.location, "model", card.revision, ["config.json"]) is not None
 
 
 def fingerprint(card: ModelCard, revision: str | None = None) -> str:

@@ -78,19 +78,9 @@ def result_rows(
         command=about["command"],
         created=about["created"],
     )
-    parts = [
-        {
-            "task": part.name,
-            "metric": part.metric,
-            "value": part.value,
-            "standard_error": part.standard_error,
-            "items": part.items,
-            "status": part.status,
-            "duration_s": None,
-        }
-        for part in outcome.parts
-    ]
-    return [headline, *(headline.model_copy(update=part) for part in parts)]
+    fields = ("metric", "value", "standard_error", "items", "status")
+    parts = [{"task": part.name, **{name: getattr(part, name) for name in fields}} for part in outcome.parts]
+    return [headline, *(headline.model_copy(update={**part, "duration_s": None}) for part in parts)]
 
 
 def peak_memory(device: str) -> int:

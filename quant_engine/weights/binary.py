@@ -222,8 +222,8 @@ class ResidualBinary(Binary):
             mean, spread = terms[2 * number : 2 * number + 2]
             return torch.where(positive, mean + spread, mean - spread)
 
-        chosen = torch.where(marks, term(1, signs), term(0, signs))
-        weight = torch.where(self.column_bits(self.salient), term(2, signs) + term(3, marks), chosen)
+        level = torch.where(marks, term(1, signs), term(0, signs))
+        weight = torch.where(self.column_bits(self.salient), term(2, signs) + term(3, marks), level)
         return weight * self.column_bits(self.live)
 
     def ledger(self) -> Ledger:

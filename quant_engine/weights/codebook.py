@@ -119,13 +119,13 @@ class Codebook(StoredWeight):
         super().__init__(out_features, in_features)
         self.bits, self.block, self.double, self.shifted = bits, block, double, shifted
         self.blocks = -(-out_features * in_features // block)
-        kept, steps = torch.uint8 if double else torch.float32, -(-self.blocks // BLOCKS_PER_STEP)
+        dtype, steps = torch.uint8 if double else torch.float32, -(-self.blocks // BLOCKS_PER_STEP)
         words = words_per_row(in_features, bits)
         self.register_buffer("codes", torch.empty((out_features, words), dtype=torch.int32))
-        self.register_buffer("scales", torch.empty(self.blocks, dtype=kept))
+        self.register_buffer("scales", torch.empty(self.blocks, dtype=dtype))
         self.register_buffer("scale_steps", torch.empty(steps) if double else None)
         self.register_buffer("scale_mean", torch.empty(1) if double else None)
-        self.register_buffer("shifts", torch.empty(self.blocks, dtype=kept) if shifted else None)
+        self.register_buffer("shifts", torch.empty(self.blocks, dtype=dtype) if shifted else None)
         self.register_buffer("shift_steps", torch.empty(steps) if shifted and double else None)
 
     @classmethod

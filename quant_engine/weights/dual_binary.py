@@ -27,14 +27,14 @@ def planes(
     sign = torch.where(first < 0, -1.0, 1.0)[..., None]
     first, second = first[..., None] * sign, second[..., None] * sign
     values = in_groups(weight, group).to(first.dtype) * sign
-    one = values >= (first + second) / 2
-    two = first * one + second / 2 >= values
-    return one, two
+    b1 = values >= (first + second) / 2
+    b2 = first * b1 + second / 2 >= values
+    return b1, b2
 
 
-def compose(one: torch.Tensor, two: torch.Tensor, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+def compose(b1: torch.Tensor, b2: torch.Tensor, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
     """a1 b1 + a2 b2 as [m, groups * group]; differentiable in the scales, with the bits as they are."""
-    return (first[..., None] * one + second[..., None] * two).flatten(1)
+    return (first[..., None] * b1 + second[..., None] * b2).flatten(1)
 
 
 class DualBinary(StoredWeight):
@@ -61,11 +61,9 @@ class DualBinary(StoredWeight):
         return stored
 
     def dequantize(self, start: int = 0, end: int | None = None) -> torch.Tensor:
-        one, two = (
-            in_groups(unpack(plane[start:end], 1, self.in_features).float(), self.group) for plane in self.planes
-        )
+        b1, b2 = (in_groups(unpack(plane[start:end], 1, self.in_features).float(), self.group) for plane in self.planes)
         first, second = self.scales[:, start:end].float()
-        return compose(one, two, first, second)[:, : self.in_features]
+        return compose(b1, b2, first, second)[:, : self.in_features]
 
     def ledger(self) -> Ledger:
         rows, columns = self.out_features, self.in_features

@@ -69,27 +69,27 @@ class MixedWidth(StoredWeight):
         return weight
 
     @cached_property
-    def _places(self) -> dict[str, list[slice]]:
+    def _columns(self) -> dict[str, list[slice]]:
         """The columns of each part, as runs of groups."""
-        places: dict[str, list[slice]] = {name: [] for name in self.parts}
+        columns: dict[str, list[slice]] = {name: [] for name in self.parts}
         for index, width in enumerate(self.widths.tolist()):
             start, end = index * self.group, min(index * self.group + self.group, self.in_features)
-            runs = places[str(width)]
+            runs = columns[str(width)]
             if runs and runs[-1].stop == start:
                 runs[-1] = slice(runs[-1].start, end)
             else:
                 runs.append(slice(start, end))
-        return places
+        return columns
 
     def split(self, x: torch.Tensor) -> list[tuple[torch.Tensor, StoredWeight]]:
         """The columns of `x` [rows, in_features] that belong to each part, and the part."""
-        return [(torch.cat([x[:, run] for run in self._places[name]], 1), part) for name, part in self.parts.items()]
+        return [(torch.cat([x[:, run] for run in self._columns[name]], 1), part) for name, part in self.parts.items()]
 
     def dequantize(self, start: int = 0, end: int | None = None) -> torch.Tensor:
         end = self.out_features if end is None else end
         weight = torch.empty((end - start, self.in_features), device=self.widths.device)
         for name, part in self.parts.items():
-            runs = self._places[name]
+            runs = self._columns[name]
             values = part.dequantize(start, end).split([run.stop - run.start for run in runs], 1)
             for run, value in zip(runs, values, strict=True):
                 weight[:, run] = value

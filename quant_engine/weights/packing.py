@@ -48,8 +48,8 @@ def pack(codes: torch.Tensor, bits: int) -> torch.Tensor:
     stream = wide.view(torch.uint8)[..., :bits].reshape(rows, eights * bits)
     packed = torch.zeros((rows, words_per_row(count, bits)), dtype=torch.int32, device=codes.device)
     # What is left out, if anything, lies behind the last code.
-    kept = min(4 * packed.shape[1], stream.shape[1])
-    packed.view(torch.uint8)[:, :kept] = stream[:, :kept]
+    size = min(4 * packed.shape[1], stream.shape[1])
+    packed.view(torch.uint8)[:, :size] = stream[:, :size]
     return packed
 
 

@@ -103,7 +103,7 @@
       .filter((one) => visible(one) && !one.matches(':is(p, dd, li) a'))
       .map((one) => [one.outerHTML.slice(0, 90), one.getBoundingClientRect()])
       .filter(([, box]) => Math.min(box.width, box.height) > 1 && Math.min(box.width, box.height) < 23.9)
-      .map(([said, box]) => `small: ${box.width.toFixed(0)}x${box.height.toFixed(0)} ${said}`);
+      .map(([text, box]) => `small: ${box.width.toFixed(0)}x${box.height.toFixed(0)} ${text}`);
   },
 
   // The focused control's name, and whether one sees that it has the focus; null where nothing has it.
@@ -119,9 +119,9 @@
     return { name: name.replace(/[▴▾]/g, '').trim(), ring };
   },
 
-  // Keeps in window.said, frame by frame, what of a view is to be seen; each state once.
+  // Keeps in window.views, frame by frame, what of a view is to be seen; each state once.
   record() {
-    const said = window.said = [];
+    const views = window.views = [];
     const text = (selector) => document.querySelector(selector)?.textContent.trim() ?? '';
     const look = () => ({
       tab: text('[role=tab][aria-selected=true]'), summary: text('#board .summary'), sort: text('th[aria-sort$=ending]'),
@@ -133,7 +133,7 @@
     const frame = () => {
       const there = document.querySelector('#rooms')?.checkVisibility({ visibilityProperty: true });
       const seen = there && JSON.stringify(look());
-      if (seen && seen !== said.at(-1)) said.push(seen);
+      if (seen && seen !== views.at(-1)) views.push(seen);
       requestAnimationFrame(frame);
     };
     requestAnimationFrame(frame);

@@ -131,7 +131,7 @@ def test_a_link_shows_its_view_from_the_first_frame_on(lab, opened, link):
     page.goto(f"{lab.url}/{link}")
     page.wait_for_selector("#rooms")
     page.wait_for_timeout(4500)  # longer than the page's own timer: nothing is drawn anew behind the visitor's back
-    views = page.evaluate("said")
+    views = page.evaluate("views")
     assert len(views) == 1, views
 
 

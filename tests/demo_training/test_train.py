@@ -114,15 +114,6 @@ def test_a_role_is_told_behind_what_is_linked_and_what_there_is_to_count_in_the_
     assert not parts[..., labels.COUNT].any(), "a tile that shows a part can't know"
 
 
-def test_classes_that_came_later_keep_their_own_start():
-    own = {"a": torch.zeros(3, 2), "b": torch.zeros(2), "c": torch.ones(2, 2)}
-    got = tower.start.fitted({"a": torch.ones(2, 2), "b": torch.ones(2), "d": torch.ones(1)}, own)
-    assert got["a"].tolist() == [[1, 1], [1, 1], [0, 0]]
-    assert got["b"].tolist() == [1, 1]
-    assert got["c"].tolist() == own["c"].tolist()
-    assert set(got) == {"a", "b", "c"}
-
-
 def test_what_stands_right_behind_a_text_is_not_overwritten_by_what_it_leads_to():
     canvas = Canvas(random.Random(3), labels.TILE, labels.TILE)
     label, value = canvas.text(20, 260, "Q", 18), canvas.text(20, 40, "7", 18)
@@ -140,21 +131,6 @@ def test_what_leads_to_two_places_tells_none():
     _, parts = labels.grids(Drawing(canvas.image, tuple(canvas.glyphs), (), blank, links))
     assert not parts[..., labels.TO].any()
     assert (parts[..., labels.FROM] > 0).any()
-
-
-def test_a_larger_tower_knows_the_places_of_the_smaller_one_that_it_grew_from():
-    torch.manual_seed(0)
-    small = tower.CLIPVisionModel(tower.architecture.vision_config())
-    small.config.image_size = tower.architecture.TILE // 2
-    small = tower.CLIPVisionModel(small.config)
-    tower.start.prepare(small, torch.rand(8, 3, small.config.image_size, small.config.image_size))
-    large, heads = tower.CLIPVisionModel(tower.architecture.vision_config()), tower.Heads(256)
-    tower.start.grow({"tower": small.state_dict(), "heads": heads.state_dict()}, large, heads)
-    name = next(key for key in small.state_dict() if key.endswith("position_embedding.weight"))
-    old, new = small.state_dict()[name][1:].view(8, 8, -1), large.state_dict()[name][1:].view(16, 16, -1)
-    torch.testing.assert_close(new[:8, :8], old)
-    assert torch.equal(large.state_dict()[name][0], small.state_dict()[name][0])
-    assert len({tuple(v) for v in new.flatten(0, 1).round(decimals=4).tolist()}) == 256, "each place is its own"
 
 
 class Whole:

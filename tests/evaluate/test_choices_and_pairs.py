@@ -4,6 +4,7 @@ import math
 
 import pytest
 from evaluate import tiny
+from evaluate.test_multiple_choice import InMemory
 
 from quant_engine.evaluate import TASKS, Watch
 from quant_engine.evaluate.ai2d import DemoAi2d, letter_match, letter_prompt
@@ -84,6 +85,10 @@ def test_mmbench_letter_from_words_and_options(answer, letter):
         ("I think (B) rather than (C) here", "C"),  # the last of the most telling form
         ("either B: or C) here", "B"),
         ("option D maybe", "D"),
+        ("either (A) or B", "B"),  # it ends with one
+        ("(A) but no CAB", "A"),  # it ends with a word
+        ("Dogs, or (B) maybe", "B"),  # it starts with a word
+        ("not B though THE ANSWER IS unclear", "B"),  # no letter behind the phrase
         ("xByCz", "C"),
         ("'B'", "B"),
         ("bbb", None),
@@ -211,6 +216,31 @@ def test_a_model_that_answers_right_gets_all_points(name, monkeypatch):
     else:
         assert outcome.value == 100
         assert outcome.items == 6
+
+
+def test_a_finished_question_is_not_asked_again(monkeypatch):
+    monkeypatch.setattr("quant_engine.models.decode.answer_text", lambda loaded, image, prompt, **_: "Yes")
+    task, spec, finished = (
+        DemoMme(),
+        RunSpec(weights=WeightSpec(model="demo"), tasks=("demo-mme",), limit=4),
+        InMemory(),
+    )
+    first = task.questions(4)[0]
+    finished.add([task.output(first, "an earlier answer")])
+    counts = []
+    outcome = task.measure(None, spec, Watch(lambda *at: counts.append(at), finished_items=finished))
+    assert counts == [(2, 4), (3, 4), (4, 4)]
+    assert [output.prediction for output in outcome.outputs] == ["an earlier answer", "Yes", "Yes", "Yes"]
+
+
+def test_chartqa_has_a_number_for_each_kind_of_question():
+    outputs = [
+        ItemOutput(item=str(k), prompt="", gold=["1"], prediction="", score=score, category=category)
+        for k, (score, category) in enumerate([(1.0, "human"), (0.0, "human"), (1.0, "augmented"), (1.0, "augmented")])
+    ]
+    outcome = TASKS["chartqa"].conclude(outputs, "r")
+    assert outcome.value == 75
+    assert {part.name: part.value for part in outcome.parts} == {"chartqa_human": 50, "chartqa_augmented": 100}
 
 
 def test_demo_prompts_are_those_the_model_was_taught():

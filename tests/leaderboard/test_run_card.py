@@ -80,8 +80,8 @@ def test_the_run_looked_at_is_the_chosen_else_the_running_else_the_newest(tmp_pa
 
 
 def test_options_are_those_of_the_chosen_method():
-    names = {"rtn": ["symmetric"], "gptq": ["act_order", "damping"]}
-    assert options_of("gptq", names, (True, False, 0.1)) == {"act_order": False, "damping": 0.1}
+    names = {"rtn": ["symmetric"], "gptq": ["act_order", "groups"]}
+    assert options_of("gptq", names, (True, False, "static")) == {"act_order": False, "groups": "static"}
     assert options_of("gptq", names, (True, False, None)) == {"act_order": False}
     assert options_of("qlora", {"qlora": ["data", "rank"]}, ("", 8)) == {"rank": 8}
     assert options_of("fp16", names, (True, False, 0.1)) == {}

@@ -49,14 +49,14 @@ def plain_terms(slab, mask, terms, rounded=exact):
     return total
 
 
-def plain_billm(weight, hessian, size, *, metric="hessian", search_on="saliency", search_rest_terms=2, most=49,
-                compensation="reference", damping=0.01):  # fmt: skip
+def plain_billm(weight, hessian, size, *, metric="hessian", search_on="saliency", search_rest_terms=2,
+                compensation="reference"):  # fmt: skip
     weight, hessian = weight.numpy().copy(), hessian.numpy().copy()
     columns = weight.shape[1]
     dead = np.diag(hessian) == 0
     hessian[dead, dead] = 1
     weight[:, dead] = 0
-    damped = hessian + damping * np.diag(hessian).mean() * np.eye(columns)
+    damped = hessian + 0.01 * np.diag(hessian).mean() * np.eye(columns)
     factor = np.linalg.cholesky(np.linalg.inv(damped)).T
     out = np.zeros_like(weight)
     found = []
@@ -67,7 +67,7 @@ def plain_billm(weight, hessian, size, *, metric="hessian", search_on="saliency"
         slab = saliency if search_on == "saliency" else block
         order = np.argsort(-np.abs(saliency).sum(0), kind="stable")
         best, count = np.inf, None
-        for k in range(1, min(most, end - start - 1) + 1):
+        for k in range(1, min(49, end - start - 1) + 1):
             salient = np.zeros(slab.shape, bool)
             salient[:, order[:k]] = True
             rest = plain_terms(slab, ~salient, search_rest_terms)
@@ -116,18 +116,13 @@ def test_equals_the_plain_implementation(options, columns):
     assert torch.allclose(run(weight, hessian, **options).dequantize().double(), expected, atol=1e-5)
 
 
-def test_no_more_columns_are_salient_than_49_in_a_block_of_128_or_than_is_said():
+def test_no_more_columns_are_salient_than_49_in_a_block_of_128():
     weight, hessian = problem(rows=6, columns=128)
     # Counted with one term for the rest, a second one gains in every column.
     options = {"search_on": "weight", "search_rest_terms": 1}
     expected, ((count, _),) = plain_billm(weight, hessian, 128, **options)
     assert count == 49
     assert torch.allclose(run(weight, hessian, group=128, **options).dequantize().double(), expected, atol=1e-5)
-    for options in ({"most_salient": 3}, {"damping": 0.1}):
-        told = {"most" if name == "most_salient" else name: value for name, value in options.items()}
-        expected, found = plain_billm(weight, hessian, 32, **told)
-        assert torch.allclose(run(weight, hessian, **options).dequantize().double(), expected, atol=1e-5)
-        assert (max(count for count, _ in found) <= 3) == ("most_salient" in options)
 
 
 def test_the_whole_row_can_be_one_block():

@@ -61,9 +61,10 @@ def plain_shift(block, bits, reach, steps, unit):
 
 @pytest.mark.parametrize("unit", ["absmax", "deviation"])
 @pytest.mark.parametrize("bits", [2, 3, 4])
-def test_finds_the_shift_of_a_plain_search(bits, unit):
+def test_finds_the_shift_of_a_plain_search(monkeypatch, bits, unit):
+    monkeypatch.setattr("quant_engine.methods.ir_qlora.SEARCH_RANGE", 0.3)
     blocks = gaussian(24, seed=bits)
-    found = shifts_of(blocks, bits, search_range=0.3, search_steps=20, search_unit=unit)
+    found = shifts_of(blocks, bits, search_steps=20, search_unit=unit)
     plain = [plain_shift(block.tolist(), bits, 0.3, 20, unit) for block in blocks]
     assert torch.allclose(found, torch.tensor([shift for shift, _ in plain]), atol=1e-5)
     assert torch.allclose(entropies(blocks, found, bits), torch.tensor([best for _, best in plain]), atol=1e-6)
@@ -102,10 +103,11 @@ def test_entropy_is_at_most_the_width_and_zero_for_constant_blocks():
     assert sum(entropy.information(64)[4] for _ in range(16)) == 4 * entropy.UNIT
 
 
-def test_a_range_of_zero_is_normal_float_around_the_median():
+def test_a_range_of_zero_is_normal_float_around_the_median(monkeypatch):
+    monkeypatch.setattr("quant_engine.methods.ir_qlora.SEARCH_RANGE", 0)
     weight = gaussian(8, 256)
     medians = weight.view(-1, 64).median(1).values
-    stored = run(weight, search_range=0, double_quantization=False)
+    stored = run(weight, double_quantization=False)
     centred = run(weight - medians.view(8, 4).repeat_interleave(64, 1), method=NF, double_quantization=False)
     assert torch.equal(stored.codes, centred.codes)
     assert torch.equal(stored.shifts, medians)
@@ -155,7 +157,7 @@ def test_stored_bits_are_those_of_the_paper_plus_the_map_steps():
     ("setting", "sentence"),
     [
         ({"w_bits": 8}, "IR-QLoRA is defined for 2, 3, 4 weight bits"),
-        ({"w_bits": 4, "options": {"search_range": -1}}, "IR-QLoRA option search_range"),
+        ({"w_bits": 4, "options": {"search_steps": 0}}, "IR-QLoRA option search_steps"),
         ({"w_bits": 4, "options": {"search_unit": "sigma"}}, "IR-QLoRA option search_unit"),
         ({"w_bits": 4, "options": {"data": "/no/such/file.json"}}, "There is no training data /no/such/file.json"),
         ({"w_bits": 4, "options": {"data": "hub:a/b/c"}}, "names no hub data set"),

@@ -27,7 +27,7 @@ def test_every_card_is_filled_in(method):
 def test_a_resolved_setting_spells_out_all_options_and_stays_the_same():
     resolved = resolve_setting(QuantSetting(method="GPTQ", w_bits=3, options={"act_order": True}))
     assert resolved.options["act_order"] is True
-    assert resolved.options["damping"] == 0.01
+    assert resolved.options["groups"] == "dynamic"
     assert resolve_setting(resolved) == resolved
 
 
@@ -37,8 +37,8 @@ def test_a_resolved_setting_spells_out_all_options_and_stays_the_same():
         ({"method": "quantum", "w_bits": 4}, "There is no method 'quantum'"),
         ({"method": "gptq", "w_bits": 3.5}, "GPTQ is defined for 1, 2"),
         ({"method": "gptq", "w_bits": 4, "a_bits": 8}, "leaves activations at 16 bits"),
-        ({"method": "rtn", "w_bits": 4, "options": {"damping": 1}}, "RTN has no option 'damping'"),
-        ({"method": "gptq", "w_bits": 4, "options": {"damping": 7}}, "GPTQ option damping"),
+        ({"method": "rtn", "w_bits": 4, "options": {"act_order": 1}}, "RTN has no option 'act_order'"),
+        ({"method": "gptq", "w_bits": 4, "options": {"groups": 7}}, "GPTQ option groups"),
         ({"group_size": 64}, "FP16 is the unquantized model"),
     ],
 )

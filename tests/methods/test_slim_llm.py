@@ -54,19 +54,19 @@ def plain_round(values, scale, zero, bits):
     return scale * (np.clip(np.round(values / scale) + zero, 0, 2**bits - 1) - zero)
 
 
-def plain_one_bit(values, centred):
+def plain_one_bit(values):
     mean = float(np.float16(values.mean()))
-    spread = float(np.float16(np.abs(values - mean if centred else values).mean()))
+    spread = float(np.float16(np.abs(values).mean()))
     return mean, spread
 
 
-def plain_rtn(weight, bits, group, centred):
+def plain_rtn(weight, bits, group):
     out = np.empty_like(weight)
     for i in range(len(weight)):
         for start in range(0, weight.shape[1], group):
             values = weight[i, start : start + group]
             if bits == 1:
-                mean, spread = plain_one_bit(values, centred)
+                mean, spread = plain_one_bit(values)
                 out[i, start : start + group] = np.where(values >= mean, mean + spread, mean - spread)
             else:
                 out[i, start : start + group] = plain_round(values, *plain_grid(values, bits), bits)
@@ -95,10 +95,10 @@ def plain_widths(saliences, whole, bits, pairs):
     return widths
 
 
-def plain_scores(weight, inputs, hessian, bits, group, *, paper=False, centred=False):
+def plain_scores(weight, inputs, hessian, bits, group, *, paper=False):
     whole = weight.shape[1] // group
     saliences = plain_salience(weight, upper(hessian, 0.01), group)
-    rounded = {width: plain_rtn(weight, width, group, centred) for width in (bits - 1, bits, bits + 1)}
+    rounded = {width: plain_rtn(weight, width, group) for width in (bits - 1, bits, bits + 1)}
     original = plain_softmax(inputs @ weight.T)
     scores = []
     for pairs in range(whole // 2):
@@ -116,15 +116,15 @@ def plain_scores(weight, inputs, hessian, bits, group, *, paper=False, centred=F
 
 
 def plain_slim(weight, inputs, hessian, bits, group, *, divergence="reference", allow_uniform=False,
-               salient_weight=1.0, centred_spread=False, tau_range=0.1):  # fmt: skip
+               salient_weight=1.0):  # fmt: skip
     weight, inputs, hessian = (tensor.numpy().copy() for tensor in (weight, inputs, hessian))
     whole = weight.shape[1] // group
-    scores = plain_scores(weight, inputs, hessian, bits, group, paper=divergence == "paper", centred=centred_spread)
+    scores = plain_scores(weight, inputs, hessian, bits, group, paper=divergence == "paper")
     first = 0 if allow_uniform else 1
     pairs = first + int(np.argmin(scores[first:]))
     factor = upper(hessian, 0.01 * np.diag(hessian).mean())
     widths = plain_widths(plain_salience(weight, factor, group), whole, bits, pairs)
-    taus = [1.0] + [1 + i * tau_range / 50 for i in range(1, 51)] + [1 - i * tau_range / 50 for i in range(1, 51)]
+    taus = [1.0] + [1 + i * 0.1 / 50 for i in range(1, 51)] + [1 - i * 0.1 / 50 for i in range(1, 51)]
     out = np.empty_like(weight)
     for index, width in enumerate(widths):
         part = slice(index * group, min((index + 1) * group, weight.shape[1]))
@@ -135,7 +135,7 @@ def plain_slim(weight, inputs, hessian, bits, group, *, divergence="reference", 
         levels = []
         for i in range(len(slab)):
             if width == 1:
-                levels.append(plain_one_bit(slab[i], centred_spread))
+                levels.append(plain_one_bit(slab[i]))
                 continue
             best = np.inf
             for tau in taus:
@@ -160,7 +160,7 @@ def plain_slim(weight, inputs, hessian, bits, group, *, divergence="reference", 
 @pytest.mark.parametrize("bits", [2, 3, 4])
 @pytest.mark.parametrize(
     "options",
-    [{}, {"divergence": "paper"}, {"allow_uniform": True}, {"salient_weight": 5.0}, {"centred_spread": True}],
+    [{}, {"divergence": "paper"}, {"allow_uniform": True}, {"salient_weight": 5.0}],
     ids=str,
 )
 def test_equals_the_plain_implementation(bits, options):
@@ -186,7 +186,7 @@ def test_the_average_width_is_exact_and_one_pair_at_least_is_mixed(bits, columns
 def test_the_most_salient_groups_get_a_bit_more_and_the_least_one_less():
     weight, inputs, hessian = problem(seed=4)
     widths = torch.tensor(run(weight, inputs, hessian, 3, 16).widths.tolist())
-    factor = inverse_factor(hessian, 0.01, print)
+    factor = inverse_factor(hessian, print)
     saliences = salience(weight, factor, 16)
     assert saliences[widths == 4].min() > saliences[widths == 3].max()
     assert saliences[widths == 2].max() < saliences[widths == 3].min()
@@ -201,7 +201,7 @@ def test_equal_saliences_keep_their_order():
 @pytest.mark.parametrize("salient_weight", [1.0, 10.0])
 def test_a_calibrated_grid_is_never_worse_than_the_plain_one(bits, salient_weight):
     weight, _, hessian = problem(rows=40, columns=64)
-    diagonal = inverse_factor(hessian, 0.01, print).diagonal()
+    diagonal = inverse_factor(hessian, print).diagonal()
     delta = weight.square() / diagonal.square()
     salient = delta >= delta[(delta - delta.mean()).abs() > 2 * delta.std()].min()
     counted = torch.where(salient, salient_weight, 1.0)
@@ -233,14 +233,15 @@ def test_a_group_whose_weights_are_all_equal_has_a_grid():
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4])
-def test_with_equal_widths_and_no_stretching_it_is_gptq_bit_for_bit(bits):
+def test_with_equal_widths_and_no_stretching_it_is_gptq_bit_for_bit(monkeypatch, bits):
+    monkeypatch.setattr("quant_engine.methods.slim_llm.TAU_RANGE", 0)
     weight, _, hessian = problem(columns=384)
     weight, hessian = weight.float(), hessian.float()
     setting = GPTQ.resolve(QuantSetting(method="gptq", w_bits=bits, group_size=128))
     gptq = GPTQ.quantize(Layer(weight.clone(), Statistics(hessian, 8), setting, GPTQ.options(setting), print))
-    factor = inverse_factor(hessian, 0.01, print)
+    factor = inverse_factor(hessian, print)
     live = torch.ones(384, dtype=torch.bool)
-    ours = fix_groups(weight.clone(), factor, live, [bits] * 3, bits, 128, SlimLlmOptions(tau_range=0))
+    ours = fix_groups(weight.clone(), factor, live, [bits] * 3, bits, 128, SlimLlmOptions())
     assert torch.equal(ours.dequantize(), gptq.dequantize())
 
 
@@ -260,7 +261,7 @@ def test_a_group_with_far_larger_inputs_gets_a_bit_more_and_the_outputs_gain(see
     weight, inputs, hessian = problem(columns=128, group=16, larger=20.0, seed=seed)
     assert run(weight, inputs, hessian, 3, 16).widths[3] == 4
     options = SlimLlmOptions()
-    factor = inverse_factor(hessian, 0.01 / hessian.diagonal().mean().item(), print)
+    factor = inverse_factor(hessian, print, 0.01 / hessian.diagonal().mean().item())
     ranked = torch.argsort(salience(weight, factor, 16), stable=True).tolist()
     scores = divergences(weight, inputs, 3, 16, ranked, options)
     assert ranked[-1] == 3
@@ -271,7 +272,7 @@ def test_a_group_with_far_larger_inputs_gets_a_bit_more_and_the_outputs_gain(see
 @pytest.mark.parametrize("seed", range(3))
 def test_what_is_stored_diverges_less_than_with_one_width_for_all(bits, seed):
     weight, inputs, hessian = problem(rows=32, columns=128, group=16, larger=20.0, seed=seed)
-    factor = inverse_factor(hessian, 0.01, print)
+    factor = inverse_factor(hessian, print)
     live = torch.ones(128, dtype=torch.bool)
     mixed = run(weight, inputs, hessian, bits, 16)
     uniform = fix_groups(weight.clone(), factor, live, [bits] * 8, bits, 16, SlimLlmOptions())

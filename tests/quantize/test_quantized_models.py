@@ -18,7 +18,7 @@ from quant_engine.weights.rotated import RotatedInt
 
 SETTINGS = [
     QuantSetting(method="normal_float", w_bits=2),
-    QuantSetting(method="normal_float", w_bits=4, options={"double_quantization": False, "block_size": 32}),
+    QuantSetting(method="normal_float", w_bits=4, options={"double_quantization": False}),
     QuantSetting(method="quip", w_bits=2, options={"rotation": "blocked", "rounding": "ldlq_rg", "passes": 2}),
     QuantSetting(method="quip", w_bits=4),
     QuantSetting(method="quip", w_bits=3, options={"incoherence": False}),

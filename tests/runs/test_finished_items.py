@@ -61,6 +61,17 @@ FinishedItemsFile("0" * 16, "piqa").open("data")
 """
 
 
+def test_a_line_without_its_end_is_written_anew_and_glued_to_nothing(lab):
+    FinishedItemsFile("0" * 16, "piqa").open("data")
+    FinishedItemsFile("0" * 16, "piqa").add([output(1), output(2)])
+    (path,) = (folders.home() / "evaluations").rglob("*.jsonl")
+    path.write_text(path.read_text().removesuffix("\n"))
+    again = FinishedItemsFile("0" * 16, "piqa")
+    assert list(again.open("data")) == ["1"]
+    again.add([output(2), output(3)])
+    assert list(FinishedItemsFile("0" * 16, "piqa").open("data")) == ["1", "2", "3"]
+
+
 @pytest.mark.parametrize("cut_off", [False, True])
 def test_a_kill_while_resuming_loses_no_item(lab, cut_off):
     """The system kills the process as soon as a file that it writes is longer than a tenth of what there is."""

@@ -15,7 +15,7 @@ def test_equal_questions_have_equal_ids_however_they_are_put():
     spelled = resolve(
         spec(
             tasks=("perplexity", "perplexity"),
-            setting=QuantSetting(method="GPTQ", w_bits=4, options={"damping": 0.01, "act_order": False}),
+            setting=QuantSetting(method="GPTQ", w_bits=4, options={"groups": "dynamic", "act_order": False}),
             calibration=Calibration(),
         )
     ).spec

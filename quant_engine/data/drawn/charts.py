@@ -315,6 +315,7 @@ def _extremes(rng: random.Random, series: Series, index: int, words: tuple[str, 
 
 
 def _comparisons(rng: random.Random, series: Series, larger: int, smaller: int, lowest: int) -> list[Question]:
+    """Which of two labels has more; `larger`, `smaller` and `lowest` (of all) are indices of labels."""
     template = f"Is the value of {{}} greater than {series.value(smaller)}?"
     false = lowest if lowest != smaller else smaller
     questions = yes_no_pair(rng, "comparison", template, series.labels[larger], series.labels[false])

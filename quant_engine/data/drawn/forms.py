@@ -117,7 +117,7 @@ def _ask_form(rng: random.Random, title: str | None, entries: list[Entry]) -> li
         text = rng.choice((
             "What is the {}?", "What is the {} in the document?", "What does the {} field say?", "Which {} is given?",
         ))  # fmt: skip
-        wrong = tuple({FIELDS[entry.key](rng) for _ in range(6)} - {entry.value})
+        wrong = tuple(sorted({FIELDS[entry.key](rng) for _ in range(6)} - {entry.value}))
         questions.append(Question("field", text.format(key), entry.value, f"The {key} is {entry.value}.", wrong))
     entry = rng.choice(entries)
     false = next(v for v in iter(lambda: FIELDS[entry.key](rng), "") if v != entry.value)

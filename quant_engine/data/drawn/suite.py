@@ -99,13 +99,16 @@ def _fingerprint(item: DemoItem) -> list[object]:
     return [item.id, item.question, item.answers, item.options, item.category]
 
 
-def _pick(task: str, family: str, split: Split, number: int, kind_of: str) -> tuple[random.Random, list[Question]]:
-    """The questions of a picture that suit a task, and a generator of their own for choosing among them."""
+def _pick(task: str, family: str, split: Split, number: int, form: str) -> tuple[random.Random, list[Question]]:
+    """A generator of its own for choosing a picture's question for a task, and the questions that suit.
+
+    `form` is "open" (a short answer), "choice" (options) or "pair" (yes and no about one fact).
+    """
     suits = {
         "open": lambda q: q.kind not in ("caption", "yes or no"),
         "choice": lambda q: len(q.wrong) >= 2,
         "pair": lambda q: q.link is not None,
-    }[kind_of]
+    }[form]
     rng = random.Random(seed(split, task, number))
     return rng, [q for q in _picture(family, split, number).questions if suits(q)]
 

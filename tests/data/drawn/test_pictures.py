@@ -1,5 +1,8 @@
 """Drawn pictures: the same for the same seed, different across splits, with labels where the ink is."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -12,6 +15,19 @@ def test_a_picture_is_the_same_at_every_call(family):
     assert np.array_equal(np.asarray(first.drawing.image), np.asarray(second.drawing.image))
     assert first.questions == second.questions
     assert first.drawing.glyphs == second.drawing.glyphs
+
+
+def test_questions_are_the_same_in_every_process():
+    """Python orders sets of strings anew in each process."""
+    code = "from quant_engine.data.drawn.pictures import FAMILIES, picture\n"
+    code += "print([picture(family, 'test', n).questions for family in FAMILIES for n in range(3)])"
+    printed = {
+        subprocess.run(
+            [sys.executable, "-c", code], env={"PYTHONHASHSEED": seed}, capture_output=True, check=True
+        ).stdout
+        for seed in ("1", "2")
+    }
+    assert len(printed) == 1
 
 
 @pytest.mark.parametrize("family", FAMILIES)
