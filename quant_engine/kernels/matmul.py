@@ -103,7 +103,7 @@ def _triton() -> ModuleType | None:
 
 
 def tiled(x: torch.Tensor, weight: StoredWeight) -> torch.Tensor:
-    """The same product by dequantizing a tile of weight rows at a time, for any form and device."""
+    """`x` [rows, in_features] times the weight's transpose, a tile of dequantized rows at a time, on any device."""
     kernel = _kernel(x, weight)
     x = weight.transform_input(x)
     parts = []
@@ -121,10 +121,7 @@ def _tiles(weight: StoredWeight, kernel: ModuleType | None) -> Iterator[tuple[in
 
 
 def matmul_back(gradient: torch.Tensor, weight: StoredWeight) -> torch.Tensor:
-    """`gradient` [rows, out_features] times the weight: [rows, in_features], the gradient of the product's input.
-
-    As `tiled`, a tile of weight rows at a time.
-    """
+    """`gradient` [rows, out_features] times the weight: [rows, in_features], the gradient of the product's input."""
     # A kernel gives the stored rows, which are the weight's own where nothing is transformed on the way.
     plain = type(weight).stored_rows is StoredWeight.stored_rows
     kernel = _kernel(gradient, weight) if plain else None

@@ -87,9 +87,16 @@ def _same_shape(module: nn.Module, first: str, second: str) -> bool:
 def search(
     block: CalibratedBlock, names: tuple[str, ...], compared: str, bits: int, group: int | None
 ) -> tuple[float, torch.Tensor, list[float]]:
-    """The best ratio, its scales [in_features], and the loss at each of RATIOS, for linears that share an input.
+    """The best scales for linears that share an input. The block is left as it was.
 
-    The first of equally good ratios is kept. The block is left as it was.
+    Args:
+        block: the dense block with its inputs.
+        names: the linears.
+        compared: the module whose output's change is the loss.
+        bits, group: the grid that weights are rounded to; group None is a row.
+
+    Returns:
+        The best ratio (the first of equally good ones), its scales [in_features], and the loss at each of RATIOS.
     """
     linears = [block.module.get_submodule(name) for name in names]
     loss_of, magnitude = (_linear_loss if names == (compared,) else _module_loss)(block, names[0], compared, linears)
@@ -148,7 +155,10 @@ def _module_loss(
 def _linear_loss(
     block: CalibratedBlock, first: str, compared: str, linears: list[nn.Module]
 ) -> tuple[Callable[[list[torch.Tensor]], float], torch.Tensor]:
-    """The same for one linear: the mean of ((W - W') x)^2 is tr((W - W') G (W - W')^T) / rows, G the mean of x x^T."""
+    """The loss of one linear's output, and the mean |x_j| of its input.
+
+    The mean of ((W - W') x)^2 is tr((W - W') G (W - W')^T) / rows, with G the mean of x x^T.
+    """
     weight = linears[0].weight.float()
     moments = torch.zeros((weight.shape[1],) * 2, device=weight.device)
     magnitude = torch.zeros(weight.shape[1], device=weight.device)

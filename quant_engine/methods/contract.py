@@ -170,7 +170,7 @@ class Method:
             ) from None
 
     def resolve(self, setting: QuantSetting) -> QuantSetting:
-        """The same setting with every option spelled out, or a UserError where the method is not defined for it."""
+        """The setting with every option spelled out. Raises UserError where the method is not defined for it."""
         card = self.card
         if setting.w_bits not in card.bits:
             widths = ", ".join(f"{bits:g}" for bits in card.bits)

@@ -35,6 +35,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
+from quant_engine import disk
 from quant_engine.deferred import deferred
 from quant_engine.methods.contract import Layer, Method, MethodCard, Options, Training
 from quant_engine.methods.gptq import clear_dead_columns, compensate, inverse_factor
@@ -381,9 +382,8 @@ def _restore(path: Any, parameters: dict[str, nn.Parameter], optimizer: Any) -> 
 
 
 def _write(path: Any, tensors: dict[str, torch.Tensor]) -> None:
-    aside = path.with_suffix(".part")
-    safetensors.save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, aside)
-    aside.replace(path)
+    with disk.replacing(path) as aside:
+        safetensors.save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, aside)
 
 
 def stored_bits(out_features: int, in_features: int, setting: QuantSetting, options: DbLlmOptions) -> float:

@@ -139,9 +139,17 @@ def fix_columns(
     grids: tuple[torch.Tensor, torch.Tensor] | None,
     fit: dict[str, bool],
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Codes [m, n] (uint8), scales [m, groups] and zeros [m, groups] for `weight` [m, n], which is used up.
+    """GPTQ's column loop on `weight` [m, n], which is used up.
 
-    `grids` None means dynamic groups of `group` consecutive columns in the given order.
+    Args:
+        factor: U [n, n], of the Hessian in the same order of columns.
+        group: columns of a dynamic group, consecutive in this order.
+        group_of_column: the group whose grid each column is rounded to [n].
+        grids: scales and zeros [m, groups] fixed beforehand; None fits each dynamic group when it is reached.
+        fit: what `grouped.grids` is called with then.
+
+    Returns:
+        Codes, uint8 [m, n], and scales and zeros [m, groups].
     """
     rows, columns = weight.shape
     codes = torch.empty((rows, columns), dtype=torch.uint8, device=weight.device)

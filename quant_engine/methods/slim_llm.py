@@ -104,7 +104,10 @@ def mixed_pairs(
     options: SlimLlmOptions,
     log: Callable[[str], None],
 ) -> int:
-    """The number p of groups with one bit less, and with one more, whose outputs differ least from the original's."""
+    """The number p of groups with one bit less, and with one more, whose outputs differ least from the original's.
+
+    `inputs` [tokens, n] are those that outputs are compared for; `bits` is the mean width, `group` a group's columns.
+    """
     full_groups = weight.shape[1] // group
     candidates = list(range(0 if options.allow_uniform else 1, full_groups // 2))
     if not candidates:
@@ -209,7 +212,15 @@ def fix_groups(
     group: int,
     options: SlimLlmOptions,
 ) -> MixedWidth:
-    """GPTQ's column loop on `weight` [m, n], which is used up, with groups of the given `widths`."""
+    """GPTQ's column loop on `weight` [m, n], which is used up.
+
+    Args:
+        factor: U [n, n].
+        live: which inputs calibration saw, bool [n].
+        widths: bits of each group of columns.
+        bits: their mean.
+        group: columns of a group.
+    """
     rows, columns = weight.shape
     codes = torch.empty((rows, columns), dtype=torch.uint8, device=weight.device)
     scales = torch.empty((rows, len(widths)), dtype=torch.float16, device=weight.device)
