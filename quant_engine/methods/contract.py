@@ -62,7 +62,7 @@ class Statistics:
     """What calibration saw at one linear's input, and which linear it is.
 
     `hessian` [in_features, in_features] float32 is (2 / samples) * sum over tokens of x x^T. `linear` is the name in
-    its block, such as "self_attn.q_proj". `seed` differs from linear to linear, and follows from the run's seed.
+    its block, such as "self_attn.q_proj". `seed` is that of the weights' spec.
     `inputs` [tokens, in_features] float32 are single inputs, evenly spaced over all calibration tokens; None unless
     `Method.input_tokens` asks for them. `trained` is what `Method.train` returned for this linear.
     """

@@ -53,8 +53,6 @@ GRID_REACH = 2.4
 RIDGE = 0.01
 """Added to the Hessian's diagonal once its mean is 1."""
 SMALLEST = 1e-8
-ROTATION_SEED = 0
-"""Of the random rotations; all layers of a size share them."""
 HALF = 2.0**-14, 65504.0
 """The normal float16 numbers."""
 
@@ -81,12 +79,13 @@ def quantize(layer: Layer) -> RotatedInt | GroupedInt:
         return grouped.GroupedInt.pack(codes, scales, zeros, bits, weight.shape[1])
 
     weight, hessian, column_scales = rescale(weight.double(), layer.required_statistics.hessian.double())
-    weight, hessian = rotate(weight, hessian, options)
+    seed = layer.required_statistics.seed
+    weight, hessian = rotate(weight, hessian, options.rotation, seed)
     reach = GRID_REACH * weight.square().mean().sqrt()
     scale = (2 * reach / highest).clamp(min=grouped.SMALLEST_SCALE).half().reshape(1)
     aim = weight / scale.double() + highest / 2
     codes = round_columns(aim, hessian, highest, options, log)
-    return rotated.RotatedInt.pack(codes, scale, column_scales, bits, ROTATION_SEED, options.rotation)
+    return rotated.RotatedInt.pack(codes, scale, column_scales, bits, seed, options.rotation)
 
 
 def rescale(weight: torch.Tensor, hessian: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -104,12 +103,14 @@ def rescale(weight: torch.Tensor, hessian: torch.Tensor) -> tuple[torch.Tensor, 
     return weight / back, hessian * back * back[:, None], stored
 
 
-def rotate(weight: torch.Tensor, hessian: torch.Tensor, options: QuipOptions) -> tuple[torch.Tensor, torch.Tensor]:
+def rotate(
+    weight: torch.Tensor, hessian: torch.Tensor, kind: rotated.Kind, seed: int
+) -> tuple[torch.Tensor, torch.Tensor]:
     """U W V^T and V H V^T, the latter with its trace normalised to n and 0.01 I added."""
     rows, columns = weight.shape
-    how = options.rotation, torch.float64, str(weight.device)
-    inputs = rotated.rotation(columns, ROTATION_SEED, "inputs", *how)
-    outputs = rotated.rotation(rows, ROTATION_SEED, "outputs", *how)
+    how = kind, torch.float64, str(weight.device)
+    inputs = rotated.rotation(columns, seed, "inputs", *how)
+    outputs = rotated.rotation(rows, seed, "outputs", *how)
     hessian = hessian * (columns / (hessian.trace() + SMALLEST))
     hessian.diagonal().add_(RIDGE)
     return outputs(inputs(weight).T).T, inputs(inputs(hessian).T).T

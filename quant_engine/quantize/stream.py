@@ -26,7 +26,7 @@ from quant_engine.quantize.record import layer_record
 from quant_engine.quantize.statistics import collect
 from quant_engine.quantize.whole_model import TRAINING_SHARE
 from quant_engine.results import LayerRecord
-from quant_engine.spec import Calibration, digest
+from quant_engine.spec import Calibration
 
 MEASURED_ON = Calibration(samples=4)
 """What linears get as inputs where the method looks at no data, so that their output error is known all the same."""
@@ -121,11 +121,11 @@ class Stream:
         return time.monotonic() - started
 
     def _of_linear(self, index: int, statistics: Statistics) -> Statistics:
-        """With the linear's own seed, and with what was trained for it."""
+        """With the spec's seed, and with what was trained for the linear."""
         prefix = f"{index}.{statistics.linear}."
         return replace(
             statistics,
-            seed=int(digest([self.plan.spec.seed, index, statistics.linear])[:8], 16),
+            seed=self.plan.spec.seed,
             trained={name.removeprefix(prefix): t for name, t in self.trained.items() if name.startswith(prefix)},
         )
 

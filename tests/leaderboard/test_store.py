@@ -100,7 +100,7 @@ def test_a_results_folder_that_cannot_be_read_is_said(results):
 
 
 def test_options_text_are_those_that_are_no_defaults():
-    given = {"act_order": True, "true_sequential": True, "groups": "static", "damping": 0.01, "mse_clip": False}
+    given = {"act_order": True, "true_sequential": True, "groups": "static", "mse_clip": False}
     assert options_text("GPTQ", json.dumps(given)) == "act_order, groups=static"
     assert options_text("RTN", json.dumps({"symmetric": False, "mse_clip": False})) == ""
     assert options_text("OmniQuant", "{}") == ""

@@ -143,7 +143,7 @@ def test_the_command_that_a_run_says_makes_the_run_again(spec, threads, monkeypa
         (
             {
                 "setting": QuantSetting(
-                    method="gptq", w_bits=2, group_size=32, options={"act_order": True, "damping": 0.02}
+                    method="gptq", w_bits=2, group_size=32, options={"act_order": True, "groups": "static"}
                 ),
                 "calibration": Calibration(source="a text.txt", samples=5, length=40, seed=2),
             },

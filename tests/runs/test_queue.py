@@ -41,8 +41,8 @@ def dead_process() -> str:
 
 
 def test_a_submitted_run_waits_with_its_spec_and_no_progress(queue):
-    run = queue.get(queue.submit(spec(seed=3)))
-    assert (run.state, run.spec, run.attempts, run.error) == ("queued", spec(seed=3), 0, None)
+    run = queue.get(queue.submit(spec(limit=3)))
+    assert (run.state, run.spec, run.attempts, run.error) == ("queued", spec(limit=3), 0, None)
     assert run.progress == Progress()
 
 
