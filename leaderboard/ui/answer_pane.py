@@ -25,11 +25,7 @@ class Side:
     def after(self, event: AnswerEvent) -> Side:
         """The side after one more event; an error keeps the text that came before it."""
         return replace(
-            self,
-            state=event.kind,
-            text=event.text or self.text,
-            message=event.message,
-            stats=event.stats or self.stats,
+            self, state=event.kind, text=event.text or self.text, message=event.message, stats=event.stats or self.stats
         )
 
 

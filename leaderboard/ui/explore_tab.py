@@ -130,13 +130,6 @@ def read_fitted(model, card, memory, context, batch, pictures) -> Fitted:
     )
 
 
-def build(boards: Boards) -> ExploreTab:
-    """Lays out the tab and connects it. Nothing is drawn before it is opened."""
-    tab = ExploreTab(boards)
-    tab.connect()
-    return tab
-
-
 class ExploreTab:
     """The tab's three parts: charts about a model, what fits a GPU, and measured runs from inside.
 
@@ -144,7 +137,7 @@ class ExploreTab:
     """
 
     def __init__(self, boards: Boards) -> None:
-        """Lays out the tab."""
+        """Lays out the tab and connects it. Nothing is drawn before it is opened."""
         self.boards = boards
         self._lay_out_charts()
         html('<h2 class="part">What fits my GPU</h2>')
@@ -159,6 +152,7 @@ class ExploreTab:
         self.inputs = [*self.explore_controls, *self.fit_controls]
         drawings = [self.charts, self.fit, self.layers, self.weights, self.comparison]
         self.outputs = [*self.inputs, *drawings, self.explore_address, self.fit_address]
+        self._connect()
 
     def _lay_out_charts(self) -> None:
         board = self.boards.current()
@@ -203,7 +197,7 @@ class ExploreTab:
             "", elem_id="compared", js_on_load=run_inside.JS, server_functions=[run_inside.item_picture]
         )
 
-    def connect(self) -> None:
+    def _connect(self) -> None:
         """Lets each part follow its controls, and the address follow what is shown."""
         controls, where = self.explore_controls, self.explore_address
         latest = {"trigger_mode": "always_last"}

@@ -14,8 +14,10 @@ from leaderboard.boards import Boards
 from leaderboard.lab import Lab
 from leaderboard.provenance import row_run
 from leaderboard.store import model_name
-from leaderboard.ui import ask_tab, explore_tab, methods_tab, run_tab, theme
+from leaderboard.ui import ask_tab, methods_tab, theme
+from leaderboard.ui.explore_tab import ExploreTab
 from leaderboard.ui.leaderboard_tab import LeaderboardTab, Updates, page_view
+from leaderboard.ui.run_tab import RunTab
 from leaderboard.ui.theme import QUICK
 from leaderboard.view import FIRST_MODEL, PageView, read_address
 from quant_engine.models.catalog import MODELS
@@ -29,10 +31,7 @@ def build(lab: Lab) -> gr.Blocks:
     """The whole page over one lab."""
     gr.set_static_paths([theme.PLOTLY])
     with gr.Blocks(
-        title="Low-Bit Lab",
-        analytics_enabled=False,
-        fill_width=True,
-        delete_cache=(FORGET_UPLOADS_S, FORGET_UPLOADS_S),
+        title="Low-Bit Lab", analytics_enabled=False, fill_width=True, delete_cache=(FORGET_UPLOADS_S, FORGET_UPLOADS_S)
     ) as page:
         _Page(lab).connect(page)
     return page
@@ -49,11 +48,11 @@ class _Page:
             with gr.Tab("Leaderboard", id="leaderboard"):
                 self.leaderboard = LeaderboardTab(self.boards)
             with gr.Tab("Explore", id="explore") as self.explore_tab:
-                self.explore = explore_tab.build(self.boards)
+                self.explore = ExploreTab(self.boards)
             with gr.Tab("Ask a picture", id="ask"):
                 ask_tab.build(lab)
             with gr.Tab("Run", id="run"):
-                self.run = run_tab.build(lab)
+                self.run = RunTab(lab)
             with gr.Tab("Methods", id="methods"):
                 self.method_cards = methods_tab.build(self.boards)
 

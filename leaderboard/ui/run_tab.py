@@ -94,18 +94,11 @@ def options_of(method: str, names: Mapping[str, list[str]], values: tuple[Any, .
     return {}
 
 
-def build(lab: Lab) -> RunTab:
-    """Lays out the tab and connects it."""
-    tab = RunTab(lab)
-    tab.connect()
-    return tab
-
-
 class RunForm:
     """The controls that a run is composed with."""
 
     def __init__(self, lab: Lab) -> None:
-        """Lays out the form."""
+        """Lays out the form and connects it."""
         self.hosted = lab.hosted
         model = next(iter(MODELS))
         self.model = gr.Dropdown(model_choices(), value=model, label="Model", filterable=False)
@@ -127,6 +120,7 @@ class RunForm:
         self.controls = [
             self.model, *self.picker, self.tasks, self.limit, *self.calibration, self.window, *self.options
         ]  # fmt: skip
+        self._connect()
 
     def _lay_out_calibration(self) -> None:
         with gr.Column(visible=False) as self.calibration_column:
@@ -148,7 +142,7 @@ class RunForm:
             with gr.Column(visible=name == setting_picker.FIRST_SETTING.method) as self.columns[name]:
                 self.options += [option_control(*option) for option in method.Options.model_fields.items()]
 
-    def connect(self) -> None:
+    def _connect(self) -> None:
         """Lets the form follow the chosen model and method."""
         self.model.input(self._fit_model, [self.model, self.tasks], [self.remark, self.tasks, self.window], **QUICK)
         method = self.picker.method
@@ -219,7 +213,7 @@ class RunTab:
     """
 
     def __init__(self, lab: Lab) -> None:
-        """Lays out the tab."""
+        """Lays out the tab and connects it."""
         self.lab = lab
         with gr.Row(elem_classes="bench"):
             with gr.Column(elem_classes="bench-side form-side"):
@@ -238,9 +232,9 @@ class RunTab:
                 html("<h3>Recent runs</h3>")
                 self.recent = html("", js_on_load=_PICK_JS, elem_id="runs")
         self.outputs = [self.run_id, card, self.cancel, self.resume, self.see, log, self.recent]
+        self._connect()
 
-    def connect(self) -> None:
-        self.form.connect()
+    def _connect(self) -> None:
         answers, stopping = [self.problem, *self.outputs], [self.run_id, self.form.token]
         self.start.click(self._start, [self.form.token, *self.form.controls], answers, **QUICK)
         self.cancel.click(partial(self._act, self.lab.queue.cancel), stopping, answers, **QUICK)

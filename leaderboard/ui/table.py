@@ -22,12 +22,7 @@ _WORDS = {
     Cell.COLLAPSED: "Collapsed: the output is of no use.",
     Cell.NO_REFERENCE: "There is no FP16 number of this source and these conditions to compare with.",
 }
-_KINDS = {
-    Cell.MISSING: "missing",
-    Cell.COMPUTED: "computed",
-    Cell.COLLAPSED: "collapsed",
-    Cell.NO_REFERENCE: "missing",
-}
+_KINDS = {Cell.MISSING: "missing", Cell.COMPUTED: "computed", Cell.COLLAPSED: "collapsed", Cell.NO_REFERENCE: "missing"}
 _EXPORTS = (
     '<p class="exports"><span>Export</span>'
     + "".join(

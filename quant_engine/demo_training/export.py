@@ -12,13 +12,12 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from transformers import AutoTokenizer, LlamaForCausalLM
 
 from quant_engine import disk
 from quant_engine.data.drawn import suite
 from quant_engine.demo import fetch, model
 from quant_engine.demo_training import joint
-from quant_engine.demo_training.score import Score, load, perplexity, score, speed
+from quant_engine.demo_training.score import WINDOWS, Score, load, perplexity, score, speed
 from quant_engine.models.load import Loaded
 
 ABOUT = "about.json"
@@ -91,17 +90,14 @@ def export(folder: Path, parts: Path, device: torch.device, seed: int, items: in
         loaded = load(Path(aside), device)
         first, rate = speed(loaded)
         scores = measure(loaded, items)
-        own = perplexity(loaded.model, loaded.tokenizer)
-    base = perplexity(
-        LlamaForCausalLM.from_pretrained(language, dtype=torch.float32).to(device).eval(),
-        AutoTokenizer.from_pretrained(language),
-    )
+        own = perplexity(loaded)
+    base = perplexity(load(language, device))
     about = {
         "note": textwrap.fill(model.NOTE, 118),
         "scores": "\n".join(_row(s) for s in scores),
         "verdict": textwrap.fill(_verdict(scores), 118, break_on_hyphens=False),
         "kinds": "\n".join(_kinds(s) for s in scores if (s.split, s.pictures) == ("test", "drawn")),
-        "windows": 16,
+        "windows": WINDOWS,
         "base_perplexity": base,
         "perplexity": own,
         "first": first,

@@ -11,16 +11,17 @@ from pathlib import Path
 
 import torch
 from PIL import Image
-from torch import nn
-from transformers import PreTrainedTokenizerBase
 
-from quant_engine import folders
 from quant_engine.data.drawn import suite
 from quant_engine.data.drawn.pictures import Split
-from quant_engine.evaluate import TASKS
+from quant_engine.evaluate import TASKS, Watch
 from quant_engine.evaluate.task import mean_and_error
 from quant_engine.models import catalog, decode
 from quant_engine.models.load import Loaded, load_dense
+from quant_engine.spec import RunSpec, WeightSpec
+
+WINDOWS = 16
+"""The windows of 512 tokens that perplexity is measured on."""
 
 
 @dataclass(frozen=True)
@@ -91,16 +92,10 @@ def _half(category: str | None) -> str:
     return "cognition" if category in suite.COGNITION else "perception"
 
 
-@torch.inference_mode()
-def perplexity(model: nn.Module, tokenizer: PreTrainedTokenizerBase, windows: int = 16, length: int = 512) -> float:
+def perplexity(loaded: Loaded) -> float:
     """Perplexity of a model's language part on the built-in public-domain prose that training never sees."""
-    text = (folders.ASSETS / "text" / "evaluation.txt").read_text(encoding="utf-8")
-    ids = torch.tensor(tokenizer(text)["input_ids"][: windows * length]).view(windows, length)
-    losses = []
-    for window in ids.to(model.device):
-        logits = model(input_ids=window[None]).logits[0, :-1].float()
-        losses.append(torch.nn.functional.cross_entropy(logits, window[1:]).item())
-    return math.exp(sum(losses) / len(losses))
+    spec = RunSpec(weights=WeightSpec(model=loaded.card.id), tasks=("perplexity",), limit=WINDOWS, window=512)
+    return TASKS["perplexity"].measure(loaded, spec, Watch()).value
 
 
 def speed(loaded: Loaded) -> tuple[float, float]:

@@ -25,7 +25,7 @@ ROWS_AT_ONCE = 64
 _BITS = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little")
 _COUNTS = _BITS.sum(1).astype(np.uint64)
 """How many bits of a byte are set."""
-_PLACES = np.argsort(_BITS == 0, axis=1, kind="stable").astype(np.uint64)
+_BIT_INDICES = np.argsort(_BITS == 0, axis=1, kind="stable").astype(np.uint64)
 """Which bits of a byte are set [256, 8], then those that are not."""
 _LOW_MASK = np.uint64(2**LOW_BITS - 1)
 _HIGHEST = np.float32(2**LOW_BITS)
@@ -143,7 +143,7 @@ def _multiply_partly(  # type: ignore[no-untyped-def]
                     marked += table[np.uint64(b), mark]
                     # All eight are written, and those that are none are written over: no branch to be mispredicted.
                     for i in range(8):
-                        columns[found + np.uint64(i)] = np.uint64(b * 8) + _PLACES[mark, i]
+                        columns[found + np.uint64(i)] = np.uint64(b * 8) + _BIT_INDICES[mark, i]
                     found += _COUNTS[mark]
                 inputs += marked
                 everything = totals[group] - marked
@@ -225,7 +225,7 @@ def _dequantize_salient(  # type: ignore[no-untyped-def]
         for b in range(marks.shape[1]):
             mark = marks[row, b]
             for i in range(_COUNTS[mark]):
-                j = b * 8 + np.int64(_PLACES[mark, i])
+                j = b * 8 + np.int64(_BIT_INDICES[mark, i])
                 code = np.float32(np.int32(code_at(codes, at, LOW_BITS, _LOW_MASK)))
                 at += LOW_BITS
                 if _bit(signs, row, j):

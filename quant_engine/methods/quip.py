@@ -117,11 +117,7 @@ def rotate(
 
 
 def round_columns(
-    aim: torch.Tensor,
-    hessian: torch.Tensor,
-    highest: int,
-    options: QuipOptions,
-    log: Callable[[str], None],
+    aim: torch.Tensor, hessian: torch.Tensor, highest: int, options: QuipOptions, log: Callable[[str], None]
 ) -> torch.Tensor:
     """Codes 0 to `highest`, uint8 [m, n], for `aim` [m, n], real numbers on the same scale."""
     aim = aim.clamp(0, highest)

@@ -63,11 +63,7 @@ class PromptCache:
 
 
 def answer(
-    loaded: Loaded,
-    image: Image | None,
-    question: str,
-    max_new_tokens: int,
-    prompt_cache: PromptCache | None = None,
+    loaded: Loaded, image: Image | None, question: str, max_new_tokens: int, prompt_cache: PromptCache | None = None
 ) -> Iterator[Step]:
     """Answer a question, token by token, by always taking the most probable one.
 
@@ -115,11 +111,7 @@ def answer(
 
 
 def answer_text(
-    loaded: Loaded,
-    image: Image | None,
-    question: str,
-    max_new_tokens: int,
-    prompt_cache: PromptCache | None = None,
+    loaded: Loaded, image: Image | None, question: str, max_new_tokens: int, prompt_cache: PromptCache | None = None
 ) -> str:
     """The whole answer at once, without the space around it."""
     *_, last = answer(loaded, image, question, max_new_tokens, prompt_cache)
