@@ -38,7 +38,6 @@ WITHOUT_INPUT = (
     "### Instruction:\n{instruction}\n\n" + _RESPONSE
 )
 
-_PINNED = re.compile(r"(?P<path>.+)@(?P<digest>[0-9a-f]{12})")
 _HUB = re.compile(r"hub:(?P<name>[\w.-]+(/[\w.-]+)?)(@(?P<revision>[\w./-]+))?")
 
 
@@ -64,12 +63,7 @@ def pin(name: str) -> str:
         title = f"The data set {repository['name']}"
         commit = hub.commit(repository["name"], "dataset", repository["revision"], title=title)
         return f"hub:{repository['name']}@{commit}"
-    pinned = _PINNED.fullmatch(name)
-    path = Path(pinned["path"] if pinned else name).expanduser().resolve()
-    content_hash = _digest(files_of(path))
-    if pinned and pinned["digest"] != content_hash:
-        raise UserError(f"The training data in {path} have changed since this run was made; start a new run.")
-    return f"{path}@{content_hash}"
+    return texts.pin_path(name, lambda path: _digest(files_of(path)), "The training data in {} have")
 
 
 def files_of(path: Path) -> list[Path]:
@@ -112,9 +106,10 @@ def pairs(name: str) -> list[Pair]:
     """
     repository = _HUB.fullmatch(name)
     if repository:
-        path = _hub_folder(repository["name"], repository["revision"])
+        patterns, title = [f"*{suffix}" for suffix in KINDS], f"The data set {repository['name']}"
+        path = hub.snapshot(repository["name"], "dataset", repository["revision"], patterns, title=title)
     else:
-        path = Path(_PINNED.fullmatch(name)["path"])
+        path = texts.path_of(name)
     rows = _rows(files_of(path), name)
     columns = rows.column_names
     if {"instruction", "output"} <= set(columns):
@@ -150,11 +145,6 @@ def _rows(files: list[Path], name: str):  # type: ignore[no-untyped-def]
     except (datasets.exceptions.DatasetGenerationError, ValueError, OSError) as error:
         cause = error.__cause__ or error
         raise UserError(f"The training data {name} can't be read: {str(cause).splitlines()[0]}") from None
-
-
-def _hub_folder(name: str, revision: str | None) -> Path:
-    """The folder with a hub data set's files; fetched if needed."""
-    return hub.snapshot(name, "dataset", revision, [f"*{suffix}" for suffix in KINDS], title=f"The data set {name}")
 
 
 def builtin_text() -> str:

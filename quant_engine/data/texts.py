@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import random
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,11 +52,16 @@ def pin(name: str) -> str:
 
     Raises UserError if the file can't be read, or is pinned already and has changed since.
     """
+    return pin_path(name, lambda path: digest(read(path)), "The text file {} has")
+
+
+def pin_path(name: str, hash_of: Callable[[Path], str], subject: str) -> str:
+    """PATH, or PATH@HASH, as PATH@HASH. Raises UserError where `subject`, a part of its sentence, changed since."""
     pinned = PINNED.fullmatch(name)
     path = Path(pinned["path"] if pinned else name).expanduser().resolve()
-    content_hash = digest(read(path))
+    content_hash = hash_of(path)
     if pinned and pinned["digest"] != content_hash:
-        raise UserError(f"The text file {path} has changed since this run was made; start a new run.")
+        raise UserError(f"{subject.format(path)} changed since this run was made; start a new run.")
     return f"{path}@{content_hash}"
 
 

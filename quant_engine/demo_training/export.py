@@ -7,7 +7,6 @@ import math
 import platform
 import tempfile
 import textwrap
-from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
@@ -112,7 +111,6 @@ def export(folder: Path, parts: Path, device: torch.device, seed: int, items: in
         "transformers": version("transformers"),
         "torch": version("torch"),
     }
-    about["scores_data"] = [asdict(s) for s in scores]
     disk.write_json(folder / ABOUT, about)
     return scores
 
