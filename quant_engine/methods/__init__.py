@@ -18,21 +18,8 @@ from quant_engine.methods.contract import Layer, Method, MethodCard, Options, St
 from quant_engine.spec import QuantSetting, UserError
 
 METHODS: dict[str, Method] = {
-    method.card.name: method
-    for method in (
-        rtn.METHOD,
-        gptq.METHOD,
-        awq.METHOD,
-        smoothquant.METHOD,
-        db_llm.METHOD,
-        quip.METHOD,
-        normal_float.METHOD,
-        qlora.METHOD,
-        ir_qlora.METHOD,
-        billm.METHOD,
-        pb_llm.METHOD,
-        slim_llm.METHOD,
-    )
+    module.METHOD.card.name: module.METHOD
+    for module in (rtn, gptq, awq, smoothquant, db_llm, quip, normal_float, qlora, ir_qlora, billm, pb_llm, slim_llm)
 }
 
 __all__ = ["METHODS", "Layer", "Method", "MethodCard", "Options", "Statistics", "Training", "resolve_setting"]

@@ -50,12 +50,8 @@ class Stream:
         Raises UserError where the user can change something, and Stopped when asked to stop.
         """
         finished = self.checkpoint.finished_blocks()
-        self.skeleton = Skeleton(
-            self.plan.card,
-            folder_of(self.plan.card, self.plan.spec.revision),
-            getattr(torch, self.plan.spec.dtype),
-            self.device,
-        )
+        card, spec = self.plan.card, self.plan.spec
+        self.skeleton = Skeleton(card, folder_of(card, spec.revision), getattr(torch, spec.dtype), self.device)
         self.blocks = self.skeleton.blocks
         if finished:
             self.hooks.log(f"{finished} of {len(self.blocks)} blocks were finished before; going on behind them.")
@@ -63,7 +59,7 @@ class Stream:
             return
         self.started, self.linears_before = time.monotonic(), finished * len(LINEARS)
         self.hooks.progress(Progress(stage="calibrating", message="reading the calibration data"))
-        hidden, self.block_kwargs = calibration_inputs(self.skeleton, self.plan.spec.calibration or MEASURED_ON)
+        hidden, self.block_kwargs = calibration_inputs(self.skeleton, spec.calibration or MEASURED_ON)
         for index in range(len(self.blocks)):
             hidden = self._advance(index, hidden) if index < finished else self._quantize_block(index, hidden)
             self.skeleton.release_block(index)

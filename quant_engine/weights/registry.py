@@ -15,20 +15,11 @@ from quant_engine.weights.mixed_width import MixedWidth
 from quant_engine.weights.rotated import RotatedInt
 
 FORMS: dict[str, type[StoredWeight]] = {
-    form.form: form
-    for form in (
-        GroupedInt,
-        IntActivations,
-        Codebook,
-        LowRank,
-        Binary,
-        PartlyBinary,
-        ResidualBinary,
-        DualBinary,
-        MixedWidth,
+    form.form: form for form in (
+        GroupedInt, IntActivations, Codebook, LowRank, Binary, PartlyBinary, ResidualBinary, DualBinary, MixedWidth,
         RotatedInt,
     )
-}
+}  # fmt: skip
 
 
 def empty_weight(form: str, **config: Any) -> StoredWeight:
