@@ -98,7 +98,8 @@ def upward(file: str, source: str) -> list[str]:
 
 @pytest.mark.parametrize("file", FILES, ids=relative)
 def test_every_import_points_downward(file):
-    assert not upward(relative(file), file.read_text(encoding="utf-8"))
+    names = upward(relative(file), file.read_text(encoding="utf-8"))
+    assert not names, f"{relative(file)} imports {', '.join(names)} of rooms further down the list"
 
 
 def test_an_upward_import_is_noticed_wherever_it_stands():
