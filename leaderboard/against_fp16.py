@@ -7,7 +7,7 @@ import numpy as np
 LARGEST_RATIO = 10.0
 """A perplexity this many times FP16's gets the full shade."""
 LARGEST_LOSS = 0.5
-"""So does a score that loses this share of FP16's."""
+"""A score that loses this share of FP16's gets the full shade."""
 
 
 def percent_of_fp16(

@@ -39,7 +39,8 @@ class Column:
         """How a number of the column is written. Measured perplexities have more digits than the study prints."""
         if self.cost:
             return notation.cost(value, self.digits)
-        return notation.perplexity(value, measured=measured) if self.better == "lower" else notation.score(value)
+        precise = self.group == "Perplexity" or self.better == "lower"
+        return notation.perplexity(value, measured=measured) if precise else notation.score(value)
 
 
 def _perplexity(task: str, title: str, text: str = "") -> Column:

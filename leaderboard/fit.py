@@ -145,7 +145,7 @@ def best_quality(board: Board, model: str) -> Column:
     return column
 
 
-def settings(board: Board, fitted: Fitted, task: str | None = None) -> pd.DataFrame:
+def settings(board: Board, fitted: Fitted) -> pd.DataFrame:
     """Every setting of the model with its need, those that fit first, best quality first among them.
 
     Columns: label, value (of the ranking task), loss, stored_bits, the parts and `total` in GiB, `fits`, and
@@ -154,7 +154,7 @@ def settings(board: Board, fitted: Fitted, task: str | None = None) -> pd.DataFr
     if fitted.model not in shapes():
         raise UserError(f"The shape of {fitted.model} is not known, so its memory can't be estimated.")
     memory, shape = memory_of(fitted), shapes()[fitted.model]
-    column = best_quality(board, fitted.model) if task is None else quality.column_of_task(board, task)
+    column = best_quality(board, fitted.model)
     rows = quality.points(board, fitted.model, column.task).dropna(subset="stored_bits").reset_index(drop=True)
     needs = [
         need(shape, bits, context=fitted.context, batch=fitted.batch, pictures=fitted.pictures)
@@ -171,10 +171,10 @@ def settings(board: Board, fitted: Fitted, task: str | None = None) -> pd.DataFr
     return rows.drop(columns="quality").reset_index(drop=True)
 
 
-def figure(board: Board, fitted: Fitted, task: str | None = None) -> Figure:
+def figure(board: Board, fitted: Fitted) -> Figure:
     """The need of the best settings as stacked bars against the card, and all settings in the table behind it."""
-    column = best_quality(board, fitted.model) if task is None else quality.column_of_task(board, task)
-    rows, memory = settings(board, fitted, column.task), memory_of(fitted)
+    column = best_quality(board, fitted.model)
+    rows, memory = settings(board, fitted), memory_of(fitted)
     card = fitted.card or f"{memory:g} GiB"
     fitting = rows[rows["fits"]]
     bars = pd.concat([fitting.head(10), rows[~rows["fits"]].sort_values("total").head(3)])

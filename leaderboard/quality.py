@@ -121,14 +121,7 @@ def pareto(sizes: np.ndarray, values: np.ndarray, *, higher_is_better: bool) -> 
     return (quality == best[..., group]) & (quality > smaller[..., group])
 
 
-def pareto_chance(
-    settings: pd.DataFrame,
-    resampled: Mapping[str, np.ndarray],
-    *,
-    higher_is_better: bool,
-    draws: int = DRAWS,
-    seed: int = 0,
-) -> np.ndarray:
+def pareto_chance(settings: pd.DataFrame, resampled: Mapping[str, np.ndarray], *, higher_is_better: bool) -> np.ndarray:
     """For each setting, the share of draws in which it is on the Pareto front; NaN for those that stay where they are.
 
     Args:
@@ -136,12 +129,10 @@ def pareto_chance(
             unless its run is in `resampled`.
         resampled: Values [draws] of runs by id, from a bootstrap over items, the same ones for all runs.
         higher_is_better: Whether higher values are better.
-        draws: How often all values are drawn.
-        seed: Of the generator.
     """
     errors = settings["error"].to_numpy()
-    generator = np.random.default_rng(seed)
-    values = settings["value"].to_numpy() + np.nan_to_num(errors) * generator.standard_normal((draws, len(settings)))
+    generator = np.random.default_rng(0)
+    values = settings["value"].to_numpy() + np.nan_to_num(errors) * generator.standard_normal((DRAWS, len(settings)))
     by_items = settings["run_id"].isin(resampled.keys()).to_numpy()
     for index in np.flatnonzero(by_items):
         values[:, index] = resampled[settings["run_id"].iloc[index]]
@@ -151,7 +142,7 @@ def pareto_chance(
     sizes, hits = settings["size_gb"].to_numpy(), np.zeros(len(settings))
     for part in np.array_split(values, 10):  # not all at once: there may be thousands of points
         hits += pareto(sizes, part, higher_is_better=higher_is_better).sum(axis=0)
-    return np.where(moving, hits / draws, np.nan)
+    return np.where(moving, hits / DRAWS, np.nan)
 
 
 def column_of_task(board: Board, task: str) -> Column:

@@ -22,6 +22,8 @@ from quant_engine.spec import Calibration, OptionValue, QuantSetting, RunSpec, U
 
 HUB_PATIENCE = 3.0  # seconds
 PER_ROW = "per row"
+OWN_DATA = ("builtin", "demo")
+"""What comes with the project, and names neither a file nor anything on the hub."""
 FP16 = QuantSetting()
 
 
@@ -62,10 +64,9 @@ def setting(
     card = METHODS[method].card if method in METHODS else None
     fields = METHODS[method].Options.model_fields if hosted and card else {}
     for name, value in (options or {}).items():
-        if name in fields and fields[name].annotation is str and value != fields[name].default:
-            raise UserError(
-                f"On this page option {name} is {fields[name].default}; your own works where you run the lab."
-            )
+        if name in fields and fields[name].annotation is str and value not in OWN_DATA:
+            data = " or ".join(OWN_DATA)
+            raise UserError(f"On this page option {name} is {data}; your own works where you run the lab.")
     try:
         return resolve_setting(
             QuantSetting(

@@ -53,15 +53,14 @@ class Shape:
         return embeddings + self.hidden * (2 * self.layers + 1) + self.vision
 
 
-def most_picture_tokens(tile: int, patch: int, grids: Sequence[tuple[int, int]], strategy: str = "default") -> int:
+def most_picture_tokens(tile: int, patch: int, grids: Sequence[tuple[int, int]]) -> int:
     """The most tokens that LLaVA-NeXT makes of one picture: those of the whole, and of its tiles with their newlines.
 
     A picture as large as one of the `grids` (height and width in pixels) fills all its tiles, so that no padding is
-    taken off; each row of patches then ends in a newline. The `strategy` "default" drops the whole's class token.
+    taken off; each row of patches then ends in a newline. The class token of the whole is dropped.
     """
     side = tile // patch
-    base = side * side + (strategy != "default")
-    return base + max((height // tile) * side * ((width // tile) * side + 1) for height, width in grids)
+    return side * side + max((height // tile) * side * ((width // tile) * side + 1) for height, width in grids)
 
 
 def _parameters(file: Path) -> int:

@@ -141,10 +141,10 @@ class Note:
 Notes = dict[tuple[str, str, str], list[Note]]
 
 
-def read_notes(path: Path = NOTES) -> Notes:
+def read_notes() -> Notes:
     """The notes on the study's cells, by (model, method, task)."""
     notes: Notes = {}
-    for row in pd.read_csv(path).to_dict("records"):
+    for row in pd.read_csv(NOTES).to_dict("records"):
         bits = [None if pd.isna(row[name]) else float(row[name]) for name in ("w_bits", "a_bits", "group_size")]
         notes.setdefault((row["model"], row["method"], row["task"]), []).append(Note(*bits, row["note"]))
     return notes

@@ -19,6 +19,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from quant_engine import folders, terminal
+from quant_engine.children import failure
 from quant_engine.models import catalog
 from quant_engine.models.device import check_device, default_device, default_dtype
 from quant_engine.progress import Hooks, Progress
@@ -93,6 +94,12 @@ def _plain_errors() -> Iterator[None]:
     except UserError as error:
         errors.print(f"[bold red]Error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         raise typer.Exit(2) from None
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        words = failure(error, "command", "choose a smaller model", "give the command again")
+        errors.print(f"[bold red]Error:[/] {escape(words)}", highlight=False, soft_wrap=True)
+        raise typer.Exit(1) from None
     except KeyboardInterrupt:
         errors.print("Stopped; finished blocks are kept.")
         raise typer.Exit(130) from None
@@ -223,13 +230,21 @@ def evaluate(
 ) -> None:
     """Measure weights that were quantized before, here or elsewhere, and keep the run.
 
-    A folder from elsewhere is copied to where runs look for its weights.
+    A folder from elsewhere is copied to where runs look for its weights; what it was calibrated on must be here too.
     """
     with _plain_errors():
-        from quant_engine.runs.weights import adopt  # loads torch
+        from quant_engine.checkpoints import Checkpoint  # these load torch
+        from quant_engine.runs.weights import adopt
 
-        weights = adopt(checkpoint)
-        _do(_run(weights, tasks, limit, window, dtype, device), as_json)
+        if not Checkpoint(checkpoint).is_complete():
+            raise UserError(f"{checkpoint} holds no finished quantized weights; make them with the command quantize.")
+        weights = Checkpoint(checkpoint).spec()
+        run = _run(weights, tasks, limit, window, dtype, device)
+        if run.weights != weights:
+            raise UserError(f"The weights in {checkpoint} were made by another version: quantize them again.")
+        with terminal.progress_bar(errors) as show:
+            adopt(checkpoint, Hooks(show))
+        _do(run, as_json)
 
 
 @app.command()
@@ -270,7 +285,7 @@ def quantize(
     length: Length = 512,
     calibration_seed: CalibrationSeed = 0,
     seed: Seed = 0,
-    quantize_dtype: Annotated[str, typer.Option("--dtype", help="What quantizing computes in.")] = "float32",
+    quantize_dtype: QuantizeDtype = "float32",
     device: Device = None,
     revision: Revision = None,
 ) -> None:
@@ -306,7 +321,7 @@ def quantize(
 def merge(
     checkpoint: Annotated[Path, typer.Argument(help="A folder that quantize printed, or a run's log names.")],
     target: Annotated[Path, typer.Argument(help="The new folder to write the model to.")],
-    dtype: Dtype = None,
+    dtype: Annotated[str | None, typer.Option(help="What is written; default the type that quantizing had.")] = None,
 ) -> None:
     """Write quantized weights as a plain dense model folder, adapters merged, that any program loads.
 

@@ -58,7 +58,11 @@ def replacing_folder(path: Path) -> Iterator[Path]:
         if path.exists():
             old = aside.with_name(f"{aside.name}-old")
             path.rename(old)
-            aside.rename(path)
+            try:
+                aside.rename(path)
+            except BaseException:
+                old.rename(path)
+                raise
             shutil.rmtree(old)
         else:
             aside.rename(path)

@@ -44,7 +44,7 @@ def data() -> Path | None:
 
 
 def checkpoints() -> Path:
-    """Quantized weights, one folder per (model, setting, calibration), shared by all runs that need them."""
+    """Quantized weights, one folder per WeightSpec, shared by all runs that need them."""
     return home() / "checkpoints"
 
 

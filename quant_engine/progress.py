@@ -36,7 +36,7 @@ class Progress(BaseModel):
 
 @dataclass(frozen=True)
 class Hooks:
-    """How long work is watched: given its progress and log lines, and asked often whether it is to stop."""
+    """Who watches work: is given its progress and log lines, and is asked often whether it is to stop."""
 
     progress: Callable[[Progress], None] = lambda progress: None
     should_stop: Callable[[], bool] = lambda: False

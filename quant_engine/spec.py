@@ -117,7 +117,7 @@ class WeightSpec(_Frozen):
     revision: str | None = None
     setting: QuantSetting = QuantSetting()
     calibration: Calibration | None = None
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, lt=2**32)
     dtype: Dtype = "float32"
 
 

@@ -119,7 +119,7 @@ def _title(run: folder.RunFolder) -> str:
 
 @contextmanager
 def progress_bar(console: Console) -> Iterator[Callable[[Progress], None]]:
-    """A progress bar with stage, block and linear; the function it yields takes spec.Progress."""
+    """A progress bar with stage, block and linear; the function it yields takes progress.Progress."""
     bar = Bar(
         TextColumn("[bold]{task.fields[stage]:<12}"),
         BarColumn(bar_width=30),

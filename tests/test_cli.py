@@ -108,7 +108,7 @@ def test_ask_prints_the_answer_of_the_quantized_model_and_its_bits(llama):
     expected = answer_text(loaded, None, "Why?", 12)
     assert len(expected) > 4
     assert "".join(text.split()) == "".join(expected.split())
-    assert f"{loaded.stored_bits:.3g} stored bits per quantized weight" in " ".join(figures.split())
+    assert f"{loaded.stored_bits:.2f} bits stored per quantized weight" in " ".join(figures.split())
 
 
 @pytest.mark.demo

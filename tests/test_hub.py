@@ -42,29 +42,29 @@ NOWHERE = "http://127.0.0.1:9"
 def test_a_branch_or_tag_is_pinned_to_its_commit_and_the_cache_remembers_it(serve, repository, kind):
     with hub_stand_in.hub({"lab/it": {"main": (NEW, repository), "v1": (OLD, repository)}}) as (address, asked):
         serve(address)
-        assert hub.commit("lab/it", kind, None) == hub.commit("lab/it", kind, "main") == NEW
-        assert hub.commit("lab/it", kind, "v1") == OLD
+        assert hub.commit("lab/it", kind, None, title="it") == hub.commit("lab/it", kind, "main", title="it") == NEW
+        assert hub.commit("lab/it", kind, "v1", title="it") == OLD
         asked.clear()
-        assert hub.commit("lab/it", kind, OLD) == OLD
+        assert hub.commit("lab/it", kind, OLD, title="it") == OLD
         assert not asked
-        assert refusal(hub.commit, "lab/it", kind, "v2").endswith("has no revision 'v2'.")
+        assert refusal(hub.commit, "lab/it", kind, "v2", title="it").endswith("has no revision 'v2'.")
     serve(NOWHERE)
-    assert (hub.commit("lab/it", kind, None), hub.commit("lab/it", kind, "v1")) == (NEW, OLD)
-    assert "can't be reached (lab/it, " in refusal(hub.commit, "lab/it", kind, "v2")
+    assert (hub.commit("lab/it", kind, None, title="it"), hub.commit("lab/it", kind, "v1", title="it")) == (NEW, OLD)
+    assert "can't be reached (lab/it, " in refusal(hub.commit, "lab/it", kind, "v2", title="it")
 
 
 def test_files_are_fetched_once_and_then_found_without_a_hub(serve, repository):
     with hub_stand_in.hub({"lab/it": {"main": (NEW, repository)}}) as (address, asked):
         serve(address)
         assert hub.find_cached("lab/it", "model", None, ["*.json"]) is None
-        folder = hub.snapshot("lab/it", "model", None, ["*.json"])
+        folder = hub.snapshot("lab/it", "model", None, ["*.json"], title="it")
         assert folder.name == NEW
         assert [path.name for path in folder.iterdir()] == ["config.json"]
         assert "GET /lab/it/resolve/" + NEW + "/config.json" in asked
-        assert "can't be reached" in refusal(hub.snapshot, "lab/it", "model", None, ["*.gguf"])
+        assert "can't be reached" in refusal(hub.snapshot, "lab/it", "model", None, ["*.gguf"], title="it")
     serve(NOWHERE)
     for revision in (None, NEW):
-        assert hub.snapshot("lab/it", "model", revision, ["*.json"]) == folder
+        assert hub.snapshot("lab/it", "model", revision, ["*.json"], title="it") == folder
         assert hub.find_cached("lab/it", "model", revision, ["*.json"]) == folder
     assert hub.find_cached("lab/it", "model", OLD, ["*.json"]) is None
     assert hub.find_cached("lab/it", "model", NEW, ["*.bin"]) is None
@@ -74,10 +74,12 @@ def test_files_are_fetched_once_and_then_found_without_a_hub(serve, repository):
 def test_a_refusal_names_what_to_do(serve, repository):
     with hub_stand_in.hub({"lab/it": {"main": (NEW, repository)}}) as (address, _):
         serve(address)
-        unknown = "is gated or unknown to the Hugging Face Hub: accept its terms there and set HF_TOKEN, or wait."
+        unknown = "is gated or unknown to the Hugging Face Hub: accept its terms there and set HF_TOKEN, or "
+        other = refusal(hub.snapshot, "lab/no", "model", None, ["*"], title="it", instead="wait")
+        assert other.endswith(f"{unknown}wait.")
         for call, more in ((hub.commit, ()), (hub.snapshot, (["*"],))):
-            assert refusal(call, "lab/no", "model", None, *more, instead="wait").endswith(unknown)
-            assert "no name of a repository" in refusal(call, "lab/../no", "model", None, *more)
+            assert f"{unknown}give the path of a folder" in refusal(call, "lab/no", "model", None, *more, title="it")
+            assert "no name of a repository" in refusal(call, "lab/../no", "model", None, *more, title="it")
     serve(NOWHERE)
     assert refusal(hub.snapshot, "lab/it", "dataset", None, ["*"], title="The set").startswith(
         "The set is not on this machine and the Hugging Face Hub can't be reached (lab/it, "
@@ -90,7 +92,7 @@ def test_a_full_disk_is_not_taken_for_a_missing_network(serve, monkeypatch):
 
     serve(NOWHERE)
     monkeypatch.setattr("huggingface_hub.snapshot_download", full)
-    assert "make room, or set HF_HOME" in refusal(hub.snapshot, "lab/it", "model", None, ["*"])
+    assert "make room, or set HF_HOME" in refusal(hub.snapshot, "lab/it", "model", None, ["*"], title="it")
 
 
 def test_a_hub_that_is_switched_off_or_gone_does_not_answer(serve, monkeypatch):

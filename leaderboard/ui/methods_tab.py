@@ -35,8 +35,8 @@ def honest_bits(card: MethodCard) -> str:
 
 
 def standings(board: Board) -> pd.DataFrame:
-    """For each method and width of the study, its best row: `value`, `rank` among the `methods` of that width, and how
-    it is `text`. Empty if there are no results."""
+    """For each method and width of the study, its best row: `value`, its `text`, and its `rank` among the `methods` of
+    that width. Empty if there are no results."""
     try:
         column = quality.column_of_task(board, QUALITY)
         points = quality.points(board, FIRST_MODEL, column.task)

@@ -31,15 +31,14 @@ def card(run: QueuedRun | None) -> str:
     )
 
 
-def runs_list(runs: list[QueuedRun], run_id: str | None, now: float | None = None) -> str:
+def runs_list(runs: list[QueuedRun], run_id: str | None) -> str:
     """The recent runs, newest first, as buttons; that of `run_id` is pressed."""
     if not runs:
         return '<p class="hint">Runs will be listed here.</p>'
-    now = time.time() if now is None else now
     rows = "".join(
         f'<li><button type="button" data-run="{run.run_id}" aria-pressed="{str(run.run_id == run_id).lower()}">'
         f"<b>{escape(run.spec.weights.setting.label)}</b><span>{escape(model_name(run.spec.weights.model))}</span>"
-        f'<mark class="{run.state}">{_state(run)}</mark><time>{_ago(now - run.created)}</time></button></li>'
+        f'<mark class="{run.state}">{_state(run)}</mark><time>{_ago(time.time() - run.created)}</time></button></li>'
         for run in runs
     )
     return f'<ul class="runs">{rows}</ul>'

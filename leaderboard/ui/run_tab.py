@@ -207,7 +207,7 @@ class RunForm:
 
 
 class RunTab:
-    """The form, and the run that is looked at: `run_id` holds its id, and `see` leads to its row on the leaderboard.
+    """The form, and the shown run: `run_id` holds its id, and `see` leads to its row on the leaderboard.
 
     All state comes from the queue: the page asks it once a second, and draws what has changed.
     """
@@ -272,15 +272,15 @@ class RunTab:
     def _start(self, token: str | None, *controls) -> list:
         """Queues the run of the form. One whose results are gone from the disk is computed again."""
         try:
+            self.lab.check_may_start(token or "")  # first: reading the form may ask the hub
             spec = self.form.read(*controls)
-            self.lab.check_may_start(token or "")
             run_folder.check_writable()
             return ["", *self._show(self.lab.queue.submit(spec))]
         except UserError as refusal:
             return self._refuse(refusal)
 
     def _act(self, action: Callable[[str], object], run_id: str | None, token: str | None) -> list:
-        """Cancels or resumes the run that is looked at."""
+        """Cancels or resumes the shown run."""
         try:
             self.lab.check_may_start(token or "")
             action(run_id)

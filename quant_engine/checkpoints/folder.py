@@ -2,8 +2,8 @@
 
     BLOCK.safetensors    block BLOCK (000, 001 …): stored weights and norms; its header's metadata say the storage form
                          of each linear ("linears") and what quantizing it cost ("layers", results.LayerRecord)
-    quantization.json    written last: the weights' spec, versions. Without it the folder is unfinished, and
-                         quantization goes on behind the last finished block.
+    quantization.json    written last: the weights' spec, how many blocks, versions. Without it the folder is
+                         unfinished, and quantization goes on behind the last finished block.
 
 Every file is written aside and renamed, so a block is whole or not there.
 """
@@ -68,7 +68,7 @@ class Checkpoint:
             raise self._damaged() from None
 
     def base_model(self) -> ModelCard:
-        """The model that was quantized. Raises UserError if this machine has another version of it, or none."""
+        """The model that was quantized. Raises UserError if this machine has another version of it, or knows none."""
         spec = self.spec()
         card = model_card(spec.model)
         if fingerprint(card, spec.revision) != spec.revision:
@@ -90,9 +90,25 @@ class Checkpoint:
         with disk.replacing(self._block(index)) as aside:
             save_file(tensors, aside, {name: json.dumps(value) for name, value in metadata.items()})
 
-    def finish(self, spec: WeightSpec, about: dict[str, Any]) -> None:
+    def finish(self, spec: WeightSpec, **about: Any) -> None:
         """Says that all blocks are there, and what they were made from."""
-        disk.write_json(self.path / ABOUT, {"format": FORMAT, "weights": spec.model_dump(mode="json"), **about})
+        head = {"format": FORMAT, "weights": spec.model_dump(mode="json"), "blocks": self.finished_blocks()}
+        disk.write_json(self.path / ABOUT, head | about)
+
+    def files(self) -> list[Path]:
+        """The files of a finished checkpoint. Raises UserError if some are missing or unreadable."""
+        blocks = self.about().get("blocks")
+        if blocks != self.finished_blocks() or len(self.records()) != blocks * len(LINEARS):
+            raise self._damaged()
+        return [*map(self._block, range(blocks)), self.path / ABOUT]
+
+    def equals(self, other: Checkpoint) -> bool:
+        """Whether two finished checkpoints hold the same weights, however long it took to make them."""
+        pairs = [(self._block(index), other._block(index)) for index in range(self.about()["blocks"])]
+        return self.about()["blocks"] == other.about()["blocks"] and all(
+            self._metadata(index, "linears") == other._metadata(index, "linears") and _same_tensors(*pair)
+            for index, pair in enumerate(pairs)
+        )
 
     def fill_block(self, index: int, block: nn.Module, device: str, dtype: torch.dtype) -> None:
         """Puts the stored linears and norms into an empty block. Raises UserError if the files are damaged."""
@@ -125,6 +141,11 @@ class Checkpoint:
 
     def _damaged(self) -> UserError:
         return UserError(f"The quantized weights in {self.path} are damaged: delete that folder.")
+
+
+def _same_tensors(first: Path, second: Path) -> bool:
+    ours, theirs = load_file(first), load_file(second)
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
 def ledger_of(model: nn.Module) -> Ledger:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 likelihood = deferred("quant_engine.evaluate.likelihood")
 
 MOST_CONTEXT = 2048
-"""A model's own limit counts where it is smaller."""
+"""Tokens that a model is given to read at most, or its own limit where that is smaller."""
 
 
 @dataclass(frozen=True)

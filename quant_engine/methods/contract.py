@@ -130,9 +130,9 @@ class Method:
     """A quantization algorithm: its card, its options class, and its functions on one linear layer.
 
     `quantize(layer)` returns the stored low-bit weight. `stored_bits(out_features, in_features, setting, options)` is
-    what that takes for a layer of this shape: bits per weight, all side data and adapters counted. It loads no torch.
-    `true_sequential(options)` says whether a block's linears are
-    quantized set by set, each with inputs collected anew behind the sets before it.
+    the bits per weight that a linear of this shape takes, all side data and adapters counted, found without torch.
+    `true_sequential(options)` says whether a block's linears are quantized set by set, each with inputs collected anew
+    behind the sets before it.
 
     What works across linears:
     `prepare(block, setting, options, log)` may change the norms and linears of a dense block before its statistics are
@@ -169,8 +169,11 @@ class Method:
                 f"{self.card.title} option {name}: {first['msg']} (got {first['input']!r}); its options are: {names}."
             ) from None
 
-    def resolve(self, setting: QuantSetting) -> QuantSetting:
-        """The setting with every option spelled out. Raises UserError where the method is not defined for it."""
+    def resolve(self, setting: QuantSetting, options: Options | None = None) -> QuantSetting:
+        """The setting with every option spelled out; `options` are those of the setting, if they were validated before.
+
+        Raises UserError where the method is not defined for the setting.
+        """
         card = self.card
         if setting.w_bits not in card.bits:
             widths = ", ".join(f"{bits:g}" for bits in card.bits)
@@ -184,4 +187,4 @@ class Method:
                 )
             widths = ", ".join(map(str, card.a_bits))
             raise UserError(f"{card.title} is defined for {widths} activation bits, not {setting.a_bits}.")
-        return setting.model_copy(update={"options": self.options(setting).model_dump(mode="json")})
+        return setting.model_copy(update={"options": (options or self.options(setting)).model_dump(mode="json")})

@@ -63,7 +63,7 @@ class IrQloraOptions(QloraOptions):
 
 def quantize(layer: Layer) -> Codebook:
     """The weight rounded to NormalFloat levels around the most informative shift."""
-    bits, options, block = layer.bits, layer.options, normal_float.BLOCK
+    bits, options, block = layer.bits, layer.options, layer.options.block_size
     flat = layer.weight.float().reshape(-1)
     full = len(flat) - len(flat) % block
     parts = [flat[:full].view(-1, block), flat[full:].view(1, -1)]

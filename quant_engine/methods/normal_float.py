@@ -26,13 +26,12 @@ if TYPE_CHECKING:
 
 codebook = deferred("quant_engine.weights.codebook")
 
-BLOCK = 64
-"""Consecutive weights that share a scale."""
 BLOCKS_PER_STEP = 256
 """Blocks whose doubly quantized scales share a 32-bit step."""
 
 
 class NormalFloatOptions(Options):
+    block_size: int = Field(64, ge=8, le=4096, description="Consecutive weights that share a scale.")
     double_quantization: bool = Field(True, description="Store the scales in 8 bits instead of 32.")
 
 
@@ -42,8 +41,8 @@ def quantize(layer: Layer) -> Codebook:
     Codes are chosen with the exact scales, before these are quantized in turn, as bitsandbytes does.
     """
     bits, options = layer.bits, layer.options
-    codes, scales = codebook.round_to_levels(layer.weight, bits, BLOCK)
-    return codebook.Codebook.pack(codes, scales, bits, BLOCK, double=options.double_quantization)
+    codes, scales = codebook.round_to_levels(layer.weight, bits, options.block_size)
+    return codebook.Codebook.pack(codes, scales, bits, options.block_size, double=options.double_quantization)
 
 
 def stored_bits(out_features: int, in_features: int, setting: QuantSetting, options: NormalFloatOptions) -> float:
@@ -55,7 +54,7 @@ def stored_bits(out_features: int, in_features: int, setting: QuantSetting, opti
 
 def block_bits(weights: int, options: NormalFloatOptions, *, mean: bool) -> int:
     """The bits of one number for each block of so many weights; twice quantized, perhaps from their 32-bit mean."""
-    blocks = -(-weights // BLOCK)
+    blocks = -(-weights // options.block_size)
     if not options.double_quantization:
         return 32 * blocks
     return 8 * blocks + 32 * -(-blocks // BLOCKS_PER_STEP) + (32 if mean else 0)

@@ -7,8 +7,8 @@ W_hat and only A and B are trained, on all seven linears of every block; A start
 are those of the reference's qlora.py with the lengths of IR-QLoRA's Alpaca script, which the study's numbers come from:
 AdamW, a constant learning rate (the warm-up that the reference's command line names has no effect on it), no weight
 decay, gradients clipped at 0.3; sequences of similar length together; the loss is on the answers alone.
-The paper trains in bfloat16, the script in float32; here a run's dtype decides, and adapters train in float32.
-The adapters are kept in float16 beside the frozen weights.
+The paper trains in bfloat16, the script in float32; here the type that quantizing computes in decides, and adapters
+train in float32. They are kept in float16 beside the frozen weights.
 """
 
 from __future__ import annotations

@@ -25,7 +25,6 @@ class ModelCard:
     family: Literal["llama", "llava_next"]
     origin: Literal["demo", "hub", "folder"]
     location: str
-    revision: str | None = None
     note: str = ""
     needs_gpu: bool = False
     window: int = 2048
@@ -135,18 +134,18 @@ def available(card: ModelCard) -> bool:
         return (demo_folder(card) / "complete.json").exists()
     if card.origin == "folder":
         return True
-    return hub.find_cached(card.location, "model", card.revision, ["config.json"]) is not None
+    return hub.find_cached(card.location, "model", None, ["config.json"]) is not None
 
 
 def fingerprint(card: ModelCard, revision: str | None = None) -> str:
     """What identifies the weights, so that other weights make another run.
 
-    For a hub model the commit that `revision` (a branch, tag or commit; None: the card's, or the default branch) stands
-    at; for the demo model a hash of what it was composed from; for a folder a hash of the names, sizes and times of its
-    weight files. Raises UserError for a demo model that is not on this machine, or a commit that nobody can tell.
+    For a hub model the commit that `revision` (a branch, tag or commit; None: the default branch) stands at; for the
+    demo model a hash of what it was composed from; for a folder a hash of the names, sizes and times of its weight
+    files. Raises UserError for a demo model that is not on this machine, or a commit that nobody can tell.
     """
     if card.origin == "hub":
-        return hub.commit(card.location, "model", revision or card.revision, title=card.title)
+        return hub.commit(card.location, "model", revision, title=card.title)
     folder = demo_folder(card) if card.origin == "demo" else Path(card.location)
     if card.origin == "demo":
         if not available(card):

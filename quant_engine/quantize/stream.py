@@ -117,7 +117,7 @@ class Stream:
         return time.monotonic() - started
 
     def _of_linear(self, index: int, statistics: Statistics) -> Statistics:
-        """With the spec's seed, and with what was trained for the linear."""
+        """The statistics with the spec's seed, and with what was trained for the linear."""
         prefix = f"{index}.{statistics.linear}."
         return replace(
             statistics,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -51,12 +50,15 @@ def execute(spec: RunSpec, hooks: Hooks) -> Path:
 
 @dataclass
 class _Run:
-    """A run that is being made. `share` is the part of its progress bar that was filled before measuring began."""
+    """A run that is being made. `share` is the part of its progress bar that was filled before measuring began;
+    `layers` and `fine_tuning` are what its checkpoint says."""
 
     plan: RunPlan
     hooks: Hooks
     lines: list[str] = field(default_factory=list)
     share: float = 0.0
+    layers: list[LayerRecord] = field(default_factory=list)
+    fine_tuning: dict[str, Any] = field(default_factory=dict)
 
     def do(self) -> Path:
         started = time.monotonic()
@@ -79,9 +81,8 @@ class _Run:
         for task in self.plan.tasks:
             bits = loaded.stored_bits
             results += result_rows(self.plan, task, outcomes[task.name], seconds[task.name], bits, about)
-        more, layers = self._of_checkpoint()
         items = {name: outcome.outputs for name, outcome in outcomes.items()}
-        return folder.write(spec, about | more, results, layers, items, "\n".join(self.lines) + "\n")
+        return folder.write(spec, about | self.fine_tuning, results, self.layers, items, "\n".join(self.lines) + "\n")
 
     def _log(self, line: str) -> None:
         self.lines.append(f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} {line}")
@@ -96,10 +97,13 @@ class _Run:
         loaded = weights.load(
             self.plan.weights, spec.dtype, spec.device, Hooks(self._quantizing, self.hooks.should_stop, self._log)
         )
-        gc.collect()
         if self.plan.weights.method:
-            name = weights.checkpoint_folder(spec.weights).name
-            self._log(f"quantized weights: {name}, {loaded.stored_bits:.4f} stored bits per weight")
+            checkpoint = Checkpoint(weights.checkpoint_folder(spec.weights))
+            self.layers = checkpoint.records()
+            if self.plan.weights.fine_tunes:
+                self.fine_tuning = {"fine_tuning": checkpoint.about()["fine_tuning"]}
+            bits = f"{loaded.stored_bits:.4f} stored bits per weight"
+            self._log(f"quantized weights: {checkpoint.path.name}, {bits}")
         return loaded
 
     def _quantizing(self, progress: Progress) -> None:
@@ -132,11 +136,3 @@ class _Run:
             )
 
         return report
-
-    def _of_checkpoint(self) -> tuple[dict[str, Any], list[LayerRecord]]:
-        """What fine-tuning has to say, and what each linear cost; nothing for the unquantized model."""
-        if self.plan.weights.method is None:
-            return {}, []
-        checkpoint = Checkpoint(weights.checkpoint_folder(self.plan.spec.weights))
-        more = {"fine_tuning": checkpoint.about()["fine_tuning"]} if self.plan.weights.fine_tunes else {}
-        return more, checkpoint.records()

@@ -41,14 +41,19 @@ def resolve(spec: RunSpec) -> RunPlan:
 def resolve_weights(spec: WeightSpec) -> WeightPlan:
     """The weights with every default spelled out. Raises UserError as `resolve` does."""
     card = model_card(spec.model)
-    setting = resolve_setting(spec.setting)
-    plain = WeightSpec(model=card.id, revision=_revision(card, spec.revision), setting=setting)
-    if setting.method == "fp16":  # nothing is calibrated, drawn or computed
-        return WeightPlan(plain, card, None, None)
-    method = METHODS[setting.method]
-    calibration = _calibration(spec.calibration, card, method) if method.card.calibrated else None
-    resolved = plain.model_copy(update={"calibration": calibration, "seed": spec.seed, "dtype": spec.dtype})
-    return WeightPlan(resolved, card, method, method.options(setting))
+    revision = _revision(card, spec.revision)
+    method = METHODS.get(spec.setting.method)
+    if method is None:  # nothing is calibrated, drawn or computed
+        setting = resolve_setting(spec.setting)
+        return WeightPlan(WeightSpec(model=card.id, revision=revision, setting=setting), card, None, None)
+    options = method.options(spec.setting)  # once: those of fine-tuning hash their data
+    changes = {
+        "model": card.id,
+        "revision": revision,
+        "setting": method.resolve(spec.setting, options),
+        "calibration": _calibration(spec.calibration, card, method) if method.card.calibrated else None,
+    }
+    return WeightPlan(spec.model_copy(update=changes), card, method, options)
 
 
 def _revision(card: ModelCard, asked: str | None) -> str | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import filecmp
+import gc
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,6 +31,7 @@ def load(plan: WeightPlan, dtype: str, device: str, hooks: Hooks) -> Loaded:
         hooks.progress(Progress(stage="loading", message=f"loading {plan.card.title}"))
         return load_dense(plan.card, plan.spec.revision, dtype, device)
     path = quantize(plan, device, hooks)
+    gc.collect()  # models refer to themselves in circles: what quantizing held makes room first
     hooks.progress(Progress(stage="loading", fraction=1, message="loading the quantized model"))
     return load_quantized(path, dtype, device)
 
@@ -53,31 +54,31 @@ def checkpoint_folder(spec: WeightSpec) -> Path:
     return folders.checkpoints() / checkpoint_id(spec)
 
 
-def adopt(path: Path) -> WeightSpec:
-    """Makes the finished checkpoint in `path` the one that is found for its weights, and returns what they are.
+def adopt(path: Path, hooks: Hooks) -> None:
+    """Makes the finished checkpoint in `path` the one that is found for its weights.
 
-    A folder that was moved or copied from elsewhere is copied to its place. Raises UserError if it is unfinished or
-    damaged, if its base model is not on this machine, or if other weights of the same spec are there already.
+    A folder that was moved or copied from elsewhere is copied to its place. Raises UserError if it is damaged, if this
+    machine has another version of its base model, or if other weights of the same spec are in that place.
     """
     checkpoint = Checkpoint(path)
-    if not checkpoint.is_complete():
-        raise UserError(f"{path} holds no finished quantized weights; make them with the command quantize.")
     checkpoint.base_model()
-    spec = checkpoint.spec()
-    target = checkpoint_folder(spec)
+    files = checkpoint.files()
+    target = checkpoint_folder(checkpoint.spec())
     if path.resolve() == target.resolve():
-        return spec
-    names = sorted(file.name for file in path.glob("*.safetensors"))
-    with _locked(target, Hooks()):
+        return
+    with _locked(target, hooks):
+        disk.remove_left_overs(target)
         if not Checkpoint(target).is_complete():
-            with disk.replacing_folder(target) as aside:
-                for name in [*names, "quantization.json"]:
-                    shutil.copyfile(path / name, aside / name)
-        elif any(not (target / n).exists() or not filecmp.cmp(path / n, target / n, shallow=False) for n in names):
+            try:
+                with disk.replacing_folder(target) as aside:
+                    for file in files:
+                        shutil.copyfile(file, aside / file.name)
+            except OSError as error:
+                raise _unwritable(target, error) from error
+        elif not checkpoint.equals(Checkpoint(target)):
             raise UserError(
                 f"{path} holds other weights than {target}, which were made from the same setting: delete one of them."
             )
-    return spec
 
 
 @contextmanager
@@ -93,14 +94,18 @@ def _locked(path: Path, hooks: Hooks) -> Iterator[None]:
             hooks.progress(Progress(stage="waiting", message="another process is quantizing the same model"))
             hooks.check_stop()
         except OSError as error:
-            raise UserError(
-                f"{path.parent} can't be written ({error.strerror}): make it writable, or set LOWBIT_HOME to another "
-                "folder."
-            ) from None
+            raise _unwritable(path, error) from error
     try:
         yield
     finally:
         lock.release()
+
+
+def _unwritable(path: Path, error: OSError) -> UserError:
+    return UserError(
+        f"{path.parent} can't be written ({error.strerror}): make room there or make it writable, or set LOWBIT_HOME "
+        "to another folder."
+    )
 
 
 def _make(plan: WeightPlan, checkpoint: Checkpoint, device: str, hooks: Hooks) -> None:
@@ -108,6 +113,8 @@ def _make(plan: WeightPlan, checkpoint: Checkpoint, device: str, hooks: Hooks) -
     the folder "training" until everything is finished."""
     hooks.progress(Progress(stage="loading", message=f"loading {plan.card.title}"))
     checkpoint.path.mkdir(parents=True, exist_ok=True)
+    for left_over in checkpoint.path.glob(".*.part"):  # of a process that was killed while it wrote
+        left_over.unlink()
     training = checkpoint.path / "training"
     fine_tuning = None
     if plan.fine_tunes:
@@ -117,7 +124,7 @@ def _make(plan: WeightPlan, checkpoint: Checkpoint, device: str, hooks: Hooks) -
     trained, seconds = trained_tensors(plan, training, device, hooks) if plan.method.train else ({}, 0.0)
     Stream(plan, checkpoint, device, hooks, trained, seconds).run()
     about = fine_tuning.run() if fine_tuning else None
-    checkpoint.finish(plan.spec, {"engine": __version__, "fine_tuning": about})
+    checkpoint.finish(plan.spec, engine=__version__, fine_tuning=about)
     shutil.rmtree(training, ignore_errors=True)
 
 

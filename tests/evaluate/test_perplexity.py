@@ -125,3 +125,7 @@ def test_an_unknown_task_is_one_sentence_that_lists_them():
     with pytest.raises(UserError, match=r"There is no task 'nothing'") as refusal:
         parse_task("nothing")
     assert all(name in str(refusal.value) for name in TASKS)
+
+
+def test_every_task_says_its_name_and_what_it_measures():
+    assert all(task.name == name and task.help for name, task in TASKS.items())

@@ -4,6 +4,7 @@ import pytest
 
 from leaderboard import fit
 from leaderboard.analysis import arrange
+from leaderboard.quality import column_of_task
 from leaderboard.sizes import shapes
 from leaderboard.store import Store, read_paper
 from leaderboard.view import Fitted
@@ -47,13 +48,15 @@ def test_error_correction_takes_a_sixteenth_of_the_memory_of_cards_that_keep_it_
         assert fit.memory_of(Fitted(card=name)) == pytest.approx(mebibytes / 1024, rel=1e-3)
 
 
-def test_settings_that_fit_come_first_best_first(board):
-    found = fit.settings(board, Fitted(card="RTX 3060", context=8192), "commonsense_avg")
+def test_settings_that_fit_come_first_best_first(board, monkeypatch):
+    monkeypatch.setattr(fit, "best_quality", lambda board, model: column_of_task(board, "commonsense_avg"))
+    found = fit.settings(board, Fitted(card="RTX 3060", context=8192))
     fitting = found[found.fits]
     assert len(fitting) < len(found)
     assert found.fits.tolist() == sorted(found.fits, reverse=True)
     assert fitting.value.is_monotonic_decreasing
-    by_perplexity = fit.settings(board, Fitted(card="RTX 3060"), "wikitext2")
+    monkeypatch.setattr(fit, "best_quality", lambda board, model: column_of_task(board, "wikitext2"))
+    by_perplexity = fit.settings(board, Fitted(card="RTX 3060"))
     assert by_perplexity[by_perplexity.fits].value.is_monotonic_increasing
 
 

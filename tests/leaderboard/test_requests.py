@@ -90,11 +90,12 @@ def test_a_bad_setting_is_one_sentence(arguments, said):
     assert said in refusal(requests.setting, *arguments)
 
 
-def test_an_option_in_words_is_taken_and_on_a_hosted_page_left_at_its_default():
-    assert requests.setting("qlora", "4", None, {"data": "demo"}).options["data"] == "demo"
-    assert requests.setting("qlora", "4", None, {"data": "builtin"}, hosted=True).options["data"] == "builtin"
-    for source in ("demo", "/etc/passwd", "hub:somebody/data"):
-        with pytest.raises(UserError, match="On this page option data is builtin"):
+def test_an_option_in_words_names_on_a_hosted_page_what_comes_with_the_project():
+    for source in ("builtin", "demo"):
+        for hosted in (True, False):
+            assert requests.setting("qlora", "4", None, {"data": source}, hosted=hosted).options["data"] == source
+    for source in ("/etc/passwd", "hub:somebody/data"):
+        with pytest.raises(UserError, match="On this page option data is builtin or demo"):
             requests.setting("qlora", "4", None, {"data": source}, hosted=True)
 
 

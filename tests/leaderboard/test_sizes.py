@@ -49,17 +49,15 @@ def picture_tokens(processor, sizes):
 
 
 def test_no_picture_makes_more_tokens_than_counted_and_one_makes_as_many(tiny_models):
-    """LLaVA-NeXT's grids, tile and patch as transformers has them by default; and its other way to select features."""
+    """LLaVA-NeXT's grids, tile and patch as transformers has them by default."""
     config, tokenizer = LlavaNextConfig(), AutoTokenizer.from_pretrained(tiny_models / "llava")
     tile, patch = config.vision_config.image_size, config.vision_config.patch_size
     sizes = [(height, width) for height in range(40, 1400, 97) for width in range(40, 1400, 89)]
     sizes += config.image_grid_pinpoints
     pictures = LlavaNextImageProcessorPil(size={"shortest_edge": tile}, crop_size={"height": tile, "width": tile})
-    for strategy in ("default", "full"):
-        processor = LlavaNextProcessor(pictures, tokenizer, patch, strategy, num_additional_image_tokens=1)
-        most = most_picture_tokens(tile, patch, config.image_grid_pinpoints, strategy)
-        assert max(picture_tokens(processor, sizes)) == most
-    assert shapes()["LLaVA-Next-8B"].picture_tokens == most_picture_tokens(tile, patch, config.image_grid_pinpoints)
+    processor = LlavaNextProcessor(pictures, tokenizer, patch, "default", num_additional_image_tokens=1)
+    most = most_picture_tokens(tile, patch, config.image_grid_pinpoints)
+    assert max(picture_tokens(processor, sizes)) == most == shapes()["LLaVA-Next-8B"].picture_tokens
 
 
 @pytest.mark.demo

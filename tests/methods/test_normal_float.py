@@ -39,16 +39,17 @@ def plain_scales(scales):
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4])
-def test_equals_a_plain_implementation_with_doubly_quantized_scales(bits):
+@pytest.mark.parametrize("block", [32, 64])
+def test_equals_a_plain_implementation_with_doubly_quantized_scales(bits, block):
     weight = gaussian(40, 448, seed=bits)
     levels = construct_levels(bits).tolist()
-    blocks = weight.double().view(-1, 64).tolist()
+    blocks = weight.double().view(-1, block).tolist()
     exact = [max(abs(value) for value in part) for part in blocks]
     expected = [
         [min(levels, key=lambda q, v=v, s=scale: abs(q - v / s)) * kept for v in part]
         for part, scale, kept in zip(blocks, exact, plain_scales(exact), strict=True)
     ]
-    found = run(weight, bits).dequantize()
+    found = run(weight, bits, block_size=block).dequantize()
     assert torch.allclose(found.double(), torch.tensor(expected).view(weight.shape).double(), atol=2e-6)
 
 
@@ -61,10 +62,11 @@ def test_loses_less_than_symmetric_integers_on_normal_weights():
         assert loss[0] < 0.95 * loss[1]
 
 
-def test_more_levels_lose_less():
+def test_more_levels_and_smaller_blocks_lose_less():
     weight = gaussian()
-    loss = lambda bits: (weight - run(weight, bits).dequantize()).square().sum()  # noqa: E731
-    assert loss(4) < loss(3) < loss(2)
+    loss = lambda bits, block: (weight - run(weight, bits, block_size=block).dequantize()).square().sum()  # noqa: E731
+    assert loss(4, 64) < loss(3, 64) < loss(2, 64)
+    assert loss(4, 32) < loss(4, 256)
 
 
 def test_weights_are_left_as_they_are():
@@ -79,7 +81,7 @@ def test_weights_are_left_as_they_are():
     [
         ({"w_bits": 5}, "NormalFloat is defined for 2, 3, 4 weight bits, not 5"),
         ({"w_bits": 4, "group_size": 64}, "NormalFloat has no groups"),
-        ({"w_bits": 4, "options": {"double_quantization": 4}}, "NormalFloat option double_quantization"),
+        ({"w_bits": 4, "options": {"block_size": 4}}, "NormalFloat option block_size"),
     ],
 )
 def test_what_is_not_defined_is_refused_in_a_sentence(setting, sentence):

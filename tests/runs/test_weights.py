@@ -60,14 +60,19 @@ def test_unquantized_weights_are_the_model_itself(lab, tiny_models):
 
 def test_a_moved_checkpoint_is_measured_and_not_quantized_again(plan, moved):
     before = (moved / "000.safetensors").read_bytes()
-    spec = weights.adopt(moved)
-    assert spec == plan.spec
-    run = RunSpec(weights=spec, tasks=("perplexity",), window=64, limit=2)
+    weights.adopt(moved, Hooks())
+    run = RunSpec(weights=plan.spec, tasks=("perplexity",), window=64, limit=2)
     assert "quantizing" not in stages_of(lambda hooks: execute(run, hooks))
-    home = weights.checkpoint_folder(spec)
+    home = weights.checkpoint_folder(plan.spec)
     assert (home / "000.safetensors").read_bytes() == before
-    assert weights.adopt(home) == spec
-    assert weights.adopt(moved) == spec
+    weights.adopt(home, Hooks())
+    weights.adopt(moved, Hooks())
+
+
+def test_the_same_weights_made_twice_are_the_same_although_they_took_other_times(plan, moved):
+    home = weights.quantize(plan, "cpu", Hooks())
+    assert (home / "000.safetensors").read_bytes() != (moved / "000.safetensors").read_bytes()
+    weights.adopt(moved, Hooks())
 
 
 def test_a_checkpoint_is_not_taken_over_others_of_the_same_setting(plan, moved):
@@ -75,19 +80,20 @@ def test_a_checkpoint_is_not_taken_over_others_of_the_same_setting(plan, moved):
     shutil.copyfile(home / "000.safetensors", moved / "001.safetensors")
     before = (home / "001.safetensors").read_bytes()
     with pytest.raises(UserError, match=r"holds other weights than .* delete one of them"):
-        weights.adopt(moved)
+        weights.adopt(moved, Hooks())
     assert (home / "001.safetensors").read_bytes() == before
 
 
 def test_what_can_not_be_taken_over_is_said(plan, moved, tmp_path, monkeypatch):
-    with pytest.raises(UserError, match="holds no finished quantized weights"):
-        weights.adopt(tmp_path)
+    (moved / "001.safetensors").rename(tmp_path / "001.safetensors")
+    with pytest.raises(UserError, match="damaged"):
+        weights.adopt(moved, Hooks())
     (moved / "quantization.json").write_text('{"format": 1}')
     with pytest.raises(UserError, match="made by another version"):
-        weights.adopt(moved)
+        weights.adopt(moved, Hooks())
     (moved / "quantization.json").write_text("[]")
     with pytest.raises(UserError, match="damaged"):
-        weights.adopt(moved)
+        weights.adopt(moved, Hooks())
     assert not weights.checkpoint_folder(plan.spec).exists()
 
 
@@ -96,7 +102,7 @@ def test_weights_of_another_version_of_the_model_are_refused(lab, tiny_models, t
     path = weights.quantize(resolve_weights(WeightSpec(model=str(model), setting=RTN)), "cpu", Hooks())
     shutil.copyfile(tiny_models / "llama" / "model.safetensors", model / "model.safetensors")
     with pytest.raises(UserError, match="were made from another version of model"):
-        weights.adopt(path)
+        weights.adopt(path, Hooks())
 
 
 def test_a_process_waits_while_another_makes_the_same_weights_and_can_be_stopped(plan, monkeypatch):
