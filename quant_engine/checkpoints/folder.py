@@ -104,10 +104,11 @@ class Checkpoint:
 
     def equals(self, other: Checkpoint) -> bool:
         """Whether two finished checkpoints hold the same weights, however long it took to make them."""
-        pairs = [(self._block(index), other._block(index)) for index in range(self.about()["blocks"])]
-        return self.about()["blocks"] == other.about()["blocks"] and all(
-            self._metadata(index, "linears") == other._metadata(index, "linears") and _same_tensors(*pair)
-            for index, pair in enumerate(pairs)
+        blocks = self.about()["blocks"]
+        return blocks == other.about()["blocks"] and all(
+            self._metadata(index, "linears") == other._metadata(index, "linears")
+            and _same_tensors(self._block(index), other._block(index))
+            for index in range(blocks)
         )
 
     def fill_block(self, index: int, block: nn.Module, device: str, dtype: torch.dtype) -> None:

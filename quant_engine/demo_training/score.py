@@ -65,7 +65,7 @@ def score(loaded: Loaded, name: str, count: int, split: Split = "test", *, blank
     scores = []
     for number in (outcome, *outcome.parts):
         half = getattr(number, "name", name)
-        scored = [o for o in outputs if half == name or half.endswith(_half(o.category))]
+        scored = [o for o in outputs if half == name or half.endswith("cognition") == (o.category in suite.COGNITION)]
         mean, error = mean_and_error([100 * o.score for o in scored])
         of_kind: dict[str, list[float]] = {}
         for output in scored:
@@ -86,10 +86,6 @@ def score(loaded: Loaded, name: str, count: int, split: Split = "test", *, blank
             )
         )
     return scores
-
-
-def _half(category: str | None) -> str:
-    return "cognition" if category in suite.COGNITION else "perception"
 
 
 def perplexity(loaded: Loaded) -> float:

@@ -72,25 +72,22 @@ class _Run:
         outcomes, seconds = {}, {}
         for index, task in enumerate(self.plan.tasks):
             begun = time.monotonic()
-            outcomes[task.name] = self._measure(index, task, loaded)
+            outcome = outcomes[task.name] = self._measure(index, task, loaded)
             seconds[task.name] = time.monotonic() - begun
-            self._log_outcome(task, outcomes[task.name], seconds[task.name])
+            number = "no number" if outcome.value is None else f"{outcome.value:.4g} {task.unit}"
+            shown = f"{number}, {outcome.items} items, {outcome.status}, {seconds[task.name]:.1f} s"
+            self._log(f"{task.title}: {shown}")
         self.hooks.progress(Progress(stage="writing", fraction=1, message="writing the run folder"))
         about = provenance(spec, time.monotonic() - started)
         results: list[Result] = []
         for task in self.plan.tasks:
-            bits = loaded.stored_bits
-            results += result_rows(self.plan, task, outcomes[task.name], seconds[task.name], bits, about)
+            results += result_rows(self.plan, task, outcomes[task.name], seconds[task.name], loaded.stored_bits, about)
         items = {name: outcome.outputs for name, outcome in outcomes.items()}
         return folder.write(spec, about | self.fine_tuning, results, self.layers, items, "\n".join(self.lines) + "\n")
 
     def _log(self, line: str) -> None:
         self.lines.append(f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} {line}")
         self.hooks.log(line)
-
-    def _log_outcome(self, task: Task, outcome: Outcome, seconds: float) -> None:
-        number = "no number" if outcome.value is None else f"{outcome.value:.4g} {task.unit}"
-        self._log(f"{task.title}: {number}, {outcome.items} items, {outcome.status}, {seconds:.1f} s")
 
     def _load(self) -> Loaded:
         spec = self.plan.spec

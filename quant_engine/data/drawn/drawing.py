@@ -19,46 +19,24 @@ RGB = tuple[int, int, int]
 Point = tuple[float, float]
 
 COLOURS: dict[str, RGB] = {
-    "red": (214, 45, 45),
-    "green": (50, 160, 70),
-    "blue": (50, 95, 215),
-    "yellow": (238, 205, 50),
-    "orange": (240, 135, 35),
-    "purple": (140, 70, 180),
-    "pink": (240, 140, 185),
-    "brown": (130, 85, 50),
-    "gray": (140, 140, 145),
-}
+    "red": (214, 45, 45), "green": (50, 160, 70), "blue": (50, 95, 215),
+    "yellow": (238, 205, 50), "orange": (240, 135, 35), "purple": (140, 70, 180),
+    "pink": (240, 140, 185), "brown": (130, 85, 50), "gray": (140, 140, 145),
+}  # fmt: skip
 SHIFTED_COLOURS: dict[str, RGB] = {
-    "red": (170, 20, 40),
-    "green": (95, 190, 95),
-    "blue": (35, 60, 160),
-    "yellow": (250, 225, 95),
-    "orange": (250, 160, 80),
-    "purple": (110, 45, 140),
-    "pink": (250, 165, 205),
-    "brown": (105, 65, 40),
-    "gray": (115, 115, 120),
-}
+    "red": (170, 20, 40), "green": (95, 190, 95), "blue": (35, 60, 160),
+    "yellow": (250, 225, 95), "orange": (250, 160, 80), "purple": (110, 45, 140),
+    "pink": (250, 165, 205), "brown": (105, 65, 40), "gray": (115, 115, 120),
+}  # fmt: skip
 FONTS = (
-    "built-in",
-    "IBMPlexSans-Regular",
-    "IBMPlexSans-Bold",
-    "SourceSansPro-Regular",
-    "SourceSansPro-Bold",
-    "KaTeX_Main-Regular",
-    "IBMPlexMono-Regular",
-)
+    "built-in", "IBMPlexSans-Regular", "IBMPlexSans-Bold", "SourceSansPro-Regular",
+    "SourceSansPro-Bold", "KaTeX_Main-Regular", "IBMPlexMono-Regular",
+)  # fmt: skip
 SHIFTED_FONTS = ("Quicksand-Regular", "Quicksand-Bold", "Inconsolata-Regular", "KaTeX_SansSerif-Regular")
 LIGHT_GROUNDS: tuple[RGB, ...] = (
-    (255, 255, 255),
-    (255, 255, 255),
-    (250, 250, 246),
-    (245, 240, 230),
-    (232, 240, 250),
-    (240, 248, 238),
-    (252, 238, 240),
-)
+    (255, 255, 255), (255, 255, 255), (250, 250, 246), (245, 240, 230),
+    (232, 240, 250), (240, 248, 238), (252, 238, 240),
+)  # fmt: skip
 DARK_INKS: tuple[RGB, ...] = ((0, 0, 0), (25, 25, 30), (25, 35, 75), (60, 60, 60))
 LIGHT_INKS: tuple[RGB, ...] = ((235, 235, 235), (250, 250, 250))
 DARK_GROUNDS: tuple[RGB, ...] = ((28, 30, 38), (20, 38, 52), (45, 40, 38))
