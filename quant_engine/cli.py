@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from quant_engine import folders, terminal
+from quant_engine import folders, notation, terminal
 from quant_engine.children import failure
 from quant_engine.models import catalog
 from quant_engine.models.device import check_device, default_device, default_dtype
@@ -370,7 +370,7 @@ def ask(
             rate = "" if stats.tokens_per_s is None else f", {stats.tokens_per_s:.1f} tokens/s"
             console.print(
                 f"[dim]{setting.label}: first token after {stats.ttft_s:.2f} s{rate}, weights "
-                f"{stats.weight_bytes / 1e6:.0f} MB, {stats.describe_weights(setting)}[/dim]"
+                f"{notation.size(stats.weight_bytes)}, {stats.describe_weights(setting)}[/dim]"
             )
 
 

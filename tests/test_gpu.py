@@ -74,7 +74,7 @@ def linear(setting, device, rows=256, columns=384):
     weight, inputs = weight.to(device), inputs.to(device) / columns**0.5
     method = METHODS[setting.method]
     setting = method.resolve(setting)
-    seen = Statistics(2 / 8 * inputs.T @ inputs, 8, "self_attn.q_proj", 1, inputs)
+    seen = Statistics(2 / 8 * inputs.T @ inputs, "self_attn.q_proj", 1, inputs)
     stored = method.quantize(Layer(weight.clone(), seen, setting, method.options(setting), print))
     return stored, weight, inputs
 

@@ -68,7 +68,6 @@ class Statistics:
     """
 
     hessian: torch.Tensor
-    samples: int
     linear: str = ""
     seed: int = 0
     inputs: torch.Tensor | None = None

@@ -40,6 +40,6 @@ def collect(block: CalibratedBlock, names: Sequence[str], input_tokens: int) -> 
     block.watch(leaders, add)
     sampled = {name: torch.cat(parts) if parts else None for name, parts in inputs.items()}
     return {
-        name: Statistics(hessians[FIRST_OF_SET[name]], samples, linear=name, inputs=sampled[FIRST_OF_SET[name]])
+        name: Statistics(hessians[FIRST_OF_SET[name]], linear=name, inputs=sampled[FIRST_OF_SET[name]])
         for name in names
     }

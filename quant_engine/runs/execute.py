@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from quant_engine import notation
 from quant_engine.checkpoints import Checkpoint
 from quant_engine.evaluate import Outcome, Task, Watch
 from quant_engine.models.device import check_device
@@ -74,7 +75,7 @@ class _Run:
             begun = time.monotonic()
             outcome = outcomes[task.name] = self._measure(index, task, loaded)
             seconds[task.name] = time.monotonic() - begun
-            number = "no number" if outcome.value is None else f"{outcome.value:.4g} {task.unit}"
+            number = "no number" if outcome.value is None else f"{notation.number(outcome.value)} {task.unit}"
             shown = f"{number}, {outcome.items} items, {outcome.status}, {seconds[task.name]:.1f} s"
             self._log(f"{task.title}: {shown}")
         self.hooks.progress(Progress(stage="writing", fraction=1, message="writing the run folder"))

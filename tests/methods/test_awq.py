@@ -104,7 +104,7 @@ def run(block, setting):
     for name in LINEARS:
         inputs = inputs_of(block, name)
         hessian = 2 / len(block.hidden) * inputs.T @ inputs
-        statistics = Statistics(hessian, len(block.hidden), linear=name, inputs=inputs)
+        statistics = Statistics(hessian, linear=name, inputs=inputs)
         weight = block.module.get_submodule(name).weight
         stored[name] = AWQ.quantize(Layer(weight.clone(), statistics, setting, options, print))
     return stored

@@ -23,7 +23,7 @@ def problem(rows=16, columns=96, seed=0):
 
 def run(weight, hessian, group=32, log=lambda line: None, **options):
     setting = BILLM.resolve(QuantSetting(method="billm", w_bits=1.1, group_size=group, options=options))
-    return BILLM.quantize(Layer(weight.clone(), Statistics(hessian.clone(), 8), setting, BILLM.options(setting), log))
+    return BILLM.quantize(Layer(weight.clone(), Statistics(hessian.clone()), setting, BILLM.options(setting), log))
 
 
 def half(value):

@@ -289,7 +289,7 @@ def test_quantize_returns_what_was_trained(tmp_path):
     trained = method.train(given)
     weight = given.decoder.layers[1].mlp.down_proj.weight
     mine = {name.rpartition(".")[2]: value for name, value in trained.items() if name.startswith("1.mlp.down_proj.")}
-    stored = DB_LLM.quantize(Layer(weight, Statistics(None, 1, trained=mine), given.setting, given.options, print))
+    stored = DB_LLM.quantize(Layer(weight, Statistics(None, trained=mine), given.setting, given.options, print))
     first = method.first_scale(weight, GROUP, "l2").half().float()
     hat, _, _ = plain_dense(weight, first, -(first / 2).half().float(), GROUP)
     assert torch.allclose(stored.dequantize(), hat, atol=1e-6)

@@ -21,7 +21,7 @@ def problem(rows=24, columns=192, seed=0, dtype=torch.float64):
 
 def run(method, weight, hessian, bits, group=None, log=lambda line: None, **options):
     setting = method.resolve(QuantSetting(method=method.card.name, w_bits=bits, group_size=group, options=options))
-    statistics = Statistics(hessian.clone(), 8)
+    statistics = Statistics(hessian.clone())
     stored = method.quantize(Layer(weight.clone(), statistics, setting, method.options(setting), log))
     return stored.dequantize().double()
 
@@ -208,10 +208,10 @@ def test_inputs_with_infinities_are_one_sentence():
 def test_stored_column_order_is_counted_only_where_it_is_needed():
     weight, hessian = problem()
     setting = GPTQ.resolve(QuantSetting(method="gptq", w_bits=4, group_size=64, options={"act_order": True}))
-    stored = GPTQ.quantize(Layer(weight.clone(), Statistics(hessian, 8), setting, GPTQ.options(setting), print))
+    stored = GPTQ.quantize(Layer(weight.clone(), Statistics(hessian), setting, GPTQ.options(setting), print))
     assert stored.ledger().bits["order"] == 192 * 32
     static = GPTQ.resolve(
         QuantSetting(method="gptq", w_bits=4, group_size=64, options={"act_order": True, "groups": "static"})
     )
-    stored = GPTQ.quantize(Layer(weight.clone(), Statistics(hessian, 8), static, GPTQ.options(static), print))
+    stored = GPTQ.quantize(Layer(weight.clone(), Statistics(hessian), static, GPTQ.options(static), print))
     assert "order" not in stored.ledger().bits

@@ -21,7 +21,7 @@ def problem(rows=16, columns=96, seed=0):
 
 
 def run(weight, hessian, share, group=32, **options):
-    statistics = Statistics(hessian.clone(), 8)
+    statistics = Statistics(hessian.clone())
     setting = QuantSetting(method="pb_llm", w_bits=2, group_size=group)
     layer = Layer(weight.clone(), statistics, setting, PbLlmOptions(**options), lambda line: None)
     return partly_binarize(layer, share)
@@ -80,7 +80,7 @@ def test_equals_the_plain_column_loop(share, group, options):
 def test_with_every_weight_salient_it_is_gptq_at_8_bits_per_row():
     weight, hessian = problem(columns=192)
     setting = GPTQ.resolve(QuantSetting(method="gptq", w_bits=8))
-    gptq = GPTQ.quantize(Layer(weight.clone(), Statistics(hessian, 8), setting, GPTQ.options(setting), print))
+    gptq = GPTQ.quantize(Layer(weight.clone(), Statistics(hessian), setting, GPTQ.options(setting), print))
     assert torch.equal(run(weight, hessian, 1.0).dequantize(), gptq.dequantize())
 
 
@@ -149,7 +149,7 @@ def test_compensation_lowers_the_loss():
 def test_the_width_is_what_the_headline_counts(bits):
     weight, hessian = problem(rows=64, columns=256)
     setting = PB_LLM.resolve(QuantSetting(method="pb_llm", w_bits=bits, group_size=128))
-    stored = PB_LLM.quantize(Layer(weight, Statistics(hessian, 8), setting, PB_LLM.options(setting), print))
+    stored = PB_LLM.quantize(Layer(weight, Statistics(hessian), setting, PB_LLM.options(setting), print))
     ledger = stored.ledger()
     assert ledger.headline_bits == pytest.approx(bits, abs=0.002)
     side = 1 + 32 / 128 + (16 + 8 + 32) / 256 + 1 / 64

@@ -28,7 +28,7 @@ def problem(rows=24, columns=96, seed=0):
 
 def stored(weight, hessian, bits, *, seed=0, **options):
     setting = QUIP.resolve(QuantSetting(method="quip", w_bits=bits, options=options))
-    statistics = Statistics(hessian.clone(), 8, seed=seed)
+    statistics = Statistics(hessian.clone(), seed=seed)
     return QUIP.quantize(Layer(weight.clone(), statistics, setting, QUIP.options(setting), print))
 
 
@@ -136,7 +136,7 @@ def test_without_rotations_it_is_gptq_from_the_last_column_to_the_first(bits):
     for seed in range(20):
         weight, hessian = problem(8, 48, seed)
         setting = GPTQ.resolve(QuantSetting(method="gptq", w_bits=bits))
-        statistics = Statistics(hessian.flip(0, 1), 8)
+        statistics = Statistics(hessian.flip(0, 1))
         reverse = GPTQ.quantize(Layer(weight.flip(1), statistics, setting, GPTQ.options(setting), print))
         scales, zeros = (v.double() for v in grids(weight, bits, 48))
         # QuIP itself would first clip the up to half a step by which weights may lie outside the grid.

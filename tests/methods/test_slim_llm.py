@@ -34,7 +34,7 @@ def problem(rows=12, columns=128, seed=0, group=None, larger=1.0):
 
 def run(weight, inputs, hessian, bits, group, log=lambda line: None, **options):
     setting = SLIM.resolve(QuantSetting(method="slim_llm", w_bits=bits, group_size=group, options=options))
-    statistics = Statistics(hessian.clone(), 8, inputs=inputs)
+    statistics = Statistics(hessian.clone(), inputs=inputs)
     return SLIM.quantize(Layer(weight.clone(), statistics, setting, SLIM.options(setting), log))
 
 
@@ -238,7 +238,7 @@ def test_with_equal_widths_and_no_stretching_it_is_gptq_bit_for_bit(monkeypatch,
     weight, _, hessian = problem(columns=384)
     weight, hessian = weight.float(), hessian.float()
     setting = GPTQ.resolve(QuantSetting(method="gptq", w_bits=bits, group_size=128))
-    gptq = GPTQ.quantize(Layer(weight.clone(), Statistics(hessian, 8), setting, GPTQ.options(setting), print))
+    gptq = GPTQ.quantize(Layer(weight.clone(), Statistics(hessian), setting, GPTQ.options(setting), print))
     factor = inverse_factor(hessian, print)
     live = torch.ones(384, dtype=torch.bool)
     ours = fix_groups(weight.clone(), factor, live, [bits] * 3, bits, 128, SlimLlmOptions())

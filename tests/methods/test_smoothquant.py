@@ -30,7 +30,7 @@ def quantize_block(block, setting, smooth=True):
         prepare(block, setting, options, print)
     for name in LINEARS:
         weight = block.module.get_submodule(name).weight
-        stored = SMOOTHQUANT.quantize(Layer(weight.clone(), Statistics(None, 6, linear=name), setting, options, print))
+        stored = SMOOTHQUANT.quantize(Layer(weight.clone(), Statistics(None, linear=name), setting, options, print))
         parent, _, leaf = name.rpartition(".")
         setattr(block.module.get_submodule(parent), leaf, QuantLinear(stored))
     return block

@@ -39,7 +39,7 @@ def make(setting, rows, columns):
     group = setting.group_size or columns
     first = first_scale(weight, group, "minmax")
     trained = dict(DualBinary.pack(weight, first, -first / 2, group).named_buffers())
-    statistics = Statistics(2 / 8 * inputs.T @ inputs, 8, inputs=inputs, trained=trained)
+    statistics = Statistics(2 / 8 * inputs.T @ inputs, inputs=inputs, trained=trained)
     stored = method.quantize(Layer(weight, statistics, setting, options, print))
     if method.fine_tunes:
         stored = LowRank(stored, torch.zeros(options.rank, columns), torch.zeros(rows, options.rank), 1)

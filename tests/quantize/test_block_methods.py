@@ -66,7 +66,7 @@ def in_memory(folder, plan):
             block.watch(LINEARS, lambda name, x, inputs=inputs: inputs.setdefault(name, []).append(x.clone()))
             for name in LINEARS:
                 x = torch.cat(inputs[name]).flatten(0, -2)
-                statistics = Statistics(2 / 6 * x.T @ x, 6, linear=name, inputs=x)
+                statistics = Statistics(2 / 6 * x.T @ x, linear=name, inputs=x)
                 weight = module.get_submodule(name).weight
                 stored = method.quantize(Layer(weight.clone(), statistics, setting, options, print))
                 parent, _, leaf = name.rpartition(".")

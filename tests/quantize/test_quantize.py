@@ -63,7 +63,7 @@ def plain_llama(folder, plan):
                 handle.remove()
             for name in names:
                 x = torch.cat(inputs[name]).reshape(-1, inputs[name][0].shape[-1])
-                statistics = Statistics(2 / len(windows) * x.T @ x, len(windows))
+                statistics = Statistics(2 / len(windows) * x.T @ x)
                 layer = block.get_submodule(name)
                 stored = method.quantize(Layer(layer.weight.data.clone(), statistics, setting, options, print))
                 layer.weight.data = stored.dequantize()
