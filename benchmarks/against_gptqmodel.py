@@ -43,7 +43,7 @@ COMPARED = {
     "ordered": (32, "gptq", {"act_order": True, "groups": "static"}, {}),
     "awq": (8, "awq", {}, {"method": "awq", "format": "gemm"}),
 }
-"""How many windows, the method, our options, and what GPTQModel is told beside bits and group."""
+"""How many windows, the method, our options, and the options of GPTQModel besides bits and group."""
 
 
 def main() -> None:

@@ -54,7 +54,7 @@ class Result(BaseModel):
 
 
 class ItemOutput(BaseModel):
-    """What the model did with one question (or one window of text): the ground of every statistic.
+    """What the model did with one question (or one window of text). All statistics come from these.
 
     `log_probabilities` belong to the `choices`, in their order. `group` joins items that are scored together (the
     rotations of a circular question, the two questions about a picture); `category` is the part that an item counts in;

@@ -137,7 +137,7 @@ class PicturePart:
 
 
 class QuestionPart:
-    """The question, the model and setting that it is put to, and the two answers."""
+    """The question, the model and setting that are asked, and the two answers."""
 
     def __init__(self, lab: Lab) -> None:
         """Lays out the part."""
