@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -86,6 +87,17 @@ def test_evaluate_measures_what_run_would_and_keeps_the_run(quantized, llama, tm
     (alone,) = json.loads(done("run", "-m", llama, *GPTQ, *MEASURED))
     assert (alone["run_id"], alone["value"], alone["items"]) == (result["run_id"], result["value"], 4)
     assert alone["value"] != unquantized["value"]
+
+
+def test_evaluate_measures_a_moved_checkpoint_as_it_is(quantized, tmp_path):
+    _, path = quantized
+    (result,) = json.loads(done("evaluate", path, *MEASURED))
+    shutil.rmtree(folders.results())
+    moved = shutil.move(path, tmp_path / "elsewhere")
+    assert json.loads(done("evaluate", moved, *MEASURED))[0]["value"] == result["value"]
+    log = (folder.run_path(result["run_id"]) / "log.txt").read_text()
+    assert f"quantized weights: {path.name}" in log
+    assert "block 0" not in log  # which quantizing would say
 
 
 def test_merge_writes_a_model_that_transformers_loads_and_that_computes_the_same(quantized, tmp_path):
