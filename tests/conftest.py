@@ -1,6 +1,7 @@
 """Every test writes into a folder of its own; models fetched before are shared."""
 
 import os
+import tempfile
 
 import pytest
 import torch
@@ -10,6 +11,9 @@ from quant_engine.models import catalog
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # before anything imports Triton
+# Nothing that a test does touches the home of whoever runs it, but for the machine's demo models.
+_HOME = tempfile.TemporaryDirectory(prefix="low-bit-lab-tests-")
+os.environ |= {"LOWBIT_MODELS": str(folders.models()), "LOWBIT_HOME": _HOME.name}
 os.environ["LOWBIT_SHIPPED"] = "/nowhere"  # a test sees the runs that it makes, in its own process and in the page's
 
 
