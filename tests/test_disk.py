@@ -1,6 +1,7 @@
 """Files and folders are whole under their names, whatever happens while they are written."""
 
 import contextlib
+from pathlib import Path
 
 import pytest
 
@@ -66,3 +67,24 @@ def test_what_a_killed_writer_left_is_removed_and_nothing_of_another_folder(tmp_
     disk.remove_left_overs(tmp_path / "demo")
     (left_over,) = [name for name in names(tmp_path) if name not in ("demo", "demo-llm")]
     assert left_over.startswith(".demo-llm-")
+
+
+def test_a_folder_that_can_not_be_renamed_leaves_the_old_one(tmp_path, monkeypatch):
+    with disk.replacing_folder(tmp_path / "run") as aside:
+        (aside / "old").write_text("old")
+    rename = Path.rename
+
+    def refuse(path, target):
+        if target == tmp_path / "run" and not path.name.endswith("-old"):
+            raise OSError("no")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", refuse)
+
+    def replace():
+        with disk.replacing_folder(tmp_path / "run") as aside:
+            (aside / "new").write_text("new")
+
+    with pytest.raises(OSError, match="no"):
+        replace()
+    assert names(tmp_path) == ["old", "run"]
