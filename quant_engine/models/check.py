@@ -130,8 +130,11 @@ def weight_files(folder: Path) -> list[str]:
         return [WEIGHTS]
     if not (folder / INDEX).is_file():
         others = sorted(path.name for path in folder.glob("*.safetensors"))
-        found = f"; it holds {others[0]}" if others else " and other weight formats are not loaded"
-        raise UserError(f"{folder} has neither {WEIGHTS} nor {INDEX}{found}.")
+        found = f" (it holds {others[0]})" if others else ""
+        raise UserError(
+            f"{folder} has neither {WEIGHTS} nor {INDEX}{found}: its weights are not on this machine, or in a form "
+            "that is not loaded; fetch the model again, or save it as safetensors."
+        )
     weight_map = read_json(folder / INDEX).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map or not all(map(_is_file_name, weight_map.values())):
         raise UserError(f"{folder / INDEX} has no weight_map from tensors to files: fetch that file again.")
