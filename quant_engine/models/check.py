@@ -25,6 +25,7 @@ QUANTIZED = (
     *("weight_zero_point", "input_scale", "absmax", "quant_map", "SCB", "weight_format"),
 )
 """Last parts of the names of tensors that other programs store quantized weights in."""
+LONGEST_REASON = 300
 _POINTER = b"version https://git-lfs.github.com/spec/"
 _LARGEST_POINTER = 1024
 
@@ -163,6 +164,8 @@ def _header(folder: Path, file: str) -> dict[str, StoredTensor]:
 
 
 def reason(error: Exception) -> str:
-    """What a library says of a file, in one sentence."""
+    """What a library says of a file, in one sentence; of a long text its first sentence."""
     words = " ".join(str(error).split()) or type(error).__name__
+    if len(words) > LONGEST_REASON:
+        words = words.partition(". ")[0][:LONGEST_REASON]
     return words if words.endswith(".") else words + "."

@@ -593,6 +593,39 @@ def test_a_vision_tower_without_a_class_token_gets_the_number_of_tokens_that_it_
     assert not judge(tmp_path)
 
 
+def test_mistral_inside_llava_next_and_biases_are_those_of_transformers(tmp_path, tiny_models):
+    tiny = tiny_chat.llava_next()
+    text = tiny.model.config.text_config.to_dict() | {"model_type": "mistral", "sliding_window": 64}
+    config = LlavaNextConfig.from_dict(tiny.model.config.to_dict() | {"text_config": text})
+    torch.manual_seed(0)
+    LlavaNextForConditionalGeneration(config).save_pretrained(tmp_path / "mistral")
+    tiny.processor.save_pretrained(tmp_path / "mistral")
+    assert load(tmp_path / "mistral").model.config.text_config.model_type == "mistral"
+    assert not judge(tmp_path / "mistral")
+
+    text = LlamaConfig.from_pretrained(tiny_models / "llama", attention_bias=True, mlp_bias=True)
+    model = LlamaForCausalLM(text)
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            torch.nn.init.normal_(parameter)
+    model.save_pretrained(tmp_path / "biases")
+    tiny.tokenizer.save_pretrained(tmp_path / "biases")
+    assert not judge(tmp_path / "biases")
+
+
+def test_pictures_of_any_shape_make_as_many_tokens_as_features(tiny_models):
+    loaded = load(tiny_models / "llava")
+    sides = (1, 2, 7, 28, 29, 56, 100, 211, 840)
+    sizes = [(width, height) for width in sides for height in sides if max(width, height) <= 30 * min(width, height)]
+    for size in sizes:
+        inputs = loaded.processor(images=Image.new("RGB", size), text="<image>", return_tensors="pt")
+        with torch.inference_mode():
+            pixels, shape = inputs["pixel_values"], inputs["image_sizes"]
+            features = loaded.model.model.get_image_features(pixels, shape).pooler_output[0]
+        assert len(features) == (inputs["input_ids"] == 3).sum(), size
+    assert len(sizes) > 40
+
+
 def test_loaded_says_why_pictures_can_t_be_asked(tiny_models):
     loaded = replace(load(tiny_models / "llama"))
     with pytest.raises(UserError, match="is a text model: ask without a picture"):
