@@ -11,13 +11,13 @@ Prompts have Alpaca's wording, as in the QLoRA reference. Imports no torch.
 
 from __future__ import annotations
 
-import hashlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from quant_engine import folders, hub
 from quant_engine.data import texts
+from quant_engine.data.content import files_hash
 from quant_engine.deferred import deferred
 from quant_engine.spec import UserError
 
@@ -87,16 +87,12 @@ def files_of(path: Path) -> list[Path]:
 
 
 def _digest(files: list[Path]) -> str:
-    total = hashlib.sha256()
     try:
         if sum(file.stat().st_size for file in files) > MOST_BYTES:
             raise UserError(f"The training data are larger than {MOST_BYTES >> 30} GiB; give fewer.")
-        for file in files:
-            with file.open("rb") as opened:
-                total.update(hashlib.file_digest(opened, "sha256").digest())
+        return files_hash(files)
     except OSError as error:
         raise UserError(f"{error.filename} can't be read ({error.strerror}).") from None
-    return total.hexdigest()[:12]
 
 
 def pairs(name: str) -> list[Pair]:

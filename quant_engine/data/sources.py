@@ -9,16 +9,16 @@ of a data set is ever run. Imports neither torch nor `datasets` before rows are 
 from __future__ import annotations
 
 import functools
-import hashlib
 import io
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from PIL import Image, UnidentifiedImageError
 
 from quant_engine import folders, hub
+from quant_engine.data.content import files_hash
 from quant_engine.deferred import deferred
 from quant_engine.spec import UserError
 
@@ -78,24 +78,40 @@ class Rows:
             raise UserError(f"The picture of item {index} ({name}) is missing or damaged: fetch it again.") from None
 
 
+def revision(source: Source, title: str) -> str:
+    """What identifies the content of a source's rows, without fetching them: a hash of local files, or a commit.
+
+    Raises UserError, one sentence, where neither is to be had.
+    """
+    paths = local_files(source, folders.data())
+    if not paths:
+        commit = hub.commit(
+            source.repo, "dataset", source.revision, title=_hub_title(title), instead=_put_into_a_folder(source)
+        )
+        return f"{source.repo}@{commit}"
+    try:
+        return f"{paths[0].name} sha256:{files_hash(paths)}"
+    except OSError as error:
+        raise UserError(f"{title}: {error.filename} can't be read ({error.strerror}).") from None
+
+
 def load(source: Source, title: str) -> Rows:
-    """The rows of a source. Raises UserError, one sentence, where they can't be had or read."""
-    return _load(source, title, folders.data())
+    """The rows of a source, of its revision now. Raises UserError, one sentence, where they can't be had or read."""
+    return _load(source, title, folders.data(), revision(source, title))
 
 
 @functools.lru_cache(maxsize=8)
-def _load(source: Source, title: str, folder: Path | None) -> Rows:
+def _load(source: Source, title: str, folder: Path | None, revision: str) -> Rows:
     paths = local_files(source, folder)
     if paths:
-        return Rows(_table(paths, title), paths[0].parent, f"{paths[0].name} sha256:{_digest(paths)}")
-    root = fetch(source, title)
-    return Rows(_table(sorted(root.glob(source.files)), title), root, f"{source.repo}@{root.name}")
+        return Rows(_table(paths, title), paths[0].parent, revision)
+    root = fetch(replace(source, revision=revision.rpartition("@")[2]), title)
+    return Rows(_table(sorted(root.glob(source.files)), title), root, revision)
 
 
 def stored(source: Source, title: str, revision: str) -> Rows:
     """The rows of a revision that is on this machine, without asking the hub. Raises UserError if it is not there."""
-    folder = folders.data()
-    rows = _load(source, title, folder) if local_files(source, folder) else _cached(source, title, revision)
+    rows = load(source, title) if local_files(source, folders.data()) else _cached(source, title, revision)
     if rows.revision != revision:
         raise UserError(f"The items of {title} on this machine are not those of this run ({revision}).")
     return rows
@@ -131,9 +147,17 @@ def fetch(source: Source, title: str) -> Path:
         "dataset",
         source.revision,
         [source.files],
-        title=f"The data set of {title}",
-        instead=f"put {source.short} into a folder and set LOWBIT_DATA to that folder",
+        title=_hub_title(title),
+        instead=_put_into_a_folder(source),
     )
+
+
+def _hub_title(title: str) -> str:
+    return f"The data set of {title}"
+
+
+def _put_into_a_folder(source: Source) -> str:
+    return f"put {source.short} into a folder and set LOWBIT_DATA to that folder"
 
 
 def _table(paths: list[Path], title: str) -> Any:
@@ -149,11 +173,3 @@ def _table(paths: list[Path], title: str) -> Any:
         if isinstance(feature, datasets.Image):
             table = table.cast_column(name, datasets.Image(decode=False))
     return table
-
-
-def _digest(paths: list[Path]) -> str:
-    total = hashlib.sha256()
-    for path in paths:
-        with path.open("rb") as file:
-            total.update(hashlib.file_digest(file, "sha256").digest())
-    return total.hexdigest()[:12]

@@ -91,11 +91,17 @@ class Mmlu(Task):
         "cais/mmlu", "all/dev-*.parquet", "mmlu_dev.jsonl", revision="c30699e8356da336a370243923dbaf21066bb9fe"
     )
 
+    def revision(self) -> str:
+        return ", ".join(sources.revision(source, title) for source, title in self._splits())
+
     def prepare(self) -> None:
         self._rows()
 
-    def _rows(self) -> tuple[sources.Rows, sources.Rows]:
-        return sources.load(self.test, self.title), sources.load(self.dev, f"{self.title} (examples)")
+    def _splits(self) -> tuple[tuple[sources.Source, str], ...]:
+        return (self.test, self.title), (self.dev, f"{self.title} (examples)")
+
+    def _rows(self) -> list[sources.Rows]:
+        return [sources.load(source, title) for source, title in self._splits()]
 
     def measure(self, loaded: Loaded, spec: RunSpec, watch: Watch) -> Outcome:
         test, dev = self._rows()

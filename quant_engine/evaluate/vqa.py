@@ -59,10 +59,6 @@ class VisualQuestions(Task):
     def questions(self, limit: int | None) -> list[Question]:
         """The first `limit` items (all, if None)."""
 
-    @abstractmethod
-    def revision(self) -> str:
-        """What identifies the items; it is stored with every number."""
-
     def picture_of(self, item: str, revision: str) -> Image:
         """The picture of an item by its id, in items of this revision. Raises UserError if it is not on this machine.
 
@@ -156,7 +152,7 @@ class PublishedItems(VisualQuestions):
         return [self.question(rows, index) for index in range(min(len(rows), limit or len(rows)))]
 
     def revision(self) -> str:
-        return self.rows().revision
+        return sources.revision(self.source, self.title)
 
     def picture_of(self, item: str, revision: str) -> Image:
         rows = sources.stored(self.source, self.title, revision)

@@ -25,6 +25,7 @@ from quant_engine import disk
 from quant_engine.checkpoints.folder import Checkpoint
 from quant_engine.finetune import adapters, examples
 from quant_engine.methods.ir_qlora import IrQloraOptions
+from quant_engine.models.context import context_length
 from quant_engine.models.files import folder_of
 from quant_engine.models.load import Skeleton, load_processor, load_tokenizer
 from quant_engine.progress import Hooks, Progress, Stopped
@@ -49,7 +50,8 @@ class FineTuning:
         self.dtype = getattr(torch, plan.spec.dtype)
         tokenizer = load_tokenizer(self.model_folder)
         processor = load_processor(self.model_folder, tokenizer) if self.card.pictures else None
-        self.examples = examples.load(self.options, self.card, tokenizer, processor, self.dtype)
+        context = context_length(plan.card, plan.spec.revision)
+        self.examples = examples.load(self.options, self.card, tokenizer, processor, self.dtype, context)
         self.state_file = folder / "state.safetensors"
         self.done: dict[str, Any] = {"step": 0, "losses": [], "seconds": 0.0, "held_out_before": None}
 
