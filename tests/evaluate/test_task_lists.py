@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quant_engine.evaluate import split_tasks
+from quant_engine.evaluate import parse_task, split_tasks
+from quant_engine.spec import UserError
 
 
 @pytest.mark.parametrize(
@@ -30,6 +31,14 @@ from quant_engine.evaluate import split_tasks
 )
 def test_where_one_task_ends(text, names):
     assert list(split_tasks(text)) == names
+
+
+def test_a_path_that_is_too_long_for_a_task_is_one_sentence(tmp_path):
+    deep = tmp_path / "/".join(["a" * 90] * 4)
+    deep.mkdir(parents=True)
+    (deep / "text.txt").write_text("Some words.")
+    with pytest.raises(UserError, match=r"longer than 370 characters: move it into a folder further up\.$"):
+        parse_task(f"perplexity:{deep / 'text.txt'}")
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
