@@ -6,13 +6,16 @@ Imports no torch: a run is checked before any model is loaded.
 from __future__ import annotations
 
 import hashlib
+import io
 import random
 import re
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from quant_engine import folders
+from quant_engine.data import files
 from quant_engine.data.content import remembered
 from quant_engine.deferred import deferred
 from quant_engine.spec import Calibration, UserError
@@ -34,15 +37,19 @@ PINNED = re.compile(r"(?P<path>.+)@(?P<digest>[0-9a-f]{12})", re.DOTALL)
 def read(path: Path) -> str:
     """A text file's content. Raises UserError if it is missing, too large, empty, or not UTF-8."""
     try:
-        if path.stat().st_size > MOST_BYTES:
+        with files.open_file(path) as file:
+            content = file.read(MOST_BYTES + 1)
+        if len(content) > MOST_BYTES:
             raise UserError(f"The text file {path} is larger than {MOST_BYTES >> 20} MiB; give a shorter one.")
-        text = path.read_text(encoding="utf-8")
+        text = io.TextIOWrapper(io.BytesIO(content), encoding="utf-8-sig").read()
     except FileNotFoundError:
         raise UserError(f"There is no text file {path}.") from None
-    except (OSError, UnicodeDecodeError):
+    except (OSError, EOFError, ValueError, zlib.error):
         raise UserError(f"{path} can't be read as UTF-8 text.") from None
     if not text.strip():
         raise UserError(f"The text file {path} is empty.")
+    if "\0" in text:
+        raise UserError(f"{path} holds null characters, so it is no UTF-8 text: save it as UTF-8.")
     return text
 
 

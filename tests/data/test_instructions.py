@@ -133,7 +133,7 @@ def test_bad_data_are_one_sentence(tmp_path):
         with pytest.raises(UserError, match=sentence):
             pin(str(tmp_path / name))
     for name, sentence in (
-        ("broken.json", "can't be read"),
+        ("broken.json", "broken.json, line 1 is no JSON"),
         ("other.json", "columns question, answer; they need instruction and output"),
         ("blank.json", "no row with an answer"),
     ):

@@ -201,3 +201,14 @@ def test_runs_of_earlier_versions_are_still_read(asked):
     from quant_engine.spec import digest
 
     assert RunSpec(**old).run_id == digest(old)
+
+
+def test_rows_are_those_of_the_file_even_if_it_has_the_name_and_time_of_another(data):
+    by_line = sources.Source("lab/set", "x", "lines_test.jsonl")
+    by_column = sources.Source("lab/set", "x", "columns_test.parquet")
+    for goal in "ab":
+        local_sets.jsonl(data / by_line.short, [{"goal": goal}])
+        local_sets.parquet(data / by_column.short, [{"goal": goal}])
+        for source in (by_line, by_column):
+            os.utime(data / source.short, (1e9, 1e9))
+            assert sources.load(source, "The set")[0] == {"goal": goal}
