@@ -1,4 +1,4 @@
-"""What identifies the content of a file: computed again only when the file has changed, for pages ask it often."""
+"""What is in a file, found again only when the file has changed: a page asks it with every click."""
 
 from __future__ import annotations
 
@@ -7,26 +7,29 @@ import hashlib
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 RECENT_S = 2.0
-"""A file that changed so lately may change again and have the same times: what identifies it is not remembered."""
+"""A file that changed so lately may change again and have the same times: nothing of it is remembered."""
+
+Found = TypeVar("Found")
 
 
-def remembered(identify: Callable[[Path], str]) -> Callable[[Path], str]:
-    """`identify`, called again for a file only when it is another file, or its size or times are others."""
+def remembered(find: Callable[[Path], Found]) -> Callable[[Path], Found]:
+    """`find`, called again for a file only when it is another file, or its size or times are others."""
 
-    @functools.lru_cache(maxsize=1024)
-    def of_version(path: Path, *_version: int) -> str:
-        return identify(path)
+    @functools.lru_cache(maxsize=1 << 15)
+    def of_version(path: Path, *_version: int) -> Found:
+        return find(path)
 
-    @functools.wraps(identify)
-    def of_file(path: Path) -> str:
+    @functools.wraps(find)
+    def of_file(path: Path) -> Found:
         try:
             stat = path.stat()
         except OSError:
-            return identify(path)  # and let it say what is wrong
+            return find(path)  # and let it say what is wrong
         if time.time() - max(stat.st_mtime, stat.st_ctime) < RECENT_S:
-            return identify(path)
+            return find(path)
         return of_version(path, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
 
     return of_file

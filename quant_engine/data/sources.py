@@ -20,7 +20,7 @@ from pydantic import ValidationError
 
 from quant_engine import folders, hub
 from quant_engine.data import files
-from quant_engine.data.content import files_hash
+from quant_engine.data.content import files_hash, remembered
 from quant_engine.data.row import as_text, problem, shortened
 from quant_engine.deferred import deferred
 from quant_engine.spec import UserError, digest
@@ -150,7 +150,8 @@ def _file_name(row: dict[str, Any]) -> str | None:
 
 
 def revision(source: Source, title: str) -> str:
-    """What identifies the content of a source's rows, without fetching them: a hash of local files, or a commit.
+    """What identifies the content of a source's rows, without fetching them: a hash of local files, and of the pictures
+    beside them that their rows name; or a commit.
 
     Raises UserError, one sentence, where neither is to be had.
     """
@@ -161,9 +162,24 @@ def revision(source: Source, title: str) -> str:
         )
         return f"{source.repo}@{commit}"
     try:
-        return f"{paths[0].name} sha256:{files_hash(paths)}"
+        named = (
+            [] if paths[0].suffix == ".parquet" else [picture for path in paths for picture in _named_pictures(path)]
+        )
+        return f"{paths[0].name} sha256:{files_hash([*paths, *named])}"
+    except UserError as error:
+        raise UserError(f"{title}: {error}") from None
     except OSError as error:
         raise UserError(f"{title}: {error.filename} can't be read ({error.strerror}).") from None
+
+
+def _named_pictures(path: Path) -> list[Path]:
+    """The pictures that are there of those that the rows of a JSON file name."""
+    return [picture for name in _picture_names(path) if (picture := path.parent / name).is_file()]
+
+
+@remembered
+def _picture_names(path: Path) -> list[str]:
+    return sorted({name for _, row in files.json_rows(path) if (name := _file_name(row))})
 
 
 def load(source: Source, title: str) -> Rows:

@@ -35,7 +35,7 @@ def test_the_page_loads_no_torch(tmp_path):
 
 
 def test_what_a_run_is_measured_on_is_found_without_torch_and_without_reading_rows(tmp_path, tiny_models):
-    (tmp_path / "piqa_val.jsonl").write_text("not read yet")
+    (tmp_path / "piqa_val.jsonl").write_text('{"goal": "a row that is not looked at yet"}\n')
     folders_here = {"LOWBIT_HOME": str(tmp_path), "HOME": str(tmp_path), "LOWBIT_DATA": str(tmp_path)}
     done = subprocess.run(
         [sys.executable, "-c", RUN, str(tiny_models / "llava")],

@@ -174,23 +174,23 @@ def test_a_file_is_read_again_only_when_it_has_changed(tmp_path, monkeypatch):
     read = []
 
     @content.remembered
-    def identify(path):
+    def text_of(path):
         read.append(path)
         return path.read_text()
 
     path = tmp_path / "text"
     path.write_text("one")
-    assert (identify(path), identify(path), len(read)) == ("one", "one", 2)  # it may change within its clock's tick
+    assert (text_of(path), text_of(path), len(read)) == ("one", "one", 2)  # it may change within its clock's tick
     monkeypatch.setattr(content, "RECENT_S", -1.0)
-    assert (identify(path), identify(path), len(read)) == ("one", "one", 3)
+    assert (text_of(path), text_of(path), len(read)) == ("one", "one", 3)
     times = path.stat()
     other = tmp_path / "other"
     other.write_text("two")
     os.utime(other, ns=(times.st_atime_ns, times.st_mtime_ns))
     other.replace(path)
-    assert identify(path) == "two", "of the same size and time"
+    assert text_of(path) == "two", "of the same size and time"
     with pytest.raises(FileNotFoundError):
-        identify(tmp_path / "none")
+        text_of(tmp_path / "none")
 
 
 def test_runs_of_earlier_versions_are_still_read(asked):
@@ -212,3 +212,16 @@ def test_rows_are_those_of_the_file_even_if_it_has_the_name_and_time_of_another(
         for source in (by_line, by_column):
             os.utime(data / source.short, (1e9, 1e9))
             assert sources.load(source, "The set")[0] == {"goal": goal}
+
+
+def test_a_picture_beside_the_rows_is_part_of_the_data(data):
+    rows = [{"image": f"images/{k}.png", "question": "How many?", "label": "2"} for k in range(2)]
+    local_sets.jsonl(data / "chartqa/val.jsonl", rows)
+    revisions = [TASKS["chartqa"].revision()]
+    (data / "chartqa/images").mkdir()
+    for color in ("red", "blue"):
+        for k in range(2):
+            (data / f"chartqa/images/{k}.png").write_bytes(local_sets.picture(color)["bytes"])
+            revisions.append(TASKS["chartqa"].revision())
+    assert len(set(revisions)) == 5
+    assert sources.load(TASKS["chartqa"].source, "ChartQA").revision == revisions[-1]
