@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from PIL import Image
-from pydantic import ValidationError
+from pydantic import ValidationError, create_model
 
 from quant_engine import folders, hub
 from quant_engine.data import files
-from quant_engine.data.row import as_text, problem, shortened
+from quant_engine.data.row import AnyText, Row, problem, shortened
 from quant_engine.deferred import deferred
 from quant_engine.spec import UserError
 
@@ -71,14 +71,8 @@ class Rows:
 
     def texts(self, field: str) -> list[str]:
         """A field of each row, which may be empty. Raises UserError where it is missing or no text."""
-
-        def text(row: dict[str, Any], index: int) -> str:
-            try:
-                return as_text(row.get(field))
-            except ValueError as error:
-                raise ValueError(f"{field} {error}") from None
-
-        return self.read(text)
+        model = create_model("TextRow", __base__=Row, **{field: (AnyText, ...)})
+        return self.read(lambda row, _: getattr(model.model_validate(row), field))
 
     def read(self, make: Callable[[dict[str, Any], int], Item]) -> list[Item]:
         """What `make` makes of each row, without its picture, and its index.
@@ -233,6 +227,7 @@ def _parquet(paths: list[Path]) -> Any:
         table = datasets.load_dataset("parquet", data_files=[str(path) for path in paths], split="train")
         for name in {*_picture_columns(table), PICTURE} & set(table.column_names):
             table = table.cast_column(name, datasets.Image(decode=False))
+        table.data.validate(full=True)  # of texts in parquet nobody else checks that they are UTF-8
     except (*_UNREADABLE, datasets.exceptions.DatasetGenerationError) as error:
         raise UserError(f"{paths[0]} can't be read ({type(error).__name__}): fetch it again.") from None
     return table
