@@ -60,20 +60,22 @@ def json_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     filled = ((number, line) for number, line in lines(path) if line.strip())
     number, first = next(filled, (1, ""))
     if first.lstrip().startswith("["):
-        values = _parsed("".join([first, *(line for _, line in filled)]), f"{path}, which begins as a list,")
+        values = _parsed("".join([first, *(line for _, line in filled)]), f"{path} begins as a list and is no JSON")
         named = ((f"row {index}", value) for index, value in enumerate(values, 1))
     else:
         numbered = itertools.chain([(number, first)] if first else [], filled)
-        named = ((f"line {number}", _parsed(line, f"{path}, line {number}")) for number, line in numbered)
+        named = (
+            (f"line {number}", _parsed(line, f"{path}, line {number} is no JSON object")) for number, line in numbered
+        )
     for name, value in named:
         if not isinstance(value, dict):
             raise UserError(f"{path}, {name} is no JSON object: {_ROWS}.")
         yield name, value
 
 
-def _parsed(text: str, subject: str) -> Any:
+def _parsed(text: str, refusal: str) -> Any:
     try:
         return json.loads(text, parse_int=str, parse_float=str, parse_constant=lambda _: None)
     except (ValueError, RecursionError) as error:
         reason = getattr(error, "msg", None) or "nested too deeply"
-        raise UserError(f"{subject} is no JSON ({reason}): {_ROWS}.") from None
+        raise UserError(f"{refusal} ({reason}): {_ROWS}.") from None

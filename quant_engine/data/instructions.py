@@ -172,6 +172,7 @@ def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _csv_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    number = 0
     csv.field_size_limit(MOST_BYTES)
     reader = csv.DictReader((line for _, line in files.lines(path)), restkey=_SURPLUS, strict=True)
     try:
@@ -180,7 +181,7 @@ def _csv_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                 raise UserError(f"{path}, row {number} has more fields than there are columns: quote its texts.")
             yield f"row {number}", row
     except csv.Error as error:
-        raise UserError(f"{path}, line {reader.line_num} is no CSV ({error}).") from None
+        raise UserError(f"{path}, row {number + 1} is no CSV ({error}).") from None
 
 
 def _parquet_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:

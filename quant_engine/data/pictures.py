@@ -76,7 +76,7 @@ def pin(source: str) -> str:
                 total.update(hashlib.file_digest(file, "sha256").digest())
                 Image.open(file).close()  # its head alone
         except Exception:  # Pillow's readers raise anything on what is no picture
-            raise UserError(f"{path / QUESTIONS}, {name}: {picture!r} is no picture here.") from None
+            raise UserError(f"{path / QUESTIONS}, {name} names the picture {picture!r}, which can't be read.") from None
     content_hash = total.hexdigest()[:12]
     if folder["digest"] not in (None, content_hash):
         raise UserError(f"The pictures in {path} have changed since this run was made; start a new run.")
@@ -121,7 +121,7 @@ def _lines(path: Path) -> list[tuple[str, _Line]]:
     questions = path / QUESTIONS
     if not questions.is_file():
         raise UserError(
-            f'There is no {questions}: write a line {{"image": FILE, "question": …, "answer": …}} for each question.'
+            f'{questions} can\'t be read: write a line {{"image": FILE, "question": …, "answer": …}} for each question.'
         )
     lines = []
     for name, row in files.json_rows(questions):

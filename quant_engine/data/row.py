@@ -31,8 +31,13 @@ def as_text(value: object) -> str:
     if value is None or value != value:  # NaN stands where a table has no value
         raise ValueError("is missing")
     if isinstance(value, bool) or not isinstance(value, str | int | float | Decimal):
-        raise ValueError(f"is {_KINDS.get(type(value), type(value).__name__)}, where text belongs")
-    return str(value)
+        raise ValueError(f"is {_KINDS.get(type(value), type(value).__name__)}, where text or a number belongs")
+    text = str(value)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("holds half of a surrogate pair, which is no character") from None
+    return text
 
 
 def _filled(text: str) -> str:
@@ -86,9 +91,7 @@ def problem(error: ValidationError) -> str:
     first = error.errors(include_url=False)[0]
     field = ".".join(map(str, first["loc"]))
     message = first["msg"].removeprefix("Value error, ")
-    if first["type"] == "string_unicode":
-        message = "holds half of a surrogate pair, which is no character"
-    elif first["type"] != "value_error":  # "Input should be a valid list"
+    if first["type"] != "value_error":  # "Input should be a valid list"
         message = f"should{message.partition('should')[2]}"
         if ", not " not in message:
             message += f", not {shortened(first['input'])}"

@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from PIL import Image
-from pydantic import ValidationError
+from pydantic import ValidationError, create_model
 
 from quant_engine import folders, hub
 from quant_engine.data import files
 from quant_engine.data.content import files_hash, remembered
-from quant_engine.data.row import as_text, problem, shortened
+from quant_engine.data.row import AnyText, Row, problem, shortened
 from quant_engine.deferred import deferred
 from quant_engine.spec import UserError, digest
 
@@ -71,14 +71,8 @@ class Rows:
 
     def texts(self, field: str) -> list[str]:
         """A field of each row, which may be empty. Raises UserError where it is missing or no text."""
-
-        def text(row: dict[str, Any], index: int) -> str:
-            try:
-                return as_text(row.get(field))
-            except ValueError as error:
-                raise ValueError(f"{field} {error}") from None
-
-        return self.read(text)
+        model = create_model("TextRow", __base__=Row, **{field: (AnyText, ...)})
+        return self.read(lambda row, _: getattr(model.model_validate(row), field))
 
     def read(self, make: Callable[[dict[str, Any], int], Item]) -> list[Item]:
         """What `make` makes of each row, without its picture, and its index.
@@ -162,10 +156,8 @@ def revision(source: Source, title: str) -> str:
         )
         return f"{source.repo}@{commit}"
     try:
-        named = (
-            [] if paths[0].suffix == ".parquet" else [picture for path in paths for picture in _named_pictures(path)]
-        )
-        return f"{paths[0].name} sha256:{files_hash([*paths, *named])}"
+        pictures = [] if paths[0].suffix == ".parquet" else [file for path in paths for file in _named_pictures(path)]
+        return f"{paths[0].name} sha256:{files_hash([*paths, *pictures])}"
     except UserError as error:
         raise UserError(f"{title}: {error}") from None
     except OSError as error:
@@ -266,14 +258,15 @@ def _rows(paths: list[Path], title: str, folder: Path, revision: str) -> Rows:
 
 def _parquet(paths: list[Path], revision: str) -> Any:
     """A data set, read from disk as it is needed. Raises UserError where it can't be read."""
-    name = digest(revision)  # without it, other rows in a file of the same name and time would be the cached ones
+    version = digest(revision)  # without it, other rows in a file of the same name and time would be the cached ones
     datasets.disable_progress_bars()
     try:
         for path in paths:
             files.open_file(path).close()
-        table = datasets.load_dataset("parquet", name, data_files=[str(path) for path in paths], split="train")
+        table = datasets.load_dataset("parquet", version, data_files=[str(path) for path in paths], split="train")
         for name in {*_picture_columns(table), PICTURE} & set(table.column_names):
             table = table.cast_column(name, datasets.Image(decode=False))
+        table.data.validate(full=True)  # of texts in parquet nobody else checks that they are UTF-8
     except (*_UNREADABLE, datasets.exceptions.DatasetGenerationError) as error:
         raise UserError(f"{paths[0]} can't be read ({type(error).__name__}): fetch it again.") from None
     return table

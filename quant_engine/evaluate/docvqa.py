@@ -46,7 +46,7 @@ def anls(prediction: str, references: list[str]) -> float:
 class _Row(Row):
     questionId: Text
     question: Text
-    answers: Annotated[list[Annotated[AnyText, BeforeValidator(given)]], BeforeValidator(given)]
+    answers: Annotated[list[AnyText], BeforeValidator(given)]
 
 
 class DocVqa(VisualQuestions):
@@ -69,6 +69,8 @@ class PublishedDocVqa(PublishedItems, DocVqa):
 
     def question(self, row: dict[str, Any], index: int, picture: Callable[[], Image]) -> Question:
         fields = _Row.model_validate(row)
+        if not any(answer.strip() for answer in fields.answers):
+            raise ValueError("answers are all empty")
         return Question(fields.questionId, picture, fields.question + self.suffix, fields.answers)
 
 
