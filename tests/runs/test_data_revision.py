@@ -1,6 +1,7 @@
 """What a run is measured on is part of its question: corrected data are another run, and never answer for the old."""
 
 import os
+from dataclasses import replace
 
 import pytest
 from evaluate import hub_stand_in, local_sets
@@ -152,17 +153,20 @@ def test_a_hub_set_is_pinned_to_its_commit_and_not_fetched(tmp_path, monkeypatch
     rows = tmp_path / "rows"
     local_sets.parquet(rows / "data/test-0.parquet", [{"goal": "a"}])
     branch = sources.Source("lab/set", "data/test-*.parquet", "set_test.jsonl")
-    tag = sources.Source("lab/set", "data/test-*.parquet", "set_test.jsonl", revision="v1")
-    pinned = sources.Source("lab/set", "data/test-*.parquet", "set_test.jsonl", revision="c" * 40)
+    converted, pinned = (replace(branch, revision=revision) for revision in (sources.CONVERTED, "c" * 40))
     monkeypatch.delenv("LOWBIT_DATA", raising=False)
-    with hub_stand_in.hub({"lab/set": {"main": ("a" * 40, rows), "v1": ("b" * 40, rows)}}) as (address, listed):
+    with hub_stand_in.hub({"lab/set": {"main": ("a" * 40, rows), sources.CONVERTED: ("b" * 40, rows)}}) as (
+        address,
+        listed,
+    ):
         hub_stand_in.ask(monkeypatch, address, tmp_path / "cache")
-        assert [sources.revision(source, "The set") for source in (branch, tag, pinned)] == [
+        assert [sources.revision(source, "The set") for source in (branch, converted, pinned)] == [
             f"lab/set@{commit * 40}" for commit in "abc"
         ]
         assert corpora.Corpus("c", "C", branch, "text", "").revision() == f"lab/set@{'a' * 40}"
         assert not any("/resolve/" in path or "/tree/" in path for path in listed)
         assert sources.load(branch, "The set").revision == f"lab/set@{'a' * 40}"
+        assert sources.load(converted, "The set").revision == f"lab/set@{'b' * 40}"
     hub._answers.cache_clear()
     hub_stand_in.ask(monkeypatch, "http://127.0.0.1:9", tmp_path / "cache")
     assert sources.load(branch, "The set").revision == f"lab/set@{'a' * 40}"
