@@ -100,9 +100,9 @@ def load(
     tokenizer: Any,
     processor: Any | None,
     dtype: torch.dtype,
-    context: int | None,
+    context: int,
 ) -> Examples:
-    """The examples of the options' data for a model that reads `context` tokens (None: any number).
+    """The examples of the options' data for a model that reads `context` tokens.
 
     Raises UserError if they can't be had, or are not for it.
     """
@@ -142,7 +142,7 @@ def _tokenize(pairs: list[instructions.Pair], tokenizer: Any, options: QloraOpti
     return [Example(source, target) for source, target in zip(sources, targets, strict=True) if target]
 
 
-def _demo(options: QloraOptions, processor: Any, dtype: torch.dtype, context: int | None) -> Examples:
+def _demo(options: QloraOptions, processor: Any, dtype: torch.dtype, context: int) -> Examples:
     """Drawn pictures, each with one of its questions, asked as the suite asks them."""
     draw = partial(_draw, options=options, processor=processor, dtype=dtype, context=context)
     draw("train", 0)  # pictures too large for the model are said before any work
@@ -152,7 +152,7 @@ def _demo(options: QloraOptions, processor: Any, dtype: torch.dtype, context: in
 
 
 def _draw(
-    split: Split, number: int, *, options: QloraOptions, processor: Any, dtype: torch.dtype, context: int | None
+    split: Split, number: int, *, options: QloraOptions, processor: Any, dtype: torch.dtype, context: int
 ) -> Example:
     families = list(FAMILIES)
     drawn = picture(families[number % len(families)], split, number)
@@ -169,7 +169,7 @@ def _draw(
     tokenizer = processor.tokenizer
     target = tokenizer(answer + tokenizer.eos_token, add_special_tokens=False)["input_ids"][: options.target_length]
     tokens = inputs["input_ids"].shape[1] + len(target)
-    if context is not None and tokens > context:
+    if tokens > context:
         raise UserError(
             f"A drawn picture takes {tokens:,} tokens with its question and answer, and the model reads {context:,}: "
             "choose other data."

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from quant_engine import hub
 from quant_engine.models.catalog import ModelCard, demo_folder
+from quant_engine.models.check import read_json
 from quant_engine.spec import UserError
 
 CONFIG = "config.json"
@@ -44,11 +44,8 @@ def _folder(card: ModelCard, revision: str | None) -> Path:
 
 def _text_config(card: ModelCard, path: Path) -> dict[str, Any]:
     """The part of the configuration that is about text."""
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-        text_config = (config.get("text_config") or {}) if card.pictures else config
-    except (OSError, ValueError, AttributeError):
-        raise UserError(f"{path} can't be read as a model's settings: fetch the model again.") from None
+    config = read_json(path)
+    text_config = (config.get("text_config") or {}) if card.pictures else config
     if not isinstance(text_config, dict):
         raise UserError(f"{path} says text_config {text_config!r}, where the settings of a language model belong.")
     return text_config

@@ -16,7 +16,7 @@ from quant_engine.checkpoints import Checkpoint
 from quant_engine.evaluate import Outcome, Task, Watch, reads_windows
 from quant_engine.models.context import context_length
 from quant_engine.models.device import check_device
-from quant_engine.models.load import Loaded
+from quant_engine.models.load import Loaded, check_pictures
 from quant_engine.progress import Hooks, Progress
 from quant_engine.results import LayerRecord, Result
 from quant_engine.runs import finished_items, folder, weights
@@ -74,6 +74,8 @@ class _Run:
             self._log(f"texts are read in windows of {spec.window:,} tokens{most}")
         for task in self.plan.tasks:
             task.prepare()
+        if any(task.pictures for task in self.plan.tasks):
+            check_pictures(self.plan.weights.card, spec.weights.revision)
         loaded = self._load()
         outcomes, seconds = {}, {}
         for index, task in enumerate(self.plan.tasks):

@@ -153,7 +153,7 @@ def test_a_context_that_is_no_number_of_tokens_is_one_sentence(tmp_path, value):
 
 @pytest.mark.parametrize(
     ("text", "sentence"),
-    [("{", "can't be read"), ('{"text_config": "llama"}', "says text_config 'llama'"), ("[]", "can't be read")],
+    [("{", "can't be read"), ('{"text_config": "llama"}', "says text_config 'llama'"), ("[]", "holds no JSON object")],
 )
 def test_a_config_without_a_language_model_is_one_sentence(tmp_path, text, sentence):
     (tmp_path / "config.json").write_text(text)
