@@ -7,7 +7,7 @@ from typing import Any
 
 from quant_engine import hub
 from quant_engine.models.catalog import ModelCard, demo_folder
-from quant_engine.models.check import read_json
+from quant_engine.models.check import check_unquantized, read_json
 from quant_engine.spec import UserError
 
 CONFIG = "config.json"
@@ -20,8 +20,8 @@ FEWEST = 8
 def context_length(card: ModelCard, revision: str | None) -> int | None:
     """The tokens of a model's longest text; None where its config does not say it and is of a type without default.
 
-    Of a hub model's files only config.json is fetched. Raises UserError if it can't be had or says something else than
-    a number of tokens.
+    Of a hub model's files only config.json is fetched. Raises UserError if it can't be had, says something else than a
+    number of tokens, or says that the weights are quantized already: before gigabytes of them are fetched.
     """
     path = _folder(card, revision) / CONFIG
     text_config = _text_config(card, path)
@@ -45,6 +45,7 @@ def _folder(card: ModelCard, revision: str | None) -> Path:
 def _text_config(card: ModelCard, path: Path) -> dict[str, Any]:
     """The part of the configuration that is about text."""
     config = read_json(path)
+    check_unquantized(config, card.title)
     text_config = (config.get("text_config") or {}) if card.pictures else config
     if not isinstance(text_config, dict):
         raise UserError(f"{path} says text_config {text_config!r}, where the settings of a language model belong.")

@@ -63,18 +63,19 @@ def resolve_weights(spec: WeightSpec) -> WeightPlan:
     """The weights with every default spelled out. Raises UserError as `resolve` does."""
     card = model_card(spec.model)
     revision = _revision(card, spec.revision)
+    context = context_length(card, revision)
     method = METHODS.get(spec.setting.method)
     if method is None:  # nothing is calibrated, drawn or computed
         setting = resolve_setting(spec.setting)
         return WeightPlan(WeightSpec(model=card.id, revision=revision, setting=setting), card, None, None)
     options = method.options(spec.setting)  # once: those of fine-tuning hash their data
     if method.fine_tunes:
-        _check_lengths(options, card, context_length(card, revision))
+        _check_lengths(options, card, context)
     changes = {
         "model": card.id,
         "revision": revision,
         "setting": method.resolve(spec.setting, options),
-        "calibration": _calibration(spec.calibration, card, revision, method) if method.card.calibrated else None,
+        "calibration": _calibration(spec.calibration, card, context, method) if method.card.calibrated else None,
     }
     return WeightPlan(spec.model_copy(update=changes), card, method, options)
 
@@ -87,7 +88,7 @@ def _revision(card: ModelCard, asked: str | None) -> str | None:
     return revision
 
 
-def _calibration(asked: Calibration | None, card: ModelCard, revision: str | None, method: Method) -> Calibration:
+def _calibration(asked: Calibration | None, card: ModelCard, context: int | None, method: Method) -> Calibration:
     """The calibration with a source that names its content, and windows that the model reads."""
     calibration = asked or Calibration()
     source = calibration.source
@@ -99,7 +100,7 @@ def _calibration(asked: Calibration | None, card: ModelCard, revision: str | Non
         source = pictures.pin(source)
     elif source != "builtin":
         source = texts.pin(source)
-    length = _at_most(calibration.length, context_length(card, revision))
+    length = _at_most(calibration.length, context)
     return calibration.model_copy(update={"source": source, "length": length})
 
 

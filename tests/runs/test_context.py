@@ -189,3 +189,13 @@ def test_the_demo_models_windows_stay(lab):
     for model in ("demo", "demo-llm"):
         if (folders.models() / model / "config.json").exists():
             assert context_length(model_card(model), None) == 8192
+
+
+def test_a_hub_model_that_is_quantized_already_is_refused_before_its_weights_are_fetched(tmp_path, monkeypatch, lab):
+    (tmp_path / "repository").mkdir()
+    config = {"model_type": "llama", "quantization_config": {"quant_method": "gptq", "bits": 4}}
+    (tmp_path / "repository" / "config.json").write_text(json.dumps(config))
+    with hub_stand_in.hub({"meta-llama/Meta-Llama-3-8B": {"main": ("c" * 40, tmp_path / "repository")}}) as (hub_at, _):
+        hub_stand_in.ask(monkeypatch, hub_at, tmp_path / "cache")
+        with pytest.raises(UserError, match=r"^LLaMA3-8B is quantized already \(gptq, 4 bits\)"):
+            resolve_weights(WeightSpec(model="llama3-8b"))
