@@ -16,9 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from quant_engine import folders, hub
+from quant_engine.data.picture_metadata import upright
 from quant_engine.deferred import deferred
 from quant_engine.spec import UserError
 
@@ -67,14 +68,18 @@ class Rows:
         return self._table.column_names
 
     def picture(self, index: int, field: str = "image") -> Image.Image:
-        """The picture of a row, in RGB: stored in the row or in a file beside it. Raises UserError if damaged."""
+        """The picture of a row, in RGB and upright, as lmms-eval gets it from `datasets`, which turns pictures as their
+        EXIF says and leaves transparent parts to convert("RGB").
+
+        It is stored in the row or in a file beside it. Raises UserError if it is missing or damaged.
+        """
         stored = self[index][field]
         name = stored if isinstance(stored, str) else (stored or {}).get("path")
         content = None if isinstance(stored, str) else (stored or {}).get("bytes")
         try:
             with Image.open(io.BytesIO(content) if content else self._folder / (name or "")) as image:
-                return image.convert("RGB")
-        except (OSError, UnidentifiedImageError, ValueError):
+                return upright(image).convert("RGB")
+        except Exception:  # decoders raise anything on damaged files
             raise UserError(f"The picture of item {index} ({name}) is missing or damaged: fetch it again.") from None
 
 
