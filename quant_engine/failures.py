@@ -68,7 +68,7 @@ def exits_plainly(
     except passing:
         raise
     except KeyboardInterrupt:
-        sys.stderr.write("Stopped; finished blocks are kept.\n")
+        sys.stderr.write("Stopped; what was finished is kept.\n")
         raise SystemExit(130) from None
     except Exception as error:
         if "--debug" in sys.argv if debug is None else debug:

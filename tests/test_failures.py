@@ -36,7 +36,7 @@ ERRORS = {
     ),
     "no library": (ModuleNotFoundError("No module named 'peft'"), 1, "install what requirements.txt lists"),
     "asked wrongly": (UserError("There is no model 'x'."), 2, "There is no model 'x'."),
-    "Ctrl-C": (KeyboardInterrupt(), 130, "Stopped; finished blocks are kept."),
+    "Ctrl-C": (KeyboardInterrupt(), 130, "Stopped; what was finished is kept."),
 }
 
 
