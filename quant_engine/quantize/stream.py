@@ -17,8 +17,9 @@ from quant_engine.checkpoints.folder import Checkpoint, ledger_of
 from quant_engine.kernels.linear import QuantLinear
 from quant_engine.methods.block import CalibratedBlock
 from quant_engine.methods.contract import Layer, Statistics
+from quant_engine.models.architecture import LINEARS, SEQUENTIAL_SETS
 from quant_engine.models.files import folder_of
-from quant_engine.models.load import LINEARS, SEQUENTIAL_SETS, Skeleton
+from quant_engine.models.load import Skeleton
 from quant_engine.progress import Hooks, Progress
 from quant_engine.quantize.inputs import calibration_inputs
 from quant_engine.quantize.plan import WeightPlan

@@ -15,7 +15,7 @@ from quant_engine import notation
 from quant_engine.checkpoints import Checkpoint
 from quant_engine.evaluate import Outcome, Task, Watch
 from quant_engine.models.device import check_device
-from quant_engine.models.load import Loaded
+from quant_engine.models.load import Loaded, check_pictures
 from quant_engine.progress import Hooks, Progress
 from quant_engine.results import LayerRecord, Result
 from quant_engine.runs import finished_items, folder, weights
@@ -69,6 +69,8 @@ class _Run:
             torch.cuda.reset_peak_memory_stats()  # the peak is of this run, not of what the process did before
         for task in self.plan.tasks:
             task.prepare()
+        if any(task.pictures for task in self.plan.tasks):
+            check_pictures(self.plan.weights.card, spec.weights.revision)
         loaded = self._load()
         outcomes, seconds = {}, {}
         for index, task in enumerate(self.plan.tasks):

@@ -17,8 +17,9 @@ from quant_engine.checkpoints import Checkpoint, ledger_of, load_quantized
 from quant_engine.finetune import adapters, examples, training
 from quant_engine.finetune.merge import merge
 from quant_engine.kernels.linear import QuantLinear
+from quant_engine.models.architecture import LINEARS
 from quant_engine.models.catalog import model_card
-from quant_engine.models.load import LINEARS, load_dense, load_tokenizer
+from quant_engine.models.load import load_dense, load_tokenizer
 from quant_engine.progress import Hooks, Stopped
 from quant_engine.runs import execute, folder
 from quant_engine.runs.resolve import resolve_weights
