@@ -26,7 +26,16 @@ from quant_engine.progress import Hooks, Progress
 from quant_engine.runs import folder
 from quant_engine.runs.command import command
 from quant_engine.runs.resolve import resolve, resolve_weights
-from quant_engine.spec import Calibration, OptionValue, QuantSetting, RunSpec, UserError, WeightSpec, sentence
+from quant_engine.spec import (
+    Calibration,
+    OptionValue,
+    QuantSetting,
+    RunSpec,
+    UserError,
+    WeightSpec,
+    clean_text,
+    sentence,
+)
 
 console = Console()
 errors = Console(stderr=True)
@@ -347,6 +356,7 @@ def ask(
 ) -> None:
     """Ask one model in one setting, about a picture or not; the answer is printed as it comes."""
     with _plain_errors():
+        question = clean_text(question)
         if not question.strip():
             raise UserError("The question is empty; type what to ask.")
         setting = _setting(method, bits, a_bits, group_size, option)
@@ -402,7 +412,8 @@ def _do(spec: RunSpec, as_json: bool) -> None:
 
 
 def main() -> None:
-    """The entry point; a closed pipe (`… | head`) is no error."""
+    """The entry point; a closed pipe (`… | head`) is no error, and neither is a path that is no UTF-8."""
+    sys.stdout.reconfigure(errors="backslashreplace")
     try:
         app()
     except BrokenPipeError:

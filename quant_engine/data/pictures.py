@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from quant_engine import folders
 from quant_engine.data.open_picture import open_picture
 from quant_engine.deferred import deferred
 from quant_engine.spec import UserError, sentence
@@ -68,7 +69,7 @@ def pin(source: str) -> str:
     folder = _FOLDER.fullmatch(source)
     if not folder:
         return _pin_drawn(source)
-    path = Path(folder["path"]).expanduser().resolve()
+    path = folders.named(folder["path"]).resolve()
     total = hashlib.sha256()
     for line in _lines(path):
         total.update(line.model_dump_json().encode())

@@ -58,7 +58,7 @@ def pin(name: str) -> str:
 def pin_path(name: str, hash_of: Callable[[Path], str], subject: str) -> str:
     """PATH, or PATH@HASH, as PATH@HASH. Raises UserError where `subject`, a part of its sentence, changed since."""
     pinned = PINNED.fullmatch(name)
-    path = Path(pinned["path"] if pinned else name).expanduser().resolve()
+    path = folders.named(pinned["path"] if pinned else name).resolve()
     content_hash = hash_of(path)
     if pinned and pinned["digest"] != content_hash:
         raise UserError(f"{subject.format(path)} changed since this run was made; start a new run.")
