@@ -21,12 +21,13 @@ from leaderboard.analysis import Cell, View
 from leaderboard.store import Notes, note_on
 from quant_engine import notation
 from quant_engine.folders import PROJECT
+from quant_engine.spec import clean_text
 
 FIELDS = [
     "model", "track", "method", "w_bits", "a_bits", "group_size", "options", "source", "run_id", "stored_bits",
     "size_gb",
 ]  # fmt: skip
-_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
+_FORMULA = ("=", "+", "-", "@", "\t", "\n", "＝", "＋", "－", "＠")
 _SPACES = str.maketrans(dict.fromkeys("\r\n\t\v\f\x85\u2028\u2029", " "))
 _MARKDOWN = str.maketrans({character: f"\\{character}" for character in "\\|`*<["}) | _SPACES
 _LATEX = _SPACES | str.maketrans(
@@ -194,8 +195,11 @@ def _plain(value: object) -> object:
 
 
 def _no_formula(value: object) -> object:
-    """A text that no spreadsheet takes for a formula; anything else as it is."""
-    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
+    """A text that no spreadsheet takes for a formula, with line ends that CSV quotes; other values as they are."""
+    if not isinstance(value, str):
+        return value
+    text = clean_text(value)
+    return f"'{text}" if text.startswith(_FORMULA) else text
 
 
 def _bar(cells: list[str]) -> str:

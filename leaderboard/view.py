@@ -97,7 +97,7 @@ def read_address(search: str | None) -> PageView:
     parameters = parse_qs((search or "").removeprefix("?"), keep_blank_values=True)
     last = {name: values[-1] for name, values in parameters.items()}
     query: dict[str, Any] = {"model": FIRST_MODEL}
-    if "model" in last:
+    if last.get("model"):
         query["model"] = None if last["model"] == EVERY_MODEL else last["model"]
     for name, field in (("track", "track"), ("show", "mode"), ("q", "search")):
         if name in last:

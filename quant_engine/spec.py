@@ -16,6 +16,7 @@ from typing import Annotated, Literal
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     StringConstraints,
@@ -51,7 +52,9 @@ def quoted(value: object) -> str:
 Text = Annotated[str, AfterValidator(clean_text)]
 """Words from outside: anything may be typed; see `clean_text`."""
 Identifier = Annotated[
-    str, StringConstraints(strip_whitespace=True, min_length=1, max_length=400), AfterValidator(_check_name)
+    str,
+    BeforeValidator(lambda name: _check_name(name.strip()) if isinstance(name, str) else name),
+    StringConstraints(min_length=1, max_length=400),
 ]
 """A name or a path: refused if it has control characters, or bytes that are no UTF-8."""
 OptionValue = bool | int | float | str
@@ -123,10 +126,13 @@ class QuantSetting(_Frozen):
 
     @field_validator("options")
     @classmethod
-    def _printable(cls, options: dict[str, OptionValue]) -> dict[str, OptionValue]:
-        for text in (*options, *options.values()):
-            if isinstance(text, str):
-                _check_name(text)
+    def _writable(cls, options: dict[str, OptionValue]) -> dict[str, OptionValue]:
+        for name, value in options.items():
+            _check_name(name)
+            if isinstance(value, str):
+                _check_name(value)
+            elif not -(2**63) <= value < 2**63:  # not a number, either
+                raise ValueError(f"Option {name} must be a number of at most 64 bits, not {quoted(value)}.")
         return options
 
     @model_validator(mode="after")
