@@ -14,8 +14,9 @@ from quant_engine.checkpoints import Checkpoint, checkpoint_id, ledger_of, load_
 from quant_engine.data.texts import calibration_windows
 from quant_engine.kernels.linear import QuantLinear
 from quant_engine.methods import Layer, Statistics
+from quant_engine.models.architecture import LINEARS
 from quant_engine.models.catalog import model_card
-from quant_engine.models.load import LINEARS, load_dense
+from quant_engine.models.load import load_dense
 from quant_engine.progress import Hooks, Stopped
 from quant_engine.quantize.record import histogram
 from quant_engine.runs.resolve import resolve_weights
@@ -207,7 +208,7 @@ def test_damaged_weights_are_one_sentence(lab, tiny_models, tmp_path):
         load_quantized(path, "float32", "cpu")
     broken = shutil.copytree(tiny_models / "llama", tmp_path / "broken")
     (broken / "model.safetensors").write_bytes(b"nonsense")
-    with pytest.raises(UserError, match="damaged; fetch the model again"):
+    with pytest.raises(UserError, match="cut off or damaged"):
         load_dense(model_card(str(broken)), None, "float32", "cpu")
 
 
