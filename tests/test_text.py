@@ -3,14 +3,16 @@
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import orjson
 import pytest
 from pydantic import ValidationError
 
 from quant_engine import folders
-from quant_engine.answers.messages import AskRequest, ToWorker
+from quant_engine.answers.messages import AnswerEvent, AskRequest, ToWorker
 from quant_engine.progress import Progress
+from quant_engine.runs import worker
 from quant_engine.runs.queue import Queue
 from quant_engine.spec import Calibration, QuantSetting, RunSpec, UserError, WeightSpec, clean_text, quoted, sentence
 
@@ -77,10 +79,23 @@ def test_what_an_error_or_a_progress_says_can_be_written_anywhere(tmp_path):
     run_id = queue.submit(RunSpec(weights=WeightSpec(model="demo"), tasks=("perplexity",)))
     queue.claim(run_id, "somebody:1")
     queue.report(run_id, "somebody:1", Progress(message="reading b\udcff"))
-    queue.fail(run_id, "somebody:1", str(error))
+    queue.fail(run_id, "somebody:1", "The file b\udcff can't be read.")
     run = queue.get(run_id)
-    assert (run.error, run.progress.message) == (str(error), "reading b\ufffd")
+    assert (run.error, run.progress.message) == ("The file b\ufffd can't be read.", "reading b\ufffd")
     orjson.dumps(run.model_dump(mode="json"))
+    event = AnswerEvent(request_id="1", side=0, kind="error", message="b\udcff")
+    assert AnswerEvent.model_validate_json(event.model_dump_json()).message == "b\ufffd"
+
+
+def test_a_run_that_fails_on_a_file_of_any_name_says_so_and_keeps_its_log(tmp_path, monkeypatch):
+    def execute(spec, hooks):
+        raise OSError(5, "Input/output error", os.fsdecode(b"/tmp/\xff.bin"))
+
+    monkeypatch.setitem(sys.modules, "quant_engine.runs.execute", SimpleNamespace(execute=execute))
+    queue = Queue(tmp_path / "queue.sqlite")
+    run_id = queue.submit(RunSpec(weights=WeightSpec(model="demo"), tasks=("perplexity",)))
+    assert worker.run_claimed(queue, run_id, lambda progress: None).state == "failed"
+    assert r"/tmp/\udcff.bin" in queue.log_tail(run_id)
 
 
 @pytest.mark.parametrize("path", ["x" * 300, "~nobody-at-all/x"])

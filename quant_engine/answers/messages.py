@@ -61,7 +61,7 @@ class AnswerEvent(BaseModel):
     side: int
     kind: Literal["status", "token", "done", "error"]
     text: str = ""
-    message: str = ""
+    message: Text = ""
     stats: AnswerStats | None = None
 
 

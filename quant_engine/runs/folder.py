@@ -84,7 +84,7 @@ def write(
         (aside / "items").mkdir()
         for task, outputs in items.items():
             _write_table(aside / "items" / f"{file_name(task)}.parquet", ItemOutput, outputs)
-        (aside / "log.txt").write_text(log, encoding="utf-8")
+        (aside / "log.txt").write_text(log, encoding="utf-8", errors="backslashreplace")
         body = {"run_id": spec.run_id, "spec": spec.model_dump(mode="json"), **about}
         (aside / "run.json").write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
     return final
