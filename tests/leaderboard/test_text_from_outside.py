@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from leaderboard import analysis, api, export, requests
 from leaderboard.analysis import GROUPS, MODES, STATUSES, TRACKS, arrange
 from leaderboard.lab import Lab
-from leaderboard.store import PAPER, Store, read_notes, read_paper
+from leaderboard.store import PAPER, PAPER_METHODS, Store, read_notes, read_paper
 from leaderboard.ui import explore_tab, page, run_inside
 from leaderboard.ui.leaderboard_tab import control_values, page_view
 from leaderboard.view import PageView, address, find_row, read_address, row_key
@@ -89,12 +89,37 @@ def no_hub():
 ENDPOINTS = {function.__name__: function for function in api.endpoints(lambda: BOARD, read_notes())}
 
 
+LIKELY = {
+    "model": [*analysis.models(BOARD), *MODELS, "all"],
+    "track": ["", *TRACKS, *TRACKS.values()],
+    "methods": ["", "GPTQ, awq", *METHODS, *PAPER_METHODS],
+    "bits": ["", "4", " 4 ,3,", "16", "1.7"],
+    "search": ["", "gptq", "bits:<=3", "group:row,64", "wikitext2:5-8", *TERMS],
+    "sort": ["", "wikitext2", "-c4", "WikiText2", "method", "-bits", "ai2d"],
+    "show": list(MODES),
+    "address": ["", "bits=4&show=retained", "model=all&track=mllm_ptq", "q=gptq&sort=-c4", "stored=2..4&columns=Cost"],
+    "format": list(export.FORMATS),
+    "row": ROWS,
+    "memory_gib": [0.1, 24, 100_000],
+    "context": [1, 4096, 1_000_000],
+    "batch": [1, 4096],
+    "pictures": [0, 64],
+    "quality": ["", "wikitext2", "All", "ai2d", "perplexity"],
+    "within": [0, 5, 100],
+}
+TEXTS = ("model", "track", "methods", "search", "sort", "show", "format", "row", "quality")
+
+
 @pytest.mark.parametrize("name", ["leaderboard", "export_view", "where_from", "what_fits", "cheapest_setting"])
-@many(250)
+@many(100)
 @given(data=st.data())
 def test_an_endpoint_answers_any_arguments_in_json_or_refuses_them_in_a_sentence(name, data):
-    names = [argument for argument in ENDPOINTS[name].__annotations__ if argument != "return"]
-    arguments = {argument: data.draw(ANYTHING, argument) for argument in names if data.draw(st.booleans())}
+    arguments = {}
+    for argument in sorted(ENDPOINTS[name].__annotations__.keys() - {"return"}):
+        likely = st.sampled_from(LIKELY[argument])
+        in_any_case = likely.map(str.swapcase) if argument in TEXTS else likely
+        kind = data.draw(st.sampled_from([None, likely, likely, in_any_case, ANYTHING]))
+        arguments |= {argument: data.draw(kind, argument)} if kind is not None else {}
     answer = check_answer(ENDPOINTS[name], **arguments)
     json.dumps(answer, allow_nan=False).encode()
 
