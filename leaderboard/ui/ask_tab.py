@@ -133,7 +133,7 @@ class PicturePart:
 
     def _pick(self, event: gr.EventData, path: str | None) -> tuple:
         """Takes an example with its question."""
-        index = event._data["index"]
+        index = event._data.get("index") if isinstance(event._data, dict) else None
         if not (isinstance(index, int) and 0 <= index < len(self.examples)):
             return gr.skip(), gr.skip(), gr.skip(), notice("Choose one of the examples.")
         pictures.forget(path)

@@ -11,6 +11,7 @@ C4 is its first validation file. Reference: the data code of GPTQ (arXiv 2210.17
 
 from __future__ import annotations
 
+import io
 import random
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -53,15 +54,22 @@ class Corpus:
         ids = tokenizer(text, verbose=False)["input_ids"]
         return ids if self.windows is None else ids[: self.windows * window], revision
 
+    def revision(self) -> str:
+        """What identifies the documents, without fetching them. Raises UserError where it can't be had."""
+        paths = sources.local_files(self.source, folders.data())
+        if paths and paths[0].suffix == ".txt":
+            return f"{paths[0].name} sha256:{texts.file_digest(paths[0])}"
+        return sources.revision(self.source, self.title)
+
     def read(self) -> tuple[list[str], str]:
         """The documents and what identifies them. Raises UserError where they can't be had."""
         paths = sources.local_files(self.source, folders.data())
-        if paths and paths[0].suffix == ".txt":
+        if paths and ".txt" in paths[0].suffixes:
             text = texts.read(paths[0])
-            documents = [text] if self.text_file == "joined" else [line.strip() for line in text.splitlines()]
+            documents = [text] if self.text_file == "joined" else [line.strip() for line in io.StringIO(text)]
             return documents, f"{paths[0].name} sha256:{texts.digest(text)}"
         rows = sources.load(self.source, self.title)
-        return rows.column(self.field), rows.revision
+        return rows.texts(self.field), rows.revision
 
 
 def draw_windows(documents: list[str], tokenizer: Any, window: int, count: int) -> list[int]:

@@ -5,26 +5,34 @@
     PATH            a json, jsonl, csv or parquet file, or a folder of such; pinned by its content as PATH@HASH
     hub:NAME        a data set of the Hugging Face Hub, or hub:NAME@REVISION; pinned to a commit as hub:NAME@COMMIT
 
-Rows have the columns instruction, output and perhaps input (as Alpaca's), or text. They are read through `datasets`.
+Rows have the columns instruction, output and perhaps input (as Alpaca's), or text.
 Prompts have Alpaca's wording, as in the QLoRA reference. Imports no torch.
 """
 
 from __future__ import annotations
 
-import hashlib
+import csv
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Any, TypeVar
 
-from quant_engine import folders, hub
-from quant_engine.data import texts
+from pydantic import AfterValidator, ValidationError
+
+from quant_engine import hub
+from quant_engine.data import files, texts
+from quant_engine.data.content import files_hash
+from quant_engine.data.row import MaybeText, Row, problem
 from quant_engine.deferred import deferred
 from quant_engine.spec import UserError
 
-datasets = deferred("datasets")
+parquet = deferred("pyarrow.parquet")
 
 KINDS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
+COLUMNS = ("instruction", "input", "output", "text")
 MOST_BYTES = 4 * 2**30
+_SURPLUS = "more fields than columns"
 
 _TASK = "Below is an instruction that describes a task"
 _RESPONSE = "### Response: "
@@ -49,6 +57,20 @@ class Pair:
     answer: str
 
 
+_Text = Annotated[MaybeText, AfterValidator(lambda text: text or "")]
+Fields = TypeVar("Fields", bound=Row)
+
+
+class _Instruction(Row):
+    instruction: _Text
+    input: _Text
+    output: _Text
+
+
+class _PlainText(Row):
+    text: _Text
+
+
 def pin(name: str) -> str:
     """The name of a data source with what fixes its content: a hub data set's commit, a path's hash.
 
@@ -70,33 +92,33 @@ def files_of(path: Path) -> list[Path]:
     """The data files of a path, all of one kind. Raises UserError if there are none."""
     kinds = ", ".join(KINDS)
     if path.is_file():
-        if path.suffix not in KINDS:
+        if not _kind(path):
             raise UserError(f"{path} is no training data: give a {kinds} file, or a folder of such.")
         return [path]
     if not path.is_dir():
         raise UserError(f"There is no training data {path}: give a {kinds} file or folder, hub:NAME, builtin or demo.")
-    files = sorted(file for file in path.rglob("*") if file.suffix in KINDS)
-    files = [file for file in files if not file.name.startswith((".", "dataset_"))]
+    paths = sorted(file for file in path.rglob("*") if _kind(file))
+    paths = [file for file in paths if not file.name.startswith((".", "dataset_"))]
     # A folder made for the hub says which of its files are for training.
-    files = [file for file in files if "train" in file.relative_to(path).as_posix()] or files
-    if len({KINDS[file.suffix] for file in files}) > 1:
+    paths = [file for file in paths if "train" in file.relative_to(path).as_posix()] or paths
+    if len({_kind(file) for file in paths}) > 1:
         raise UserError(f"{path} holds data files of several kinds; give the one to train on.")
-    if not files:
+    if not paths:
         raise UserError(f"The folder {path} holds no {kinds} file.")
-    return files
+    return paths
 
 
-def _digest(files: list[Path]) -> str:
-    total = hashlib.sha256()
+def _kind(path: Path) -> str | None:
+    return KINDS.get(Path(path.name.removesuffix(".gz")).suffix)
+
+
+def _digest(paths: list[Path]) -> str:
     try:
-        if sum(file.stat().st_size for file in files) > MOST_BYTES:
+        if sum(file.stat().st_size for file in paths) > MOST_BYTES:
             raise UserError(f"The training data are larger than {MOST_BYTES >> 30} GiB; give fewer.")
-        for file in files:
-            with file.open("rb") as opened:
-                total.update(hashlib.file_digest(opened, "sha256").digest())
+        return files_hash(paths)
     except OSError as error:
         raise UserError(f"{error.filename} can't be read ({error.strerror}).") from None
-    return total.hexdigest()[:12]
 
 
 def pairs(name: str) -> list[Pair]:
@@ -106,16 +128,21 @@ def pairs(name: str) -> list[Pair]:
     """
     repository = _HUB.fullmatch(name)
     if repository:
-        patterns, title = [f"*{suffix}" for suffix in KINDS], f"The data set {repository['name']}"
+        patterns, title = [f"*{suffix}*" for suffix in KINDS], f"The data set {repository['name']}"
         path = hub.snapshot(repository["name"], "dataset", repository["revision"], patterns, title=title)
     else:
         path = texts.path_of(name)
-    rows = _rows(files_of(path), name)
-    columns = rows.column_names
-    if {"instruction", "output"} <= set(columns):
-        result = [_instruction(row) for row in rows]
+    rows, columns = [], dict[str, None]()
+    for file in files_of(path):
+        for row_name, row in _rows(file):
+            rows.append((f"{file}, {row_name}", {column: row[column] for column in COLUMNS if column in row}))
+            columns |= dict.fromkeys(row)
+    if not rows:
+        raise UserError(f"The training data {name} have no row.")
+    if {"instruction", "output"} <= columns.keys():
+        result = [_instruction(_checked(_Instruction, *row)) for row in rows]
     elif "text" in columns:
-        result = [Pair("", row["text"] or "") for row in rows]
+        result = [Pair("", _checked(_PlainText, *row).text) for row in rows]
     else:
         raise UserError(
             f"The training data {name} have the columns {', '.join(columns)}; "
@@ -127,24 +154,46 @@ def pairs(name: str) -> list[Pair]:
     return result
 
 
-def _instruction(row: dict[str, str | None]) -> Pair:
-    context = row.get("input") or ""
-    wording = WITH_INPUT if context else WITHOUT_INPUT
-    return Pair(wording.format(instruction=row["instruction"] or "", input=context), row["output"] or "")
-
-
-def _rows(files: list[Path], name: str):  # type: ignore[no-untyped-def]
-    datasets.disable_progress_bars()
+def _checked(model: type[Fields], row_name: str, row: dict[str, Any]) -> Fields:
     try:
-        return datasets.load_dataset(
-            KINDS[files[0].suffix],
-            data_files=[str(file) for file in files],
-            split="train",
-            cache_dir=str(folders.home() / "datasets"),
-        )
-    except (datasets.exceptions.DatasetGenerationError, ValueError, OSError) as error:
-        cause = error.__cause__ or error
-        raise UserError(f"The training data {name} can't be read: {str(cause).splitlines()[0]}") from None
+        return model.model_validate(row)
+    except ValidationError as error:
+        raise UserError(f"{row_name}: {problem(error)}.") from None
+
+
+def _instruction(row: _Instruction) -> Pair:
+    wording = WITH_INPUT if row.input else WITHOUT_INPUT
+    return Pair(wording.format(instruction=row.instruction, input=row.input), row.output)
+
+
+def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The rows of a file, each behind what it is called. Raises UserError where they can't be read."""
+    return {"json": files.json_rows, "csv": _csv_rows, "parquet": _parquet_rows}[_kind(path)](path)
+
+
+def _csv_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    number = 0
+    csv.field_size_limit(MOST_BYTES)
+    reader = csv.DictReader((line for _, line in files.lines(path)), restkey=_SURPLUS, strict=True)
+    try:
+        for number, row in enumerate(reader, 1):
+            if _SURPLUS in row:
+                raise UserError(f"{path}, row {number} has more fields than there are columns: quote its texts.")
+            yield f"row {number}", row
+    except csv.Error as error:
+        raise UserError(f"{path}, row {number + 1} is no CSV ({error}).") from None
+
+
+def _parquet_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    number = 0
+    try:
+        files.open_file(path).close()
+        for batch in parquet.ParquetFile(path).iter_batches():
+            for row in batch.to_pylist():
+                number += 1
+                yield f"row {number}", row
+    except (OSError, ValueError, NotImplementedError) as error:
+        raise UserError(f"{path} can't be read as parquet: {str(error).splitlines()[0]}") from None
 
 
 def builtin_text() -> str:

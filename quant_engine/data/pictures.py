@@ -10,22 +10,22 @@ Pinned as pictures@VERSION by the version of the drawings, as pictures:FOLDER@HA
 from __future__ import annotations
 
 import hashlib
-import json
 import random
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from PIL import Image
+from pydantic import AfterValidator, ValidationError
 
+from quant_engine import folders
+from quant_engine.data import files
 from quant_engine.data.open_picture import open_picture
+from quant_engine.data.row import MaybeText, Row, Text, problem
 from quant_engine.deferred import deferred
-from quant_engine.spec import UserError, sentence
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
+from quant_engine.spec import UserError
 
 drawn_pictures = deferred("quant_engine.data.drawn.pictures")  # drawing loads numpy: not where text calibrates
 suite = deferred("quant_engine.data.drawn.suite")
@@ -42,17 +42,15 @@ NUMBERS = 2**32
 class Turn:
     """One question about one picture, and its answer, which may be empty."""
 
-    image: Image
+    image: Image.Image
     question: str
     answer: str
 
 
-class _Line(BaseModel):
-    model_config = ConfigDict(frozen=True)
-
-    image: str = Field(min_length=1)
-    question: str = Field(min_length=1)
-    answer: str = ""
+class _Line(Row):
+    image: Text
+    question: Text
+    answer: Annotated[MaybeText, AfterValidator(lambda text: text or "")]
 
 
 def named(source: str) -> bool:
@@ -68,16 +66,18 @@ def pin(source: str) -> str:
     folder = _FOLDER.fullmatch(source)
     if not folder:
         return _pin_drawn(source)
-    path = Path(folder["path"]).expanduser().resolve()
+    path = folders.named(folder["path"]).resolve()
     total = hashlib.sha256()
-    for line in _lines(path):
+    lines = _lines(path)
+    for _, line in lines:
         total.update(line.model_dump_json().encode())
-    for name in sorted({line.image for line in _lines(path)}):
+    for picture, name in sorted({line.image: name for name, line in reversed(lines)}.items()):
         try:
-            with (path / name).open("rb") as file:
+            with (path / picture).open("rb") as file:
                 total.update(hashlib.file_digest(file, "sha256").digest())
-        except OSError:
-            raise UserError(f"{path / QUESTIONS} names the picture {name!r}, which can't be read.") from None
+                Image.open(file).close()  # its head alone
+        except Exception:  # Pillow's readers raise anything on what is no picture
+            raise UserError(f"{path / QUESTIONS}, {name} names the picture {picture!r}, which can't be read.") from None
     content_hash = total.hexdigest()[:12]
     if folder["digest"] not in (None, content_hash):
         raise UserError(f"The pictures in {path} have changed since this run was made; start a new run.")
@@ -110,28 +110,26 @@ def _turns_of_folder(path: Path, rng: random.Random) -> Iterator[Turn]:
     lines = _lines(path)
     while True:
         rng.shuffle(lines)
-        for line in lines:
-            yield Turn(open_picture(path / line.image), line.question, line.answer)
+        for name, line in lines:
+            try:
+                yield Turn(open_picture(path / line.image), line.question, line.answer)
+            except UserError as error:
+                raise UserError(f"{path / QUESTIONS}, {name}: {error}") from None
 
 
-def _lines(path: Path) -> list[_Line]:
+def _lines(path: Path) -> list[tuple[str, _Line]]:
+    """The questions of a folder, each behind what its line is called."""
     questions = path / QUESTIONS
-    try:
-        text = questions.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
+    if not questions.is_file():
         raise UserError(
             f'{questions} can\'t be read: write a line {{"image": FILE, "question": …, "answer": …}} for each question.'
-        ) from None
+        )
     lines = []
-    for number, line in enumerate(text.splitlines(), 1):
-        if not line.strip():
-            continue
+    for name, row in files.json_rows(questions):
         try:
-            lines.append(_Line(**json.loads(line)))
+            lines.append((name, _Line.model_validate(row)))
         except ValidationError as error:
-            raise UserError(f"{questions}, line {number}: {sentence(error)}") from None
-        except (ValueError, TypeError):
-            raise UserError(f"{questions}, line {number} is no JSON object.") from None
+            raise UserError(f"{questions}, {name}: {problem(error)}.") from None
     if not lines:
         raise UserError(f"{questions} has no question.")
     return lines

@@ -6,13 +6,17 @@ Imports no torch: a run is checked before any model is loaded.
 from __future__ import annotations
 
 import hashlib
+import io
 import random
 import re
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from quant_engine import folders
+from quant_engine.data import files
+from quant_engine.data.content import remembered
 from quant_engine.deferred import deferred
 from quant_engine.spec import Calibration, UserError
 
@@ -24,22 +28,28 @@ torch = deferred("torch")
 BUILTIN_CALIBRATION = folders.ASSETS / "text" / "calibration.txt"
 BUILTIN_EVALUATION = folders.ASSETS / "text" / "evaluation.txt"
 MOST_BYTES = 64 * 2**20
+MOST_PATH = 370
+"""Characters of a path: with a task's name before it and a hash behind it, it is an Identifier (quant_engine.spec)."""
 
-PINNED = re.compile(r"(?P<path>.+)@(?P<digest>[0-9a-f]{12})")
+PINNED = re.compile(r"(?P<path>.+)@(?P<digest>[0-9a-f]{12})", re.DOTALL)
 
 
 def read(path: Path) -> str:
     """A text file's content. Raises UserError if it is missing, too large, empty, or not UTF-8."""
     try:
-        if path.stat().st_size > MOST_BYTES:
+        with files.open_file(path) as file:
+            content = file.read(MOST_BYTES + 1)
+        if len(content) > MOST_BYTES:
             raise UserError(f"The text file {path} is larger than {MOST_BYTES >> 20} MiB; give a shorter one.")
-        text = path.read_text(encoding="utf-8")
+        text = io.TextIOWrapper(io.BytesIO(content), encoding="utf-8-sig").read()
     except FileNotFoundError:
         raise UserError(f"There is no text file {path}.") from None
-    except (OSError, UnicodeDecodeError):
+    except (OSError, EOFError, ValueError, zlib.error):
         raise UserError(f"{path} can't be read as UTF-8 text.") from None
     if not text.strip():
         raise UserError(f"The text file {path} is empty.")
+    if "\0" in text:
+        raise UserError(f"{path} holds null characters, so it is no UTF-8 text: save it as UTF-8.")
     return text
 
 
@@ -47,18 +57,28 @@ def digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
+@remembered
+def file_digest(path: Path) -> str:
+    """The `digest` of the text in a file. Raises UserError as `read` does."""
+    return digest(read(path))
+
+
 def pin(name: str) -> str:
     """PATH as PATH@HASH, its absolute path with the hash of its content: the same name is always the same text.
 
     Raises UserError if the file can't be read, or is pinned already and has changed since.
     """
-    return pin_path(name, lambda path: digest(read(path)), "The text file {} has")
+    return pin_path(name, file_digest, "The text file {} has")
 
 
 def pin_path(name: str, hash_of: Callable[[Path], str], subject: str) -> str:
     """PATH, or PATH@HASH, as PATH@HASH. Raises UserError where `subject`, a part of its sentence, changed since."""
-    pinned = PINNED.fullmatch(name)
-    path = Path(pinned["path"] if pinned else name).expanduser().resolve()
+    pinned, file = PINNED.fullmatch(name), folders.named(name)
+    if pinned and file.exists() and not folders.named(pinned["path"]).exists():
+        pinned = None  # a file may be called so itself
+    path = (folders.named(pinned["path"]) if pinned else file).resolve()
+    if len(str(path)) > MOST_PATH:
+        raise UserError(f"The path {path} is longer than {MOST_PATH} characters: move it into a folder further up.")
     content_hash = hash_of(path)
     if pinned and pinned["digest"] != content_hash:
         raise UserError(f"{subject.format(path)} changed since this run was made; start a new run.")

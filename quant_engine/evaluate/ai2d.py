@@ -9,9 +9,13 @@ from __future__ import annotations
 
 import re
 import string
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
-from quant_engine.data.sources import Rows, Source
+from pydantic import Field
+
+from quant_engine.data.row import AnswerNumber, AnyText, Row, Text, check_number
+from quant_engine.data.sources import Source
 from quant_engine.evaluate.vqa import (
     LETTER_ONLY,
     LETTERS,
@@ -23,6 +27,8 @@ from quant_engine.evaluate.vqa import (
 )
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from quant_engine.data.drawn.suite import DemoItem
 
 _LETTER_FIRST = re.compile(r"\s*([A-Z])\.")
@@ -41,6 +47,12 @@ def letter_prompt(question: str, options: list[str]) -> str:
     return f"{question}\n{option_lines(options)}{LETTER_ONLY}"
 
 
+class _Row(Row):
+    question: Text
+    options: list[AnyText] = Field(min_length=2, max_length=len(LETTERS))
+    answer: AnswerNumber
+
+
 class Ai2d(VisualQuestions):
     metric = "accuracy"
     most_tokens = 16
@@ -57,16 +69,12 @@ class PublishedAi2d(PublishedItems, Ai2d):
     help = "Multiple-choice questions about science diagrams, test split; accuracy of the letter."
     source = Source("lmms-lab/ai2d", "data/test-*.parquet", "ai2d_test.parquet")
 
-    def question(self, rows: Rows, index: int) -> Question:
-        row = rows[index]
-        options = [str(option) for option in row["options"]]
-        return Question(
-            str(index),
-            lambda: rows.picture(index),
-            letter_prompt(row["question"], options),
-            [LETTERS[int(row["answer"])]],
-            options,
-        )
+    def question(self, row: dict[str, Any], index: int, picture: Callable[[], Image]) -> Question:
+        fields = _Row.model_validate(row)
+        options = fields.options
+        check_number("answer", fields.answer, len(options))
+        prompt = letter_prompt(fields.question, options)
+        return Question(str(index), picture, prompt, [LETTERS[fields.answer]], options)
 
 
 class DemoAi2d(DemoItems, Ai2d):

@@ -7,25 +7,68 @@ from __future__ import annotations
 
 from typing import Any
 
+from pydantic import Field, model_validator
+
+from quant_engine.data.row import Answer, AnswerNumber, Row, Text, check_number
 from quant_engine.data.sources import Source
 from quant_engine.evaluate.choices import ChoiceItem, MultipleChoice
 
 _REPOSITORY, _REVISION = "allenai/ai2_arc", "210d026faf9955653af8916fad021475a3f00453"
 
 
+class _Choices(Row):
+    text: list[Text] = Field(min_length=2)
+    label: list[Text]
+
+
+class _Row(Row):
+    """A row as the hub has it, or as the authors' own files do, whose question holds its choices."""
+
+    id: Text
+    question: Text
+    choices: _Choices
+    answerKey: Answer
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_stem(cls, row: Any) -> Any:
+        question = row.get("question") if isinstance(row, dict) else None
+        if not isinstance(question, dict) or not isinstance(question.get("choices"), list):
+            return row
+        choices = [choice if isinstance(choice, dict) else {} for choice in question["choices"]]
+        lists = {name: [choice.get(name) for choice in choices] for name in ("text", "label")}
+        return row | {"question": question.get("stem"), "choices": lists}
+
+
+class _ReadyRow(Row):
+    """A row with a prompt that is written out, and the number of the right choice."""
+
+    id: Text
+    query: Text
+    choices: list[Text] = Field(min_length=2)
+    gold: AnswerNumber
+
+
 class Arc(MultipleChoice):
     def item(self, row: dict[str, Any], index: int) -> ChoiceItem:
         if "query" in row:
-            prompt, choices, gold = row["query"], row["choices"], int(row["gold"])
-        else:
-            prompt, choices = f"Question: {row['question']}\nAnswer:", row["choices"]["text"]
-            gold = [_letter(label) for label in row["choices"]["label"]].index(_letter(row["answerKey"]))
-        count = len(choices)
-        return ChoiceItem(str(row["id"]), prompt, [prompt] * count, [f" {c}" for c in choices], list(choices), gold)
+            fields = _ReadyRow.model_validate(row)
+            check_number("gold", fields.gold, len(fields.choices))
+            return _item(fields.id, fields.query, fields.choices, fields.gold)
+        fields = _Row.model_validate(row)
+        letters = [_letter(label) for label in fields.choices.label]
+        if len(letters) != len(fields.choices.text) or letters.count(_letter(fields.answerKey)) != 1:
+            raise ValueError(f"answerKey is {fields.answerKey}, and the choices' labels are {', '.join(letters)}")
+        prompt = f"Question: {fields.question}\nAnswer:"
+        return _item(fields.id, prompt, fields.choices.text, letters.index(_letter(fields.answerKey)))
+
+
+def _item(row_id: str, prompt: str, choices: list[str], gold: int) -> ChoiceItem:
+    return ChoiceItem(row_id, prompt, [prompt] * len(choices), [f" {choice}" for choice in choices], choices, gold)
 
 
 def _letter(key: str) -> str:
-    return "ABCDE"[int(key) - 1] if key.isdigit() else key
+    return {"1": "A", "2": "B", "3": "C", "4": "D", "5": "E"}.get(key, key)
 
 
 class ArcEasy(Arc):

@@ -7,13 +7,17 @@ details as in lmms-eval, odd ones included: no thousands separators, no strippin
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import ClassVar
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from quant_engine.data.sources import Rows, Source
+from quant_engine.data.row import Answer, MaybeText, Row, Text, shortened
+from quant_engine.data.sources import Source
 from quant_engine.evaluate.task import HEADLINE, Part, Units
 from quant_engine.evaluate.vqa import DemoItems, PublishedItems, Question, VisualQuestions
 from quant_engine.results import ItemOutput
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 TOLERANCE = 0.05
 
@@ -34,6 +38,20 @@ def relaxed_match(prediction: str, target: str) -> bool:
     return prediction.lower() == target.lower()
 
 
+class _Row(Row):
+    question: Text
+    answer: Answer
+    type: MaybeText
+
+
+class _LabelRow(Row):
+    """A row of a file that has labels and no types."""
+
+    question: Text
+    label: Answer
+    type: MaybeText
+
+
 class ChartQa(VisualQuestions):
     metric = "relaxed accuracy"
     most_tokens = 16
@@ -52,15 +70,13 @@ class PublishedChartQa(PublishedItems, ChartQa):
     parts: ClassVar = {"human": Part("human"), "augmented": Part("augmented")}
     source = Source("lmms-lab/ChartQA", "data/test-*.parquet", "chartqa/val.jsonl")
 
-    def question(self, rows: Rows, index: int) -> Question:
-        row = rows[index]
-        return Question(
-            str(index),
-            lambda: rows.picture(index),
-            row["question"] + self.suffix,
-            [str(row["answer"] if "answer" in row else row["label"])],
-            category=row["type"].removesuffix("_test") if "type" in row else None,
-        )
+    def question(self, row: dict[str, Any], index: int, picture: Callable[[], Image]) -> Question:
+        fields = (_Row if "answer" in row or "label" not in row else _LabelRow).model_validate(row)
+        category = fields.type and fields.type.removesuffix("_test")
+        if category not in (None, *self.parts):
+            raise ValueError(f"type is {shortened(fields.type)}, and neither human_test nor augmented_test")
+        gold = [fields.answer if isinstance(fields, _Row) else fields.label]
+        return Question(str(index), picture, fields.question + self.suffix, gold, category=category)
 
     def units(self, outputs: Sequence[ItemOutput]) -> dict[str, Units]:
         units = super().units(outputs)

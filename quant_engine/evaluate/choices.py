@@ -52,7 +52,10 @@ class MultipleChoice(Task):
 
     @abstractmethod
     def item(self, row: dict[str, Any], index: int) -> ChoiceItem:
-        """The question of a row, in the set's native fields or those of a local file."""
+        """The question of a row, in the set's native fields or those of a local file.
+
+        Raises ValueError (pydantic's, if a data.row.Row checks the fields) for a row that can't be asked or scored.
+        """
 
     def with_bos(self) -> MultipleChoice:
         """This task with a beginning-of-text token before every context: another protocol, and another name."""
@@ -62,12 +65,21 @@ class MultipleChoice(Task):
         task.help = f"{self.help} With a beginning-of-text token first."
         return task
 
+    def revision(self) -> str:
+        return sources.revision(self.source, self.title)
+
     def prepare(self) -> None:
-        sources.load(self.source, self.title)
+        self.items(sources.load(self.source, self.title))
+
+    def items(self, rows: sources.Rows) -> list[ChoiceItem]:
+        """The questions of all rows. Raises UserError where a row can't be asked or scored, or comes twice."""
+        items = rows.read(self.item)
+        rows.check_unique("id", [item.id for item in items])
+        return items
 
     def measure(self, loaded: Loaded, spec: RunSpec, watch: Watch) -> Outcome:
         rows = sources.load(self.source, self.title)
-        items = [self.item(rows[index], index) for index in range(min(len(rows), spec.limit or len(rows)))]
+        items = self.items(rows)[: spec.limit]
         finished = watch.finished_items.open(rows.revision)
         remaining = [item for item in items if item.id not in finished]
         for batch in likelihood.log_probabilities(loaded, tokenize(remaining, loaded, self.bos)):

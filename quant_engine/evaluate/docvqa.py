@@ -7,8 +7,17 @@ Biten et al., Scene text visual question answering, arXiv 1905.13648; details as
 
 from __future__ import annotations
 
-from quant_engine.data.sources import Rows, Source
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import BeforeValidator
+
+from quant_engine.data.row import AnyText, Row, Text, given
+from quant_engine.data.sources import Source
 from quant_engine.evaluate.vqa import DemoItems, PublishedItems, Question, VisualQuestions
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 THRESHOLD = 0.5
 
@@ -34,6 +43,12 @@ def anls(prediction: str, references: list[str]) -> float:
     return similarity if similarity >= THRESHOLD else 0.0
 
 
+class _Row(Row):
+    questionId: Text
+    question: Text
+    answers: Annotated[list[AnyText], BeforeValidator(given)]
+
+
 class DocVqa(VisualQuestions):
     metric = "ANLS"
     most_tokens = 32
@@ -52,11 +67,11 @@ class PublishedDocVqa(PublishedItems, DocVqa):
     source = Source("lmms-lab/DocVQA", "DocVQA/validation-*.parquet", "docvqa_validation.parquet")
     id_field = "questionId"
 
-    def question(self, rows: Rows, index: int) -> Question:
-        row = rows[index]
-        return Question(
-            str(row["questionId"]), lambda: rows.picture(index), row["question"] + self.suffix, list(row["answers"])
-        )
+    def question(self, row: dict[str, Any], index: int, picture: Callable[[], Image]) -> Question:
+        fields = _Row.model_validate(row)
+        if not any(answer.strip() for answer in fields.answers):
+            raise ValueError("answers are all empty")
+        return Question(fields.questionId, picture, fields.question + self.suffix, fields.answers)
 
 
 class DemoDocVqa(DemoItems, DocVqa):

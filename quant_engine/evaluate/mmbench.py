@@ -13,17 +13,22 @@ Liu et al., MMBench, arXiv 2307.06281; details as in lmms-eval's mmbench_en_dev_
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import AfterValidator
 
 from quant_engine.data.drawn.questions import choice_prompt
-from quant_engine.data.sources import Rows, Source
+from quant_engine.data.row import Answer, MaybeText, Number, Row, Text, shortened
+from quant_engine.data.sources import Source
 from quant_engine.evaluate.task import HEADLINE, Units
 from quant_engine.evaluate.vqa import LETTER_ONLY, DemoItems, PublishedItems, Question, VisualQuestions, option_lines
 from quant_engine.results import ItemOutput
 from quant_engine.spec import UserError
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from quant_engine.data.drawn.suite import DemoItem
 
 LETTERS = "ABCDE"
@@ -111,6 +116,27 @@ def answered_letter(answer: str, options: Sequence[str]) -> str | None:
     return inferred_letter(answer, options) or rule_based_letter(answer, WITH_TEXT[: len(options)])
 
 
+def _present(text: str | None) -> str | None:
+    return None if text in ("", "nan") else text
+
+
+Optional = Annotated[MaybeText, AfterValidator(_present)]
+"""A field that the set may leave out, which it also writes as "nan"."""
+
+
+class _Row(Row):
+    index: Number
+    question: Text
+    hint: Optional
+    A: Optional
+    B: Optional
+    C: Optional
+    D: Optional
+    E: Optional
+    answer: Answer
+    category: MaybeText
+
+
 class MmBench(VisualQuestions):
     """MMBench; a limit counts questions, each with all its rotations."""
 
@@ -140,39 +166,33 @@ class PublishedMmBench(PublishedItems, MmBench):
     id_field = "index"
 
     def questions(self, limit: int | None) -> list[Question]:
-        rows = self.rows()
-        rotations: dict[int, list[int]] = {}
-        for index, number in sorted(enumerate(rows.column("index")), key=lambda pair: int(pair[1])):
-            rotations.setdefault(int(number) % ROTATION, []).append(index)
-        base = [
-            indices
-            for number, indices in rotations.items()
-            if int(rows[indices[0]]["index"]) == number  # rotations of a question that is not there are left out
-        ]
-        return [self.question(rows, index) for indices in base[:limit] for index in indices]
+        rotations: dict[str, list[Question]] = {}
+        for question in sorted(super().questions(None), key=lambda question: int(question.id)):
+            rotations.setdefault(question.group, []).append(question)
+        # Rotations of a question that is not there are left out.
+        groups = [questions for group, questions in rotations.items() if questions[0].id == group]
+        if not groups:
+            raise UserError(f"{self.title}: no index is below {ROTATION}, so all rows are rotated copies of others.")
+        return [question for questions in groups[:limit] for question in questions]
 
-    def question(self, rows: Rows, index: int) -> Question:
-        row = rows[index]
-        options = [text for text in (field_text(row.get(letter)) for letter in LETTERS) if text is not None]
-        hint = field_text(row.get("hint"))
-        question = f"{hint} {row['question']}" if hint is not None else row["question"]
-        if row["answer"] not in LETTERS[: len(options)]:
-            raise UserError(f"MMBench item {row['index']} has the answer {row['answer']!r}, which is no option of it.")
+    def question(self, row: dict[str, Any], index: int, picture: Callable[[], Image]) -> Question:
+        fields = _Row.model_validate(row)
+        texts = [getattr(fields, letter) for letter in LETTERS]
+        options = [text for text in texts if text is not None]
+        if options != texts[: len(options)]:
+            raise ValueError(f"{LETTERS[texts.index(None)]} is missing, and an option behind it is there")
+        if fields.answer not in tuple(LETTERS[: len(options)]):
+            raise ValueError(f"answer is {shortened(fields.answer)}, which is none of its {len(options)} options")
+        question = fields.question if fields.hint is None else f"{fields.hint} {fields.question}"
         return Question(
-            str(row["index"]),
-            lambda: rows.picture(index),
+            str(fields.index),
+            picture,
             f"{question} {OPTIONS_HEADER}\n{option_lines(options)}\n{LETTER_ONLY}",
-            [row["answer"]],
+            [fields.answer],
             options,
-            group=str(int(row["index"]) % ROTATION),
-            category=row.get("category"),
+            group=str(fields.index % ROTATION),
+            category=fields.category,
         )
-
-
-def field_text(value: object) -> str | None:
-    """A field's text; None for one that the set leaves out, which it also writes as "nan"."""
-    text = "" if value is None else str(value)
-    return None if text in ("", "nan") else text
 
 
 class DemoMmBench(DemoItems, MmBench):

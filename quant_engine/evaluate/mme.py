@@ -9,18 +9,25 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Sequence
-from typing import ClassVar
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from quant_engine.data.sources import Rows, Source
+from quant_engine.data.row import Answer, Row, Text, shortened
+from quant_engine.data.sources import Source
 from quant_engine.deferred import deferred
 from quant_engine.evaluate.task import HEADLINE, Part, Units, mean_and_error
 from quant_engine.evaluate.vqa import DemoItems, PublishedItems, Question, VisualQuestions
 from quant_engine.results import ItemOutput
 from quant_engine.spec import UserError
 
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
 suite = deferred("quant_engine.data.drawn.suite")
 
+PERCEPTION = (
+    "existence", "count", "position", "color", "posters", "celebrity", "scene", "landmark", "artwork", "OCR",
+)  # fmt: skip
 COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning")
 ASKS_YES_OR_NO = " Please answer yes or no."
 WORD_OR_PHRASE = "\nAnswer the question using a single word or phrase."
@@ -35,6 +42,13 @@ def yes_or_no(answer: str) -> str:
         return {"y": "yes", "n": "no"}.get(text, "other")
     start = text[:4]
     return "yes" if "yes" in start else "no" if "no" in start else "other"
+
+
+class _Row(Row):
+    question_id: Text
+    category: Text
+    question: Text
+    answer: Answer
 
 
 class Mme(VisualQuestions):
@@ -55,8 +69,7 @@ class Mme(VisualQuestions):
         for output in outputs:
             scores[output.category, output.group].append(output.score)
         for (_, picture), pair in scores.items():
-            if len(pair) != 2:
-                raise UserError(f"MME needs two questions about each picture, and {picture} has {len(pair)}.")
+            _check_pair(picture, len(pair))
         parts: dict[str, dict[tuple[str, str], float]] = {HEADLINE: {}, "perception": {}, "cognition": {}}
         for key, pair in scores.items():
             points = 100 * sum(pair) / 2 + (100 if sum(pair) == 2 else 0)
@@ -77,6 +90,11 @@ class Mme(VisualQuestions):
         return math.sqrt(math.fsum((error * share) ** 2 for error, share in errors))
 
 
+def _check_pair(picture: str, count: int) -> None:
+    if count != 2:
+        raise UserError(f"MME needs two questions about each picture, and {picture} has {count}.")
+
+
 def _weighted(points: dict[tuple[str, str], float]) -> Units:
     sizes = Counter(category for category, _ in points)
     return {
@@ -93,23 +111,24 @@ class PublishedMme(PublishedItems, Mme):
     source = Source("lmms-lab/MME", "data/test-*.parquet", "mme_test.parquet")
 
     def questions(self, limit: int | None) -> list[Question]:
-        rows = self.rows()
-        of_picture: dict[tuple[str, str], list[int]] = {}
-        for index, key in enumerate(zip(rows.column("category"), rows.column("question_id"), strict=True)):
-            of_picture.setdefault(key, []).append(index)
+        of_picture: dict[tuple[str, str], list[Question]] = {}
+        for question in super().questions(None):
+            of_picture.setdefault((question.category, question.group), []).append(question)
         pairs = list(of_picture.values())
+        for pair in pairs:
+            _check_pair(pair[0].group, len(pair))
         pairs = pairs[: len(pairs) if limit is None else (limit + 1) // 2]
-        return [self.question(rows, index) for pair in pairs for index in pair]
+        return [question for pair in pairs for question in pair]
 
-    def question(self, rows: Rows, index: int) -> Question:
-        row = rows[index]
+    def question(self, row: dict[str, Any], index: int, picture: Callable[[], Image]) -> Question:
+        fields = _Row.model_validate(row)
+        if fields.category not in PERCEPTION + COGNITION:
+            raise ValueError(f"category is {shortened(fields.category)}, which is none of the fourteen of MME")
+        if fields.answer.strip().lower() not in ("yes", "no"):
+            raise ValueError(f"answer is {shortened(fields.answer)}, and neither Yes nor No")
+        prompt = fields.question.strip().replace(ASKS_YES_OR_NO, "") + self.suffix
         return Question(
-            str(index),
-            lambda: rows.picture(index),
-            row["question"].strip().replace(ASKS_YES_OR_NO, "") + self.suffix,
-            [row["answer"]],
-            group=row["question_id"],
-            category=row["category"],
+            str(index), picture, prompt, [fields.answer], group=fields.question_id, category=fields.category
         )
 
 

@@ -15,7 +15,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from pydantic import Field
+
 from quant_engine.data import sources
+from quant_engine.data.row import AnswerNumber, AnyText, Row, Text, check_number, shortened
 from quant_engine.deferred import deferred
 from quant_engine.evaluate.choices import context_length
 from quant_engine.evaluate.task import HEADLINE, Outcome, Part, Task, Units, Watch
@@ -56,6 +59,13 @@ CATEGORY: dict[str, str] = {
 }
 
 
+class _Row(Row):
+    question: Text
+    subject: Text
+    choices: list[AnyText] = Field(min_length=len(LETTERS), max_length=len(LETTERS))
+    answer: AnswerNumber
+
+
 @dataclass(frozen=True)
 class _Prompt:
     """A question's prompt and its tokens. `row` is its row of the test split, `shots` the number of examples in it."""
@@ -91,21 +101,32 @@ class Mmlu(Task):
         "cais/mmlu", "all/dev-*.parquet", "mmlu_dev.jsonl", revision="c30699e8356da336a370243923dbaf21066bb9fe"
     )
 
-    def prepare(self) -> None:
-        self._rows()
+    def revision(self) -> str:
+        return ", ".join(sources.revision(source, title) for source, title in self._splits())
 
-    def _rows(self) -> tuple[sources.Rows, sources.Rows]:
-        return sources.load(self.test, self.title), sources.load(self.dev, f"{self.title} (examples)")
+    def prepare(self) -> None:
+        self._read()
+
+    def _splits(self) -> tuple[tuple[sources.Source, str], ...]:
+        return (self.test, self.title), (self.dev, f"{self.title} (examples)")
+
+    def _read(self) -> tuple[list[_Row], dict[str, list[str]], str]:
+        """All questions, the solved ones of each subject, and the data's revision."""
+        test, dev = (sources.load(source, title) for source, title in self._splits())
+        questions, solved = test.read(_checked), examples(dev.read(_checked))
+        for subject in {question.subject for question in questions}:
+            if len(solved.get(subject, [])) < SHOTS:
+                raise UserError(f"MMLU has no {SHOTS} examples of the subject {subject!r}: fetch its dev split again.")
+        return questions, solved, f"{test.revision}, {dev.revision}"
 
     def measure(self, loaded: Loaded, spec: RunSpec, watch: Watch) -> Outcome:
-        test, dev = self._rows()
-        revision = f"{test.revision}, {dev.revision}"
-        count = min(len(test), spec.limit or len(test))
-        rows = [index * len(test) // count for index in range(count)]
+        questions, solved, revision = self._read()
+        count = min(len(questions), spec.limit or len(questions))
+        rows = [index * len(questions) // count for index in range(count)]
         finished = watch.finished_items.open(revision)
-        remaining = [row for row in rows if str(row) not in finished]
+        remaining = {row: questions[row] for row in rows if str(row) not in finished}
         tokens = letter_tokens(loaded.tokenizer)
-        packs = list(_packs(_prompts(remaining, test, examples(dev), loaded)))
+        packs = list(_packs(_prompts(remaining, solved, loaded)))
         texts = [
             [likelihood.Text(prompt.ids, [(len(prompt.ids) - 1, token) for token in tokens]) for prompt in pack]
             for pack in packs
@@ -127,18 +148,27 @@ class Mmlu(Task):
         return units
 
 
-def examples(dev: sources.Rows) -> dict[str, list[str]]:
+def _checked(row: dict[str, Any], index: int) -> _Row:
+    """A row that can be asked. Raises ValueError for any other."""
+    fields = _Row.model_validate(row)
+    check_number("answer", fields.answer, len(LETTERS))
+    if fields.subject not in CATEGORY:
+        raise ValueError(f"subject is {shortened(fields.subject)}, which is none of the {len(CATEGORY)} of MMLU")
+    return fields
+
+
+def examples(dev: list[_Row]) -> dict[str, list[str]]:
     """The solved questions of each subject, in the order of the split."""
     solved: dict[str, list[str]] = defaultdict(list)
     for row in dev:
-        solved[row["subject"]].append(f"{question_text(row)} {LETTERS[int(row['answer'])]}\n\n")
+        solved[row.subject].append(f"{question_text(row)} {LETTERS[row.answer]}\n\n")
     return solved
 
 
-def question_text(row: dict[str, Any]) -> str:
+def question_text(row: _Row) -> str:
     """Question, lettered options, and the request for an answer."""
-    options = "\n".join(f"{letter}. {choice}" for letter, choice in zip(LETTERS, row["choices"], strict=True))
-    return f"{row['question']}\n{options}\nAnswer:"
+    options = "\n".join(f"{letter}. {choice}" for letter, choice in zip(LETTERS, row.choices, strict=True))
+    return f"{row.question}\n{options}\nAnswer:"
 
 
 def prompt_text(subject: str, solved: Sequence[str], question: str) -> str:
@@ -153,20 +183,17 @@ def letter_tokens(tokenizer: Any) -> list[int]:
     return [tokenizer(text, add_special_tokens=False)["input_ids"][-1] for text in texts]
 
 
-def _prompts(rows: list[int], test: sources.Rows, solved: dict[str, list[str]], loaded: Loaded) -> Iterator[_Prompt]:
+def _prompts(rows: dict[int, _Row], solved: dict[str, list[str]], loaded: Loaded) -> Iterator[_Prompt]:
     """The prompts of these rows of the test split, each with as many solved questions of its subject as fit."""
     most_tokens = context_length(loaded)
-    for index in rows:
-        row = test[index]
-        subject, question = row["subject"], question_text(row)
-        if subject not in CATEGORY or len(solved.get(subject, [])) < SHOTS:
-            raise UserError(f"MMLU has no {SHOTS} examples of the subject {subject!r}: fetch its dev split again.")
+    for index, row in rows.items():
+        subject, question = row.subject, question_text(row)
         for shots in range(SHOTS, -1, -1):
             text = prompt_text(subject, solved[subject][:shots], question)
             ids = loaded.tokenizer(text, verbose=False)["input_ids"]
             if len(ids) <= most_tokens:
                 break
-        yield _Prompt(index, subject, LETTERS[int(row["answer"])], text, ids[-most_tokens:], shots)
+        yield _Prompt(index, subject, LETTERS[row.answer], text, ids[-most_tokens:], shots)
 
 
 def _packs(prompts: Iterator[_Prompt]) -> Iterator[list[_Prompt]]:

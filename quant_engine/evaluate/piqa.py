@@ -4,8 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+from quant_engine.data.row import AnswerNumber, Row, Text, check_number
 from quant_engine.data.sources import Source
 from quant_engine.evaluate.choices import ChoiceItem, MultipleChoice
+
+
+class _Row(Row):
+    goal: Text
+    sol1: Text
+    sol2: Text
+    label: AnswerNumber
 
 
 class Piqa(MultipleChoice):
@@ -17,6 +25,8 @@ class Piqa(MultipleChoice):
     )
 
     def item(self, row: dict[str, Any], index: int) -> ChoiceItem:
-        choices = [row["sol1"], row["sol2"]]
-        prompt = f"Question: {row['goal']}\nAnswer:"
-        return ChoiceItem(str(index), prompt, [prompt] * 2, [f" {c}" for c in choices], choices, int(row["label"]))
+        fields = _Row.model_validate(row)
+        choices = [fields.sol1, fields.sol2]
+        check_number("label", fields.label, len(choices))
+        prompt = f"Question: {fields.goal}\nAnswer:"
+        return ChoiceItem(str(index), prompt, [prompt] * 2, [f" {c}" for c in choices], choices, fields.label)

@@ -8,7 +8,8 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from quant_engine.data import sources
 from quant_engine.deferred import deferred
@@ -58,10 +59,6 @@ class VisualQuestions(Task):
     @abstractmethod
     def questions(self, limit: int | None) -> list[Question]:
         """The first `limit` items (all, if None)."""
-
-    @abstractmethod
-    def revision(self) -> str:
-        """What identifies the items; it is stored with every number."""
 
     def picture_of(self, item: str, revision: str) -> Image:
         """The picture of an item by its id, in items of this revision. Raises UserError if it is not on this machine.
@@ -138,32 +135,36 @@ class PublishedItems(VisualQuestions):
     """The questions of a published set, from the hub or a local folder, in its native fields."""
 
     source: ClassVar[sources.Source]
-    id_field: ClassVar[str | None] = None
-    """The field that names an item; None where its index does."""
+    id_field: ClassVar[str] = "id"
+    """The field that names an item, where its index does not."""
 
     @abstractmethod
-    def question(self, rows: sources.Rows, index: int) -> Question:
-        """Item `index` of the set."""
+    def question(self, row: dict[str, Any], index: int, picture: Callable[[], Image]) -> Question:
+        """The question of a row. Raises ValueError (pydantic's) for a row that can't be asked or scored."""
 
     def prepare(self) -> None:
-        self.rows()
+        self.questions(None)
+        self.rows().check_pictures()
 
     def rows(self) -> sources.Rows:
         return sources.load(self.source, self.title)
 
+    def read(self, rows: sources.Rows) -> list[Question]:
+        """The questions of all rows. Raises UserError where a row can't be asked or scored, or comes twice."""
+        questions = rows.read(lambda row, index: self.question(row, index, partial(rows.picture, index)))
+        rows.check_unique(self.id_field, [question.id for question in questions])
+        return questions
+
     def questions(self, limit: int | None) -> list[Question]:
-        rows = self.rows()
-        return [self.question(rows, index) for index in range(min(len(rows), limit or len(rows)))]
+        return self.read(self.rows())[:limit]
 
     def revision(self) -> str:
-        return self.rows().revision
+        return sources.revision(self.source, self.title)
 
     def picture_of(self, item: str, revision: str) -> Image:
-        rows = sources.stored(self.source, self.title, revision)
-        ids = range(len(rows)) if self.id_field is None else rows.column(self.id_field)
-        for index, row_id in enumerate(ids):
-            if str(row_id) == item:
-                return rows.picture(index)
+        for question in self.read(sources.stored(self.source, self.title, revision)):
+            if question.id == item:
+                return question.picture()
         raise UserError(f"{self.title} has no item {item}.")
 
 

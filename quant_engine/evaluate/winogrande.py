@@ -8,8 +8,16 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+from quant_engine.data.row import AnswerNumber, Row, Text, check_number
 from quant_engine.data.sources import Source
 from quant_engine.evaluate.choices import ChoiceItem, MultipleChoice
+
+
+class _Row(Row):
+    sentence: Text
+    option1: Text
+    option2: Text
+    answer: AnswerNumber
 
 
 class WinoGrande(MultipleChoice):
@@ -25,13 +33,17 @@ class WinoGrande(MultipleChoice):
     )
 
     def item(self, row: dict[str, Any], index: int) -> ChoiceItem:
-        before, _, after = row["sentence"].partition("_")
-        choices = [row["option1"], row["option2"]]
+        fields = _Row.model_validate(row)
+        before, _, after = fields.sentence.partition("_")
+        if not after.strip():
+            raise ValueError("sentence has no blank (_) with words behind it, which are what is scored")
+        choices = [fields.option1, fields.option2]
+        check_number("answer", fields.answer, len(choices), first=1)
         return ChoiceItem(
             str(index),
-            row["sentence"],
+            fields.sentence,
             [before + choice for choice in choices],
             [f" {after.strip()}"] * 2,
             choices,
-            int(row["answer"]) - 1,
+            fields.answer - 1,
         )

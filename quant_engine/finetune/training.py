@@ -49,7 +49,8 @@ class FineTuning:
         self.dtype = getattr(torch, plan.spec.dtype)
         empty = Skeleton(self.card, self.model_folder, self.dtype, device)
         processor = empty.load_processor() if self.options.data == "demo" and self.card.pictures else None
-        self.examples = examples.load(self.options, self.card, empty.tokenizer, processor, self.dtype)
+        context = empty.model.config.get_text_config().max_position_embeddings
+        self.examples = examples.load(self.options, self.card, empty.tokenizer, processor, self.dtype, context)
         self.state_file = folder / "state.safetensors"
         self.done: dict[str, Any] = {"step": 0, "losses": [], "seconds": 0.0, "held_out_before": None}
 

@@ -131,7 +131,7 @@ class _Log:
     def __call__(self, line: str) -> None:
         dated = f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line.rstrip()}\n"
         try:
-            with self._path.open("a", encoding="utf-8") as file:
+            with self._path.open("a", encoding="utf-8", errors="backslashreplace") as file:
                 file.write(dated)
         except OSError as error:
             sys.stderr.write(f"{dated}({self._path} can't be written: {error})\n")

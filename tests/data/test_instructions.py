@@ -1,11 +1,13 @@
 """Training data from files, folders and the hub's cache, read as a user gives them."""
 
+import gzip
 import json
 import shutil
 
 import pandas as pd
 import pytest
 from evaluate import hub_stand_in
+from evaluate.local_sets import LFS_POINTER
 
 from quant_engine.data import instructions
 from quant_engine.data.instructions import Pair, pairs, pin
@@ -133,7 +135,7 @@ def test_bad_data_are_one_sentence(tmp_path):
         with pytest.raises(UserError, match=sentence):
             pin(str(tmp_path / name))
     for name, sentence in (
-        ("broken.json", "can't be read"),
+        ("broken.json", "broken.json, line 1 is no JSON"),
         ("other.json", "columns question, answer; they need instruction and output"),
         ("blank.json", "no row with an answer"),
     ):
@@ -141,6 +143,79 @@ def test_bad_data_are_one_sentence(tmp_path):
             pairs(pin(str(tmp_path / name)))
     with pytest.raises(UserError, match="names no hub data set"):
         pin("hub:one two")
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (b"", "have no row"),
+        (b"[]", "have no row"),
+        (b'\n{"instruction": "a", "output": ["b"]}', r"rows.json, line 2: output is a list, where text or a number"),
+        (b'{"instruction": {"a": 1}, "output": "b"}', r"rows.json, line 1: instruction is an object, where text"),
+        (b'[{"text": "a"}, {"text": true}]', "rows.json, row 2: text is true or false, where text or a number"),
+        (b'{"text": "a"}\n7\n', "rows.json, line 2 is no JSON object: write one object in each line"),
+        (b'{"text": "\\ud800"}', "rows.json, line 1: text holds half of a surrogate pair"),
+        (b'{"text": "caf\xe9"}', "rows.json, line 1 is not UTF-8 text: save the file as UTF-8"),
+        (LFS_POINTER, "rows.json is a Git LFS pointer, not the file itself"),
+    ],
+)
+def test_rows_that_can_not_be_learned_are_one_sentence(tmp_path, content, sentence):
+    (tmp_path / "rows.json").write_bytes(content)
+    with pytest.raises(UserError, match=sentence):
+        pairs(pin(str(tmp_path / "rows.json")))
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (b"", "have no row"),
+        (b"text\n", "have no row"),
+        (b"instruction,output\na,b,c\n", "rows.csv, row 1 has more fields than there are columns"),
+        (b'text\n"a\n', "rows.csv, row 1 is no CSV"),
+        (b"instruction;output\na;b\n", "have the columns instruction;output; they need instruction and output"),
+        (b"text\ncaf\xe9\n", "rows.csv, line 2 is not UTF-8 text"),
+    ],
+)
+def test_tables_that_can_not_be_learned_are_one_sentence(tmp_path, content, sentence):
+    (tmp_path / "rows.csv").write_bytes(content)
+    with pytest.raises(UserError, match=sentence):
+        pairs(pin(str(tmp_path / "rows.csv")))
+
+
+@pytest.mark.parametrize("content", [b"", b"PAR1", LFS_POINTER])
+def test_a_damaged_parquet_file_is_one_sentence(tmp_path, content):
+    (tmp_path / "rows.parquet").write_bytes(content)
+    with pytest.raises(UserError, match=r"rows.parquet (can't be read|is a Git LFS pointer)"):
+        pairs(pin(str(tmp_path / "rows.parquet")))
+
+
+def test_a_number_is_its_text_as_it_is_written(tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"instruction": 1, "output": 2.50}\n{"instruction": "x", "output": "2.50"}\n')
+    (tmp_path / "rows.csv").write_text("instruction,output\n1,2.50\nx,2.50\n")
+    for name in ("rows.jsonl", "rows.csv"):
+        first, second = pairs(pin(str(tmp_path / name)))
+        assert first.answer == second.answer == "2.50"
+        assert "### Instruction:\n1\n" in first.prompt
+    write(tmp_path / "rows.parquet", [{"instruction": "x", "output": 7}])
+    assert pairs(pin(str(tmp_path / "rows.parquet")))[0].answer == "7"
+
+
+def test_words_that_tables_use_for_no_value_are_text(tmp_path):
+    (tmp_path / "rows.csv").write_text("text\nNA\nNone\nnan\n")
+    assert [pair.answer for pair in pairs(pin(str(tmp_path / "rows.csv")))] == ["NA", "None", "nan"]
+
+
+@pytest.mark.parametrize("kind", ["json", "jsonl", "csv"])
+def test_rows_are_the_same_however_they_are_written(tmp_path, kind):
+    rows = [{**ROWS[0], "output": "a\u2028b\x85c"}, ROWS[1]]
+    content = write(tmp_path / f"rows.{kind}", rows).read_bytes()
+    expected = pairs(pin(str(tmp_path / f"rows.{kind}")))
+    assert expected[0].answer == "a\u2028b\x85c"
+    marked = b"\xef\xbb\xbf" + content.replace(b"\n", b"\r\n")
+    raw = json.dumps(rows, ensure_ascii=False).encode() if kind == "json" else content
+    for name, written in ((f"a.{kind}", marked), (f"b.{kind}.gz", gzip.compress(marked)), (f"c.{kind}", raw)):
+        (tmp_path / name).write_bytes(written)
+        assert pairs(pin(str(tmp_path / name))) == expected
 
 
 def test_the_data_that_ship_are_there():

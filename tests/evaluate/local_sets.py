@@ -7,6 +7,7 @@ import json
 import datasets
 from PIL import Image
 
+LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 7\n"
 PIQA = [
     {"goal": f"Open jar {k}", "sol1": "turn the lid" + " slowly" * k, "sol2": "throw it away", "label": k % 2}
     for k in range(7)

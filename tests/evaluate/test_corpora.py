@@ -1,5 +1,6 @@
 """The published texts of perplexity, in each of their forms."""
 
+import gzip
 import random
 
 import pytest
@@ -45,6 +46,30 @@ def test_the_two_forms_of_ptb_are_other_splits_and_joined_otherwise(data):
     (data / "ptb.test.txt").write_text(" a b \n c \n")
     assert corpus("ptb-old").token_ids(WORDS, 4, None)[0] == ids("the <unk> of N\n\nnext line")
     assert corpus("ptb-new").token_ids(WORDS, 4, None)[0] == ids("a b c")
+
+
+def test_a_document_ends_at_a_newline_and_nowhere_else(data):
+    text = "a\u2028b\x85c\x0cd\nsecond\n"
+    for content in (text.encode(), b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode()):
+        (data / "ptb.valid.txt").write_bytes(content)
+        assert corpus("ptb-old").read()[0] == ["a\u2028b\x85c\x0cd", "second"]
+    (data / "ptb.valid.txt").unlink()
+    (data / "ptb.valid.txt.gz").write_bytes(gzip.compress(text.encode()))
+    assert corpus("ptb-old").read()[0] == ["a\u2028b\x85c\x0cd", "second"]
+
+
+@pytest.mark.parametrize(
+    ("row", "sentence"),
+    [
+        ({"url": "x"}, "text is missing"),
+        ({"text": ["a"]}, "text is a list, where text or a number belongs"),
+        ({"text": "\ud800"}, "text holds half of a surrogate pair"),
+    ],
+)
+def test_a_document_that_is_no_text_is_one_sentence_before_any_work(data, row, sentence):
+    local_sets.jsonl(data / "c4_some.jsonl", [{"text": ""}, {"text": 7}, row])
+    with pytest.raises(UserError, match=f"^C4, old form, line 3 of c4_some.jsonl: {sentence}"):
+        TASKS["c4-old"].prepare()
 
 
 def test_new_c4_is_the_start_of_the_first_documents(data):

@@ -1,11 +1,14 @@
+import gzip
 import math
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from evaluate.local_sets import LFS_POINTER
 from models import tiny_chat
 
+from quant_engine.data import texts
 from quant_engine.evaluate import TASKS, Watch, parse_task
 from quant_engine.evaluate import perplexity as module
 from quant_engine.evaluate.perplexity import Perplexity
@@ -103,9 +106,29 @@ def test_a_text_file_is_pinned_by_its_content(tmp_path):
         parse_task(name)
 
 
+def test_a_text_is_the_same_however_it_is_written(tmp_path):
+    text = "one\u2028two\nthree\n"
+    (tmp_path / "text.txt").write_text(text)
+    expected = parse_task(f"perplexity:{tmp_path}/text.txt").name.rpartition("@")[2]
+    marked = b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode()
+    for content in (marked, gzip.compress(text.encode()), gzip.compress(marked)):
+        (tmp_path / "other.txt").write_bytes(content)
+        assert parse_task(f"perplexity:{tmp_path}/other.txt").name.rpartition("@")[2] == expected
+        assert texts.read(tmp_path / "other.txt") == text
+
+
 @pytest.mark.parametrize(
     ("content", "sentence"),
-    [(None, "There is no text file"), (b"", "is empty"), (b"\xff\xfe\x00\x81", "can't be read as UTF-8")],
+    [
+        (None, "There is no text file"),
+        (b"", "is empty"),
+        (b"\xef\xbb\xbf\n", "is empty"),
+        (b"caf\xe9", "can't be read as UTF-8"),
+        ("text".encode("utf-16"), "is UTF-16 text: save it as UTF-8"),
+        ("text".encode("utf-16-le"), "holds null characters, so it is no UTF-8 text"),
+        (b"\x1f\x8bcut off", "can't be read as UTF-8"),
+        (LFS_POINTER, "is a Git LFS pointer, not the file itself"),
+    ],
 )
 def test_bad_text_files_are_one_sentence(tmp_path, content, sentence):
     file = tmp_path / "text.txt"

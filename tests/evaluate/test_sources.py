@@ -1,5 +1,6 @@
 """Where benchmark items come from: a local folder, a stand-in of the hub, the hub's cache, or nowhere."""
 
+import gzip
 import json
 import os
 import subprocess
@@ -98,7 +99,7 @@ def test_a_short_file_in_the_local_folder_comes_first(data, compressed):
     local_sets.parquet(data / "some/set/data/test-0.parquet", [{"goal": "other"}])
     rows = load(SOURCE, "The set")
     assert [row["goal"] for row in rows] == ["x", "y"]
-    assert rows.column("goal") == ["x", "y"]
+    assert rows.texts("goal") == ["x", "y"]
     assert rows.revision.startswith("set_test.jsonl")
     assert "sha256:" in rows.revision
 
@@ -149,11 +150,55 @@ def test_a_picture_of_a_row_is_turned_as_the_hubs_library_turns_it_and_a_damaged
             opened.picture(index)
 
 
-@pytest.mark.parametrize("content", ["", "{not json\n", '{"goal": 1}\n[]\n'])
-def test_a_damaged_file_is_one_sentence(data, content):
-    (data / "set_test.jsonl").write_text(content)
-    with pytest.raises(UserError, match="fetch it again"):
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        ("", "set_test.jsonl holds no rows: fetch it again"),
+        ("{not json\n", "set_test.jsonl, line 1 is no JSON object .*: write one object in each line"),
+        ('{"goal": 1}\n[]\n', "set_test.jsonl, line 2 is no JSON object"),
+        ('{"goal": 1}\n\n"goal"\n', "set_test.jsonl, line 3 is no JSON object"),
+        ('[{"goal": 1}, 7]', "set_test.jsonl, row 2 is no JSON object"),
+        ('[{"goal": 1},', "set_test.jsonl begins as a list and is no JSON"),
+        ("[" * 100_000, "set_test.jsonl begins as a list and is no JSON .nested too deeply"),
+        ('{"goal": ' + "9" * 5000 + "}\n{", "set_test.jsonl, line 2 is no JSON object .Expecting"),
+        (b"\x1f\x8bnothing", "set_test.jsonl can't be read .it is cut off or damaged"),
+        (gzip.compress(b'{"goal": 1}\n' * 999)[:-9], "set_test.jsonl can't be read .it is cut off or damaged"),
+        (b'{"goal": 1}\n{"goal": "\xff"}\n', "set_test.jsonl, line 2 is not UTF-8 text: save the file as UTF-8"),
+        ('{"goal": 1}'.encode("utf-16"), "set_test.jsonl is UTF-16 text: save it as UTF-8"),
+        (local_sets.LFS_POINTER, "set_test.jsonl is a Git LFS pointer, not the file itself: run git lfs pull"),
+    ],
+)
+def test_a_damaged_file_is_one_sentence(data, content, sentence):
+    (data / "set_test.jsonl").write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(UserError, match=f"^The set: .*{sentence}"):
         load(SOURCE, "The set")
+
+
+@pytest.mark.parametrize("content", [b"", b"PAR1nothing", b"<html>", local_sets.LFS_POINTER])
+def test_a_damaged_parquet_file_is_one_sentence(data, content):
+    (data / "some/set/data").mkdir(parents=True)
+    (data / "some/set/data/test-0.parquet").write_bytes(content)
+    with pytest.raises(UserError, match=r"^The set: .*test-0.parquet (can't be read|is a Git LFS pointer)"):
+        load(SOURCE, "The set")
+
+
+WRITTEN = '{"goal": "a\u2028b\x85c\u2029d"}\n{"goal": "second"}\n'
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        WRITTEN.encode(),
+        b"\xef\xbb\xbf" + WRITTEN.replace("\n", "\r\n").encode(),
+        b"\n  " + WRITTEN.replace("\n", "\n\n").encode().rstrip(),
+        f"[{WRITTEN.strip().replace(chr(10), ', ')}]".encode(),
+        b"\xef\xbb\xbf" + json.dumps([json.loads(line) for line in WRITTEN.split("\n")[:2]], indent=1).encode(),
+        gzip.compress(b"\xef\xbb\xbf" + WRITTEN.encode()),
+    ],
+)
+def test_json_rows_are_read_however_they_are_written(data, content):
+    (data / "set_test.jsonl").write_bytes(content)
+    assert load(SOURCE, "The set").texts("goal") == ["a\u2028b\x85c\u2029d", "second"]
 
 
 def test_a_folder_that_is_none_is_one_sentence(data, monkeypatch):
