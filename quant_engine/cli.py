@@ -1,6 +1,6 @@
 """`python -m quant_engine …`: everything that the page does, from the command line.
 
-Exit codes: 0 done; 1 the run failed; 2 something asked for can't be done as asked; 130 stopped with Ctrl-C.
+Exit codes: 0 done; 1 it failed; 2 something asked for can't be done as asked; 130 stopped with Ctrl-C.
 """
 
 from __future__ import annotations

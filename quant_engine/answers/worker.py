@@ -150,9 +150,9 @@ class RequestLine:
         """Load what each side needs. A side that can't be answered ends here; the others go on."""
         try:
             picture = open_picture(request.image) if request.image else None
-        except UserError as refusal:
+        except Exception as error:
             for side in list(texts):
-                self._fail(request, side, refusal, texts)
+                self._fail(request, side, error, texts)
             return
         needed: set[ModelKey] = set()
         for side, setting in enumerate(request.sides):
