@@ -11,18 +11,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import cached_property
-from typing import Literal
+from typing import Annotated, Literal, get_args
 
 import numpy as np
 import pandas as pd
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from leaderboard import against_fp16, search, sizes
 from leaderboard.columns import COMMONSENSE, GROUPS, Column, ordered
+from leaderboard.search import MOST_CHARACTERS
 from leaderboard.store import options_text
 from quant_engine import notation
+from quant_engine.spec import Text
 
 Mode = Literal["absolute", "difference", "retained"]
+MODES: tuple[str, ...] = get_args(Mode)
 TRACKS = {
     "llm_ptq": "Language",
     "mllm_ptq": "Pictures and language",
@@ -57,21 +60,21 @@ class Query(BaseModel):
     show. A sort puts the best first, or the worst if `reverse`.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    model: str | None = None
-    track: str = "llm_ptq"
-    methods: tuple[str, ...] = ()
+    model: Text | None = None
+    track: Text = "llm_ptq"
+    methods: tuple[Text, ...] = ()
     bits: tuple[float, ...] = ()
-    groups: tuple[int, ...] = ()
-    sources: tuple[str, ...] = ()
+    groups: tuple[Annotated[int, Field(ge=0, le=2**31)], ...] = ()
+    sources: tuple[Text, ...] = ()
     a_bits: tuple[float, ...] = ()
-    statuses: tuple[str, ...] = ()
+    statuses: tuple[Text, ...] = ()
     stored: Range = (None, None)
     size: Range = (None, None)
-    columns: tuple[str, ...] = ()
-    search: str = ""
-    sort: str | None = None
+    columns: tuple[Text, ...] = ()
+    search: Annotated[Text, Field(max_length=MOST_CHARACTERS)] = ""
+    sort: Text | None = None
     reverse: bool = False
     mode: Mode = "absolute"
 

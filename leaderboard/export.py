@@ -1,7 +1,9 @@
 """The view as a file: CSV, JSON, Parquet, Markdown, LaTeX (booktabs), and how to cite it (BibTeX).
 
 Data formats hold the numbers of the view in its mode, unrounded, and how each is to be read; Markdown and LaTeX hold
-what the table writes.
+what the table writes. Where there is no number, CSV has an empty cell, JSON null and Parquet NaN; an infinite one is
+inf in CSV and Parquet, null in JSON, which has no word for it, and ∞ in the others. In CSV a text that a spreadsheet
+would run as a formula has an apostrophe before it.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ import io
 import json
 from collections.abc import Callable
 from itertools import groupby
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -18,16 +21,21 @@ from leaderboard.analysis import Cell, View
 from leaderboard.store import Notes, note_on
 from quant_engine import notation
 from quant_engine.folders import PROJECT
+from quant_engine.spec import clean_text
 
 FIELDS = [
     "model", "track", "method", "w_bits", "a_bits", "group_size", "options", "source", "run_id", "stored_bits",
     "size_gb",
 ]  # fmt: skip
-_LATEX = str.maketrans(
+_FORMULA = ("=", "+", "-", "@", "\t", "\n", "＝", "＋", "－", "＠")
+_SPACES = str.maketrans(dict.fromkeys("\r\n\t\v\f\x85\u2028\u2029", " "))
+_MARKDOWN = str.maketrans({character: f"\\{character}" for character in "\\|`*<["}) | _SPACES
+_LATEX = _SPACES | str.maketrans(
     {"&": r"\&", "%": r"\%", "_": r"\_", "#": r"\#", "$": r"\$", "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}",
      "^": r"\textasciicircum{}", "\\": r"\textbackslash{}", "↑": r"$\uparrow$", "↓": r"$\downarrow$",
-     "−": r"$-$", "·": "--", "∞": r"$\infty$"}
+     "−": r"$-$", "·": "--", "∞": r"$\infty$", "[": "{[}"}
 )  # fmt: skip
+_BIBTEX = {code: text for code, text in _LATEX.items() if chr(code) not in "{}["}
 _RAISED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-")
 _MODES = {"absolute": "values", "difference": "differences to FP16", "retained": "percent of FP16 retained"}
 
@@ -42,7 +50,11 @@ def frame(view: View) -> pd.DataFrame:
 
 
 def csv(view: View) -> bytes:
-    return frame(view).to_csv(index=False).encode()
+    table = frame(view)
+    table.columns = [_no_formula(name) for name in table]
+    for name in table.columns[: len(FIELDS)]:
+        table[name] = table[name].map(_no_formula)
+    return table.to_csv(index=False).encode()
 
 
 def parquet(view: View) -> bytes:
@@ -122,7 +134,8 @@ def bibtex(view: View | None = None) -> bytes:
     return "\n".join(entries).encode()
 
 
-FORMATS: dict[str, Callable[[View], bytes]] = {
+Format = Literal["csv", "json", "parquet", "md", "tex", "bib"]
+FORMATS: dict[Format, Callable[[View], bytes]] = {
     "csv": csv,
     "json": as_json,
     "parquet": parquet,
@@ -181,8 +194,16 @@ def _plain(value: object) -> object:
     return None if value is pd.NA else value
 
 
+def _no_formula(value: object) -> object:
+    """A text that no spreadsheet takes for a formula, with line ends that CSV quotes; other values as they are."""
+    if not isinstance(value, str):
+        return value
+    text = clean_text(value)
+    return f"'{text}" if text.startswith(_FORMULA) else text
+
+
 def _bar(cells: list[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+    return "| " + " | ".join(cell.translate(_MARKDOWN) for cell in cells) + " |"
 
 
 def _latex_number(text: str) -> str:
@@ -198,10 +219,10 @@ def _entry(kind: str, key: str, cited: dict) -> str:
         for author in cited["authors"]
     )
     fields = {
-        "title": f"{{{cited['title']}}}",
-        "author": people,
+        "title": f"{{{cited['title'].translate(_LATEX)}}}",
+        "author": people.translate(_BIBTEX),
         "year": cited.get("year") or str(cited.get("date-released", ""))[:4],
-        "journal": cited.get("journal"),
+        "journal": cited.get("journal", "").translate(_LATEX),
         "version": cited.get("version"),
         "doi": cited.get("doi"),
         "url": cited.get("url") or cited.get("repository-code"),

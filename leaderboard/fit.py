@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from leaderboard import quality
-from leaderboard.analysis import Board
+from leaderboard.analysis import Board, Cell
 from leaderboard.columns import Column, headline
 from leaderboard.plot import Figure
 from leaderboard.sizes import Shape, shapes
@@ -143,6 +143,16 @@ def best_quality(board: Board, model: str) -> Column:
     if column is None:
         raise UserError(f"There is no result of {model} yet.")
     return column
+
+
+def qualities(board: Board, model: str) -> list[Column]:
+    """The scores that a model's quantized settings have, the one that ranks best first. Raises UserError if it has
+    none."""
+    first = best_quality(board, model)
+    rows = ((board.rows["model"] == model) & (board.rows["w_bits"] < 16)).to_numpy()
+    filled = (board.cells[rows] != Cell.MISSING).any(axis=0)
+    others = [c for c, any_ in zip(board.columns, filled, strict=True) if any_ and not c.cost and c is not first]
+    return [first, *others]
 
 
 def settings(board: Board, fitted: Fitted) -> pd.DataFrame:

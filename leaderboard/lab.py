@@ -14,7 +14,7 @@ from quant_engine.children import start_child
 from quant_engine.models.catalog import MODELS, available
 from quant_engine.runs.queue import Queue
 from quant_engine.runs.supervisor import Supervisor
-from quant_engine.spec import UserError
+from quant_engine.spec import UserError, clean_text
 
 
 @dataclass
@@ -42,5 +42,5 @@ class Lab:
             return
         if not self.owner_token:
             raise UserError("Runs can't be started on this page: its owner has set no LOWBIT_OWNER_TOKEN.")
-        if not hmac.compare_digest(token.encode(), self.owner_token.encode()):
+        if not hmac.compare_digest(clean_text(token).encode(), self.owner_token.encode()):
             raise UserError("Starting runs here needs the owner's token: type it, or run Low-Bit Lab on your machine.")

@@ -6,7 +6,8 @@ A hosted page takes only what it offers itself: no paths, no foreign models.
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -18,9 +19,11 @@ from quant_engine.methods import METHODS, resolve_setting
 from quant_engine.models.catalog import MODELS, ModelCard, available, model_card
 from quant_engine.models.device import default_device, default_dtype
 from quant_engine.runs.resolve import resolve
-from quant_engine.spec import Calibration, OptionValue, QuantSetting, RunSpec, UserError, WeightSpec, sentence
+from quant_engine.spec import Calibration, OptionValue, QuantSetting, RunSpec, UserError, WeightSpec, quoted, sentence
 
 HUB_PATIENCE = 3.0  # seconds
+MOST = 2**31 - 1
+"""The largest number of anything that can be asked for."""
 PER_ROW = "per row"
 OWN_DATA = ("builtin", "demo")
 """What comes with the project, and names neither a file nor anything on the hub."""
@@ -61,7 +64,7 @@ def setting(
     """
     if method == "fp16":
         return FP16
-    card = METHODS[method].card if method in METHODS else None
+    card = METHODS[method].card if isinstance(method, str) and method in METHODS else None
     fields = METHODS[method].Options.model_fields if hosted and card else {}
     for name, value in (options or {}).items():
         if name in fields and fields[name].annotation is str and value not in OWN_DATA:
@@ -84,7 +87,7 @@ def setting(
 def run(
     model: str,
     setting: QuantSetting,
-    tasks: list[str],
+    tasks: Sequence[str],
     *,
     limit: str | float | None = None,
     window: str | float | None = None,
@@ -99,9 +102,9 @@ def run(
         calibration: What a method that is calibrated looks at.
         hosted: Whether the page is public, and takes only what it offers itself.
     """
-    if not tasks:
+    if not tasks or not isinstance(tasks, list | tuple):
         raise UserError("Choose at least one task to measure.")
-    if hosted and (model not in MODELS or not set(tasks) <= TASKS.keys()):
+    if hosted and not (model in list(MODELS) and all(task in list(TASKS) for task in tasks)):
         raise UserError("On this page choose a model and tasks from the lists.")
     if hosted and calibration and calibration.source != "builtin":
         raise UserError("On this page the calibration text is builtin; your own text works where you run the lab.")
@@ -111,7 +114,7 @@ def run(
             weights=WeightSpec(model=model, setting=setting, calibration=calibration),
             device=device,
             dtype=default_dtype(device),
-            tasks=tuple(tasks),
+            tasks=tasks,
             limit=_count(limit, "Items per task"),
             window=_count(window, "Window") or model_card(model).window,
         )
@@ -125,17 +128,17 @@ def run(
 def calibration(source: str, samples: str | float | None, length: str | float | None) -> Calibration:
     """The calibration that the controls show; empty numbers mean the engine's defaults."""
     numbers = {"samples": _count(samples, "Calibration samples"), "length": _count(length, "Calibration length")}
+    if source is None or (isinstance(source, str) and not source.strip()):
+        source = "builtin"
     try:
-        return Calibration(
-            source=(source or "").strip() or "builtin", **{name: value for name, value in numbers.items() if value}
-        )
+        return Calibration(source=source, **{name: value for name, value in numbers.items() if value})
     except ValidationError as error:
         raise UserError(sentence(error)) from None
 
 
 def question(model: str, picture: str | None, text: str, setting: QuantSetting, most_tokens: int) -> AskRequest:
     """A question about a picture, for FP16 and one other setting."""
-    if model not in {card.id for card in picture_models()}:
+    if model not in [card.id for card in picture_models()]:
         raise UserError("Choose a model from the list.")
     if not picture:
         raise UserError("Give a picture first: drop one, or choose an example.")
@@ -143,9 +146,9 @@ def question(model: str, picture: str | None, text: str, setting: QuantSetting, 
         request = AskRequest(
             model=model,
             image=Path(picture),
-            question=text or "",
+            question="" if text is None else text,
             sides=(FP16, setting),
-            max_new_tokens=int(most_tokens),
+            max_new_tokens=most_tokens,
         )
     except ValidationError as error:
         raise UserError(sentence(error)) from None
@@ -166,28 +169,35 @@ def method_choices(fp16: bool) -> list[tuple[str, str]]:
     return [("FP16, unquantized", "fp16"), *methods] if fp16 else methods
 
 
-def _bits(value: str | float) -> float:
+def _number(value: object) -> float:
+    """A typed number, or NaN for anything else."""
     try:
         return float(value)
-    except (TypeError, ValueError):
-        raise UserError(f"Weight bits must be a number such as 4, not {value!r}.") from None
+    except (TypeError, ValueError, OverflowError):
+        return math.nan
+
+
+def _bits(value: str | float) -> float:
+    bits = _number(value)
+    if not math.isfinite(bits):
+        raise UserError(f"Weight bits must be a number such as 4, not {quoted(value)}.")
+    return bits
 
 
 def _group(value: str | float | None) -> int | None:
-    if value is None or str(value).strip().lower() in ("", PER_ROW):
+    if value is None or (isinstance(value, str) and value.strip().lower() in ("", PER_ROW)):
         return None
     return _count(value, "Group size")
 
 
 def _count(value: str | float | None, name: str) -> int | None:
-    if value is None or str(value).strip() == "":
+    if value is None or (isinstance(value, str) and not value.strip()):
         return None
-    try:
-        number = float(value)
-    except ValueError:
-        raise UserError(f"{name} must be a whole number, not {value!r}.") from None
+    number = _number(value)
     if not number.is_integer():
-        raise UserError(f"{name} must be a whole number, not {number:g}.")
+        raise UserError(f"{name} must be a whole number, not {quoted(value)}.")
     if number < 0 or (number == 0 and name != "Group size"):
         raise UserError(f"{name} must be 1 or more, not {number:g}.")
+    if number > MOST:
+        raise UserError(f"{name} must be {MOST:,} or less, not {number:g}.")
     return int(number)

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+MOST_CHARACTERS = 1000
 TEXT_FIELDS = {
     "model": "model", "method": "method", "source": "source", "run": "run_id", "track": "track",
     "calibration": "calibration",
@@ -47,6 +48,13 @@ def terms(search: str) -> list[Term]:
     """The terms of a search, in lower case. Quotes keep words together: calibration:"my text.txt"."""
     parts = re.findall(r'(?:([\w-]+):)?(?:"([^"]*)"|(\S+))', search.lower())
     return [Term(field, quoted or plain) for field, quoted, plain in parts]
+
+
+def is_condition(term: Term) -> bool:
+    """Whether the value of a term about numbers is made of numbers, comparisons and ranges."""
+    words = PER_ROW_WORDS if NUMBER_FIELDS.get(term.field) == "group_size" else ()
+    parts = [part for part in term.value.split(",") if part not in words]
+    return all(_RANGE.fullmatch(part) or _COMPARISON.fullmatch(part) for part in parts)
 
 
 def matches(

@@ -63,7 +63,8 @@ def next_sort(sort: str | None, reverse: bool, column: str) -> tuple[str | None,
 
 def parse_range(text: str | None) -> Range:
     """A typed range: "2.5-4", "<4", ">=3", or a single number. Anything else is open on both sides."""
-    match = re.fullmatch(r"\s*(<=?|>=?)?\s*(\d+(?:\.\d+)?)\s*(?:(?:-|–|\.\.)\s*(\d+(?:\.\d+)?))?\s*", text or "")
+    text = (text or "").strip()
+    match = re.fullmatch(r"(<=?|>=?)?\s*(\d+(?:\.\d+)?)(?:\s*(?:-|–|\.\.)\s*(\d+(?:\.\d+)?))?", text)
     if not match:
         return None, None
     sign, first, second = match[1] or "", float(match[2]), match[3]

@@ -1,12 +1,13 @@
 """The whole view of a visitor as the query part of an address, and back.
 
 What is at its default is left out, so that addresses stay short; what can't be understood is ignored, so that an old or
-mistyped link still opens.
+mistyped link still opens. Programs get a refusal instead (see queries.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 from urllib.parse import parse_qs, urlencode
 
@@ -14,6 +15,7 @@ import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from leaderboard.analysis import Board, Query, Range
+from quant_engine.spec import Text
 
 FIRST_MODEL = "LLaMA3-8B"
 EVERY_MODEL = "all"
@@ -28,13 +30,13 @@ class Explored(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    model: str = FIRST_MODEL
-    quality: str | None = None
+    model: Text = FIRST_MODEL
+    quality: Text | None = None
     within: float = Field(5.0, ge=0, le=100)
     bits: float = Field(4.0, ge=1, le=8)
-    run: str | None = None
-    linear: str | None = None
-    against: str | None = None
+    run: Text | None = None
+    linear: Text | None = None
+    against: Text | None = None
 
 
 class Fitted(BaseModel):
@@ -42,8 +44,8 @@ class Fitted(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    model: str = FIRST_MODEL
-    card: str | None = "RTX 4090"
+    model: Text = FIRST_MODEL
+    card: Text | None = "RTX 4090"
     memory: float | None = Field(None, gt=0, le=100_000)
     context: int = Field(4096, ge=1, le=1_000_000)
     batch: int = Field(1, ge=1, le=4096)
@@ -57,8 +59,8 @@ class PageView(BaseModel):
 
     tab: Tab = "leaderboard"
     query: Query = Query(model=FIRST_MODEL)
-    pins: tuple[str, ...] = Field((), max_length=MOST_PINS)
-    row: str | None = None
+    pins: tuple[Text, ...] = Field((), max_length=MOST_PINS)
+    row: Text | None = None
     explored: Explored = Explored()
     fitted: Fitted = Fitted()
 
@@ -76,7 +78,7 @@ def address(view: PageView) -> str:
     add("model", query.model, first.query.model, lambda model: model or EVERY_MODEL)
     add("track", query.track, first.query.track)
     add("show", query.mode, first.query.mode)
-    for name, field, _ in _LISTS:
+    for name, field, _ in LISTS:
         add(name, getattr(query, field), (), lambda values: ",".join(map(_short, values)))
     add("stored", query.stored, (None, None), _write_range)
     add("size", query.size, (None, None), _write_range)
@@ -90,17 +92,17 @@ def address(view: PageView) -> str:
     return urlencode(parameters)
 
 
-def read_address(search: str) -> PageView:
+def read_address(search: str | None) -> PageView:
     """The view that an address asks for; what can't be understood is as if it were not there."""
-    parameters = parse_qs(search.removeprefix("?"), keep_blank_values=True)
+    parameters = parse_qs((search or "").removeprefix("?"), keep_blank_values=True)
     last = {name: values[-1] for name, values in parameters.items()}
     query: dict[str, Any] = {"model": FIRST_MODEL}
-    if "model" in last:
+    if last.get("model"):
         query["model"] = None if last["model"] == EVERY_MODEL else last["model"]
     for name, field in (("track", "track"), ("show", "mode"), ("q", "search")):
         if name in last:
             query[field] = last[name]
-    for name, field, read in _LISTS:
+    for name, field, read in LISTS:
         if name in last:
             query[field] = _read_list(last[name], read)
     for name in ("stored", "size"):
@@ -109,12 +111,12 @@ def read_address(search: str) -> PageView:
     if last.get("sort"):
         query |= {"sort": last["sort"].removeprefix("-"), "reverse": last["sort"].startswith("-")}
     fields: dict[str, Any] = {
-        "query": _valid(Query, query),
+        "query": as_valid(Query, query),
         "pins": tuple(dict.fromkeys(filter(None, parameters.get("pin", []))))[:MOST_PINS],
-        "explored": _valid(Explored, _part(last, "x.")),
-        "fitted": _valid(Fitted, _part(last, "fit.")),
+        "explored": as_valid(Explored, part_of(last, "x.")),
+        "fitted": as_valid(Fitted, part_of(last, "fit.")),
     }
-    return _valid(PageView, fields | {name: last[name] for name in ("tab", "row") if last.get(name)})
+    return as_valid(PageView, fields | {name: last[name] for name in ("tab", "row") if last.get(name)})
 
 
 def row_key(row: dict) -> str:
@@ -145,11 +147,19 @@ def find_row(board: Board, key: str) -> int | None:
     return int(indices[0]) if len(indices) else None
 
 
+def finite(text: str) -> float:
+    """The number that a text is. Raises ValueError if it is none, or no finite one."""
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(text)
+    return number
+
+
 # A parameter with commas, the query's field, and how a part of it is read.
-_LISTS = (
+LISTS: tuple[tuple[str, str, Callable[[str], Any]], ...] = (
     ("method", "methods", str),
-    ("bits", "bits", float),
-    ("abits", "a_bits", float),
+    ("bits", "bits", finite),
+    ("abits", "a_bits", finite),
     ("group", "groups", int),
     ("source", "sources", str),
     ("status", "statuses", str),
@@ -172,10 +182,9 @@ def _read_range(text: str) -> Range:
 
 def _bound(text: str) -> float | None:
     try:
-        value = float(text)
+        return finite(text)
     except ValueError:
         return None
-    return value if abs(value) < float("inf") else None
 
 
 def _read_list(text: str, read: Callable[[str], Any]) -> tuple:
@@ -188,12 +197,13 @@ def _read_list(text: str, read: Callable[[str], Any]) -> tuple:
     return tuple(values)
 
 
-def _part(parameters: dict[str, str], prefix: str) -> dict[str, str | None]:
+def part_of(parameters: Mapping[str, str], prefix: str) -> dict[str, str | None]:
+    """Those parameters of an address whose names begin with a prefix, by the rest of their names."""
     return {name.removeprefix(prefix): value or None for name, value in parameters.items() if name.startswith(prefix)}
 
 
-def _valid(kind: type[BaseModel], fields: dict[str, Any]) -> Any:
-    """The type made of those fields that it accepts."""
+def as_valid(kind: type[BaseModel], fields: dict[str, Any]) -> Any:
+    """The type with those of the fields that it accepts."""
     for _ in range(len(fields) + 1):
         try:
             return kind(**fields)

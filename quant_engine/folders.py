@@ -12,6 +12,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from quant_engine.spec import UserError, quoted
+
 PROJECT = Path(__file__).resolve().parent.parent
 ASSETS = PROJECT / "assets"
 
@@ -19,6 +21,17 @@ ASSETS = PROJECT / "assets"
 def _folder(variable: str, default: Path) -> Path:
     value = os.environ.get(variable)
     return Path(value).expanduser().resolve() if value else default
+
+
+def named(path: str) -> Path:
+    """A path as somebody names it, with ~ for a home. Raises UserError for what can't be one."""
+    try:
+        named = Path(path).expanduser()
+        named.exists()
+    except (OSError, RuntimeError, ValueError) as error:  # too long, no access, the home of nobody
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{quoted(path)} can't be read as a path: {reason}.") from None
+    return named
 
 
 def home() -> Path:

@@ -8,6 +8,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from quant_engine.spec import Text
+
 
 class Stopped(Exception):
     """The work was asked to stop; what it had finished stays on disk."""
@@ -31,7 +33,7 @@ class Progress(BaseModel):
     items: int | None = None
     items_per_s: float | None = None
     eta_s: float | None = None
-    message: str = ""
+    message: Text = ""
 
 
 @dataclass(frozen=True)

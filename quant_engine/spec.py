@@ -10,17 +10,62 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
-Identifier = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=400)]
+MOST_QUOTED = 80
+_NO_TEXT = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
+_NO_NAME = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def clean_text(text: str) -> str:
+    """Text from outside as any file, database or page can hold it: lines end in a newline, and what is no text (a
+    control character, half of a surrogate pair) is a replacement mark."""
+    return _NO_TEXT.sub("\ufffd", text.replace("\r\n", "\n").replace("\r", "\n"))
+
+
+def _check_name(name: str) -> str:
+    wrong = _NO_NAME.search(name)
+    if wrong:
+        raise ValueError(f"The name {quoted(name)} has the character U+{ord(wrong[0]):04X}, which no name may have.")
+    return name
+
+
+def quoted(value: object) -> str:
+    """A value as a sentence quotes it: in ASCII where it can't be printed, and cut if it is long."""
+    text = repr(value)
+    return text if len(text) <= MOST_QUOTED else f"{text[: MOST_QUOTED - 2]} …"
+
+
+Text = Annotated[str, AfterValidator(clean_text)]
+"""Words from outside: anything may be typed; see `clean_text`."""
+Identifier = Annotated[
+    str,
+    BeforeValidator(lambda name: _check_name(name.strip()) if isinstance(name, str) else name),
+    StringConstraints(min_length=1, max_length=400),
+]
+"""A name or a path: refused if it has control characters, or bytes that are no UTF-8."""
 OptionValue = bool | int | float | str
 Dtype = Literal["float32", "bfloat16", "float16"]
 
 
 class UserError(Exception):
     """Something the user can change, said in one sentence that names what to change. Never shown as a traceback."""
+
+    def __init__(self, words: str) -> None:
+        super().__init__(clean_text(words).replace("\n", " "))
 
 
 def sentence(error: ValidationError) -> str:
@@ -30,7 +75,9 @@ def sentence(error: ValidationError) -> str:
     if first["type"] == "value_error" or not first["loc"]:
         return message
     where = ".".join(str(part) for part in first["loc"])
-    return f"{where}: {message} (got {first['input']!r})."
+    if first["type"] in ("missing", "missing_argument"):
+        return f"{where} is missing."
+    return f"{where}: {message} (got {quoted(first['input'])})."
 
 
 class _Frozen(BaseModel):
@@ -77,6 +124,17 @@ class QuantSetting(_Frozen):
             raise ValueError(f"Group size must be 1 or more, or empty for one group per row, not {size}.")
         return size
 
+    @field_validator("options")
+    @classmethod
+    def _writable(cls, options: dict[str, OptionValue]) -> dict[str, OptionValue]:
+        for name, value in options.items():
+            _check_name(name)
+            if isinstance(value, str):
+                _check_name(value)
+            elif not -(2**63) <= value < 2**63:  # not a number, either
+                raise ValueError(f"Option {name} must be a number of at most 64 bits, not {quoted(value)}.")
+        return options
+
     @model_validator(mode="after")
     def _consistent(self) -> QuantSetting:
         if (self.method == "fp16") != (self.w_bits == 16):
@@ -114,7 +172,7 @@ class WeightSpec(_Frozen):
     """
 
     model: Identifier
-    revision: str | None = None
+    revision: Identifier | None = None
     setting: QuantSetting = QuantSetting()
     calibration: Calibration | None = None
     seed: int = Field(default=0, ge=0, lt=2**32)

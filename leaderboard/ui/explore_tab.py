@@ -14,8 +14,9 @@ from leaderboard.plot import Figure
 from leaderboard.store import Notes, note_on
 from leaderboard.ui import run_inside
 from leaderboard.ui.chart import DRAW_JS, chart, table_html
+from leaderboard.ui.pressed import pressed
 from leaderboard.ui.theme import QUICK, html, offer
-from leaderboard.view import Explored, Fitted, PageView, address
+from leaderboard.view import Explored, Fitted, PageView, address, as_valid
 from quant_engine import notation
 
 LARGEST = ("the largest error", "")
@@ -27,11 +28,7 @@ MOST_RUNS = 500
 
 def quality_choices(board: Board, model: str) -> list[tuple[str, str]]:
     """The scores that a model's quantized settings have, as (title, task), the one that ranks best first."""
-    first = fit.best_quality(board, model)
-    rows = ((board.rows["model"] == model) & (board.rows["w_bits"] < 16)).to_numpy()
-    filled = (board.cells[rows] != analysis.Cell.MISSING).any(axis=0)
-    others = [c for c, any_ in zip(board.columns, filled, strict=True) if any_ and not c.cost and c is not first]
-    return [(f"{column.title} {column.arrow}", column.task) for column in (first, *others)]
+    return [(f"{column.title} {column.arrow}", column.task) for column in fit.qualities(board, model)]
 
 
 def model_choices(board: Board) -> list[str]:
@@ -107,27 +104,36 @@ def fit_chart(board: Board, fitted: Fitted) -> str:
 
 def read_explored(model, quality, within, bits, run, linear, against) -> Explored:
     """The values of the controls about models and runs as a view, numbers brought into their limits."""
-    return Explored(
-        model=model,
-        quality=quality,
-        within=min(max(within or 0.0, 0.0), 100.0),
-        bits=bits or 4.0,
-        run=run or None,
-        linear=linear or None,
-        against=against or None,
-    )
+    fields = {
+        "model": model,
+        "quality": quality,
+        "within": _limited(within, 0, 100, empty=0),
+        "bits": bits or 4.0,
+        "run": run or None,
+        "linear": linear or None,
+        "against": against or None,
+    }
+    return as_valid(Explored, fields)
 
 
 def read_fitted(model, card, memory, context, batch, pictures) -> Fitted:
     """The values of the controls about GPUs as a view, numbers brought into their limits."""
-    return Fitted(
-        model=model,
-        card=card or None,
-        memory=None if card else min(max(memory or 1.0, 0.1), 100_000),
-        context=min(max(int(context or 1), 1), 1_000_000),
-        batch=min(max(int(batch or 1), 1), 4096),
-        pictures=min(max(int(pictures or 0), 0), 64),
-    )
+    fields = {
+        "model": model,
+        "card": card or None,
+        "memory": None if card else _limited(memory, 0.1, 100_000, empty=1),
+        "context": int(_limited(context, 1, 1_000_000, empty=1)),
+        "batch": int(_limited(batch, 1, 4096, empty=1)),
+        "pictures": int(_limited(pictures, 0, 64, empty=0)),
+    }
+    return as_valid(Fitted, fields)
+
+
+def _limited(value: object, least: float, most: float, *, empty: float) -> float:
+    """A typed number brought into its limits; `empty` where there is none."""
+    if not isinstance(value, int | float) or value != value or not value:
+        return empty
+    return min(max(value, least), most)
 
 
 class ExploreTab:
@@ -287,7 +293,7 @@ class ExploreTab:
         return [run_inside.weights(explored), self._address(explored)]
 
     def _press_cell(self, event: gr.EventData, *values) -> list:
-        explored = self._settled(values).model_copy(update={"linear": str(event._data["linear"])})
+        explored = self._settled(values).model_copy(update={"linear": pressed(event, "linear")})
         return [explored.linear, run_inside.weights(explored), self._address(explored)]
 
     def _draw_comparison(self, *values) -> list:

@@ -11,12 +11,15 @@ from leaderboard import analysis
 from leaderboard.analysis import PER_ROW, Query
 from leaderboard.boards import Boards, sign_details, sign_table
 from leaderboard.downloads import export_table, zip_run
+from leaderboard.search import MOST_CHARACTERS
 from leaderboard.table_view import FILTERS, TableView, next_sort, parse_range, range_text, select_table, toggle_pin
 from leaderboard.ui import table
 from leaderboard.ui.card import open_card, pinned_rows, problems_html
+from leaderboard.ui.pressed import pressed
 from leaderboard.ui.theme import QUICK, html, offer
-from leaderboard.view import FIRST_MODEL, PageView, address
+from leaderboard.view import FIRST_MODEL, PageView, address, as_valid
 from quant_engine.folders import PROJECT
+from quant_engine.spec import clean_text
 
 EVERY_MODEL = "All models"
 MODES = [("Value", "absolute"), ("Δ FP16", "difference"), ("% kept", "retained")]
@@ -28,19 +31,30 @@ Updates = dict[gr.components.Component, Any]
 
 
 def page_view(values: Mapping[str, Any]) -> PageView:
-    """The view that the controls show, from their values by name."""
-    query = Query(
-        model=None if values["model"] == EVERY_MODEL else values["model"],
-        track=values["track"] or "llm_ptq",
-        mode=values["mode"] or "absolute",
-        **{name: tuple(values[name] or ()) for name in (*FILTERS, "statuses")},
-        stored=parse_range(values["stored"]),
-        size=parse_range(values["size"]),
-        search=values["search"] or "",
-        sort=values["sort"][0],
-        reverse=values["sort"][1],
-    )
-    return PageView(query=query, pins=tuple(values["pins"]), row=values["row"] or None)
+    """The view that the controls show, from their values by name; a value that can't be is as if it were not there."""
+    sort, reverse = sort_of(values)
+    query = {
+        "model": None if values["model"] == EVERY_MODEL else values["model"],
+        "track": values["track"] or "llm_ptq",
+        "mode": values["mode"] or "absolute",
+        **{name: values[name] or () for name in (*FILTERS, "statuses")},
+        "stored": parse_range(values["stored"]),
+        "size": parse_range(values["size"]),
+        "search": values["search"] or "",
+        "sort": sort,
+        "reverse": reverse,
+    }
+    rows = {"pins": values["pins"] or (), "row": values["row"] or None}
+    return as_valid(PageView, {"query": as_valid(Query, query)} | rows)
+
+
+def sort_of(values: Mapping[str, Any]) -> tuple[str | None, bool]:
+    """The column that the table is sorted by, and whether its worst is first."""
+    match values["sort"]:
+        case [str(column), bool(reverse)]:
+            return clean_text(column), reverse
+        case _:
+            return None, False
 
 
 def control_values(view: PageView) -> dict[str, Any]:
@@ -139,7 +153,11 @@ class LeaderboardTab:
                 "track": gr.Radio(choices["track"], value="llm_ptq", label="Track", elem_classes="segments"),
                 "mode": gr.Radio(MODES, value="absolute", label="Show", elem_classes="segments"),
                 "search": gr.Textbox(
-                    label="Search", placeholder="gptq g128, bits:<=3, wikitext2:<8", elem_classes="search", max_lines=1
+                    label="Search",
+                    placeholder="gptq g128, bits:<=3, wikitext2:<8",
+                    elem_classes="search",
+                    max_lines=1,
+                    max_length=MOST_CHARACTERS,
                 ),
             }
             self.clear = gr.Button("Clear filters", size="sm", elem_classes="clear", scale=0, min_width=0)
@@ -218,7 +236,10 @@ class LeaderboardTab:
         return self._table(select_table(self.boards, page_view(values).query))
 
     def _sort(self, event: gr.EventData, **values: Any) -> Updates:
-        sort = list(next_sort(*values["sort"], event._data["column"]))
+        column = pressed(event, "column")
+        if not column:
+            return gr.skip()
+        sort = list(next_sort(*sort_of(values), column))
         return self._refine(**values | {"sort": sort}) | {self.controls["sort"]: sort}
 
     def _clear(self, **values: Any) -> Updates:
@@ -230,12 +251,14 @@ class LeaderboardTab:
         return self._offers(table_view, query) | emptied | self._table(table_view)
 
     def _open(self, event: gr.EventData, **values: Any) -> Updates:
-        view = page_view(values).model_copy(update={"row": event._data["row"]})
+        view = page_view(values).model_copy(update={"row": pressed(event, "row") or None})
         return self._card(view) | {self.controls["row"]: view.row}
 
     def _pin(self, event: gr.EventData, **values: Any) -> Updates:
-        view = page_view(values)
-        view = view.model_copy(update={"pins": toggle_pin(view.pins, str(event._data["row"]))})
+        view, row = page_view(values), pressed(event, "row")
+        if not row:
+            return gr.skip()
+        view = view.model_copy(update={"pins": toggle_pin(view.pins, row)})
         return self._details(view) | {self.controls["pins"]: list(view.pins)}
 
     def _controls(self, *names: str) -> list[gr.components.Component]:

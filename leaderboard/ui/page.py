@@ -7,6 +7,7 @@ from functools import wraps
 from typing import Any
 
 import gradio as gr
+from gradio.utils import get_function_description
 
 from leaderboard import api
 from leaderboard.analysis import Query
@@ -17,6 +18,7 @@ from leaderboard.store import model_name
 from leaderboard.ui import ask_tab, methods_tab, theme
 from leaderboard.ui.explore_tab import ExploreTab
 from leaderboard.ui.leaderboard_tab import LeaderboardTab, Updates, page_view
+from leaderboard.ui.pressed import pressed
 from leaderboard.ui.run_tab import RunTab
 from leaderboard.ui.theme import QUICK
 from leaderboard.view import FIRST_MODEL, PageView, read_address
@@ -78,6 +80,7 @@ class _Page:
             tab.select(None, None, None, js=f"() => {{ lowbit.go('tab', '{name}'); }}", **QUICK)
         for function in api.endpoints(self.boards.current, self.boards.notes):
             gr.api(_refusing(function), api_name=function.__name__, queue=False)
+            _describe(page, function)
 
     def _restore(self, search: str) -> Updates:
         """Every tab as an address says."""
@@ -106,16 +109,29 @@ class _Page:
 
     def _show_method(self, event: gr.EventData) -> Updates:
         """To the leaderboard, at a method's rows."""
-        return self._to_leaderboard(PageView(query=Query(model=FIRST_MODEL, methods=(str(event._data["method"]),))))
+        return self._to_leaderboard(PageView(query=Query(model=FIRST_MODEL, methods=(pressed(event, "method"),))))
 
     def _fill_run_form(self, event: gr.EventData) -> Updates:
         """To the Run tab, with its form set to a row's setting."""
-        spec = row_run(self.boards.current(), str(event._data["row"]))
+        spec = row_run(self.boards.current(), pressed(event, "row"))
         if spec is None:
             return gr.skip()
         return {self.tabs: gr.Tabs(selected="run")} | dict(
             zip(self.run.form.outputs, self.run.form.fill(spec), strict=True)
         )
+
+
+def _describe(page: gr.Blocks, function: Callable) -> None:
+    """Says on the API page what an endpoint's arguments and answer are, in the docstring's words, as a tool's schema
+    does: Gradio itself calls them 1st, 2nd, and says no more."""
+    endpoint = next(entry for entry in page.fns.values() if entry.api_name == function.__name__)
+    _, arguments, answer = get_function_description(function)
+    for part, (name, description) in zip(endpoint.inputs, arguments.items(), strict=True):
+        part.label = name
+        part.api_info().update(description=description, additional_description=description)
+    (part,) = endpoint.outputs
+    part.label = "answer"
+    part.api_info().update(type="object", additionalProperties={}, description=" ".join(answer))
 
 
 def _refusing(function: Callable) -> Callable:

@@ -15,7 +15,7 @@ from quant_engine.evaluate import VisualQuestions, parse_result_name
 from quant_engine.results import ItemOutput, LayerRecord
 from quant_engine.runs import folder as run_folder
 from quant_engine.runs import paired
-from quant_engine.spec import UserError
+from quant_engine.spec import UserError, clean_text
 
 MOST_FLIPS = 40
 PROMPT_LETTERS = 600
@@ -157,9 +157,14 @@ def item_picture(arguments: list[str]) -> dict[str, str]:
 
     `arguments` are run, task and item: several arguments of the browser come as one list.
     """
-    run_id, task, item = arguments
     try:
-        run = run_folder.read(_existing_path(run_id))
-        return {"address": picture_of_item(run, task, item), "text": f"Picture of {item}"}
+        match arguments:
+            case [str(run_id), str(task), str(item)]:
+                run = run_folder.read(_existing_path(clean_text(run_id)))
+                return {
+                    "address": picture_of_item(run, task, item),
+                    "text": f"Picture of {clean_text(item)}",
+                }
+        raise UserError("There is no such picture.")
     except UserError as refusal:
         return {"address": "", "text": str(refusal)}

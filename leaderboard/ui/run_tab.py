@@ -14,6 +14,7 @@ from leaderboard import requests
 from leaderboard.lab import Lab
 from leaderboard.ui import run_card, setting_picker
 from leaderboard.ui.ask_tab import model_note, notice
+from leaderboard.ui.pressed import pressed
 from leaderboard.ui.theme import QUICK, html, offer
 from quant_engine.evaluate import TASKS
 from quant_engine.methods import METHODS
@@ -267,7 +268,7 @@ class RunTab:
         return [gr.skip()] * (len(values) + 1) if values == last else [*values, values]
 
     def _pick(self, event: gr.EventData) -> list:
-        return self._show(str(event._data["run"]))
+        return self._show(pressed(event, "run"))
 
     def _start(self, token: str | None, *controls) -> list:
         """Queues the run of the form. One whose results are gone from the disk is computed again."""

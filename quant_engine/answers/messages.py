@@ -9,7 +9,7 @@ from uuid import uuid4
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from quant_engine.results import AnswerStats
-from quant_engine.spec import Identifier, QuantSetting
+from quant_engine.spec import Identifier, QuantSetting, Text
 
 MOST_QUESTION_CHARACTERS = 4000
 MOST_NEW_TOKENS = 1024
@@ -23,7 +23,7 @@ class AskRequest(BaseModel):
 
     model: Identifier
     image: Path | None = None
-    question: str
+    question: Text
     sides: tuple[QuantSetting, ...]
     max_new_tokens: int = Field(default=128, ge=1, le=MOST_NEW_TOKENS)
     request_id: str = Field(default_factory=lambda: uuid4().hex)
@@ -61,7 +61,7 @@ class AnswerEvent(BaseModel):
     side: int
     kind: Literal["status", "token", "done", "error"]
     text: str = ""
-    message: str = ""
+    message: Text = ""
     stats: AnswerStats | None = None
 
 

@@ -23,8 +23,8 @@ import psutil
 from pydantic import ValidationError
 
 from quant_engine.answers.messages import AnswerEvent, AskRequest, ToWorker
-from quant_engine.children import failure
 from quant_engine.data.open_picture import open_picture
+from quant_engine.failures import failure
 from quant_engine.models.decode import Step, answer
 from quant_engine.models.device import default_device, default_dtype
 from quant_engine.models.load import Loaded
@@ -150,9 +150,9 @@ class RequestLine:
         """Load what each side needs. A side that can't be answered ends here; the others go on."""
         try:
             picture = open_picture(request.image) if request.image else None
-        except UserError as refusal:
+        except Exception as error:
             for side in list(texts):
-                self._fail(request, side, refusal, texts)
+                self._fail(request, side, error, texts)
             return
         needed: set[ModelKey] = set()
         for side, setting in enumerate(request.sides):

@@ -20,6 +20,7 @@ from typing import Annotated
 from PIL import Image
 from pydantic import AfterValidator, ValidationError
 
+from quant_engine import folders
 from quant_engine.data import files
 from quant_engine.data.open_picture import open_picture
 from quant_engine.data.row import MaybeText, Row, Text, problem
@@ -65,7 +66,7 @@ def pin(source: str) -> str:
     folder = _FOLDER.fullmatch(source)
     if not folder:
         return _pin_drawn(source)
-    path = Path(folder["path"]).expanduser().resolve()
+    path = folders.named(folder["path"]).resolve()
     total = hashlib.sha256()
     lines = _lines(path)
     for _, line in lines:

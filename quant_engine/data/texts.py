@@ -73,10 +73,10 @@ def pin(name: str) -> str:
 
 def pin_path(name: str, hash_of: Callable[[Path], str], subject: str) -> str:
     """PATH, or PATH@HASH, as PATH@HASH. Raises UserError where `subject`, a part of its sentence, changed since."""
-    pinned, file = PINNED.fullmatch(name), Path(name).expanduser()
-    if pinned and file.exists() and not Path(pinned["path"]).expanduser().exists():
+    pinned, file = PINNED.fullmatch(name), folders.named(name)
+    if pinned and file.exists() and not folders.named(pinned["path"]).exists():
         pinned = None  # a file may be called so itself
-    path = (Path(pinned["path"]).expanduser() if pinned else file).resolve()
+    path = (folders.named(pinned["path"]) if pinned else file).resolve()
     if len(str(path)) > MOST_PATH:
         raise UserError(f"The path {path} is longer than {MOST_PATH} characters: move it into a folder further up.")
     content_hash = hash_of(path)

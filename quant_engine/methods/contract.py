@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from quant_engine.spec import QuantSetting, UserError
+from quant_engine.spec import QuantSetting, UserError, quoted
 
 if TYPE_CHECKING:
     import torch
@@ -24,9 +24,10 @@ if TYPE_CHECKING:
 
 
 class Options(BaseModel):
-    """Base of every method's options: unknown names are refused, and a resolved setting never changes."""
+    """Base of every method's options: unknown names and numbers that are none are refused, and a resolved setting never
+    changes."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 @dataclass(frozen=True)
@@ -164,9 +165,8 @@ class Method:
             name = ".".join(str(part) for part in first["loc"])
             if first["type"] == "extra_forbidden":
                 raise UserError(f"{self.card.title} has no option {name!r}; its options are: {names}.") from None
-            raise UserError(
-                f"{self.card.title} option {name}: {first['msg']} (got {first['input']!r}); its options are: {names}."
-            ) from None
+            wrong = f"{first['msg']} (got {quoted(first['input'])})"
+            raise UserError(f"{self.card.title} option {name}: {wrong}; its options are: {names}.") from None
 
     def resolve(self, setting: QuantSetting, options: Options | None = None) -> QuantSetting:
         """The setting with every option spelled out; `options` are those of the setting, if they were validated before.

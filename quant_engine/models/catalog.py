@@ -103,7 +103,7 @@ def model_card(model: str) -> ModelCard:
     """The card of a known id, or one made for a folder on this machine. Raises UserError for anything else."""
     if model in MODELS:
         return MODELS[model]
-    folder = Path(model).expanduser()
+    folder = folders.named(model)
     if folder.is_dir():
         return _folder_card(folder.resolve())
     close = difflib.get_close_matches(model, MODELS, n=1, cutoff=0.5)

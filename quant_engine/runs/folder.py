@@ -26,7 +26,7 @@ from pydantic import BaseModel, ValidationError
 
 from quant_engine import disk, folders
 from quant_engine.results import ItemOutput, LayerRecord, Result
-from quant_engine.spec import RunSpec, UserError, digest
+from quant_engine.spec import RunSpec, UserError, digest, sentence
 
 RUN_ID = re.compile(r"[0-9a-f]{16}")
 LONGEST_NAME = 200
@@ -84,7 +84,7 @@ def write(
         (aside / "items").mkdir()
         for task, outputs in items.items():
             _write_table(aside / "items" / f"{file_name(task)}.parquet", ItemOutput, outputs)
-        (aside / "log.txt").write_text(log, encoding="utf-8")
+        (aside / "log.txt").write_text(log, encoding="utf-8", errors="backslashreplace")
         body = {"run_id": spec.run_id, "spec": spec.model_dump(mode="json"), **about}
         (aside / "run.json").write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
     return final
@@ -101,7 +101,7 @@ def read(path: Path) -> RunFolder:
         missing = Path(error.filename or error.args[0]).name  # parquet names the file in its message alone
         raise UserError(f"Run {path.name} is incomplete: {missing} is missing.") from None
     except ValidationError as error:
-        raise UserError(f"Run {path.name} does not hold what a run holds: {error.errors()[0]['msg']}.") from None
+        raise UserError(f"Run {path.name} does not hold what a run holds: {sentence(error)}") from None
     except (OSError, ValueError, KeyError, TypeError, pa.ArrowException):
         raise UserError(f"Run {path.name} can't be read: its files are damaged.") from None
     if spec.run_id != path.name:

@@ -10,10 +10,10 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 
+from quant_engine import folders
 from quant_engine.evaluate import Task, parse_result_name
 from quant_engine.evaluate.task import Units
 from quant_engine.results import ItemOutput
@@ -236,7 +236,7 @@ def _separated(table: np.ndarray) -> np.ndarray:
 def find_run(name: str) -> RunFolder:
     """A run by its id, the start of its id, or the path of its folder. Raises UserError if that is not one run."""
     paths = [path for path in folder.run_folders() if name and path.name.startswith(name)]
-    path = Path(name).expanduser()
+    path = folders.named(name)
     if not paths and name and path.is_dir():
         paths = [path.resolve()]
     if len(paths) != 1:

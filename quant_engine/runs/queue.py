@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from quant_engine.progress import Progress
 from quant_engine.runs import folder
-from quant_engine.spec import RunSpec, UserError
+from quant_engine.spec import RunSpec, UserError, clean_text
 
 logger = logging.getLogger(__name__)
 
@@ -231,7 +231,7 @@ class Queue:
 
     def fail(self, run_id: str, owner: str, sentence: str) -> bool:
         """End a run that failed; `sentence` names what to change."""
-        return self._end(run_id, owner, "failed", sentence)
+        return self._end(run_id, owner, "failed", clean_text(sentence))
 
     def confirm_cancel(self, run_id: str, owner: str) -> bool:
         """End a run that stopped because somebody asked for it."""

@@ -16,7 +16,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from quant_engine.children import failure
+from quant_engine.failures import failure
 from quant_engine.progress import Hooks, Progress, Stopped
 from quant_engine.runs.queue import Queue, QueuedRun, Standing, owner_name
 from quant_engine.spec import UserError
@@ -131,7 +131,7 @@ class _Log:
     def __call__(self, line: str) -> None:
         dated = f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line.rstrip()}\n"
         try:
-            with self._path.open("a", encoding="utf-8") as file:
+            with self._path.open("a", encoding="utf-8", errors="backslashreplace") as file:
                 file.write(dated)
         except OSError as error:
             sys.stderr.write(f"{dated}({self._path} can't be written: {error})\n")

@@ -1,13 +1,18 @@
 import base64
 import io
 import json
+import math
+import re
+from typing import get_args
 
 import pandas as pd
 import pytest
 
-from leaderboard.analysis import arrange
+from leaderboard import export
+from leaderboard.analysis import MODES, TRACKS, Query, arrange, models
 from leaderboard.api import endpoints
-from leaderboard.store import read_notes, read_paper
+from leaderboard.store import PAPER_METHODS, read_notes, read_paper
+from leaderboard.view import LISTS, Explored, Fitted, PageView, address
 from quant_engine.spec import UserError
 
 
@@ -40,22 +45,106 @@ def test_an_export_is_the_links_view(api):
     assert "\\toprule" in api["export_view"](format="tex")["content"]
 
 
+@pytest.mark.parametrize("methods", ["GPTQ,AWQ", " gptq , Awq ", "awq,GPTQ,"])
+def test_names_are_read_in_any_case_with_blanks_around_them(api, methods):
+    rows = api["leaderboard"](model="llama3-8b", methods=methods, bits=4, sort="WikiText2", show="Retained")["rows"]
+    assert {row["method"] for row in rows} == {"GPTQ", "AWQ"}
+    assert len(rows) == 4
+
+
+def test_methods_are_known_by_the_ids_that_the_endpoint_methods_gives(api):
+    there = {row["method"] for row in api["leaderboard"]()["rows"]}
+    for name, card in api["methods"]().items():
+        if card["title"] in there:
+            assert {row["method"] for row in api["leaderboard"](methods=name)["rows"]} == {card["title"]}
+
+
+def test_the_track_is_the_models_own_where_none_is_given(api):
+    assert api["leaderboard"](model="LLaVA-Next-8B")["query"]["track"] == "mllm_ptq"
+    assert api["leaderboard"](model="all")["query"]["track"] == "llm_ptq"
+
+
+def test_the_docstrings_name_what_is_allowed(api):
+    document = api["leaderboard"].__doc__
+    assert all(name in document for name in (*TRACKS, *MODES, *PAPER_METHODS, *models(arrange(read_paper()))))
+    assert all(name in document for name in ("w_bits", "group_size", "source", "wikitext2"))
+    assert get_args(export.Format) == tuple(export.FORMATS)
+    words = re.findall(r"\w+", api["export_view"].__doc__)
+    assert {*export.FORMATS, *(name for name, *_ in LISTS)} <= {*words}
+
+
+def test_a_link_of_the_page_is_exported_and_what_it_says_wrongly_refused(api):
+    view = PageView(
+        tab="explore",
+        query=Query(
+            model="LLaMA3-8B", methods=("GPTQ", "AWQ"), bits=(4.0,), groups=(128, 0), stored=(2.5, None), sort="c4"
+        ),
+        pins=("LLaMA3-8B~llm_ptq~GPTQ~4~16~128",),
+        row="LLaMA3-8B~llm_ptq~GPTQ~4~16~128",
+        explored=Explored(within=1.5),
+        fitted=Fitted(card=None, memory=36.0),
+    )
+    for link in (address(view), "?" + address(view), "https://lab.test/?__theme=dark&" + address(view)):
+        table = pd.read_csv(io.StringIO(api["export_view"](address=link)["content"]))
+        assert set(table.method) == {"GPTQ", "AWQ"}
+
+
 def test_the_cheapest_and_what_fits_are_answers_in_a_sentence(api):
     assert api["cheapest_setting"](quality="wikitext2", within=10)["finding"].startswith("Cheapest within 10%")
     assert "fit 12 GiB" in api["what_fits"](memory_gib=12)["finding"]
 
 
 @pytest.mark.parametrize(
-    ("name", "arguments"),
+    ("name", "arguments", "words"),
     [
-        ("leaderboard", {"model": "GPT-5"}),
-        ("leaderboard", {"bits": "many"}),
-        ("export_view", {"format": "xls"}),
-        ("where_from", {"row": "nothing"}),
-        ("what_fits", {"memory_gib": -1}),
-        ("cheapest_setting", {"quality": "nothing"}),
+        ("leaderboard", {"model": "GPT-5"}, "choose from: LLaMA3-8B"),
+        ("leaderboard", {"methods": "GPTQQ"}, r"did you mean GPTQ\?"),
+        ("leaderboard", {"methods": "QLoRA"}, "There is no method 'QLoRA' of LLaMA3-8B in track llm_ptq"),
+        ("leaderboard", {"track": "llm"}, r"did you mean llm_ptq\?"),
+        ("leaderboard", {"track": "mllm_ptq"}, "choose from: llm_ptq, lora_ft, efficiency"),
+        ("leaderboard", {"sort": "-wikitext"}, r"did you mean wikitext2\?"),
+        ("leaderboard", {"sort": "ai2d"}, "There is no column 'ai2d' of LLaMA3-8B"),
+        ("leaderboard", {"show": "kept"}, "choose from: absolute, difference, retained"),
+        ("leaderboard", {"bits": "many"}, "bits takes numbers with commas between them, not 'many'"),
+        ("leaderboard", {"bits": "4,nan"}, "not 'nan'"),
+        ("leaderboard", {"bits": "5"}, "no row with bits 5 of LLaMA3-8B in track llm_ptq; choose from: 16, 8, 6"),
+        ("leaderboard", {"search": "methd:gptq"}, r"did you mean method\?"),
+        ("leaderboard", {"search": "method:gptqq"}, r"did you mean GPTQ\?"),
+        ("leaderboard", {"search": "bits:<inf"}, "can't compare bits with '<inf'"),
+        ("leaderboard", {"search": "group:nan"}, "can't compare group with 'nan'"),
+        ("leaderboard", {"search": "wikitext2:<"}, "can't compare wikitext2 with '<'"),
+        ("leaderboard", {"search": "x" * 2000}, "2,000 characters; shorten it to 1,000"),
+        ("leaderboard", {"model": None}, "model: .* string"),
+        ("leaderboard", {"methods": ["GPTQ"]}, "methods: .* string"),
+        ("leaderboard", {"colour": "red"}, "colour"),
+        ("export_view", {"format": "xls"}, "choose from: csv, json"),
+        ("export_view", {"address": "bits=4,NaN"}, "not 'NaN'"),
+        ("export_view", {"address": "methods=GPTQ"}, r"did you mean method\?"),
+        ("export_view", {"address": "bits=4&bits=3"}, "gives bits 2 times"),
+        ("export_view", {"address": "columns=Perplexty"}, r"did you mean Perplexity\?"),
+        ("export_view", {"address": "status=broken"}, "choose from: ok, collapsed"),
+        ("export_view", {"address": "source=measured"}, "choose from: paper"),
+        ("export_view", {"address": "group=64"}, "no row with group 64"),
+        ("export_view", {"address": "stored=2.5"}, "takes a range"),
+        ("export_view", {"address": "size=..inf"}, "takes a range"),
+        ("export_view", {"address": "x.within=200"}, "x.within: .* 100"),
+        ("export_view", {"address": "pin=nothing"}, "no row 'nothing'"),
+        ("where_from", {"row": "nothing"}, "no row 'nothing'"),
+        ("where_from", {"row": "LLaMA3-8B~llm_ptq~GPTQ~4~16~127"}, r"did you mean LLaMA3-8B~llm_ptq~GPTQ~4~16~128\?"),
+        ("where_from", {}, "row is missing"),
+        ("what_fits", {"memory_gib": -1}, "greater than 0"),
+        ("what_fits", {"memory_gib": math.nan}, "finite number"),
+        ("what_fits", {"memory_gib": "inf"}, "finite number"),
+        ("what_fits", {"context": 0}, "context: .* 1"),
+        ("what_fits", {"batch": 1.5}, "batch: .* integer"),
+        ("what_fits", {"model": "llama3-7b"}, r"did you mean LLaMA3-70B\?|did you mean LLaMA3-8B\?"),
+        ("cheapest_setting", {"quality": "nothing"}, "choose from: wikitext2"),
+        ("cheapest_setting", {"within": math.inf}, "finite number"),
+        ("cheapest_setting", {"within": -1}, "within: .* 0"),
     ],
 )
-def test_what_cannot_be_answered_is_a_sentence(api, name, arguments):
-    with pytest.raises(UserError, match=r"\.$"):
+def test_what_cannot_be_answered_is_a_sentence(api, name, arguments, words):
+    with pytest.raises(UserError, match=words) as caught:
         api[name](**arguments)
+    assert str(caught.value).endswith(".")
+    assert "\n" not in str(caught.value)

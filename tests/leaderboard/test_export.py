@@ -1,3 +1,4 @@
+import csv
 import io
 import json
 import re
@@ -76,6 +77,67 @@ def test_the_options_that_set_rows_apart_are_in_every_format(seen):
     assert json.loads(export.as_json(marked))["rows"][0]["options"] == "act_order"
     assert "(act_order) |" in export.markdown(marked).decode()
     assert r"(act\_order) &" in export.latex(marked).decode()
+
+
+ODD = [
+    "=1+1",
+    "+1",
+    "-1",
+    "@SUM(A1)",
+    "\tx",
+    "\rx",
+    "a|b\\",
+    "a\nb",
+    "[x] {y} & 100% ~^",
+    "\"quoted\", 'so'",
+    "<b>*_`",
+    "ä€",
+]
+
+
+@pytest.fixture
+def odd():
+    """A view with odd text in its names, and numbers that are none or infinite."""
+    seen = view(arrange(read_paper()), Query(model="LLaMA3-8B"))
+    values = seen.values.copy()
+    values[: len(ODD), 0], values[0, 1] = np.inf, -np.inf
+    names = [*ODD, *seen.rows["model"].iloc[len(ODD) :]]
+    rows = seen.rows.assign(model=names, method=names[::-1], options=names)
+    return replace(seen, rows=rows, values=values)
+
+
+def test_a_text_that_a_spreadsheet_would_run_is_quoted_in_csv(odd):
+    rows = list(csv.DictReader(io.StringIO(export.csv(odd).decode(), newline="")))
+    formulas = ("=", "+", "-", "@", "\t", "\n")
+    for name, row in zip(ODD, rows, strict=False):
+        text = name.replace("\r", "\n")
+        assert row["model"] == row["options"] == (f"'{text}" if text.startswith(formulas) else text)
+    texts = [text for row in rows for name in ("model", "method", "options", "source") if (text := row[name])]
+    assert not any(text.startswith(formulas) for text in texts)
+    assert rows[0]["wikitext2"] == "inf"
+
+
+def test_json_and_parquet_hold_odd_text_and_infinite_numbers(odd):
+    body = json.loads(export.as_json(odd), parse_constant=pytest.fail)
+    assert [row["model"] for row in body["rows"]][: len(ODD)] == ODD
+    assert body["rows"][0]["results"]["wikitext2"]["value"] is None
+    table = pd.read_parquet(io.BytesIO(export.parquet(odd)))
+    assert table["model"].tolist()[: len(ODD)] == ODD
+    assert np.isinf(table["wikitext2"].iloc[0])
+
+
+def test_odd_text_breaks_no_line_and_no_cell_of_markdown_and_latex(odd):
+    lines = export.markdown(odd).decode().splitlines()
+    assert len(lines) == 2 + len(odd.rows)
+    cells = {len(re.findall(r"(?<!\\)(?:\\\\)*\|", line)) for line in lines}
+    assert cells == {lines[0].count("|")}
+    text = export.latex(odd).decode()
+    body = text.split(r"\midrule")[1].split(r"\bottomrule")[0].strip().split("\n")
+    assert len(body) == len(odd.rows)
+    assert {len(re.findall(r"(?<!\\)&", line)) for line in body} == {len(odd.columns) + 1}
+    assert not any(line.startswith("[") for line in body)
+    assert not re.search(r"(?<!\\)[%#_]", "".join(body))
+    assert r"$\infty$" in text
 
 
 def test_every_format_is_written_for_an_empty_view_too():
