@@ -25,6 +25,7 @@ QUANTIZED = (
     *("weight_zero_point", "input_scale", "absmax", "quant_map", "SCB", "weight_format"),
 )
 """Last parts of the names of tensors that other programs store quantized weights in."""
+LONGEST_REASON = 300
 _POINTER = b"version https://git-lfs.github.com/spec/"
 _LARGEST_POINTER = 1024
 
@@ -130,8 +131,11 @@ def weight_files(folder: Path) -> list[str]:
         return [WEIGHTS]
     if not (folder / INDEX).is_file():
         others = sorted(path.name for path in folder.glob("*.safetensors"))
-        found = f"; it holds {others[0]}" if others else " and other weight formats are not loaded"
-        raise UserError(f"{folder} has neither {WEIGHTS} nor {INDEX}{found}.")
+        found = f" (it holds {others[0]})" if others else ""
+        raise UserError(
+            f"{folder} has neither {WEIGHTS} nor {INDEX}{found}: its weights are not on this machine, or in a form "
+            "that is not loaded; fetch the model again, or save it as safetensors."
+        )
     weight_map = read_json(folder / INDEX).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map or not all(map(_is_file_name, weight_map.values())):
         raise UserError(f"{folder / INDEX} has no weight_map from tensors to files: fetch that file again.")
@@ -160,6 +164,8 @@ def _header(folder: Path, file: str) -> dict[str, StoredTensor]:
 
 
 def reason(error: Exception) -> str:
-    """What a library says of a file, in one sentence."""
+    """What a library says of a file, in one sentence; of a long text its first sentence."""
     words = " ".join(str(error).split()) or type(error).__name__
+    if len(words) > LONGEST_REASON:
+        words = words.partition(". ")[0][:LONGEST_REASON]
     return words if words.endswith(".") else words + "."

@@ -141,5 +141,6 @@ def format_chat(folder: Path, processor: Any, content: str | list[dict[str, Any]
         )
     except Exception as error:  # whatever a template raises, on purpose or not
         raise UserError(
-            f"The chat template {folder / 'chat_template.jinja'} can't be used for a question: {reason(error)}"
+            f"The chat template {folder / 'chat_template.jinja'} can't be used for a question "
+            f"({reason(error).removesuffix('.')}): put the model's own chat_template.jinja there."
         ) from None
