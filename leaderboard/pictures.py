@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 from PIL import Image
@@ -17,24 +18,41 @@ from quant_engine.spec import UserError
 LONGEST_SIDE = 1600  # LLaVA-NeXT looks at 1344 pixels at most
 PREVIEW_SIDE = 960
 ITEM_SIDE = 480
+_PREFIX = "lowbit-picture-"
 
 
 def accept(upload: Path) -> Path:
     """A clean PNG of an uploaded picture: upright RGB, no side longer than LONGEST_SIDE, nothing of the original file.
 
-    Raises UserError, one sentence, for what is no picture, too large, or damaged.
+    Raises UserError, one sentence, for what is no picture, too large, or damaged, and where it can't be stored.
     """
     picture = open_picture(upload)
     picture.thumbnail((LONGEST_SIDE, LONGEST_SIDE), Image.Resampling.LANCZOS)
-    with tempfile.NamedTemporaryFile(prefix="lowbit-picture-", suffix=".png", delete=False) as file:
-        picture.save(file, "PNG")
+    folder = tempfile.gettempdir()
+    file = None
+    try:
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=_PREFIX, suffix=".png", delete=False) as file:
+            picture.save(file, "PNG")
+    except OSError:
+        if file:
+            Path(file.name).unlink(missing_ok=True)
+        raise UserError(
+            f"The picture can't be stored: {folder}, for temporary files, is full or not writable."
+        ) from None
     return Path(file.name)
+
+
+def discard(upload: Path) -> None:
+    """Deletes an uploaded file that was looked at, and the folder that it came into, which holds nothing else."""
+    with suppress(OSError):
+        upload.unlink()
+        upload.parent.rmdir()
 
 
 def forget(picture: str | None) -> None:
     """Deletes a picture that `accept` made; does nothing to any other file."""
     path = Path(picture) if picture else None
-    if path and path.name.startswith("lowbit-picture-") and path.parent == Path(tempfile.gettempdir()):
+    if path and path.name.startswith(_PREFIX) and path.parent == Path(tempfile.gettempdir()):
         path.unlink(missing_ok=True)
 
 

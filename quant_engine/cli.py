@@ -7,20 +7,17 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from pydantic import ValidationError
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from quant_engine import folders, notation, terminal
-from quant_engine.children import failure
 from quant_engine.evaluate import reads_windows, split_tasks
+from quant_engine.failures import exits_plainly
 from quant_engine.models import catalog
 from quant_engine.models.device import check_device, default_device, default_dtype
 from quant_engine.progress import Hooks, Progress
@@ -35,14 +32,30 @@ from quant_engine.spec import (
     UserError,
     WeightSpec,
     clean_text,
-    sentence,
 )
 
 console = Console()
 errors = Console(stderr=True)
 
+
+class _Commands(typer.core.TyperGroup):
+    """The commands: each ends in a sentence and an exit code, whatever is raised in it."""
+
+    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:
+        """Reads --debug wherever it stands, before a command or behind it."""
+        words, rest = (args[: args.index("--")], args[args.index("--") :]) if "--" in args else (args, [])
+        debug = ["--debug"] if "--debug" in words else []
+        return super().parse_args(ctx, [*debug, *(word for word in words if word != "--debug"), *rest])
+
+    def invoke(self, ctx: typer.Context) -> None:
+        own = (typer.Exit, typer.Abort, typer.exceptions.TyperException, BrokenPipeError)
+        with exits_plainly("command", "give the command again", ctx.params["debug"], passing=own):
+            super().invoke(ctx)
+
+
 app = typer.Typer(
     name="quant_engine",
+    cls=_Commands,
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="rich",
@@ -106,26 +119,6 @@ Revision = Annotated[str | None, typer.Option(help="Commit or tag of a hub model
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 
 
-@contextmanager
-def _plain_errors() -> Iterator[None]:
-    """What the user can change is said in one sentence, with exit code 2."""
-    try:
-        yield
-    except (ValidationError, UserError) as error:
-        words = sentence(error) if isinstance(error, ValidationError) else str(error)
-        errors.print(f"[bold red]Error:[/] {escape(words)}", highlight=False, soft_wrap=True)
-        raise typer.Exit(2) from None
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        words = failure(error, "command", "choose a smaller model", "give the command again")
-        errors.print(f"[bold red]Error:[/] {escape(words)}", highlight=False, soft_wrap=True)
-        raise typer.Exit(1) from None
-    except KeyboardInterrupt:
-        errors.print("Stopped; finished blocks are kept.")
-        raise typer.Exit(130) from None
-
-
 def _setting(method: str, bits: float, a_bits: int, group_size: int | None, options: list[str] | None) -> QuantSetting:
     parsed: dict[str, OptionValue] = {}
     for option in options or []:
@@ -173,22 +166,26 @@ def _say_cut(what: str, asked: int, length: int) -> None:
         errors.print(words, highlight=False, soft_wrap=True)
 
 
+@app.callback()
+def options(debug: Annotated[bool, typer.Option("--debug", help="Show where an error comes from.")] = False) -> None:
+    """Every command takes --debug, before its name or behind it."""
+
+
 @app.command("list")
 def list_(
     what: Annotated[str, typer.Argument(help="methods, models, tasks or runs")] = "methods", as_json: AsJson = False
 ) -> None:
     """Show what there is: methods, models, tasks, or the runs made so far."""
-    with _plain_errors():
-        if what not in terminal.LISTS:
-            raise UserError(f"There is no list of {what!r}; choose {', '.join(terminal.LISTS)}.")
-        columns, rows = terminal.LISTS[what]()
-        if as_json:
-            sys.stdout.write(json.dumps([dict(zip(columns, row, strict=True)) for row in rows], indent=1) + "\n")
-            return
-        table = Table(*columns, box=None, header_style="bold", pad_edge=False)
-        for row in rows:
-            table.add_row(*(escape(str(cell)) for cell in row))
-        console.print(table)
+    if what not in terminal.LISTS:
+        raise UserError(f"There is no list of {what!r}; choose {', '.join(terminal.LISTS)}.")
+    columns, rows = terminal.LISTS[what]()
+    if as_json:
+        sys.stdout.write(json.dumps([dict(zip(columns, row, strict=True)) for row in rows], indent=1) + "\n")
+        return
+    table = Table(*columns, box=None, header_style="bold", pad_edge=False)
+    for row in rows:
+        table.add_row(*(escape(str(cell)) for cell in row))
+    console.print(table)
 
 
 @app.command()
@@ -200,21 +197,21 @@ def get(
     """Fetch and compose the demo models: SmolLM2-135M-Instruct and the project's own small LLaVA-NeXT."""
     from quant_engine.demo.fetch import get_demo
 
-    with _plain_errors():
-        if what != "demo":
-            raise UserError(f"There is only demo to get, not {what!r}; other models are fetched when they are used.")
-        with terminal.progress_bar(errors) as show:
-            paths = get_demo(
-                lambda message, fraction: show(Progress(stage="loading", fraction=fraction, message=message)),
-                force=force,
-                source=source,
-            )
-        for name, path in paths.items():
-            console.print(f"{name}: {path}", highlight=False, soft_wrap=True)
+    if what != "demo":
+        raise UserError(f"There is only demo to get, not {what!r}; other models are fetched when they are used.")
+    with terminal.progress_bar(errors) as show:
+        paths = get_demo(
+            lambda message, fraction: show(Progress(stage="loading", fraction=fraction, message=message)),
+            force=force,
+            source=source,
+        )
+    for name, path in paths.items():
+        console.print(f"{name}: {path}", highlight=False, soft_wrap=True)
 
 
 @app.command()
 def run(
+    context: typer.Context,
     model: Model,
     tasks: Tasks,
     method: Method = "fp16",
@@ -242,20 +239,20 @@ def run(
 
     Example: run --model demo-llm --method rtn --bits 4 --group-size 64 --tasks perplexity --limit 8
     """
-    with _plain_errors():
-        weights = WeightSpec(
-            model=model,
-            revision=revision,
-            setting=_setting(method, bits, a_bits, group_size, option),
-            calibration=Calibration(source=calibration, samples=samples, length=length, seed=calibration_seed),
-            seed=seed,
-            dtype=quantize_dtype,
-        )
-        _do(_run(weights, tasks, limit, window, dtype, device), as_json)
+    weights = WeightSpec(
+        model=model,
+        revision=revision,
+        setting=_setting(method, bits, a_bits, group_size, option),
+        calibration=Calibration(source=calibration, samples=samples, length=length, seed=calibration_seed),
+        seed=seed,
+        dtype=quantize_dtype,
+    )
+    _do(_run(weights, tasks, limit, window, dtype, device), as_json, context)
 
 
 @app.command()
 def evaluate(
+    context: typer.Context,
     checkpoint: Annotated[Path, typer.Argument(help="A folder that [bold]quantize[/bold] made.")],
     tasks: Tasks,
     limit: Limit = None,
@@ -268,19 +265,18 @@ def evaluate(
 
     A folder from elsewhere is copied to where runs look for its weights; what it was calibrated on must be here too.
     """
-    with _plain_errors():
-        from quant_engine.checkpoints import Checkpoint  # these load torch
-        from quant_engine.runs.weights import adopt
+    from quant_engine.checkpoints import Checkpoint  # these load torch
+    from quant_engine.runs.weights import adopt
 
-        if not Checkpoint(checkpoint).is_complete():
-            raise UserError(f"{checkpoint} holds no finished quantized weights; make them with the command quantize.")
-        weights = Checkpoint(checkpoint).spec()
-        run = _run(weights, tasks, limit, window, dtype, device)
-        if run.weights != weights:
-            raise UserError(f"The weights in {checkpoint} were made by another version: quantize them again.")
-        with terminal.progress_bar(errors) as show:
-            adopt(checkpoint, Hooks(show))
-        _do(run, as_json)
+    if not Checkpoint(checkpoint).is_complete():
+        raise UserError(f"{checkpoint} holds no finished quantized weights; make them with the command quantize.")
+    weights = Checkpoint(checkpoint).spec()
+    run = _run(weights, tasks, limit, window, dtype, device)
+    if run.weights != weights:
+        raise UserError(f"The weights in {checkpoint} were made by another version: quantize them again.")
+    with terminal.progress_bar(errors) as show:
+        adopt(checkpoint, Hooks(show))
+    _do(run, as_json, context)
 
 
 @app.command()
@@ -299,13 +295,12 @@ def compare(
 
     from quant_engine.runs import paired
 
-    with _plain_errors():
-        a, b = paired.find_run(run_a), paired.find_run(run_b)
-        comparisons = paired.compare(a, b)
-        if as_json:
-            sys.stdout.write(json.dumps([asdict(row) for row in comparisons], indent=1) + "\n")
-            return
-        console.print(terminal.comparison_table(a, b, comparisons))
+    a, b = paired.find_run(run_a), paired.find_run(run_b)
+    comparisons = paired.compare(a, b)
+    if as_json:
+        sys.stdout.write(json.dumps([asdict(row) for row in comparisons], indent=1) + "\n")
+        return
+    console.print(terminal.comparison_table(a, b, comparisons))
 
 
 @app.command()
@@ -326,31 +321,30 @@ def quantize(
     revision: Revision = None,
 ) -> None:
     """Quantize a model and keep the weights, without measuring anything. Runs of the same setting then use them."""
-    with _plain_errors():
-        setting = _setting(method, bits, a_bits, group_size, option)
-        text = Calibration(source=calibration, samples=samples, length=length, seed=calibration_seed)
-        asked = WeightSpec(
-            model=model, revision=revision, setting=setting, calibration=text, seed=seed, dtype=quantize_dtype
-        )
-        plan = resolve_weights(asked)
-        _say_calibration_cut(asked, plan.spec)
-        if plan.method is None:
-            raise UserError("fp16 is the unquantized model: choose a method of: python -m quant_engine list methods")
-        from quant_engine.checkpoints import Checkpoint  # these load torch
-        from quant_engine.runs import weights
+    setting = _setting(method, bits, a_bits, group_size, option)
+    text = Calibration(source=calibration, samples=samples, length=length, seed=calibration_seed)
+    asked = WeightSpec(
+        model=model, revision=revision, setting=setting, calibration=text, seed=seed, dtype=quantize_dtype
+    )
+    plan = resolve_weights(asked)
+    _say_calibration_cut(asked, plan.spec)
+    if plan.method is None:
+        raise UserError("fp16 is the unquantized model: choose a method of: python -m quant_engine list methods")
+    from quant_engine.checkpoints import Checkpoint  # these load torch
+    from quant_engine.runs import weights
 
-        device = device or default_device()
-        check_device(device)
-        with terminal.progress_bar(errors) as show:
-            path = weights.quantize(plan, device, Hooks(show, log=lambda line: console.log(line, highlight=False)))
-        records = Checkpoint(path).records()
-        total = sum(record.out_features * record.in_features for record in records)
-        stored = sum(record.stored_bits * record.out_features * record.in_features for record in records)
-        console.print(f"{setting.label}: {total:,} weights, {stored / total:.4f} stored bits per weight")
-        if plan.method.card.headline:
-            headline = sum(record.headline_bits * record.out_features * record.in_features for record in records)
-            console.print(f"headline bits, codes and signs only: {headline / total:.4f}")
-        console.print(f"{path}", highlight=False, soft_wrap=True)
+    device = device or default_device()
+    check_device(device)
+    with terminal.progress_bar(errors) as show:
+        path = weights.quantize(plan, device, Hooks(show, log=lambda line: errors.log(line, highlight=False)))
+    records = Checkpoint(path).records()
+    total = sum(record.out_features * record.in_features for record in records)
+    stored = sum(record.stored_bits * record.out_features * record.in_features for record in records)
+    console.print(f"{setting.label}: {total:,} weights, {stored / total:.4f} stored bits per weight")
+    if plan.method.card.headline:
+        headline = sum(record.headline_bits * record.out_features * record.in_features for record in records)
+        console.print(f"headline bits, codes and signs only: {headline / total:.4f}")
+    console.print(f"{path}", highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -363,13 +357,12 @@ def merge(
 
     It takes 16 or 32 bits per weight again. Its answers are those of the low-bit model, rounded once to dtype.
     """
-    with _plain_errors():
-        if dtype not in (None, "float32", "bfloat16", "float16"):
-            raise UserError(f"The dtype is float32, bfloat16 or float16, not {dtype!r}.")
-        from quant_engine.finetune.merge import merge as write
+    if dtype not in (None, "float32", "bfloat16", "float16"):
+        raise UserError(f"The dtype is float32, bfloat16 or float16, not {dtype!r}.")
+    from quant_engine.finetune.merge import merge as write
 
-        write(checkpoint, target, dtype)
-        console.print(f"{target}", highlight=False, soft_wrap=True)
+    write(checkpoint, target, dtype)
+    console.print(f"{target}", highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -386,36 +379,35 @@ def ask(
     device: Device = None,
 ) -> None:
     """Ask one model in one setting, about a picture or not; the answer is printed as it comes."""
-    with _plain_errors():
-        question = clean_text(question)
-        if not question.strip():
-            raise UserError("The question is empty; type what to ask.")
-        setting = _setting(method, bits, a_bits, group_size, option)
-        plan = resolve_weights(WeightSpec(model=model, setting=setting))
-        from quant_engine.data.open_picture import open_picture
-        from quant_engine.models.decode import answer
-        from quant_engine.runs import weights
+    question = clean_text(question)
+    if not question.strip():
+        raise UserError("The question is empty; type what to ask.")
+    setting = _setting(method, bits, a_bits, group_size, option)
+    plan = resolve_weights(WeightSpec(model=model, setting=setting))
+    from quant_engine.data.open_picture import open_picture
+    from quant_engine.models.decode import answer
+    from quant_engine.runs import weights
 
-        image = None if picture is None else open_picture(picture)
-        device = device or default_device()
-        check_device(device)
-        with terminal.progress_bar(errors) as show:
-            loaded = weights.load(plan, default_dtype(device), device, Hooks(show))
-        text, step = "", None
-        for step in answer(loaded, image, question, most_tokens):
-            console.print(step.text[len(text) :], end="", highlight=False, markup=False, soft_wrap=True)
-            text = step.text
-        console.print()
-        if step:
-            stats = step.stats
-            rate = "" if stats.tokens_per_s is None else f", {stats.tokens_per_s:.1f} tokens/s"
-            console.print(
-                f"[dim]{setting.label}: first token after {stats.ttft_s:.2f} s{rate}, weights "
-                f"{notation.size(stats.weight_bytes)}, {stats.describe_weights(setting)}[/dim]"
-            )
+    image = None if picture is None else open_picture(picture)
+    device = device or default_device()
+    check_device(device)
+    with terminal.progress_bar(errors) as show:
+        loaded = weights.load(plan, default_dtype(device), device, Hooks(show))
+    text, step = "", None
+    for step in answer(loaded, image, question, most_tokens):
+        console.print(step.text[len(text) :], end="", highlight=False, markup=False, soft_wrap=True)
+        text = step.text
+    console.print()
+    if step:
+        stats = step.stats
+        rate = "" if stats.tokens_per_s is None else f", {stats.tokens_per_s:.1f} tokens/s"
+        console.print(
+            f"[dim]{setting.label}: first token after {stats.ttft_s:.2f} s{rate}, weights "
+            f"{notation.size(stats.weight_bytes)}, {stats.describe_weights(setting)}[/dim]"
+        )
 
 
-def _do(spec: RunSpec, as_json: bool) -> None:
+def _do(spec: RunSpec, as_json: bool, context: typer.Context) -> None:
     """Runs under the queue's claim, so that a page and a terminal never do the same run twice at once."""
     from quant_engine.runs.queue import Queue
     from quant_engine.runs.worker import run_claimed
@@ -431,7 +423,10 @@ def _do(spec: RunSpec, as_json: bool) -> None:
             errors.print(
                 f"[bold red]The run {ended.state}:[/] {escape(ended.error or '')}", highlight=False, soft_wrap=True
             )
-            errors.print(f"Its log: {queue.log_path(spec.run_id)}", highlight=False, soft_wrap=True)
+            log = queue.log_path(spec.run_id)
+            if context.find_root().params["debug"] and log.is_file():
+                errors.print(log.read_text(encoding="utf-8"), markup=False, highlight=False, soft_wrap=True)
+            errors.print(f"Its log: {log}", highlight=False, soft_wrap=True)
             raise typer.Exit(130 if ended.state == "cancelled" else 1)
     run = folder.read(folder.run_path(spec.run_id))
     if as_json:

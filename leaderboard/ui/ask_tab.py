@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
+from typing import Any
 
 import gradio as gr
 
@@ -113,16 +114,20 @@ class PicturePart:
         outputs = [self.path, self.frame, part.question, part.problem]
         self.gallery.pick(self._pick, self.path, outputs, **QUICK)
         outputs = [self.path, self.frame, self.upload, part.problem]
-        self.upload.upload(self._accept, [self.upload, self.path], outputs, **QUICK)
+        # Not preprocessed: Gradio would answer a file type of its own list's with an error, and leave an empty file.
+        self.upload.upload(self._accept, [self.upload, self.path], outputs, preprocess=False, **QUICK)
 
-    def _accept(self, upload: str | None, path: str | None) -> tuple:
-        """Takes an uploaded picture; a refused one leaves the picture before it."""
+    def _accept(self, upload: Mapping[str, Any] | None, path: str | None) -> tuple:
+        """Takes an uploaded picture, whose file is deleted; a refused one leaves the picture before it."""
         if not upload:
             return gr.skip(), gr.skip(), gr.skip(), gr.skip()
+        file = Path(upload["path"])
         try:
-            accepted = str(pictures.accept(Path(upload)))
+            accepted = str(pictures.accept(file))
         except UserError as refusal:
             return path, picture_html(path), None, notice(str(refusal))
+        finally:
+            pictures.discard(file)
         pictures.forget(path)
         return accepted, picture_html(accepted), None, ""
 

@@ -23,8 +23,8 @@ import psutil
 from pydantic import ValidationError
 
 from quant_engine.answers.messages import AnswerEvent, AskRequest, ToWorker
-from quant_engine.children import failure
 from quant_engine.data.open_picture import open_picture
+from quant_engine.failures import failure
 from quant_engine.models.decode import Step, answer
 from quant_engine.models.device import default_device, default_dtype
 from quant_engine.models.load import Loaded

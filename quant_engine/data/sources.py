@@ -21,6 +21,7 @@ from pydantic import ValidationError, create_model
 from quant_engine import folders, hub
 from quant_engine.data import files
 from quant_engine.data.content import files_hash, remembered
+from quant_engine.data.picture_metadata import upright
 from quant_engine.data.row import AnyText, Row, problem, shortened
 from quant_engine.deferred import deferred
 from quant_engine.spec import UserError, digest
@@ -127,14 +128,18 @@ class Rows:
         return zip(names.to_pylist(), compute.binary_length(content).to_pylist(), strict=True)
 
     def picture(self, index: int) -> Image.Image:
-        """The picture of a row, in RGB: stored in the row or in a file beside it. Raises UserError if damaged."""
+        """The picture of a row, in RGB and upright, as lmms-eval gets it from `datasets`, which turns pictures as their
+        EXIF says and leaves transparent parts to convert("RGB").
+
+        It is stored in the row or in a file beside it. Raises UserError if it is missing or damaged.
+        """
         row = self[index]
         stored = {"path": _file_name(row)} if isinstance(self._table, list) else row.get(PICTURE) or {}
         name, content = stored.get("path"), stored.get("bytes")
         try:
             with Image.open(io.BytesIO(content) if content else self._folder / (name or "")) as image:
-                return image.convert("RGB")
-        except Exception:  # decoders too
+                return upright(image).convert("RGB")
+        except Exception:  # decoders raise anything on damaged files
             raise UserError(f"The picture of item {index} ({name}) is missing or damaged: fetch it again.") from None
 
 

@@ -10,6 +10,7 @@ import torch
 
 from quant_engine import folders
 from quant_engine.demo_training import export, joint, language, projector, tower
+from quant_engine.failures import exits_plainly
 
 
 def arguments() -> argparse.Namespace:
@@ -26,6 +27,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves the choice to torch")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--debug", action="store_true", help="show where an error comes from")
     return parser.parse_args()
 
 
@@ -45,12 +47,13 @@ STAGES: dict[str, Callable[[argparse.Namespace, torch.device], None]] = {
 
 def main() -> None:
     options = arguments()
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    torch.set_flush_denormal(True)  # tiny attention weights would slow a CPU down many times
-    options.folder.mkdir(parents=True, exist_ok=True)
-    for stage in options.stages:
-        STAGES[stage](options, torch.device(options.device))
+    with exits_plainly("training", "start it again: finished steps are kept", options.debug):
+        if options.threads:
+            torch.set_num_threads(options.threads)
+        torch.set_flush_denormal(True)  # tiny attention weights would slow a CPU down many times
+        options.folder.mkdir(parents=True, exist_ok=True)
+        for stage in options.stages:
+            STAGES[stage](options, torch.device(options.device))
 
 
 if __name__ == "__main__":

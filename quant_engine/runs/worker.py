@@ -16,7 +16,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from quant_engine.children import failure
+from quant_engine.failures import failure
 from quant_engine.progress import Hooks, Progress, Stopped
 from quant_engine.runs.queue import Queue, QueuedRun, Standing, owner_name
 from quant_engine.spec import UserError

@@ -6,9 +6,11 @@ import os
 import subprocess
 import sys
 
+import datasets
 import pytest
 from evaluate import local_sets
 from evaluate.hub_stand_in import hub
+from PIL import Image
 
 from quant_engine import folders
 from quant_engine.data import sources
@@ -127,6 +129,25 @@ def test_pictures_lie_in_the_rows_or_beside_them(data):
         rows.picture(1)
     local_sets.parquet(data / "some/set/data/test-0.parquet", [{"image": stored}])
     assert load(SOURCE, "The set").picture(0).size == (8, 6)
+
+
+def test_a_picture_of_a_row_is_turned_as_the_hubs_library_turns_it_and_a_damaged_one_is_a_sentence(data):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    (data / "set").mkdir()
+    Image.new("RGB", (8, 6)).save(data / "set/one.jpg", exif=exif)
+    whole = (data / "set/one.jpg").read_bytes()
+    rows = [{"image": "one.jpg"}]
+    for number, content in enumerate((whole[: len(whole) // 2], whole[:20], b"", b"\x89PNG\r\n\x1a\n\0\0", b"words")):
+        (data / f"set/{number}.jpg").write_bytes(content)
+        rows.append({"image": f"{number}.jpg"})
+    local_sets.jsonl(data / "set/val.jsonl", rows)
+    opened = load(Source("a/b", "x", "set/val.jsonl"), "The set")
+    assert opened.picture(0).size == (6, 8)
+    assert datasets.Image().decode_example({"path": str(data / "set/one.jpg"), "bytes": None}).size == (6, 8)
+    for index in range(1, len(rows)):
+        with pytest.raises(UserError, match=f"picture of item {index} "):
+            opened.picture(index)
 
 
 @pytest.mark.parametrize(

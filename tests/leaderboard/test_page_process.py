@@ -65,3 +65,30 @@ def test_a_port_in_use_is_a_sentence():
         )
     assert done.returncode == 1
     assert done.stderr.startswith(f"Port {port} is in use")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "sentence"),
+    [
+        ("LOWBIT_HOME", "{file}", "There can be no folder {file} (File exists): set LOWBIT_HOME"),
+        ("LOWBIT_HOME", "{file}/home", "There can be no folder {file}/home (Not a directory): set LOWBIT_HOME"),
+        ("GRADIO_SERVER_NAME", "192.0.2.1", "The page can't listen on 192.0.2.1, port "),
+        ("GRADIO_SERVER_NAME", "no.such.host.invalid", "The page can't listen on no.such.host.invalid, port "),
+    ],
+)
+def test_what_keeps_the_page_from_starting_is_a_sentence(tmp_path, name, value, sentence):
+    (tmp_path / "file").write_text("")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+    value, sentence = (text.format(file=tmp_path / "file") for text in (value, sentence))
+    done = subprocess.run(
+        [sys.executable, "app.py"],
+        cwd=PROJECT,
+        env={"PORT": port, "HOME": str(tmp_path), name: value},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode in (1, 2)
+    assert sentence in done.stderr
+    assert len(done.stderr.splitlines()) == 1
