@@ -27,6 +27,7 @@ from quant_engine.spec import Text, UserError, sentence
 
 Values = dict[str, Any]
 """A JSON object."""
+NO_ROW = "No row matches all of this: leave out a filter or the search."
 
 
 def endpoints(board: Callable[[], Board], notes: Notes) -> list[Callable[..., Values]]:
@@ -103,12 +104,14 @@ class _Answers:
             show: absolute (values), difference (to FP16), or retained (percent of FP16).
 
         Returns:
-            The query, the columns with their direction, and the rows; with notes on odd printed numbers.
+            The query, the columns with their direction, and the rows; with notes on odd printed numbers, or on why
+                there is no row.
         """
         board = self._board()
         asked = {"model": model, "track": track, "method": methods, "bits": bits, "q": search, "sort": sort}
         view = analysis.view(board, read_query(board, asked | {"show": show}))
-        return export.document(view) | {"notes": export.with_notes(view, self._notes)}
+        notes = export.with_notes(view, self._notes) if len(view.rows) else [NO_ROW]
+        return export.document(view) | {"notes": notes}
 
     def export_view(
         self, address: Text = "", format: Annotated[Format, _in_any_case("format", tuple(export.FORMATS))] = "csv"

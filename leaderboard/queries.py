@@ -63,7 +63,7 @@ def choose(what: str, given: str, names: Mapping[str, str] | Iterable[str], wher
     close = difflib.get_close_matches(_key(given)[:200], by_key, n=1)
     hint = f" (did you mean {by_key[close[0]]}?)" if close else ""
     there = list(dict.fromkeys(meanings.values()))
-    some = f"choose from: {', '.join(there)}" if len(there) <= MOST_NAMES else f"there are {len(there)} others"
+    some = f"choose from: {', '.join(there)}" if 0 < len(there) <= MOST_NAMES else f"there are {len(there)} others"
     raise UserError(f"There is no {what} {quoted(given)}{where}{hint}; {some}.")
 
 
@@ -116,8 +116,7 @@ def read_query(board: Board, parameters: Mapping[str, str]) -> Query:
     sort = given.get("sort", "").strip()
     if sort:
         columns = analysis.view(board, Query(model=model, track=track)).columns
-        tasks = {column.task: column.task for column in columns}
-        names = tasks | {column.title: column.task for column in reversed(columns)} | tasks | ROW_FIELDS
+        names = {name: column.task for column in columns for name in (column.task, column.title)} | ROW_FIELDS
         fields |= {"sort": choose("column", sort.removeprefix("-"), names, where), "reverse": sort.startswith("-")}
     if "show" in given:
         fields["mode"] = choose("way to show numbers", given["show"], MODES)
@@ -143,18 +142,23 @@ def check_search(board: Board, text: str) -> None:
     fields = [*search.TEXT_FIELDS, *search.NUMBER_FIELDS, "status", *sorted(tasks)]
     for term in search.terms(clean_text(text)):
         if term.field and term.field not in fields:
-            choose("field", term.field, fields, " to search in")
-            raise UserError(f"The search has no field {quoted(term.field)}; write it as the table does.")
+            _refuse("field", term.field, fields)
         if term.field in search.TEXT_FIELDS:
             names = board.rows[search.TEXT_FIELDS[term.field]].dropna().astype(str).unique()
             for value in term.value.split(","):
                 if not any(name.lower().startswith(value) for name in names):
-                    choose(term.field, value, names, " to search for")
-        elif term.field == "status":
-            choose("status", term.value, STATUSES)
-        elif term.field and not search.is_condition(term):
+                    _refuse(term.field, value, names)
+        elif term.field == "status" and term.value not in STATUSES:
+            _refuse("status", term.value, STATUSES)
+        elif term.field and term.field != "status" and not search.is_condition(term):
             examples = f"{term.field}:4, {term.field}:<=4 or {term.field}:2-4"
             raise UserError(f"The search can't compare {term.field} with {quoted(term.value)}; write {examples}.")
+
+
+def _refuse(what: str, word: str, names: Iterable[str]) -> None:
+    """Raises UserError for a word of a search, in which names stand as the table writes them."""
+    meant = choose(what, word, names, " to search for")
+    raise UserError(f"There is no {what} {quoted(word)} to search for (did you mean {meant}?).")
 
 
 def _model_and_track(board: Board, given: Mapping[str, str]) -> tuple[str | None, str]:

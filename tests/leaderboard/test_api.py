@@ -52,6 +52,12 @@ def test_names_are_read_in_any_case_with_blanks_around_them(api, methods):
     assert len(rows) == 4
 
 
+def test_an_answer_without_rows_says_why(api):
+    answer = api["leaderboard"](methods="QuIP", bits="8")
+    assert answer["rows"] == []
+    assert answer["notes"] == ["No row matches all of this: leave out a filter or the search."]
+
+
 def test_methods_are_known_by_the_ids_that_the_endpoint_methods_gives(api):
     there = {row["method"] for row in api["leaderboard"]()["rows"]}
     for name, card in api["methods"]().items():
@@ -110,6 +116,9 @@ def test_the_cheapest_and_what_fits_are_answers_in_a_sentence(api):
         ("leaderboard", {"bits": "5"}, "no row with bits 5 of LLaMA3-8B in track llm_ptq; choose from: 16, 8, 6"),
         ("leaderboard", {"search": "methd:gptq"}, r"did you mean method\?"),
         ("leaderboard", {"search": "method:gptqq"}, r"did you mean GPTQ\?"),
+        ("leaderboard", {"search": "method:slim_llm"}, r"did you mean SliM-LLM\?"),
+        ("leaderboard", {"search": "status:broken"}, "choose from: ok, collapsed"),
+        ("leaderboard", {"search": "run:0123"}, "no run '0123' to search for"),
         ("leaderboard", {"search": "bits:<inf"}, "can't compare bits with '<inf'"),
         ("leaderboard", {"search": "group:nan"}, "can't compare group with 'nan'"),
         ("leaderboard", {"search": "wikitext2:<"}, "can't compare wikitext2 with '<'"),

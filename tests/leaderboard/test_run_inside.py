@@ -130,9 +130,8 @@ def test_a_published_items_picture_comes_from_the_files_on_this_machine(monkeypa
         Image.new("RGB", (4, 3), color).save(buffer, "PNG")
         return {"bytes": buffer.getvalue(), "path": None}
 
-    pd.DataFrame({"questionId": ["7", "9"], "image": [png("red"), png("blue")]}).to_parquet(
-        tmp_path / "docvqa_validation.parquet"
-    )
+    asked = {"questionId": ["7", "9"], "question": ["Which colour?"] * 2, "answers": [["red"], ["blue"]]}
+    pd.DataFrame(asked | {"image": [png("red"), png("blue")]}).to_parquet(tmp_path / "docvqa_validation.parquet")
     monkeypatch.setenv("LOWBIT_DATA", str(tmp_path))
     task = TASKS["docvqa"]
     assert task.picture_of("9", task.revision()).getpixel((0, 0)) == (0, 0, 255)
