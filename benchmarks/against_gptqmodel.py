@@ -28,9 +28,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from quant_engine.data.texts import calibration_windows
 from quant_engine.evaluate import Watch, parse_task
+from quant_engine.models.architecture import LINEARS
 from quant_engine.models.catalog import model_card
 from quant_engine.models.files import folder_of
-from quant_engine.models.load import LINEARS, Loaded, load_dense
+from quant_engine.models.load import Loaded, load_dense
 from quant_engine.progress import Hooks
 from quant_engine.runs import weights
 from quant_engine.runs.about import hardware

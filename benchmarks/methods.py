@@ -8,8 +8,8 @@ behind --tasks is one run, of tasks with commas between. The table, in Markdown,
 standard error, all stored bits of a weight, the output error of the linears (mean over linears), minutes of
 quantization and tasks, and where they were spent. What trains or searches by default takes minutes on a GPU and hours
 on a CPU, where `--only` leaves it out.
-wikitext2 takes its text from the Hub or from LOWBIT_DATA. A run that is cut off goes on when the command is given
-again.
+wikitext2 takes its text from the Hub or from LOWBIT_DATA; runs of another source are others. A run that is cut off goes
+on when the command is given again.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from rich.table import Table
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from quant_engine import folders, notation
+from quant_engine.evaluate import split_tasks
 from quant_engine.models.catalog import model_card
 from quant_engine.models.device import default_device, default_dtype
 from quant_engine.results import Result
@@ -85,7 +86,7 @@ def main() -> None:
         if given.only and not {setting.method, f"{setting.method}-{setting.w_bits:g}"} & set(given.only):
             continue
         try:
-            specs = [wanted(given.model, setting, tuple(tasks.split(",")), given.limit) for tasks in given.tasks]
+            specs = [wanted(given.model, setting, split_tasks(tasks), given.limit) for tasks in given.tasks]
             missing = [spec for spec in specs if not folder.run_path(spec.run_id).is_dir()]
             if missing and given.found:
                 continue

@@ -20,6 +20,7 @@ from rich.table import Table
 
 from quant_engine import folders, notation, terminal
 from quant_engine.children import failure
+from quant_engine.evaluate import reads_windows, split_tasks
 from quant_engine.models import catalog
 from quant_engine.models.device import check_device, default_device, default_dtype
 from quant_engine.progress import Hooks, Progress
@@ -70,9 +71,22 @@ Text = Annotated[
 Samples = Annotated[int, typer.Option(help="Calibration windows.")]
 Length = Annotated[int, typer.Option(help="Tokens of a calibration window.")]
 CalibrationSeed = Annotated[int, typer.Option(help="Which calibration windows are drawn.")]
-Tasks = Annotated[str, typer.Option("--tasks", "-t", help="Tasks with commas between (see [bold]list tasks[/bold]).")]
+Tasks = Annotated[
+    str,
+    typer.Option(
+        "--tasks",
+        "-t",
+        help="Tasks with commas between (see [bold]list tasks[/bold]). A comma inside the path of perplexity:PATH is "
+        "part of the path, unless a task's name follows it.",
+    ),
+]
 Limit = Annotated[int | None, typer.Option(help="At most so many items of each task (windows, for perplexity).")]
-Window = Annotated[int | None, typer.Option(help="Perplexity window in tokens; default 2048, 1024 for demo models.")]
+Window = Annotated[
+    int | None,
+    typer.Option(
+        help="Perplexity window in tokens; default 2048, 1024 for demo models, and never more than the model reads."
+    ),
+]
 Seed = Annotated[int, typer.Option(help="Seed of whatever a method draws at random.")]
 Dtype = Annotated[
     str | None, typer.Option(help="What the model computes in: float32 (default on the CPU), bfloat16 or float16.")
@@ -120,17 +134,34 @@ def _run(
     weights: WeightSpec, tasks: str, limit: int | None, window: int | None, dtype: str | None, device: str | None
 ) -> RunSpec:
     """The resolved run of what the options of `run` and `evaluate` say."""
+    names = split_tasks(tasks)
+    if not names:
+        raise UserError("--tasks names no task: choose from python -m quant_engine list tasks")
     device = device or default_device()
-    return resolve(
-        RunSpec(
-            weights=weights,
-            tasks=tuple(name.strip() for name in tasks.split(",") if name.strip()),
-            limit=limit,
-            window=window or catalog.model_card(weights.model).window,
-            dtype=dtype or default_dtype(device),
-            device=device,
-        )
-    ).spec
+    asked = RunSpec(
+        weights=weights,
+        tasks=names,
+        limit=limit,
+        window=catalog.model_card(weights.model).window if window is None else window,
+        dtype=dtype or default_dtype(device),
+        device=device,
+    )
+    spec = resolve(asked).spec
+    if reads_windows(spec.tasks):
+        _say_cut("window is", asked.window, spec.window)
+    _say_calibration_cut(weights, spec.weights)
+    return spec
+
+
+def _say_calibration_cut(asked: WeightSpec, resolved: WeightSpec) -> None:
+    if asked.calibration and resolved.calibration:
+        _say_cut("calibration windows are", asked.calibration.length, resolved.calibration.length)
+
+
+def _say_cut(what: str, asked: int, length: int) -> None:
+    if length < asked:
+        words = f"The {what} cut from {asked:,} to {length:,} tokens, which is all that the model reads."
+        errors.print(words, highlight=False, soft_wrap=True)
 
 
 @app.command("list")
@@ -289,11 +320,11 @@ def quantize(
     with _plain_errors():
         setting = _setting(method, bits, a_bits, group_size, option)
         text = Calibration(source=calibration, samples=samples, length=length, seed=calibration_seed)
-        plan = resolve_weights(
-            WeightSpec(
-                model=model, revision=revision, setting=setting, calibration=text, seed=seed, dtype=quantize_dtype
-            )
+        asked = WeightSpec(
+            model=model, revision=revision, setting=setting, calibration=text, seed=seed, dtype=quantize_dtype
         )
+        plan = resolve_weights(asked)
+        _say_calibration_cut(asked, plan.spec)
         if plan.method is None:
             raise UserError("fp16 is the unquantized model: choose a method of: python -m quant_engine list methods")
         from quant_engine.checkpoints import Checkpoint  # these load torch

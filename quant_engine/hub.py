@@ -79,16 +79,16 @@ def find_cached(repo: str, kind: Kind, revision: str | None, patterns: Sequence[
     return folder if _holds(folder, patterns) else None
 
 
-def commit(repo: str, kind: Kind, revision: str | None, *, title: str) -> str:
+def commit(repo: str, kind: Kind, revision: str | None, *, title: str, instead: str | None = None) -> str:
     """The commit that a branch or tag stands at now (None: the default branch); a commit is returned as it is.
 
     Where the hub does not answer, it is the commit that the cache has for that branch or tag. Raises UserError where
-    neither is to be had; `title` is for its sentence, as in `snapshot`.
+    neither is to be had; `title` and `instead` are for its sentence, as in `snapshot`.
     """
     if revision and COMMIT.fullmatch(revision):
         return revision
     api = huggingface_hub.HfApi()
-    with _errors_as_sentences(repo, kind, revision, title):
+    with _errors_as_sentences(repo, kind, revision, title, instead):
         return api.resolve_revision(repo, repo_type=kind, revision=revision, local_files_only=not answers()).resolved
 
 

@@ -125,6 +125,7 @@ class RunSpec(_Frozen):
     """One question to the engine: these weights, measured on these tasks.
 
     `limit` is the most items a task may use (windows, for perplexity). `window` is the perplexity window in tokens.
+    `data` names, for each task of a resolved run, what identifies the content of its items (`Task.revision`).
     `dtype` and `device` are what the model computes in and on while it is measured.
     """
 
@@ -132,6 +133,7 @@ class RunSpec(_Frozen):
     tasks: tuple[Identifier, ...] = Field(min_length=1)
     limit: int | None = Field(default=None, ge=1)
     window: int = Field(default=2048, ge=8, le=131072)
+    data: dict[str, str] = Field(default_factory=dict)
     dtype: Dtype = "float32"
     device: Literal["cpu", "cuda"] = "cpu"
 
@@ -142,8 +144,11 @@ class RunSpec(_Frozen):
 
     @property
     def run_id(self) -> str:
-        """The same question always has the same id: 16 hex digits of the canonical JSON's SHA-256."""
-        return digest(self.model_dump(mode="json"))
+        """The same question always has the same id: 16 hex digits of the canonical JSON's SHA-256.
+
+        A run of earlier versions names no data, and is still found under its id.
+        """
+        return digest(self.model_dump(mode="json", exclude=None if self.data else {"data"}))
 
 
 def digest(value: object) -> str:

@@ -14,7 +14,7 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 
 from quant_engine import notation
-from quant_engine.evaluate import TASKS
+from quant_engine.evaluate import TASKS, reads_windows
 from quant_engine.methods import METHODS
 from quant_engine.models import catalog
 from quant_engine.progress import Progress
@@ -81,6 +81,8 @@ def results_table(run: folder.RunFolder) -> Table:
     """A run's numbers, one a row, under the model and its setting."""
     first = run.results[0]
     title = f"{first.model}, {run.spec.weights.setting.label}, {first.stored_bits:.4g} stored bits per weight"
+    if reads_windows(run.spec.tasks):
+        title += f", windows of {run.spec.window:,} tokens"
     table = Table("task", "metric", "value", "± error", "items", "status", title=title, title_justify="left")
     for result in run.results:
         error = "" if result.standard_error is None else notation.standard_error(result.standard_error)

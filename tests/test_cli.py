@@ -123,6 +123,14 @@ def test_ask_prints_the_answer_of_the_quantized_model_and_its_bits(llama):
     assert f"{loaded.stored_bits:.2f} bits stored per quantized weight" in " ".join(figures.split())
 
 
+def test_a_path_with_commas_is_one_task_and_a_task_named_twice_is_measured_once(llama, tmp_path):
+    text = tmp_path / "a, b,c.txt"
+    text.write_text("Some words to be read. " * 40)
+    tasks = f"perplexity:{text},perplexity, perplexity:{tmp_path}/./{text.name} ,perplexity"
+    results = json.loads(done("run", "-m", llama, "-t", tasks, *MEASURED[2:]))
+    assert [result["task"].partition("@")[0] for result in results] == ["perplexity", f"perplexity:{text}"]
+
+
 @pytest.mark.demo
 @pytest.mark.parametrize(
     ("words", "sentence"),
@@ -132,7 +140,10 @@ def test_ask_prints_the_answer_of_the_quantized_model_and_its_bits(llama):
         (["run", "-m", "demo-llm", "--method", "rtn", "-t", "perplexity"], "choose 1 to 8 bits"),
         (["run", "-m", "gpt5", "-t", "perplexity"], "There is no model 'gpt5'"),
         (["run", "-m", "demo-llm", "-t", "nothing"], "There is no task 'nothing'"),
-        (["run", "-m", "demo-llm", "-t", " , "], "tasks"),
+        (["run", "-m", "demo-llm", "-t", " , "], "--tasks names no task"),
+        (["run", "-m", "demo-llm", "-t", ""], "--tasks names no task"),
+        (["run", "-m", "demo-llm", "-t", "perplexity,piqqa"], "There is no task 'piqqa'"),
+        (["run", "-m", "demo-llm", "-t", "perplexity", "--window", 0], "window"),
         (["run", "-m", "demo-llm", "-t", "perplexity", "--limit", 0], "limit"),
         (["run", "-m", "demo-llm", "-t", "perplexity", "--dtype", "int3"], "dtype"),
         (["run", "-m", "demo-llm", "--method", "rtn", "-b", 4, "-o", "symmetric", "-t", "perplexity"], "NAME=VALUE"),

@@ -3,6 +3,7 @@
 import pytest
 from evaluate import hub_stand_in
 from test_requirements import imports
+from transformers import LlamaForCausalLM
 
 from quant_engine import folders, hub
 from quant_engine.models import catalog, files
@@ -108,9 +109,9 @@ def test_a_hub_that_is_switched_off_or_gone_does_not_answer(serve, monkeypatch):
     assert not hub.answers()
 
 
-def test_a_hub_models_weights_are_identified_by_the_commit(serve, repository):
+def test_a_hub_models_weights_are_identified_by_the_commit(serve, tiny_models):
     card = catalog.MODELS["llama3-8b"]
-    revisions = {"main": (NEW, repository), "v1": (OLD, repository)}
+    revisions = {"main": (NEW, tiny_models / "llama"), "v1": (OLD, tiny_models / "llama")}
     with hub_stand_in.hub({card.location: revisions}) as (address, _):
         serve(address)
         assert catalog.fingerprint(card) == catalog.fingerprint(card, "main") == catalog.fingerprint(card, NEW) == NEW
@@ -121,6 +122,23 @@ def test_a_hub_models_weights_are_identified_by_the_commit(serve, repository):
     serve(NOWHERE)
     assert catalog.available(card)
     assert refusal(catalog.fingerprint, card, "v2").startswith("LLaMA3-8B is not on this machine and")
+
+
+def test_a_model_that_was_fetched_in_part_is_not_on_this_machine(serve, tiny_models, tmp_path):
+    card, repository = catalog.MODELS["llama3-8b"], tmp_path / "sharded"
+    LlamaForCausalLM.from_pretrained(tiny_models / "llama").save_pretrained(repository, max_shard_size="40KB")
+    shards = sorted(path.name for path in repository.glob("*.safetensors"))
+    with hub_stand_in.hub({card.location: {"main": (NEW, repository)}}) as (address, _):
+        serve(address)
+        for patterns in (["config.json"], ["*.json"], ["*.json", shards[0]]):
+            hub.snapshot(card.location, "model", None, patterns, title="it")
+            assert not catalog.available(card)
+    serve(NOWHERE)
+    assert "LLaMA3-8B is not on this machine and" in refusal(files.folder_of, card, NEW)
+    with hub_stand_in.hub({card.location: {"main": (NEW, repository)}}) as (address, _):
+        serve(address)
+        files.folder_of(card, NEW)
+        assert catalog.available(card)
 
 
 def test_the_hub_is_asked_nowhere_else():

@@ -10,6 +10,7 @@ PACKAGES = {"PIL": "pillow", "huggingface_hub": "huggingface-hub", "yaml": "pyya
 NOT_IMPORTED = {
     "gguf": "transformers reads GGUF files with it",
     "plotly": "the page serves the script that it carries",
+    "protobuf": "transformers reads sentencepiece models with it",
     "sentencepiece": "transformers reads tokenizers without a JSON form with it",
 }
 NOT_DECLARED = {"triton": "torch brings it where it works"}

@@ -9,6 +9,7 @@ from leaderboard.columns import column_of
 from leaderboard.store import model_name
 from leaderboard.ui.table import bit_bar
 from quant_engine import notation
+from quant_engine.evaluate import reads_windows
 from quant_engine.progress import Progress
 from quant_engine.runs.queue import QueuedRun
 from quant_engine.spec import RunSpec
@@ -22,6 +23,8 @@ def card(run: QueuedRun | None) -> str:
         return '<div class="run empty"><b>No run yet.</b> Compose a setting and start it: it shows here.</div>'
     spec = run.spec
     limit = f"{spec.limit} items a task" if spec.limit else "all items"
+    if reads_windows(spec.tasks):
+        limit += f", windows of {spec.window:,} tokens"
     summary = f"{escape(model_name(spec.weights.model))} · {escape(_tasks(spec))} · {limit}"
     return (
         f'<article class="run {run.state}" data-run="{run.run_id}"><header><b>{escape(spec.weights.setting.label)}</b>'

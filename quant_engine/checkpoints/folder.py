@@ -23,9 +23,10 @@ from torch import nn
 from quant_engine import disk
 from quant_engine.kernels.linear import QuantLinear
 from quant_engine.kernels.matmul import warm_up
+from quant_engine.models.architecture import LINEARS
 from quant_engine.models.catalog import ModelCard, fingerprint, model_card
 from quant_engine.models.files import folder_of
-from quant_engine.models.load import LINEARS, Loaded, Skeleton
+from quant_engine.models.load import Loaded, Skeleton
 from quant_engine.results import LayerRecord
 from quant_engine.spec import UserError, WeightSpec, digest
 from quant_engine.weights.ledger import Ledger

@@ -54,6 +54,13 @@ class Corpus:
         ids = tokenizer(text, verbose=False)["input_ids"]
         return ids if self.windows is None else ids[: self.windows * window], revision
 
+    def revision(self) -> str:
+        """What identifies the documents, without fetching them. Raises UserError where it can't be had."""
+        paths = sources.local_files(self.source, folders.data())
+        if paths and paths[0].suffix == ".txt":
+            return f"{paths[0].name} sha256:{texts.file_digest(paths[0])}"
+        return sources.revision(self.source, self.title)
+
     def read(self) -> tuple[list[str], str]:
         """The documents and what identifies them. Raises UserError where they can't be had."""
         paths = sources.local_files(self.source, folders.data())

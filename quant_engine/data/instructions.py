@@ -12,7 +12,6 @@ Prompts have Alpaca's wording, as in the QLoRA reference. Imports no torch.
 from __future__ import annotations
 
 import csv
-import hashlib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from pydantic import AfterValidator, ValidationError
 
 from quant_engine import hub
 from quant_engine.data import files, texts
+from quant_engine.data.content import files_hash
 from quant_engine.data.row import MaybeText, Row, problem
 from quant_engine.deferred import deferred
 from quant_engine.spec import UserError
@@ -113,16 +113,12 @@ def _kind(path: Path) -> str | None:
 
 
 def _digest(paths: list[Path]) -> str:
-    total = hashlib.sha256()
     try:
         if sum(file.stat().st_size for file in paths) > MOST_BYTES:
             raise UserError(f"The training data are larger than {MOST_BYTES >> 30} GiB; give fewer.")
-        for file in paths:
-            with file.open("rb") as opened:
-                total.update(hashlib.file_digest(opened, "sha256").digest())
+        return files_hash(paths)
     except OSError as error:
         raise UserError(f"{error.filename} can't be read ({error.strerror}).") from None
-    return total.hexdigest()[:12]
 
 
 def pairs(name: str) -> list[Pair]:

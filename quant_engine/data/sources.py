@@ -9,10 +9,9 @@ of a data set is ever run. Imports neither torch nor `datasets` before rows are 
 from __future__ import annotations
 
 import functools
-import hashlib
 import io
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,9 +20,10 @@ from pydantic import ValidationError, create_model
 
 from quant_engine import folders, hub
 from quant_engine.data import files
+from quant_engine.data.content import files_hash, remembered
 from quant_engine.data.row import AnyText, Row, problem, shortened
 from quant_engine.deferred import deferred
-from quant_engine.spec import UserError
+from quant_engine.spec import UserError, digest
 
 datasets = deferred("datasets")
 compute, parquet = deferred("pyarrow.compute"), deferred("pyarrow.parquet")
@@ -142,24 +142,54 @@ def _file_name(row: dict[str, Any]) -> str | None:
     return name if isinstance(name, str) else None
 
 
+def revision(source: Source, title: str) -> str:
+    """What identifies the content of a source's rows, without fetching them: a hash of local files, and of the pictures
+    beside them that their rows name; or a commit.
+
+    Raises UserError, one sentence, where neither is to be had.
+    """
+    paths = local_files(source, folders.data())
+    if not paths:
+        commit = hub.commit(
+            source.repo, "dataset", source.revision, title=_hub_title(title), instead=_put_into_a_folder(source)
+        )
+        return f"{source.repo}@{commit}"
+    try:
+        pictures = [] if paths[0].suffix == ".parquet" else [file for path in paths for file in _named_pictures(path)]
+        return f"{paths[0].name} sha256:{files_hash([*paths, *pictures])}"
+    except UserError as error:
+        raise UserError(f"{title}: {error}") from None
+    except OSError as error:
+        raise UserError(f"{title}: {error.filename} can't be read ({error.strerror}).") from None
+
+
+def _named_pictures(path: Path) -> list[Path]:
+    """The pictures that are there of those that the rows of a JSON file name."""
+    return [picture for name in _picture_names(path) if (picture := path.parent / name).is_file()]
+
+
+@remembered
+def _picture_names(path: Path) -> list[str]:
+    return sorted({name for _, row in files.json_rows(path) if (name := _file_name(row))})
+
+
 def load(source: Source, title: str) -> Rows:
-    """The rows of a source. Raises UserError, one sentence, where they can't be had or read."""
-    return _load(source, title, folders.data())
+    """The rows of a source, of its revision now. Raises UserError, one sentence, where they can't be had or read."""
+    return _load(source, title, folders.data(), revision(source, title))
 
 
 @functools.lru_cache(maxsize=8)
-def _load(source: Source, title: str, folder: Path | None) -> Rows:
+def _load(source: Source, title: str, folder: Path | None, revision: str) -> Rows:
     paths = local_files(source, folder)
     if paths:
-        return _rows(paths, title, paths[0].parent, f"{paths[0].name} sha256:{_digest(paths)}")
-    root = fetch(source, title)
-    return _rows(sorted(root.glob(source.files)), title, root, f"{source.repo}@{root.name}")
+        return _rows(paths, title, paths[0].parent, revision)
+    root = fetch(replace(source, revision=revision.rpartition("@")[2]), title)
+    return _rows(sorted(root.glob(source.files)), title, root, revision)
 
 
 def stored(source: Source, title: str, revision: str) -> Rows:
     """The rows of a revision that is on this machine, without asking the hub. Raises UserError if it is not there."""
-    folder = folders.data()
-    rows = _load(source, title, folder) if local_files(source, folder) else _cached(source, title, revision)
+    rows = load(source, title) if local_files(source, folders.data()) else _cached(source, title, revision)
     if rows.revision != revision:
         raise UserError(f"The items of {title} on this machine are not those of this run ({revision}).")
     return rows
@@ -195,9 +225,17 @@ def fetch(source: Source, title: str) -> Path:
         "dataset",
         source.revision,
         [source.files],
-        title=f"The data set of {title}",
-        instead=f"put {source.short} into a folder and set LOWBIT_DATA to that folder",
+        title=_hub_title(title),
+        instead=_put_into_a_folder(source),
     )
+
+
+def _hub_title(title: str) -> str:
+    return f"The data set of {title}"
+
+
+def _put_into_a_folder(source: Source) -> str:
+    return f"put {source.short} into a folder and set LOWBIT_DATA to that folder"
 
 
 def _rows(paths: list[Path], title: str, folder: Path, revision: str) -> Rows:
@@ -205,7 +243,7 @@ def _rows(paths: list[Path], title: str, folder: Path, revision: str) -> Rows:
     label = paths[0].name if len(paths) == 1 else f"the {len(paths)} files in {paths[0].parent}"
     try:
         if paths[0].suffix == ".parquet":
-            table = _parquet(paths)
+            table = _parquet(paths, revision)
             names = [f"row {number} of {label}" for number in range(1, len(table) + 1)]
         else:
             named_rows = [(f"{name} of {path.name}", row) for path in paths for name, row in files.json_rows(path)]
@@ -217,14 +255,15 @@ def _rows(paths: list[Path], title: str, folder: Path, revision: str) -> Rows:
     return Rows(title, table, names, folder, revision)
 
 
-def _parquet(paths: list[Path]) -> Any:
+def _parquet(paths: list[Path], revision: str) -> Any:
     """A data set, read from disk as it is needed. Raises UserError where it can't be read."""
+    version = digest(revision)  # without it, other rows in a file of the same name and time would be the cached ones
     datasets.disable_progress_bars()
     try:
         for path in paths:
             files.open_file(path).close()
             parquet.read_schema(path)  # `datasets` would write lines about what it can't read
-        table = datasets.load_dataset("parquet", data_files=[str(path) for path in paths], split="train")
+        table = datasets.load_dataset("parquet", version, data_files=[str(path) for path in paths], split="train")
         for name in {*_picture_columns(table), PICTURE} & set(table.column_names):
             table = table.cast_column(name, datasets.Image(decode=False))
         table.data.validate(full=True)  # of texts in parquet nobody else checks that they are UTF-8
@@ -237,11 +276,3 @@ def _parquet(paths: list[Path]) -> Any:
 
 def _picture_columns(table: Any) -> list[str]:
     return [name for name, feature in table.features.items() if isinstance(feature, datasets.Image)]
-
-
-def _digest(paths: list[Path]) -> str:
-    total = hashlib.sha256()
-    for path in paths:
-        with path.open("rb") as file:
-            total.update(hashlib.file_digest(file, "sha256").digest())
-    return total.hexdigest()[:12]

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from quant_engine import folders
 from quant_engine.data import files
+from quant_engine.data.content import remembered
 from quant_engine.deferred import deferred
 from quant_engine.spec import Calibration, UserError
 
@@ -27,8 +28,10 @@ torch = deferred("torch")
 BUILTIN_CALIBRATION = folders.ASSETS / "text" / "calibration.txt"
 BUILTIN_EVALUATION = folders.ASSETS / "text" / "evaluation.txt"
 MOST_BYTES = 64 * 2**20
+MOST_PATH = 370
+"""Characters of a path: with a task's name before it and a hash behind it, it is an Identifier (quant_engine.spec)."""
 
-PINNED = re.compile(r"(?P<path>.+)@(?P<digest>[0-9a-f]{12})")
+PINNED = re.compile(r"(?P<path>.+)@(?P<digest>[0-9a-f]{12})", re.DOTALL)
 
 
 def read(path: Path) -> str:
@@ -54,18 +57,28 @@ def digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
+@remembered
+def file_digest(path: Path) -> str:
+    """The `digest` of the text in a file. Raises UserError as `read` does."""
+    return digest(read(path))
+
+
 def pin(name: str) -> str:
     """PATH as PATH@HASH, its absolute path with the hash of its content: the same name is always the same text.
 
     Raises UserError if the file can't be read, or is pinned already and has changed since.
     """
-    return pin_path(name, lambda path: digest(read(path)), "The text file {} has")
+    return pin_path(name, file_digest, "The text file {} has")
 
 
 def pin_path(name: str, hash_of: Callable[[Path], str], subject: str) -> str:
     """PATH, or PATH@HASH, as PATH@HASH. Raises UserError where `subject`, a part of its sentence, changed since."""
-    pinned = PINNED.fullmatch(name)
-    path = Path(pinned["path"] if pinned else name).expanduser().resolve()
+    pinned, file = PINNED.fullmatch(name), Path(name).expanduser()
+    if pinned and file.exists() and not Path(pinned["path"]).expanduser().exists():
+        pinned = None  # a file may be called so itself
+    path = (Path(pinned["path"]).expanduser() if pinned else file).resolve()
+    if len(str(path)) > MOST_PATH:
+        raise UserError(f"The path {path} is longer than {MOST_PATH} characters: move it into a folder further up.")
     content_hash = hash_of(path)
     if pinned and pinned["digest"] != content_hash:
         raise UserError(f"{subject.format(path)} changed since this run was made; start a new run.")

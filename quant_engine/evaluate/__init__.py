@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from quant_engine.data.corpora import CORPORA
 from quant_engine.data.texts import PINNED
 from quant_engine.evaluate.ai2d import DemoAi2d, PublishedAi2d
@@ -46,7 +48,17 @@ TASKS: dict[str, Task] = {
     )
 }
 
-__all__ = ["TASKS", "Outcome", "Task", "VisualQuestions", "Watch", "parse_result_name", "parse_task"]
+__all__ = [
+    "TASKS",
+    "Outcome",
+    "Task",
+    "VisualQuestions",
+    "Watch",
+    "parse_result_name",
+    "parse_task",
+    "reads_windows",
+    "split_tasks",
+]
 
 TEXT_TASKS: dict[str, type[Perplexity]] = {"perplexity": Perplexity, "divergence": Divergence}
 
@@ -69,6 +81,36 @@ def parse_task(name: str) -> Task:
     if name not in TASKS:
         raise UserError(f"There is no task {name!r}; the tasks are: {', '.join(TASKS)}, or perplexity:FILE.txt.")
     return TASKS[name]
+
+
+def split_tasks(text: str) -> tuple[str, ...]:
+    """The task ids in a text with commas between them.
+
+    A comma inside the path of `perplexity:PATH` or `divergence:PATH` belongs to the path, unless a task's id is what
+    stands behind it up to the next comma.
+    """
+    names: list[str] = []
+    for part in text.split(","):
+        if names and _is_of_path(names[-1]) and not _is_id(part.strip()):
+            names[-1] += f",{part}"
+        else:
+            names.append(part)
+    return tuple(name for name in (name.strip().rstrip(", ") for name in names) if name)
+
+
+def _is_of_path(name: str) -> bool:
+    kind, colon, argument = name.strip().partition(":")
+    return kind in TEXT_TASKS and bool(colon) and argument not in TASKS
+
+
+def _is_id(name: str) -> bool:
+    kind, colon, argument = name.partition(":")
+    return name in TASKS or (kind in TEXT_TASKS and bool(colon)) or (kind in TASKS and argument == "bos")
+
+
+def reads_windows(names: Iterable[str]) -> bool:
+    """Whether any of these tasks, of a resolved run, reads its text in windows."""
+    return any(isinstance(parsed[0], Perplexity) for name in names if (parsed := parse_result_name(name)))
 
 
 def parse_result_name(name: str) -> tuple[Task, str] | None:

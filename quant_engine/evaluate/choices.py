@@ -65,6 +65,9 @@ class MultipleChoice(Task):
         task.help = f"{self.help} With a beginning-of-text token first."
         return task
 
+    def revision(self) -> str:
+        return sources.revision(self.source, self.title)
+
     def prepare(self) -> None:
         self.items(sources.load(self.source, self.title))
 

@@ -100,6 +100,9 @@ class AnswerDivergence(Task):
         self.name, self.title = f"divergence:{picture_task.name}", f"Divergence, {picture_task.title}"
         self.help = f"How far answers to {picture_task.title} are from the unquantized model's; no labels."
 
+    def revision(self) -> str:
+        return self._picture_task.revision()
+
     def prepare(self) -> None:
         self._picture_task.prepare()
 

@@ -101,12 +101,18 @@ class Mmlu(Task):
         "cais/mmlu", "all/dev-*.parquet", "mmlu_dev.jsonl", revision="c30699e8356da336a370243923dbaf21066bb9fe"
     )
 
+    def revision(self) -> str:
+        return ", ".join(sources.revision(source, title) for source, title in self._splits())
+
     def prepare(self) -> None:
         self._read()
 
+    def _splits(self) -> tuple[tuple[sources.Source, str], ...]:
+        return (self.test, self.title), (self.dev, f"{self.title} (examples)")
+
     def _read(self) -> tuple[list[_Row], dict[str, list[str]], str]:
         """All questions, the solved ones of each subject, and the data's revision."""
-        test, dev = sources.load(self.test, self.title), sources.load(self.dev, f"{self.title} (examples)")
+        test, dev = (sources.load(source, title) for source, title in self._splits())
         questions, solved = test.read(_checked), examples(dev.read(_checked))
         for subject in {question.subject for question in questions}:
             if len(solved.get(subject, [])) < SHOTS:

@@ -53,6 +53,9 @@ class Perplexity(Task):
         """The task on PATH, or on PATH@HASH as a resolved run has it. Raises UserError if it can't be read as text."""
         return cls(texts.pin(name))
 
+    def revision(self) -> str:
+        return f"sha256:{texts.file_digest(self._path)}"
+
     def token_ids(self, tokenizer: Any, window: int, limit: int | None) -> tuple[list[int], str]:
         """Token ids of at least the first `limit` windows (all, if None), and what identifies the text."""
         text = texts.read(self._path)
@@ -102,6 +105,9 @@ class PublishedPerplexity(Perplexity):
         self._corpus = corpus
         self.name, self.title = corpus.name, corpus.title
         self.help = f"Perplexity on {corpus.title}, from the hub ({corpus.source.repo}) or a local folder."
+
+    def revision(self) -> str:
+        return self._corpus.revision()
 
     def prepare(self) -> None:
         self._corpus.read()

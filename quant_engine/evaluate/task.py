@@ -104,6 +104,12 @@ class Task(ABC):
     parts: ClassVar[Mapping[str, Part]] = MappingProxyType({})
     help: str
 
+    @abstractmethod
+    def revision(self) -> str:
+        """What identifies the content of the items, found without torch and without fetching them; the hash of a file
+        or a hub data set's commit. It is part of a run, and stored with every number. Raises UserError where it can't
+        be had."""
+
     def prepare(self) -> None:  # noqa: B027 - drawn and built-in items are always there
         """Makes sure, before any work is done, that the items can be had. Raises UserError where they can't."""
 

@@ -60,10 +60,6 @@ class VisualQuestions(Task):
     def questions(self, limit: int | None) -> list[Question]:
         """The first `limit` items (all, if None)."""
 
-    @abstractmethod
-    def revision(self) -> str:
-        """What identifies the items; it is stored with every number."""
-
     def picture_of(self, item: str, revision: str) -> Image:
         """The picture of an item by its id, in items of this revision. Raises UserError if it is not on this machine.
 
@@ -164,7 +160,7 @@ class PublishedItems(VisualQuestions):
         return self.read(self.rows())[:limit]
 
     def revision(self) -> str:
-        return self.rows().revision
+        return sources.revision(self.source, self.title)
 
     def picture_of(self, item: str, revision: str) -> Image:
         rows = sources.stored(self.source, self.title, revision)

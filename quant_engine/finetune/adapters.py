@@ -23,7 +23,7 @@ from torch import nn
 from quant_engine.kernels.linear import QuantLinear
 from quant_engine.methods.ir_qlora import IrQloraOptions
 from quant_engine.methods.qlora import ALPHA, QloraOptions
-from quant_engine.models.load import LINEARS
+from quant_engine.models.architecture import LINEARS
 from quant_engine.spec import UserError
 from quant_engine.weights.low_rank import LowRank
 

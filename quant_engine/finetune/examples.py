@@ -94,12 +94,22 @@ class Drawn(Sequence[Example]):
         return self._draw(index)
 
 
-def load(options: QloraOptions, card: ModelCard, tokenizer: Any, processor: Any | None, dtype: torch.dtype) -> Examples:
-    """The examples of the options' data for a model. Raises UserError if they can't be had, or are not for it."""
+def load(
+    options: QloraOptions,
+    card: ModelCard,
+    tokenizer: Any,
+    processor: Any | None,
+    dtype: torch.dtype,
+    context: int,
+) -> Examples:
+    """The examples of the options' data for a model that reads `context` tokens.
+
+    Raises UserError if they can't be had, or are not for it.
+    """
     if options.data == "demo":
         if processor is None:
             raise UserError(f"The demo items have pictures, and {card.title} is a text model; choose other data.")
-        return _demo(options, processor, dtype)
+        return _demo(options, processor, dtype, context)
     if options.data == "builtin":
         ids = tokenizer(instructions.builtin_text(), add_special_tokens=False, verbose=False)["input_ids"]
         length = options.source_length + options.target_length
@@ -132,15 +142,18 @@ def _tokenize(pairs: list[instructions.Pair], tokenizer: Any, options: QloraOpti
     return [Example(source, target) for source, target in zip(sources, targets, strict=True) if target]
 
 
-def _demo(options: QloraOptions, processor: Any, dtype: torch.dtype) -> Examples:
+def _demo(options: QloraOptions, processor: Any, dtype: torch.dtype, context: int) -> Examples:
     """Drawn pictures, each with one of its questions, asked as the suite asks them."""
-    draw = partial(_draw, options=options, processor=processor, dtype=dtype)
+    draw = partial(_draw, options=options, processor=processor, dtype=dtype, context=context)
+    draw("train", 0)  # pictures too large for the model are said before any work
     train = Drawn(options.steps * options.batch, partial(draw, "train"))
     held_out = Drawn(min(options.held_out, DEMO_HELD_OUT), partial(draw, "val"))
     return Examples(train, held_out, f"drawn-v{suite.VERSION}")
 
 
-def _draw(split: Split, number: int, *, options: QloraOptions, processor: Any, dtype: torch.dtype) -> Example:
+def _draw(
+    split: Split, number: int, *, options: QloraOptions, processor: Any, dtype: torch.dtype, context: int
+) -> Example:
     families = list(FAMILIES)
     drawn = picture(families[number % len(families)], split, number)
     rng = random.Random(seed(split, "fine-tuning", number))
@@ -155,6 +168,12 @@ def _draw(split: Split, number: int, *, options: QloraOptions, processor: Any, d
     )
     tokenizer = processor.tokenizer
     target = tokenizer(answer + tokenizer.eos_token, add_special_tokens=False)["input_ids"][: options.target_length]
+    tokens = inputs["input_ids"].shape[1] + len(target)
+    if tokens > context:
+        raise UserError(
+            f"A drawn picture takes {tokens:,} tokens with its question and answer, and the model reads {context:,}: "
+            "choose other data."
+        )
     picture_inputs = {"pixel_values": inputs["pixel_values"].to(dtype), "image_sizes": inputs["image_sizes"]}
     return Example(inputs["input_ids"][0].tolist(), target, picture_inputs)
 

@@ -8,8 +8,9 @@ import torch
 from torch import nn
 
 from quant_engine.checkpoints.folder import Checkpoint
+from quant_engine.models.architecture import LINEARS
 from quant_engine.models.files import folder_of
-from quant_engine.models.load import LINEARS, Skeleton
+from quant_engine.models.load import Skeleton
 from quant_engine.spec import UserError
 
 

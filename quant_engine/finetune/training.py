@@ -26,7 +26,7 @@ from quant_engine.checkpoints.folder import Checkpoint
 from quant_engine.finetune import adapters, examples
 from quant_engine.methods.ir_qlora import IrQloraOptions
 from quant_engine.models.files import folder_of
-from quant_engine.models.load import Skeleton, load_processor, load_tokenizer
+from quant_engine.models.load import Skeleton
 from quant_engine.progress import Hooks, Progress, Stopped
 from quant_engine.quantize.plan import WeightPlan
 from quant_engine.spec import UserError
@@ -47,9 +47,10 @@ class FineTuning:
         self.seed, self.options, self.card = plan.spec.seed, plan.options, plan.card
         self.model_folder = folder_of(plan.card, plan.spec.revision)
         self.dtype = getattr(torch, plan.spec.dtype)
-        tokenizer = load_tokenizer(self.model_folder)
-        processor = load_processor(self.model_folder, tokenizer) if self.card.pictures else None
-        self.examples = examples.load(self.options, self.card, tokenizer, processor, self.dtype)
+        empty = Skeleton(self.card, self.model_folder, self.dtype, device)
+        processor = empty.load_processor() if self.options.data == "demo" and self.card.pictures else None
+        context = empty.model.config.get_text_config().max_position_embeddings
+        self.examples = examples.load(self.options, self.card, empty.tokenizer, processor, self.dtype, context)
         self.state_file = folder / "state.safetensors"
         self.done: dict[str, Any] = {"step": 0, "losses": [], "seconds": 0.0, "held_out_before": None}
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from quant_engine import folders, hub
+from quant_engine.models import check
 from quant_engine.spec import UserError, digest
 
 
@@ -112,15 +114,13 @@ def model_card(model: str) -> ModelCard:
 
 
 def _folder_card(folder: Path) -> ModelCard:
-    config = folder / "config.json"
-    try:
-        kind = json.loads(config.read_text())["model_type"]
-    except (OSError, ValueError, KeyError, TypeError):
-        raise UserError(f"{folder} is no model folder: it has no readable config.json with a model_type.") from None
-    if kind not in _FAMILIES:
+    if (folder / "adapter_config.json").exists() and not (folder / "config.json").exists():
+        raise UserError(f"{folder} holds an adapter and no model: merge it into its base model first.")
+    check.check_pointers(folder)
+    kind = check.read_json(folder / "config.json").get("model_type")
+    if not isinstance(kind, str) or kind not in _FAMILIES:
         raise UserError(f"{folder} holds a {kind!r} model; only llama and llava_next models can be quantized here.")
-    if not any(folder.glob("*.safetensors")):
-        raise UserError(f"{folder} holds no safetensors file; other weight formats are not loaded.")
+    check.check_folder(folder)
     return ModelCard(id=str(folder), title=folder.name, family=_FAMILIES[kind], origin="folder", location=str(folder))
 
 
@@ -129,12 +129,16 @@ def demo_folder(card: ModelCard) -> Path:
 
 
 def available(card: ModelCard) -> bool:
-    """Whether the model's files are on this machine. A hub model that is not can still be fetched."""
+    """Whether all of the model's files are on this machine. A hub model that is not can still be fetched."""
     if card.origin == "demo":
         return (demo_folder(card) / "complete.json").exists()
     if card.origin == "folder":
         return True
-    return hub.find_cached(card.location, "model", None, ["config.json"]) is not None
+    folder = hub.find_cached(card.location, "model", None, ["config.json"])
+    try:
+        return folder is not None and bool(check.weight_files(folder))
+    except UserError:  # begun to be fetched, and stopped
+        return False
 
 
 def fingerprint(card: ModelCard, revision: str | None = None) -> str:
@@ -142,7 +146,8 @@ def fingerprint(card: ModelCard, revision: str | None = None) -> str:
 
     For a hub model the commit that `revision` (a branch, tag or commit; None: the default branch) stands at; for the
     demo model a hash of what it was composed from; for a folder a hash of the names, sizes and times of its weight
-    files. Raises UserError for a demo model that is not on this machine, or a commit that nobody can tell.
+    files and of the content of its other files. Raises UserError for a demo model that is not on this machine, or a
+    commit that nobody can tell.
     """
     if card.origin == "hub":
         return hub.commit(card.location, "model", revision, title=card.title)
@@ -151,5 +156,11 @@ def fingerprint(card: ModelCard, revision: str | None = None) -> str:
         if not available(card):
             raise UserError(f"{card.title} is not on this machine yet: run `python -m quant_engine get demo`.")
         return digest(json.loads((folder / "complete.json").read_text())["recipe"])
-    stats = [(path.name, path.stat()) for path in sorted(folder.glob("*.safetensors"))]
-    return digest([(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats])
+    return digest([_identity(path) for pattern in check.PATTERNS for path in sorted(folder.glob(pattern))])
+
+
+def _identity(path: Path) -> tuple[str | int, ...]:
+    """What identifies a file's content. Weights are too large to be read for it."""
+    if path.suffix == ".safetensors":
+        return path.name, path.stat().st_size, path.stat().st_mtime_ns
+    return path.name, hashlib.sha256(path.read_bytes()).hexdigest()

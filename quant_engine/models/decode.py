@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import DynamicCache
 
+from quant_engine.models.processor import format_chat
 from quant_engine.results import AnswerStats
 from quant_engine.spec import UserError
 
@@ -70,7 +71,8 @@ def answer(
     Ends after `max_new_tokens`, at the model's end-of-answer token, or where its context is full. `prompt_cache`
     carries over what the model has read from one question to the next about the same picture.
 
-    Raises UserError for a picture given to a text model and for a prompt longer than the context.
+    Raises UserError for a picture given to a model that can't read it, a chat template that can't be used, and a prompt
+    longer than the context.
     """
     started = time.perf_counter()
     model = loaded.model
@@ -132,24 +134,17 @@ def prompt_inputs(loaded: Loaded, image: Image | None, question: str) -> dict[st
     are read as plain text.
     """
     model, tokenizer, processor = loaded.model, loaded.tokenizer, loaded.processor
-    if processor is None:
-        if image is not None:
-            raise UserError(f"{loaded.card.title} is a text model: ask without a picture, or choose another model.")
-        if tokenizer.chat_template is None:
-            inputs = tokenizer(question, return_tensors="pt", split_special_tokens=True)
-            return {"input_ids": inputs["input_ids"].to(model.device)}
-        format_chat, content = tokenizer.apply_chat_template, question
-    else:
+    if image is not None and processor is None:
+        raise UserError(loaded.picture_problem)
+    format_with, content = processor or tokenizer, question
+    if loaded.card.pictures:
         pictures = [] if image is None else [{"type": "image", "image": image}]
-        format_chat, content = processor.apply_chat_template, [*pictures, {"type": "text", "text": question}]
-    inputs = format_chat(
-        [{"role": "user", "content": content}],
-        add_generation_prompt=True,
-        tokenize=True,
-        return_dict=True,
-        return_tensors="pt",
-        sanitize_control_tokens=True,
-    )
+        content = [*pictures, {"type": "text", "text": question}]
+    if format_with.chat_template is None:
+        inputs = tokenizer(question, return_tensors="pt", split_special_tokens=True)
+        return {"input_ids": inputs["input_ids"].to(model.device)}
+    options = {"tokenize": True, "return_dict": True, "return_tensors": "pt", "sanitize_control_tokens": True}
+    inputs = format_chat(loaded.folder, format_with, content, **options)
     # One prompt without padding needs no mask, and without one the fast causal attention is used.
     tensors = {name: inputs[name].to(model.device) for name in ("input_ids", "image_sizes") if name in inputs}
     if "pixel_values" in inputs:

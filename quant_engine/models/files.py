@@ -1,8 +1,7 @@
-"""A model's files: where they are, what identifies them, and reading single tensors from them."""
+"""A model's files: where they are, and reading single tensors from them."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import torch
@@ -10,25 +9,26 @@ from safetensors import SafetensorError, safe_open
 
 from quant_engine import hub
 from quant_engine.models.catalog import ModelCard, demo_folder
+from quant_engine.models.check import PATTERNS, StoredTensor, check_folder, stored_tensors
 from quant_engine.spec import UserError
-
-PATTERNS = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
 
 
 def folder_of(card: ModelCard, revision: str | None) -> Path:
-    """The folder with the model's files; a hub model is fetched if needed, resuming what was begun.
+    """The folder with a model's files, checked; a hub model is fetched if needed, resuming what was begun.
 
     `revision` is of the hub; the files of demo and folder models are what they are. Raises UserError if the files can't
-    be had, naming what to do.
+    be had or are not a whole unquantized model, naming what to do.
     """
     if card.origin == "demo":
         folder = demo_folder(card)
         if not (folder / "complete.json").exists():
             raise UserError(f"{card.title} is not on this machine yet: run `python -m quant_engine get demo`.")
-        return folder
-    if card.origin == "folder":
-        return Path(card.location)
-    return hub.snapshot(card.location, "model", revision, PATTERNS, title=card.title)
+    elif card.origin == "folder":
+        folder = Path(card.location)
+    else:
+        folder = hub.snapshot(card.location, "model", revision, PATTERNS, title=card.title)
+    check_folder(folder)
+    return folder
 
 
 class TensorFiles:
@@ -36,34 +36,25 @@ class TensorFiles:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        index = folder / "model.safetensors.index.json"
-        try:
-            if index.exists():
-                self._file_of: dict[str, str] = json.loads(index.read_text())["weight_map"]
-            else:
-                self._file_of = {}
-                for path in sorted(folder.glob("*.safetensors")):
-                    with safe_open(path, "pt") as file:
-                        self._file_of.update(dict.fromkeys(file.keys(), path.name))
-        except (OSError, ValueError, KeyError, SafetensorError):
-            raise UserError(f"The weights in {folder} are damaged; fetch the model again.") from None
-        if not self._file_of:
-            raise UserError(f"{folder} holds no safetensors file; other weight formats are not loaded.")
-
-    def names(self) -> list[str]:
-        return list(self._file_of)
+        self.stored: dict[str, StoredTensor] = stored_tensors(folder)
 
     def read(self, names: list[str]) -> dict[str, torch.Tensor]:
-        """The tensors of `names`. Raises UserError if a file is missing or damaged."""
+        """The tensors of `names`. Raises UserError if a file is gone or damaged, or a value is no finite number."""
         tensors = {}
-        for file_name in sorted({self._file_of[name] for name in names}):
+        for file_name in sorted({self.stored[name].file for name in names}):
             try:
                 with safe_open(self._folder / file_name, "pt") as file:
                     for name in names:
-                        if self._file_of[name] == file_name:
+                        if self.stored[name].file == file_name:
                             tensors[name] = file.get_tensor(name)
             except (OSError, SafetensorError):
                 raise UserError(
                     f"The weights file {file_name} in {self._folder} is missing or damaged; fetch the model again."
                 ) from None
+        for name, tensor in tensors.items():
+            if not tensor.isfinite().all():
+                raise UserError(
+                    f"The tensor {name} in {self._folder / self.stored[name].file} has values that are not finite (NaN "
+                    "or infinity): save or fetch the model again."
+                )
         return tensors

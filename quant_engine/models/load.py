@@ -7,43 +7,30 @@ the files one at a time, dense or quantized, so that a model larger than memory 
 from __future__ import annotations
 
 import logging
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import init_empty_weights
 from torch import nn
-from transformers import (
-    AutoConfig,
-    AutoTokenizer,
-    LlamaForCausalLM,
-    LlavaNextForConditionalGeneration,
-    LlavaNextImageProcessorPil,
-    LlavaNextProcessor,
-)
+from transformers import AutoTokenizer
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import rename_source_key
 
+from quant_engine.models.architecture import empty_model
 from quant_engine.models.catalog import ModelCard
+from quant_engine.models.check import DENSE, TOKENIZERS, StoredTensor, reason
 from quant_engine.models.files import TensorFiles, folder_of
+from quant_engine.models.processor import load_processor
 from quant_engine.spec import UserError
 
-LINEARS = (
-    "self_attn.q_proj",
-    "self_attn.k_proj",
-    "self_attn.v_proj",
-    "self_attn.o_proj",
-    "mlp.gate_proj",
-    "mlp.up_proj",
-    "mlp.down_proj",
-)
-"""The linears of a decoder block that are quantized. Embedding, output head, norms and the vision side are not."""
+_UNREAD = (r"rotary_emb\.inv_freq", r"(^|\.)position_ids$")
+"""Names of tensors that older releases stored, and that are computed: transformers passes over them, too."""
 
-SEQUENTIAL_SETS = (LINEARS[:3], LINEARS[3:4], LINEARS[4:6], LINEARS[6:])
-"""The linears of a decoder block in the order in which it uses them; those of a set share their input."""
+_WRAPPERS = ("module.", "_orig_mod.", "base_model.model.", "model.")
 
-_CLASSES = {"llama": LlamaForCausalLM, "llava_next": LlavaNextForConditionalGeneration}
 
 # transformers warns of texts longer than the context, which perplexity cuts into windows anyway.
 logging.getLogger("transformers.tokenization_utils_base").setLevel(logging.ERROR)
@@ -51,7 +38,10 @@ logging.getLogger("transformers.tokenization_utils_base").setLevel(logging.ERROR
 
 @dataclass
 class Loaded:
-    """A model ready to answer, dense or quantized. `stored_bits` is per weight of the linears in decoder blocks."""
+    """A model ready to answer, dense or quantized.
+
+    `stored_bits` is per weight of the linears in decoder blocks; `picture_problem` says why there is no `processor`.
+    """
 
     card: ModelCard
     model: nn.Module
@@ -59,6 +49,7 @@ class Loaded:
     processor: Any | None
     stored_bits: float
     folder: Path
+    picture_problem: str = ""
 
     @property
     def device(self) -> torch.device:
@@ -81,25 +72,23 @@ class Loaded:
 
 
 class Skeleton:
-    """A model whose weights are filled in piece by piece from its files."""
+    """A model whose weights are filled in piece by piece from its files, with its tokenizer.
+
+    Making one holds files, configuration and tokenizer against each other: raises UserError, one sentence, for a
+    folder whose model would not be what transformers makes of it.
+    """
 
     def __init__(self, card: ModelCard, folder: Path, dtype: torch.dtype, device: str) -> None:
         self.card, self.folder, self.dtype, self.device = card, folder, dtype, device
         self._files = TensorFiles(folder)
-        try:
-            config = AutoConfig.from_pretrained(folder, local_files_only=True)
-        except (OSError, ValueError) as error:
-            raise UserError(f"The configuration in {folder} can't be read: {str(error).splitlines()[0]}") from None
-        config.dtype = dtype
-        # Buffers (rotary frequencies, positions) are computed, not stored: they are real from the start.
-        with init_empty_weights(include_buffers=False):
-            self.model = _CLASSES[card.family](config)
-        self.model.requires_grad_(False).eval()
+        self.model = empty_model(card, folder, dtype)
         for module in self.model.modules():
             for name, buffer in module.named_buffers(recurse=False):
                 module.register_buffer(name, buffer.to(device), persistent=False)
-        self._file_name = self._file_names()
         self.blocks: nn.ModuleList = self.decoder.layers
+        self._file_name = self._file_names()
+        self._check_tensors()
+        self.tokenizer = load_tokenizer(folder, self.decoder.embed_tokens.num_embeddings)
 
     @property
     def decoder(self) -> nn.Module:
@@ -110,34 +99,95 @@ class Skeleton:
         """The name in the files of each parameter; older releases of transformers named some otherwise."""
         renamings = get_model_conversion_mapping(self.model)
         parameters = self.model.state_dict()
-        names = {}
-        for file_name in self._files.names():
+        unread = re.compile("|".join([*_UNREAD, *(self.model._keys_to_ignore_on_load_unexpected or ())]))
+        names: dict[str, str] = {}
+        for file_name, stored in self._files.stored.items():
             name, _ = rename_source_key(file_name, renamings, [], self.model.base_model_prefix, parameters)
+            if name in names:
+                raise UserError(f"The weights in {self.folder} hold {name} twice, as {names[name]} and {file_name}.")
             if name in parameters:
                 names[name] = file_name
+            elif not unread.search(file_name):
+                raise UserError(self._superfluous(file_name, stored, parameters))
         return names
+
+    def _superfluous(self, name: str, stored: StoredTensor, parameters: Mapping[str, torch.Tensor]) -> str:
+        """Why a tensor has no place in the model, in a sentence."""
+        if "lora_" in name:
+            return f"The weights in {self.folder} hold adapters ({name}): merge them into the model first."
+        prefix = next((prefix for prefix in _WRAPPERS if name.startswith(prefix)), None)
+        if prefix and name.removeprefix(prefix) in parameters:
+            return (
+                f"The tensors in {self.folder} are named with the prefix {prefix!r}, as in {name}: save the model "
+                "without its wrapper."
+            )
+        return (
+            f"The weights in {self.folder} hold {name} {list(stored.shape)}, which the model of its config.json has no "
+            "place for: give the files and the config.json of one model."
+        )
+
+    def _check_tensors(self) -> None:
+        """Raises UserError unless the files hold each parameter in its shape, as numbers that are not codes."""
+        tied = self.model.all_tied_weights_keys
+        stored_elsewhere = {a for pair in tied.items() for a, b in (pair, pair[::-1]) if b in self._file_name}
+        for name, parameter in self.model.state_dict().items():
+            if name not in self._file_name:
+                if name in stored_elsewhere:
+                    continue
+                raise UserError(
+                    f"The weights in {self.folder} lack {name} {list(parameter.shape)}, which the model of its "
+                    "config.json has: fetch the model again, or correct config.json."
+                )
+            file_name = self._file_name[name]
+            stored = self._files.stored[file_name]
+            if stored.dtype not in DENSE:
+                raise UserError(
+                    f"{self.folder} is quantized already ({file_name} is {stored.dtype}): give the unquantized model "
+                    "that it was made from."
+                )
+            if stored.shape != tuple(parameter.shape):
+                raise UserError(
+                    f"The tensor {file_name} in {self.folder} is {list(stored.shape)}, and by its config.json "
+                    f"it should be {list(parameter.shape)}: give the files and the config.json of one model."
+                )
 
     def block_prefix(self, index: int) -> str:
         return f"{'model.language_model' if self.card.pictures else 'model'}.layers.{index}."
 
     def _fill(self, names: list[str]) -> None:
-        missing = [name for name in names if name not in self._file_name]
-        if missing:
-            raise UserError(f"The weights in {self.folder} lack {missing[0]}; fetch the model again.")
         tensors = self._files.read([self._file_name[name] for name in names])
         for name in names:
             path, _, leaf = name.rpartition(".")
             value = tensors[self._file_name[name]].to(self.device, self.dtype)
+            if not value.isfinite().all():
+                largest = tensors[self._file_name[name]].abs().max().item()
+                raise UserError(
+                    f"The tensor {self._file_name[name]} in {self.folder} has values up to {largest:g}, too large for "
+                    f"{str(self.dtype).removeprefix('torch.')}: compute in bfloat16 or float32."
+                )
             setattr(self.model.get_submodule(path), leaf, nn.Parameter(value, requires_grad=False))
 
     def fill_outside_blocks(self) -> None:
         """Fill embedding, output head, norm, and the vision side of a multimodal model."""
         blocks = self.block_prefix(0).removesuffix("0.")
-        names = [name for name, _ in self.model.named_parameters() if not name.startswith(blocks)]
-        tied = self.model.config.get_text_config().tie_word_embeddings or self.model.config.tie_word_embeddings
-        self._fill([name for name in names if not (tied and name == "lm_head.weight")])
-        if tied:
-            self.model.lm_head.weight = self.decoder.embed_tokens.weight
+        names = [name for name in self.model.state_dict() if not name.startswith(blocks)]
+        self._fill([name for name in names if name in self._file_name])
+        for target, source in list(self.model.all_tied_weights_keys.items()):
+            self._tie(target, source)
+
+    def _tie(self, target: str, source: str) -> None:
+        """One tensor for both names, as transformers decides: where the files have both with different values, they
+        stay two, whatever config.json says."""
+        target_weight, source_weight = self.model.get_parameter(target), self.model.get_parameter(source)
+        if source not in self._file_name:
+            target, source_weight = source, target_weight
+        elif target in self._file_name and not torch.equal(target_weight, source_weight):
+            self.model.all_tied_weights_keys.pop(target)
+            for config in (self.model.config, self.model.config.get_text_config()):
+                config.tie_word_embeddings = False
+            return
+        path, _, leaf = target.rpartition(".")
+        setattr(self.model.get_submodule(path), leaf, source_weight)
 
     def fill_block(self, index: int) -> nn.Module:
         """Fill block `index` with its dense weights, in the skeleton's type and on its device, and return it."""
@@ -149,31 +199,41 @@ class Skeleton:
         """Drop the block's weights."""
         self.blocks[index].to_empty(device="meta")
 
+    def load_processor(self) -> Any:
+        """What makes the model's inputs of pictures. Raises UserError if it takes none, or if that can't be used."""
+        if not self.card.pictures:
+            raise UserError(f"{self.card.title} is a text model: ask without a picture, or choose another model.")
+        return load_processor(self.folder, self.model.config, self.tokenizer)
+
     def finish(self, stored_bits: float) -> Loaded:
-        """The model with tokenizer and processor. All weights must be filled. Raises UserError if files are missing."""
-        empty = [name for name, parameter in self.model.named_parameters() if parameter.is_meta]
-        if empty:
-            raise UserError(f"The weights in {self.folder} lack {empty[0]}; fetch the model again.")
-        tokenizer = load_tokenizer(self.folder)
-        processor = load_processor(self.folder, tokenizer) if self.card.pictures else None
-        return Loaded(self.card, self.model, tokenizer, processor, stored_bits, self.folder)
+        """The model with tokenizer and processor. All weights must be filled."""
+        processor, problem = None, ""
+        try:
+            processor = self.load_processor()
+        except UserError as refusal:  # texts can be asked about all the same
+            problem = str(refusal)
+        return Loaded(self.card, self.model, self.tokenizer, processor, stored_bits, self.folder, problem)
 
 
-def load_tokenizer(folder: Path) -> Any:
+def load_tokenizer(folder: Path, embeddings: int | None = None) -> Any:
+    """The tokenizer of a model folder. Raises UserError if there is none, or if it makes tokens that a model with
+    `embeddings` rows has no embedding for; a padding token is never made of a text."""
+    if not any((folder / name).exists() for name in TOKENIZERS):
+        raise UserError(f"{folder} has no tokenizer: put the model's tokenizer.json or tokenizer.model there.")
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise UserError(f"The tokenizer in {folder} can't be read: {str(error).splitlines()[0]}") from None
-
-
-def load_processor(folder: Path, tokenizer: Any) -> LlavaNextProcessor:
-    """What makes a LLaVA-NeXT model's inputs of pictures and texts."""
-    return LlavaNextProcessor.from_pretrained(
-        folder,
-        image_processor=LlavaNextImageProcessorPil.from_pretrained(folder, local_files_only=True),
-        tokenizer=tokenizer,
-        local_files_only=True,
-    )
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # whatever transformers raises at a damaged file
+        raise UserError(f"The tokenizer in {folder} can't be read: {reason(error)}") from None
+    vocabulary = tokenizer.get_vocab()
+    beyond = [
+        id for token, id in vocabulary.items() if embeddings and id >= embeddings and token != tokenizer.pad_token
+    ]
+    if beyond:
+        raise UserError(
+            f"The tokenizer in {folder} has tokens up to number {max(beyond)}, and the model's embedding has "
+            f"{embeddings} rows: give the tokenizer that belongs to the model."
+        )
+    return tokenizer
 
 
 def load_dense(card: ModelCard, revision: str | None, dtype: str, device: str) -> Loaded:
@@ -186,3 +246,8 @@ def load_dense(card: ModelCard, revision: str | None, dtype: str, device: str) -
     for index in range(len(skeleton.blocks)):
         skeleton.fill_block(index)
     return skeleton.finish(stored_bits=16.0)
+
+
+def check_pictures(card: ModelCard, revision: str | None) -> None:
+    """Raises UserError, before any work, if questions about pictures can't be put to a model."""
+    Skeleton(card, folder_of(card, revision), torch.float32, "cpu").load_processor()

@@ -13,20 +13,20 @@ from quant_engine.data import pictures
 from quant_engine.data.texts import calibration_windows
 from quant_engine.methods.block import SeenEnough, block_kwargs, first_inputs
 from quant_engine.models.decode import prompt_inputs
-from quant_engine.models.load import Loaded, Skeleton, load_processor, load_tokenizer
+from quant_engine.models.load import Loaded, Skeleton
 from quant_engine.spec import Calibration, UserError
 
 
 def calibration_inputs(skeleton: Skeleton, calibration: Calibration) -> tuple[torch.Tensor, dict[str, Any]]:
     """The inputs of the first block for all calibration windows [samples, length, width], and the blocks' other
     arguments. Fills the skeleton's weights outside of blocks. Raises UserError where the data are too short."""
-    tokenizer = load_tokenizer(skeleton.folder)
+    tokenizer = skeleton.tokenizer
     if not pictures.named(calibration.source):
         windows = calibration_windows(calibration, tokenizer)
         skeleton.fill_outside_blocks()
         return first_inputs(skeleton.decoder, windows.to(skeleton.device))
+    processor = skeleton.load_processor()
     skeleton.fill_outside_blocks()
-    processor = load_processor(skeleton.folder, tokenizer)
     loaded = Loaded(skeleton.card, skeleton.model, tokenizer, processor, 16.0, skeleton.folder)
     turns = pictures.turns(calibration.source, calibration.seed)
     hidden = picture_inputs(loaded, turns, calibration.samples, calibration.length)

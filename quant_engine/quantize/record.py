@@ -32,7 +32,7 @@ def layer_record(
         in_features=quantized.in_features,
         stored_bits=ledger.bits_per_weight,
         headline_bits=ledger.headline_bits,
-        weight_error=(change.square().sum() / weight.square().sum()).item(),
+        weight_error=_share(change.square().sum(), weight.square().sum()),
         output_error=sampled_output_error(layer, quantized, statistics.inputs)
         if a_bits < 16
         else output_error(weight, change, statistics.hessian),
@@ -57,10 +57,15 @@ def sampled_output_error(layer: nn.Module, quantized: QuantLinear, inputs: torch
     expected = layer(inputs).float()
     change = quantized(inputs).float() - expected
     before = expected.square().sum()
-    return (change.square().sum() / before).item() if before > 0 else 0.0
+    return _share(change.square().sum(), before)
 
 
 def output_error(weight: torch.Tensor, change: torch.Tensor, hessian: torch.Tensor) -> float:
     """||X (W - Q)^T||^2 / ||X W^T||^2, by the Hessian of X [in_features, in_features]."""
     before = ((weight @ hessian) * weight).sum()
-    return (((change @ hessian) * change).sum() / before).item() if before > 0 else 0.0
+    return _share(((change @ hessian) * change).sum(), before)
+
+
+def _share(error: torch.Tensor, whole: torch.Tensor) -> float:
+    """A relative error; 0 where there is nothing to lose, as of a linear that is all zero."""
+    return (error / whole).item() if whole > 0 else 0.0

@@ -8,7 +8,7 @@ import torch
 
 from quant_engine.methods.block import CalibratedBlock
 from quant_engine.methods.contract import Statistics
-from quant_engine.models.load import SEQUENTIAL_SETS
+from quant_engine.models.architecture import SEQUENTIAL_SETS
 
 FIRST_OF_SET = {name: names[0] for names in SEQUENTIAL_SETS for name in names}
 """The linear that stands for all that share its input."""

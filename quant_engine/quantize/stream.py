@@ -17,8 +17,9 @@ from quant_engine.checkpoints.folder import Checkpoint, ledger_of
 from quant_engine.kernels.linear import QuantLinear
 from quant_engine.methods.block import CalibratedBlock
 from quant_engine.methods.contract import Layer, Statistics
+from quant_engine.models.architecture import LINEARS, SEQUENTIAL_SETS
 from quant_engine.models.files import folder_of
-from quant_engine.models.load import LINEARS, SEQUENTIAL_SETS, Skeleton
+from quant_engine.models.load import Skeleton
 from quant_engine.progress import Hooks, Progress
 from quant_engine.quantize.inputs import calibration_inputs
 from quant_engine.quantize.plan import WeightPlan
@@ -59,11 +60,15 @@ class Stream:
             return
         self.started, self.linears_before = time.monotonic(), finished * len(LINEARS)
         self.hooks.progress(Progress(stage="calibrating", message="reading the calibration data"))
-        hidden, self.block_kwargs = calibration_inputs(self.skeleton, spec.calibration or MEASURED_ON)
+        hidden, self.block_kwargs = calibration_inputs(self.skeleton, spec.calibration or self._measured_on())
         for index in range(len(self.blocks)):
             hidden = self._advance(index, hidden) if index < finished else self._quantize_block(index, hidden)
             self.skeleton.release_block(index)
             self.hooks.check_stop()
+
+    def _measured_on(self) -> Calibration:
+        context = self.skeleton.model.config.get_text_config().max_position_embeddings
+        return MEASURED_ON.model_copy(update={"length": min(MEASURED_ON.length, context)})
 
     def _advance(self, index: int, hidden: torch.Tensor) -> torch.Tensor:
         """Sends the calibration through a block that was finished before."""

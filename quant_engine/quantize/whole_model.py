@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 from quant_engine import disk
 from quant_engine.data.texts import calibration_windows
 from quant_engine.methods.contract import Training
-from quant_engine.models.load import SEQUENTIAL_SETS, load_dense
+from quant_engine.models.architecture import SEQUENTIAL_SETS
+from quant_engine.models.load import load_dense
 from quant_engine.progress import Hooks, Progress
 from quant_engine.quantize.plan import WeightPlan
 from quant_engine.spec import UserError

@@ -13,17 +13,18 @@ import torch
 
 from quant_engine import notation
 from quant_engine.checkpoints import Checkpoint
-from quant_engine.evaluate import Outcome, Task, Watch
+from quant_engine.evaluate import Outcome, Task, Watch, reads_windows
+from quant_engine.models.context import context_length
 from quant_engine.models.device import check_device
-from quant_engine.models.load import Loaded
+from quant_engine.models.load import Loaded, check_pictures
 from quant_engine.progress import Hooks, Progress
 from quant_engine.results import LayerRecord, Result
 from quant_engine.runs import finished_items, folder, weights
 from quant_engine.runs.about import provenance, result_rows
 from quant_engine.runs.command import command
 from quant_engine.runs.finished_items import FinishedItemsFile
-from quant_engine.runs.resolve import RunPlan, resolve
-from quant_engine.spec import RunSpec
+from quant_engine.runs.resolve import RunPlan, checked_revision, resolve
+from quant_engine.spec import RunSpec, UserError
 
 QUANTIZING_SHARE = 0.6
 """The part of a run's progress bar that quantizing fills, if it has to be done."""
@@ -67,8 +68,14 @@ class _Run:
         self._log(command(spec))
         if spec.device == "cuda":
             torch.cuda.reset_peak_memory_stats()  # the peak is of this run, not of what the process did before
+        if reads_windows(spec.tasks):
+            context = context_length(self.plan.weights.card, spec.weights.revision)
+            most = ", which is all that the model reads" if spec.window == context else ""
+            self._log(f"texts are read in windows of {spec.window:,} tokens{most}")
         for task in self.plan.tasks:
             task.prepare()
+        if any(task.pictures for task in self.plan.tasks):
+            check_pictures(self.plan.weights.card, spec.weights.revision)
         loaded = self._load()
         outcomes, seconds = {}, {}
         for index, task in enumerate(self.plan.tasks):
@@ -113,7 +120,11 @@ class _Run:
         finished = FinishedItemsFile(self.plan.spec.run_id, task.name)
         report = self._report(index, task.title, finished)
         report(0, 1)
-        return task.measure(loaded, self.plan.spec, Watch(report, self.hooks.should_stop, finished))
+        checked_revision(task, self.plan.spec)  # before the work: quantizing may have taken hours
+        outcome = task.measure(loaded, self.plan.spec, Watch(report, self.hooks.should_stop, finished))
+        if outcome.data_revision != self.plan.spec.data[task.name]:
+            raise UserError(f"The data of {task.title} changed while they were measured: start a new run.")
+        return outcome
 
     def _report(self, index: int, title: str, finished: FinishedItemsFile) -> Callable[[int, int], None]:
         """Progress of task `index`. Its rate is of what this process did: items of an earlier try took it no time."""

@@ -26,9 +26,10 @@ from pydantic import BaseModel, ValidationError
 
 from quant_engine import disk, folders
 from quant_engine.results import ItemOutput, LayerRecord, Result
-from quant_engine.spec import RunSpec, UserError
+from quant_engine.spec import RunSpec, UserError, digest
 
 RUN_ID = re.compile(r"[0-9a-f]{16}")
+LONGEST_NAME = 200
 
 
 @dataclass(frozen=True)
@@ -131,8 +132,9 @@ def run_folders() -> Iterator[Path]:
 
 
 def file_name(task: str) -> str:
-    """A task's id as a file name: `perplexity:/a/b.txt@0f…` has slashes."""
-    return re.sub(r"[^A-Za-z0-9@._-]+", "_", task)
+    """A task's id as a file name: `perplexity:/a/b.txt@0f…` has slashes, and may be longer than file names can be."""
+    name = re.sub(r"[^A-Za-z0-9@._-]+", "_", task)
+    return name if len(name) <= LONGEST_NAME else f"{digest(task)}_{name[-LONGEST_NAME // 2 :]}"
 
 
 def _write_table(path: Path, row: type[BaseModel], rows: Sequence[BaseModel]) -> None:

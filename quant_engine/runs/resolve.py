@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from quant_engine.data import pictures, texts
 from quant_engine.evaluate import Task, parse_task
 from quant_engine.methods import METHODS, Method, resolve_setting
+from quant_engine.methods.qlora import QloraOptions
 from quant_engine.models.catalog import ModelCard, fingerprint, model_card
+from quant_engine.models.context import context_length
 from quant_engine.quantize.plan import WeightPlan
 from quant_engine.spec import Calibration, RunSpec, UserError, WeightSpec
 
@@ -24,8 +26,9 @@ class RunPlan:
 def resolve(spec: RunSpec) -> RunPlan:
     """The run with every default spelled out, so that equal questions get equal run ids.
 
-    Raises UserError, one sentence, for an unknown model, method or task, for a setting the method is not defined for,
-    for a task that the model can't do, and for calibration data that can't be read or are not for the model.
+    Texts are no longer than the model reads. Raises UserError, one sentence, for an unknown model, method or task, for
+    a setting the method is not defined for, for a task that the model can't do, for data that can't be had or are
+    others than those that the spec names, and for calibration data that can't be read or are not for the model.
     """
     weights = resolve_weights(spec.weights)
     tasks = {task.name: task for task in map(parse_task, spec.tasks)}
@@ -34,8 +37,26 @@ def resolve(spec: RunSpec) -> RunPlan:
             title = weights.card.title
             raise UserError(f"{task.title} asks about pictures, and {title} is a text model; choose another task.")
     names = tuple(sorted(tasks))
-    resolved = spec.model_copy(update={"weights": weights.spec, "tasks": names})
+    changes = {
+        "weights": weights.spec,
+        "tasks": names,
+        "window": _at_most(spec.window, context_length(weights.card, weights.spec.revision)),
+        "data": {name: checked_revision(tasks[name], spec) for name in names},
+    }
+    resolved = spec.model_copy(update=changes)
     return RunPlan(resolved, weights, tuple(tasks[name] for name in names))
+
+
+def checked_revision(task: Task, spec: RunSpec) -> str:
+    """The revision of a task's data on this machine. Raises UserError if the spec was made for another one."""
+    revision = task.revision()
+    asked = spec.data.get(task.name, revision)
+    if asked != revision:
+        raise UserError(
+            f"The data of {task.title} have changed since this run was asked for ({revision} now, {asked} then): "
+            "start a new run."
+        )
+    return revision
 
 
 def resolve_weights(spec: WeightSpec) -> WeightPlan:
@@ -47,11 +68,13 @@ def resolve_weights(spec: WeightSpec) -> WeightPlan:
         setting = resolve_setting(spec.setting)
         return WeightPlan(WeightSpec(model=card.id, revision=revision, setting=setting), card, None, None)
     options = method.options(spec.setting)  # once: those of fine-tuning hash their data
+    if method.fine_tunes:
+        _check_lengths(options, card, context_length(card, revision))
     changes = {
         "model": card.id,
         "revision": revision,
         "setting": method.resolve(spec.setting, options),
-        "calibration": _calibration(spec.calibration, card, method) if method.card.calibrated else None,
+        "calibration": _calibration(spec.calibration, card, revision, method) if method.card.calibrated else None,
     }
     return WeightPlan(spec.model_copy(update=changes), card, method, options)
 
@@ -64,8 +87,8 @@ def _revision(card: ModelCard, asked: str | None) -> str | None:
     return revision
 
 
-def _calibration(asked: Calibration | None, card: ModelCard, method: Method) -> Calibration:
-    """The calibration with a source that names its content."""
+def _calibration(asked: Calibration | None, card: ModelCard, revision: str | None, method: Method) -> Calibration:
+    """The calibration with a source that names its content, and windows that the model reads."""
     calibration = asked or Calibration()
     source = calibration.source
     if pictures.named(source):
@@ -76,4 +99,20 @@ def _calibration(asked: Calibration | None, card: ModelCard, method: Method) -> 
         source = pictures.pin(source)
     elif source != "builtin":
         source = texts.pin(source)
-    return calibration.model_copy(update={"source": source})
+    length = _at_most(calibration.length, context_length(card, revision))
+    return calibration.model_copy(update={"source": source, "length": length})
+
+
+def _at_most(length: int, context: int | None) -> int:
+    return length if context is None else min(length, context)
+
+
+def _check_lengths(options: QloraOptions, card: ModelCard, context: int | None) -> None:
+    """Raises UserError if an example to train on could be longer than what the model reads. The tokens of drawn
+    pictures are counted when they are drawn."""
+    longest = options.target_length + (0 if options.data == "demo" else options.source_length)
+    if context is not None and longest > context:
+        raise UserError(
+            f"Options source_length={options.source_length} and target_length={options.target_length} allow examples "
+            f"of {longest:,} tokens, and {card.title} reads {context:,}: make them shorter."
+        )

@@ -124,7 +124,7 @@ def test_the_card_of_a_paper_row_has_sources_notes_and_a_command(page):
 def test_a_measured_row_is_run_again_as_it_was(tmp_path, opened):
     """GPTQ with act-order, which is no default."""
     with served(tmp_path, LOWBIT_SHIPPED=str(folders.ASSETS / "runs")) as lab:
-        page = opened(lab, search="?model=SmolLM2-135M&row=run~8b9ea4fe9ccf341e")
+        page = opened(lab, search="?model=SmolLM2-135M&row=run~58a340e74720f3d1")
         page.locator("#card").get_by_role("button", name="Run this setting again").click()
         expect(page.get_by_role("tab", name="Run")).to_have_attribute("aria-selected", "true")
         page.get_by_role("button", name="Calibration and method options").click()

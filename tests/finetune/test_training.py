@@ -17,8 +17,9 @@ from quant_engine.checkpoints import Checkpoint, ledger_of, load_quantized
 from quant_engine.finetune import adapters, examples, training
 from quant_engine.finetune.merge import merge
 from quant_engine.kernels.linear import QuantLinear
+from quant_engine.models.architecture import LINEARS
 from quant_engine.models.catalog import model_card
-from quant_engine.models.load import LINEARS, load_dense, load_tokenizer
+from quant_engine.models.load import load_dense, load_tokenizer
 from quant_engine.progress import Hooks, Stopped
 from quant_engine.runs import execute, folder
 from quant_engine.runs.resolve import resolve_weights
@@ -38,7 +39,7 @@ def test_prompts_begin_and_answers_end_as_the_model_s_texts_do_and_long_ones_are
     plan = plan_for(source_length=12, target_length=5, held_out=0)
     tokenizer = load_tokenizer(tiny_models / "llama")
     tokenizer.bos_token = tokenizer.bos_token or tokenizer.eos_token
-    made = examples.load(plan.options, plan.card, tokenizer, None, torch.float32).train
+    made = examples.load(plan.options, plan.card, tokenizer, None, torch.float32, 512).train
     assert all(one.source[0] == tokenizer.bos_token_id and len(one.source) == 12 for one in made)
     whole = {len(one.target) for one in made if one.target[-1] == tokenizer.eos_token_id}
     cut = [one for one in made if one.target[-1] != tokenizer.eos_token_id]

@@ -46,6 +46,12 @@ def test_a_running_run_names_block_linear_and_time_left():
     assert "Evaluating · Built-in text · item 3 of 8" in run_card.card(run(progress=evaluating))
 
 
+def test_a_run_says_the_windows_that_its_texts_are_read_in():
+    assert "all items, windows of 2,048 tokens" in run_card.card(run())
+    spec = run().spec.model_copy(update={"tasks": ("piqa",)})
+    assert "windows" not in run_card.card(run(spec=spec))
+
+
 @pytest.mark.parametrize(
     ("given", "said"),
     [

@@ -8,7 +8,7 @@ from methods.blocks import calibrated_block, inputs_of, output, relative
 
 from quant_engine.methods import METHODS, Layer, Statistics
 from quant_engine.methods.awq import SEARCHES, clip_limits, fold, prepare, scales_of, search
-from quant_engine.models.load import LINEARS
+from quant_engine.models.architecture import LINEARS
 from quant_engine.spec import QuantSetting
 
 AWQ = METHODS["awq"]

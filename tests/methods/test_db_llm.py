@@ -9,7 +9,7 @@ from torch.func import functional_call
 
 from quant_engine.methods import METHODS, Layer, Statistics, Training
 from quant_engine.methods import db_llm as method
-from quant_engine.models.load import SEQUENTIAL_SETS
+from quant_engine.models.architecture import SEQUENTIAL_SETS
 from quant_engine.progress import Stopped
 from quant_engine.spec import QuantSetting, UserError
 

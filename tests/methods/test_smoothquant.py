@@ -10,7 +10,7 @@ from torch.nn.functional import linear
 from quant_engine.kernels.linear import QuantLinear
 from quant_engine.methods import METHODS, Layer, Statistics, resolve_setting
 from quant_engine.methods.smoothquant import prepare, smoothing
-from quant_engine.models.load import LINEARS
+from quant_engine.models.architecture import LINEARS
 from quant_engine.spec import QuantSetting, UserError
 from quant_engine.weights.int_activations import quantize_rows, quantize_tokens
 

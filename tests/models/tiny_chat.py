@@ -1,5 +1,6 @@
 """Models of a few thousand random weights, a tokenizer with one token per byte, and a LLaVA-NeXT processor for both."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import torch
@@ -100,7 +101,9 @@ def _loaded(model, words, processor, title):
         model=model.eval(),
         tokenizer=words,
         processor=processor,
-        card=SimpleNamespace(title=title),
+        card=SimpleNamespace(title=title, pictures=processor is not None),
+        folder=Path("tiny"),
+        picture_problem=f"{title} is a text model: ask without a picture, or choose another model.",
         weight_bytes=sum(weight.numel() * weight.element_size() for weight in model.parameters()),
         stored_bits=32.0,
         dtype="float32",

@@ -14,8 +14,9 @@ from quant_engine.kernels.linear import QuantLinear
 from quant_engine.methods import METHODS, Layer, Statistics
 from quant_engine.methods.block import CalibratedBlock, first_inputs
 from quant_engine.models import decode
+from quant_engine.models.architecture import LINEARS
 from quant_engine.models.catalog import model_card
-from quant_engine.models.load import LINEARS, load_dense
+from quant_engine.models.load import load_dense
 from quant_engine.progress import Hooks, Stopped
 from quant_engine.runs.resolve import resolve_weights
 from quant_engine.runs.weights import checkpoint_folder, quantize

@@ -110,6 +110,19 @@ def test_the_same_run_twice_gives_the_same_number(spec):
     assert folder.read(do(spec)).results[0].value == first
 
 
+ODD_NAMES = (
+    "a,b.txt",
+    "mmlu,piqa",
+    "perplexity,divergence",
+    'it\'s, a "text" $HOME `of` \\ mine.txt',
+    "a@b.txt",
+    "a@0123456789ab",
+    "a folder, with @ signs/-t, piqa.txt",
+    "two\nlines.txt",
+    "=é.txt",
+)
+
+
 def words_of(line):
     """The arguments of a command as somebody types it, behind `python -m quant_engine`."""
     words = shlex.split(line)
@@ -150,13 +163,25 @@ def test_the_command_that_a_run_says_makes_the_run_again(spec, threads, monkeypa
             {"tasks": ("perplexity:a text.txt",)},
         ),
         ({"setting": QuantSetting(method="qlora", w_bits=4, options={"data": "says.json", "steps": 3})}, {}),
+        *(
+            (
+                {
+                    "setting": QuantSetting(method="gptq", w_bits=4),
+                    "calibration": Calibration(source=name, samples=5, length=40),
+                },
+                {"tasks": ("piqa", f"perplexity:{name}", f"divergence:{name}", "wikitext2", "perplexity")},
+            )
+            for name in ODD_NAMES
+        ),
     ],
 )
 def test_a_command_is_parsed_into_the_run_that_it_was_made_of(
     lab, model_folder, weights, fields, tmp_path, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "a text.txt").write_text("Some words to be read. " * 40)
+    for name in ("a text.txt", *ODD_NAMES):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("Some words to be read. " * 40)
     (tmp_path / "says.json").write_text(json.dumps([{"instruction": "Say a.", "input": "", "output": "a"}] * 3))
     asked = RunSpec(weights=WeightSpec(model=str(model_folder), **weights), **{"tasks": ("perplexity",), **fields})
     spec = resolve(asked).spec

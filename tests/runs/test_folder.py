@@ -106,3 +106,12 @@ def test_a_renamed_folder_is_noticed(lab):
     shutil.move(path, other)
     with pytest.raises(UserError, match="was renamed"):
         folder.read(other)
+
+
+def test_tasks_with_long_paths_have_file_names_of_their_own():
+    tasks = [f"perplexity:/{name * 60}/{'folder, ' * 30}text.txt@0123456789ab" for name in ("a", "b")]
+    first, second = map(folder.file_name, tasks)
+    assert first != second
+    assert max(len(first), len(second)) < 240
+    assert first.endswith("text.txt@0123456789ab")
+    assert folder.file_name("perplexity:/a/b, c.txt@0123456789ab") == "perplexity_a_b_c.txt@0123456789ab"
