@@ -14,6 +14,7 @@ from __future__ import annotations
 import io
 import random
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from quant_engine import folders
@@ -56,20 +57,25 @@ class Corpus:
 
     def revision(self) -> str:
         """What identifies the documents, without fetching them. Raises UserError where it can't be had."""
-        paths = sources.local_files(self.source, folders.data())
-        if paths and paths[0].suffix == ".txt":
-            return f"{paths[0].name} sha256:{texts.file_digest(paths[0])}"
+        file = self._text_file()
+        if file:
+            return f"{file.name} sha256:{texts.file_digest(file)}"
         return sources.revision(self.source, self.title)
 
     def read(self) -> tuple[list[str], str]:
         """The documents and what identifies them. Raises UserError where they can't be had."""
-        paths = sources.local_files(self.source, folders.data())
-        if paths and ".txt" in paths[0].suffixes:
-            text = texts.read(paths[0])
+        file = self._text_file()
+        if file:
+            text = texts.read(file)
             documents = [text] if self.text_file == "joined" else [line.strip() for line in io.StringIO(text)]
-            return documents, f"{paths[0].name} sha256:{texts.digest(text)}"
+            return documents, f"{file.name} sha256:{texts.digest(text)}"
         rows = sources.load(self.source, self.title)
         return rows.texts(self.field), rows.revision
+
+    def _text_file(self) -> Path | None:
+        """The local file, if it is a text and not rows; it may be compressed."""
+        paths = sources.local_files(self.source, folders.data())
+        return paths[0] if paths and ".txt" in paths[0].suffixes else None
 
 
 def draw_windows(documents: list[str], tokenizer: Any, window: int, count: int) -> list[int]:

@@ -192,8 +192,10 @@ def _parquet_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             for row in batch.to_pylist():
                 number += 1
                 yield f"row {number}", row
-    except (OSError, ValueError, NotImplementedError) as error:
-        raise UserError(f"{path} can't be read as parquet: {str(error).splitlines()[0]}") from None
+    except UserError:
+        raise
+    except Exception as error:  # pyarrow raises many things for what is no whole table
+        raise UserError(f"{path} can't be read ({type(error).__name__}): fetch it again.") from None
 
 
 def builtin_text() -> str:

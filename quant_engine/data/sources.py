@@ -26,7 +26,8 @@ from quant_engine.data.row import AnyText, Row, problem, shortened
 from quant_engine.deferred import deferred
 from quant_engine.spec import UserError, digest
 
-datasets, compute = deferred("datasets"), deferred("pyarrow.compute")
+datasets = deferred("datasets")
+compute, parquet = deferred("pyarrow.compute"), deferred("pyarrow.parquet")
 
 Item = TypeVar("Item")
 
@@ -34,8 +35,6 @@ CONVERTED = "refs/convert/parquet"
 """The hub's own parquet copy of a set that is otherwise a script."""
 PICTURE = "image"
 """The field of a row's picture: the picture itself in parquet, its file's name in JSON."""
-_UNREADABLE = (OSError, ValueError, TypeError, StopIteration, NotImplementedError)
-"""What pyarrow and `datasets` raise for what is no whole table, or has columns of another kind."""
 
 
 @dataclass(frozen=True)
@@ -268,11 +267,14 @@ def _parquet(paths: list[Path], revision: str) -> Any:
     try:
         for path in paths:
             files.open_file(path).close()
+            parquet.read_schema(path)  # `datasets` would write lines about what it can't read
         table = datasets.load_dataset("parquet", version, data_files=[str(path) for path in paths], split="train")
         for name in {*_picture_columns(table), PICTURE} & set(table.column_names):
             table = table.cast_column(name, datasets.Image(decode=False))
         table.data.validate(full=True)  # of texts in parquet nobody else checks that they are UTF-8
-    except (*_UNREADABLE, datasets.exceptions.DatasetGenerationError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # broken metadata make `datasets` raise anything
         raise UserError(f"{paths[0]} can't be read ({type(error).__name__}): fetch it again.") from None
     return table
 

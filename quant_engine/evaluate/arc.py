@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
-from quant_engine.data.row import Answer, AnswerNumber, Row, Text, check_number
+from quant_engine.data.row import Answer, AnswerNumber, Row, Text, check_number, shortened
 from quant_engine.data.sources import Source
 from quant_engine.evaluate.choices import ChoiceItem, MultipleChoice
 
@@ -58,7 +58,8 @@ class Arc(MultipleChoice):
         fields = _Row.model_validate(row)
         letters = [_letter(label) for label in fields.choices.label]
         if len(letters) != len(fields.choices.text) or letters.count(_letter(fields.answerKey)) != 1:
-            raise ValueError(f"answerKey is {fields.answerKey}, and the choices' labels are {', '.join(letters)}")
+            labels = shortened(", ".join(letters))
+            raise ValueError(f"answerKey is {shortened(fields.answerKey)}, and the choices' labels are {labels}")
         prompt = f"Question: {fields.question}\nAnswer:"
         return _item(fields.id, prompt, fields.choices.text, letters.index(_letter(fields.answerKey)))
 

@@ -135,8 +135,8 @@ class PublishedItems(VisualQuestions):
     """The questions of a published set, from the hub or a local folder, in its native fields."""
 
     source: ClassVar[sources.Source]
-    id_field: ClassVar[str] = "id"
-    """The field that names an item, where its index does not."""
+    id_field: ClassVar[str | None] = None
+    """The field that names an item; None where its index does."""
 
     @abstractmethod
     def question(self, row: dict[str, Any], index: int, picture: Callable[[], Image]) -> Question:
@@ -152,7 +152,8 @@ class PublishedItems(VisualQuestions):
     def read(self, rows: sources.Rows) -> list[Question]:
         """The questions of all rows. Raises UserError where a row can't be asked or scored, or comes twice."""
         questions = rows.read(lambda row, index: self.question(row, index, partial(rows.picture, index)))
-        rows.check_unique(self.id_field, [question.id for question in questions])
+        if self.id_field:
+            rows.check_unique(self.id_field, [question.id for question in questions])
         return questions
 
     def questions(self, limit: int | None) -> list[Question]:
@@ -162,9 +163,11 @@ class PublishedItems(VisualQuestions):
         return sources.revision(self.source, self.title)
 
     def picture_of(self, item: str, revision: str) -> Image:
-        for question in self.read(sources.stored(self.source, self.title, revision)):
-            if question.id == item:
-                return question.picture()
+        rows = sources.stored(self.source, self.title, revision)
+        ids = rows.texts(self.id_field) if self.id_field else map(str, range(len(rows)))
+        for index, row_id in enumerate(ids):
+            if row_id == item:
+                return rows.picture(index)
         raise UserError(f"{self.title} has no item {item}.")
 
 

@@ -55,7 +55,9 @@ def test_a_document_ends_at_a_newline_and_nowhere_else(data):
         assert corpus("ptb-old").read()[0] == ["a\u2028b\x85c\x0cd", "second"]
     (data / "ptb.valid.txt").unlink()
     (data / "ptb.valid.txt.gz").write_bytes(gzip.compress(text.encode()))
-    assert corpus("ptb-old").read()[0] == ["a\u2028b\x85c\x0cd", "second"]
+    documents, revision = corpus("ptb-old").read()
+    assert documents == ["a\u2028b\x85c\x0cd", "second"]
+    assert revision == corpus("ptb-old").revision()
 
 
 @pytest.mark.parametrize(
