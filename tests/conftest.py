@@ -9,9 +9,13 @@ import torch
 from quant_engine import folders
 from quant_engine.models import catalog
 
+os.environ.pop("COLUMNS", None)  # tables are as wide as a test says
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # before anything imports Triton
 # Nothing that a test does touches the home of whoever runs it, but for the machine's demo models.
+if "PYTEST_XDIST_WORKER" in os.environ:  # a core for each process: threads of one would wait for the other's
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
 _HOME = tempfile.TemporaryDirectory(prefix="low-bit-lab-tests-")
 os.environ |= {"LOWBIT_MODELS": str(folders.models()), "LOWBIT_HOME": _HOME.name}
 os.environ["LOWBIT_SHIPPED"] = "/nowhere"  # a test sees the runs that it makes, in its own process and in the page's
@@ -42,6 +46,14 @@ def tiny_models(tmp_path_factory):
         made.model.save_pretrained(root / name)
         (made.processor or made.tokenizer).save_pretrained(root / name)
     return root
+
+
+SLOWEST = ("test_demo_runs.py", "test_demo_memory.py", "test_real_run.py", "test_real_answer.py", "browser")
+"""Files whose few tests take longest: they begin first, so that two processes end at about the same time."""
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: not any(part in SLOWEST for part in item.path.parts))
 
 
 def pytest_runtest_setup(item):

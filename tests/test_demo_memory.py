@@ -8,6 +8,7 @@ from operator import itemgetter
 
 import pytest
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from quant_engine.checkpoints import Checkpoint
 from quant_engine.models.catalog import demo_folder, model_card
@@ -131,11 +132,15 @@ def first_block(lab, tmp_path):
     """The demo LLM with its first block alone, as a model folder."""
     model = tmp_path / "model"
     model.mkdir()
-    for file in demo_folder(model_card("demo-llm")).iterdir():
-        (model / file.name).symlink_to(file)
-    config = json.loads((model / "config.json").read_text())
-    (model / "config.json").unlink()
+    whole = demo_folder(model_card("demo-llm"))
+    for file in whole.iterdir():
+        if file.name not in ("config.json", "model.safetensors"):
+            (model / file.name).symlink_to(file)
+    config = json.loads((whole / "config.json").read_text())
     (model / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 1}))
+    tensors = load_file(whole / "model.safetensors")
+    kept = {name: tensor for name, tensor in tensors.items() if ".layers." not in name or ".layers.0." in name}
+    save_file(kept, model / "model.safetensors", {"format": "pt"})
     return model
 
 
