@@ -15,6 +15,7 @@ from leaderboard.ui import methods_tab
 from leaderboard.view import Fitted
 from quant_engine import evaluate, folders, methods
 from quant_engine.evaluate import Watch
+from quant_engine.models.batch import Answered
 from quant_engine.progress import Hooks
 from quant_engine.runs import execute, folder
 from quant_engine.runs.resolve import resolve
@@ -67,7 +68,8 @@ def test_the_example_method_makes_a_run_and_the_page_knows_what_it_stores(lab, t
 def test_the_example_benchmark_measures(monkeypatch):
     task = example("Add a benchmark", "first_word_example").FirstWord()
     monkeypatch.setitem(evaluate.TASKS, task.name, task)
-    monkeypatch.setattr("quant_engine.models.decode.answer_text", lambda *args, **kwargs: "42 apples")
+    answers = [Answered(index, [], "42 apples", None) for index in range(2)]
+    monkeypatch.setattr("quant_engine.models.batch.answers", lambda *_: iter(answers))
     item = SimpleNamespace(id="1", image=lambda: None, question="How many?", answers=["42"])
     monkeypatch.setattr("quant_engine.data.drawn.suite.items", lambda task, limit: [item, item][:limit])
     spec = RunSpec(weights=WeightSpec(model="demo"), tasks=(task.name,), limit=2)

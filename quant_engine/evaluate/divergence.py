@@ -16,16 +16,18 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from quant_engine.deferred import deferred
 from quant_engine.evaluate.perplexity import Perplexity, windows_of
 from quant_engine.evaluate.task import HEADLINE, Outcome, Part, Task, Units, Watch
-from quant_engine.evaluate.vqa import VisualQuestions
+from quant_engine.evaluate.vqa import VisualQuestions, by_picture
 from quant_engine.results import ItemOutput
 from quant_engine.spec import RunSpec
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from quant_engine.models.batch import Answered
     from quant_engine.models.load import Loaded
 
 torch = deferred("torch")
+batch = deferred("quant_engine.models.batch")
 decode = deferred("quant_engine.models.decode")
 load = deferred("quant_engine.models.load")
 
@@ -67,8 +69,9 @@ class Divergence(Perplexity):
         for index, window in enumerate(windows):
             if str(index) in finished:
                 continue
-            states = [hidden_states(model, window) for model in (reference, loaded)]
-            window_distance = distance(reference, loaded, *states)
+            reference_states = hidden_states(reference, window)
+            states = reference_states if loaded is reference else hidden_states(loaded, window)
+            window_distance = distance(reference, loaded, reference_states, states)
             output = _output(str(index), loaded.tokenizer.decode(window), [], "", window_distance)
             watch.record([output], finished, len(windows))
         return self.conclude([finished[str(index)] for index in range(len(windows))], revision)
@@ -110,10 +113,9 @@ class AnswerDivergence(Task):
         questions, revision = self._picture_task.questions(spec.limit), self._picture_task.revision()
         reference = unquantized(loaded, spec)
         finished = watch.finished_items.open(revision)
-        for question in questions:
-            if question.id in finished:
-                continue
-            answer, answer_distance = compare_answers(reference, loaded, question.picture(), question.prompt)
+        for answered in batch.answers(reference, by_picture(questions, finished), MOST_TOKENS, watch.check_stop):
+            question, answer = questions[answered.index], answered.tokens
+            answer_distance = compare_along(reference, loaded, question.picture(), question.prompt, answered)
             shared = loaded.tokenizer.decode(answer[: answer_distance.shared], skip_special_tokens=True)
             full = loaded.tokenizer.decode(answer, skip_special_tokens=True)
             output = _output(question.id, question.prompt, [full], shared, answer_distance)
@@ -124,16 +126,18 @@ class AnswerDivergence(Task):
         return _units(outputs) | {"shared": {output.item: output.measures[1] for output in outputs}}
 
 
-def compare_answers(
-    reference: Loaded, loaded: Loaded, picture: Image | None, question: str
-) -> tuple[list[int], Distance]:
-    """The reference's greedy answer as token ids, and the distance of both models along it.
+def compare_along(
+    reference: Loaded, loaded: Loaded, picture: Image | None, question: str, answered: Answered
+) -> Distance:
+    """The distance of both models along the reference's greedy answer.
 
     What `shared` counts is where greedy answers part: up to there both have read the same.
     """
-    answer = [step.token for step in decode.answer(reference, picture, question, MOST_TOKENS)]
-    states = [_answer_states(model, picture, question, answer) for model in (reference, loaded)]
-    return answer, distance(reference, loaded, *states)
+    reference_states = answered.states
+    if reference_states is None:
+        reference_states = _answer_states(reference, picture, question, answered.tokens)
+    states = reference_states if loaded is reference else _answer_states(loaded, picture, question, answered.tokens)
+    return distance(reference, loaded, reference_states, states)
 
 
 def _answer_states(loaded: Loaded, picture: Image | None, question: str, answer: list[int]) -> Any:

@@ -51,6 +51,10 @@ class Watch:
         self.finished_items.add(outputs)
         finished.update((output.item, output) for output in outputs)
         self.report(len(finished), total)
+        self.check_stop()
+
+    def check_stop(self) -> None:
+        """Raises Stopped when asked to stop."""
         if self.should_stop():
             raise Stopped
 

@@ -1,4 +1,4 @@
-"""Questions about pictures: ask one by one, greedily, and score each answer. The benchmarks differ in prompt and score.
+"""Questions about pictures: ask, greedily, and score each answer. The benchmarks differ in prompt and score.
 
 Definitions are those of lmms-eval, which the study's scores come from.
 """
@@ -6,9 +6,10 @@ Definitions are those of lmms-eval, which the study's scores come from.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import groupby
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from quant_engine.data import sources
@@ -21,9 +22,10 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from quant_engine.data.drawn.suite import DemoItem
+    from quant_engine.models.batch import Asked
     from quant_engine.models.load import Loaded
 
-decode = deferred("quant_engine.models.decode")
+batch = deferred("quant_engine.models.batch")
 suite = deferred("quant_engine.data.drawn.suite")
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -97,16 +99,9 @@ class VisualQuestions(Task):
         questions = self.questions(spec.limit)
         revision = self.revision()
         finished = watch.finished_items.open(revision)
-        prompt_cache, picture = decode.PromptCache(), None
-        for question in questions:
-            if question.id in finished:
-                continue
-            if question.group is None or (question.category, question.group) != picture:
-                prompt_cache, picture = decode.PromptCache(), (question.category, question.group)
-            answer = decode.answer_text(
-                loaded, question.picture(), question.prompt, max_new_tokens=self.most_tokens, prompt_cache=prompt_cache
-            )
-            watch.record([self.output(question, answer)], finished, len(questions))
+        for answered in batch.answers(loaded, by_picture(questions, finished), self.most_tokens, watch.check_stop):
+            output = self.output(questions[answered.index], answered.text)
+            watch.record([output], finished, len(questions))
         return self.conclude([finished[question.id] for question in questions], revision)
 
 
@@ -169,6 +164,21 @@ class PublishedItems(VisualQuestions):
             if row_id == item:
                 return rows.picture(index)
         raise UserError(f"{self.title} has no item {item}.")
+
+
+def by_picture(questions: Sequence[Question], finished: Container[str]) -> list[Asked]:
+    """The questions that are not finished yet, those of a group that follow one another together, by their index."""
+    remaining = [index for index, question in enumerate(questions) if question.id not in finished]
+
+    def picture(index: int) -> tuple:
+        question = questions[index]
+        return (index,) if question.group is None else (question.category, question.group)
+
+    groups = [list(indices) for _, indices in groupby(remaining, picture)]
+    return [
+        batch.Asked(questions[indices[0]].picture, [questions[index].prompt for index in indices], indices)
+        for indices in groups
+    ]
 
 
 def option_lines(options: list[str]) -> str:

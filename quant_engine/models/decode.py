@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import DynamicCache
 
+from quant_engine.models.forward import KeyValues, Piece, embed, is_supported, last_states
 from quant_engine.models.processor import format_chat
 from quant_engine.results import AnswerStats
 from quant_engine.spec import UserError
@@ -40,9 +41,9 @@ class PromptCache:
     """The prompt that a model read last, as token ids [1, tokens], and its keys and values, the answer's included."""
 
     ids: torch.Tensor | None = None
-    cache: DynamicCache | None = None
+    cache: KeyValues | DynamicCache | None = None
 
-    def start(self, model: Any, ids: torch.Tensor) -> tuple[DynamicCache, int]:
+    def start(self, model: Any, ids: torch.Tensor) -> tuple[KeyValues | DynamicCache, int]:
         """The keys and values to read the prompt `ids` with, and how many of its tokens they cover already.
 
         Those are the tokens that it shares with the last prompt, if they cover the whole picture, and else none.
@@ -51,7 +52,8 @@ class PromptCache:
         if shared:
             self.cache.crop(shared - self.cache.get_seq_length())  # negative: so many are dropped
         else:
-            self.cache = DynamicCache(config=model.config.get_text_config())
+            decoder = model.get_decoder()
+            self.cache = KeyValues(decoder) if is_supported(decoder) else DynamicCache(config=decoder.config)
         self.ids = ids
         return self.cache, shared
 
@@ -78,21 +80,15 @@ def answer(
     model = loaded.model
     inputs = prompt_inputs(loaded, image, question)
     ids = inputs["input_ids"]
-    prompt_tokens, context = ids.shape[1], model.config.get_text_config().max_position_embeddings
-    if prompt_tokens >= context:
-        raise UserError(
-            f"Picture and question take {prompt_tokens:,} tokens, and the model reads {context:,}: shorten the"
-            " question."
-        )
-    limit = min(max_new_tokens, context - prompt_tokens)
-    end_tokens, weight_bytes = _end_tokens(loaded), loaded.weight_bytes
+    prompt_tokens, limit = ids.shape[1], answer_limit(model, ids.shape[1], max_new_tokens)
+    ends, weight_bytes = end_tokens(loaded), loaded.weight_bytes
     cache, cached_tokens = (prompt_cache or PromptCache()).start(model, ids)
 
     token = _next_token(model, cache, {"input_ids": ids[:, cached_tokens:]} if cached_tokens else inputs)
     tokens = [token]
     elapsed = time_to_first = time.perf_counter() - started
     while True:
-        finished = token in end_tokens or len(tokens) >= limit
+        finished = token in ends or len(tokens) >= limit
         decoding = elapsed - time_to_first
         stats = AnswerStats(
             ttft_s=time_to_first,
@@ -103,7 +99,7 @@ def answer(
             stored_bits=loaded.stored_bits,
             dtype=loaded.dtype,
         )
-        yield Step(token, _text(loaded.tokenizer, tokens), stats, finished)
+        yield Step(token, answer_so_far(loaded.tokenizer, tokens), stats, finished)
         if finished:
             return
         started = time.perf_counter()  # after the yield: what others did meanwhile is not this answer's time
@@ -121,10 +117,14 @@ def answer_text(
 
 
 @torch.inference_mode()
-def _next_token(model: Any, cache: DynamicCache, inputs: dict[str, torch.Tensor]) -> int:
+def _next_token(model: Any, cache: KeyValues | DynamicCache, inputs: dict[str, torch.Tensor]) -> int:
     """The most probable next token. Inference mode ends with each step: it must not leak out of a waiting generator."""
-    logits = model(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
-    return int(logits[0, -1].float().argmax())
+    if isinstance(cache, KeyValues):
+        states = last_states(model.get_decoder(), [Piece(embed(model, inputs), cache)])
+        logits = model.get_output_embeddings()(states)
+    else:
+        logits = model(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[0]
+    return int(logits[-1].float().argmax())
 
 
 def prompt_inputs(loaded: Loaded, image: Image | None, question: str) -> dict[str, torch.Tensor]:
@@ -152,7 +152,18 @@ def prompt_inputs(loaded: Loaded, image: Image | None, question: str) -> dict[st
     return tensors
 
 
-def _end_tokens(loaded: Loaded) -> set[int]:
+def answer_limit(model: Any, prompt_tokens: int, max_new_tokens: int) -> int:
+    """How many tokens an answer has at most. Raises UserError for a prompt that fills the model's context."""
+    context = model.config.get_text_config().max_position_embeddings
+    if prompt_tokens >= context:
+        raise UserError(
+            f"Picture and question take {prompt_tokens:,} tokens, and the model reads {context:,}: shorten the"
+            " question."
+        )
+    return min(max_new_tokens, context - prompt_tokens)
+
+
+def end_tokens(loaded: Loaded) -> set[int]:
     """Every token that ends an answer: chat models often have one for the turn beside the one for the text."""
     ends = {loaded.tokenizer.eos_token_id}
     for config in (loaded.model.generation_config, loaded.model.config.get_text_config()):
@@ -161,7 +172,7 @@ def _end_tokens(loaded: Loaded) -> set[int]:
     return ends - {None}
 
 
-def _text(tokenizer: Any, tokens: list[int]) -> str:
+def answer_so_far(tokenizer: Any, tokens: list[int]) -> str:
     """The answer in complete characters.
 
     A token may end in the middle of a character, which decodes to replacement marks at the end; they are held back

@@ -10,7 +10,9 @@ from PIL import Image
 
 from quant_engine.data import texts
 from quant_engine.evaluate import TASKS, Watch, divergence, parse_result_name, parse_task
-from quant_engine.evaluate.divergence import compare_answers
+from quant_engine.evaluate.divergence import compare_along
+from quant_engine.models import batch
+from quant_engine.models.batch import Asked
 from quant_engine.models.decode import answer
 from quant_engine.spec import QuantSetting, RunSpec, UserError, WeightSpec
 
@@ -65,17 +67,17 @@ def test_a_model_does_not_diverge_from_itself(pair):
 
 
 @pytest.mark.parametrize("make", [tiny.llama, tiny.llava_next])
-def test_answers_part_where_greedy_answers_part(make, monkeypatch):
-    monkeypatch.setattr(divergence, "MOST_TOKENS", 12)
+def test_answers_part_where_greedy_answers_part(make):
     reference = make()
     picture = Image.new("RGB", (40, 30), "red") if reference.processor else None
     parted = set()
     for amount in (0.0, 0.02, 0.1):
         low = perturbed(reference, amount)
-        said, found = compare_answers(reference, low, picture, "What is it?")
+        (answered,) = batch.answers(reference, [Asked(lambda: picture, ["What is it?"], [0])], 12)
+        found = compare_along(reference, low, picture, "What is it?", answered)
         own = [step.token for step in answer(reference, picture, "What is it?", 12)]
         other = [step.token for step in answer(low, picture, "What is it?", 12)]
-        assert said == own
+        assert answered.tokens == own
         first = next((k for k, (a, b) in enumerate(zip(own, other, strict=False)) if a != b), min(len(own), len(other)))
         assert found.shared == first
         parted.add(found.shared)

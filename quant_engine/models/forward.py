@@ -1,0 +1,203 @@
+"""The language model's forward pass for decoding: texts of any lengths together, none of them padded.
+
+The linears multiply the tokens of all texts at once, and each text attends to its own keys and values, which lie in
+memory that is allocated ahead. It calls the modules of a decoder's blocks, as the decoder itself does, without what a
+token does not need: masks, copies of the cache, outputs that nobody reads. Its results are those of the model's own
+forward up to the order in which sums are added up.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.functional import rms_norm, scaled_dot_product_attention
+from transformers import LlamaModel, MistralModel, Qwen2Model
+
+_DECODERS = (LlamaModel, MistralModel, Qwen2Model)
+_LENGTH_DEPENDENT = ("dynamic", "longrope")
+"""Types of rotary embedding whose frequencies depend on the length of the text."""
+SPARE_TOKENS = 256
+"""Room for an answer that is allocated with its prompt."""
+
+
+def is_supported(decoder: nn.Module) -> bool:
+    """Whether a text decoder's blocks are of the plain LLaMA type that `last_states` computes."""
+    config = decoder.config
+    rotary = (config.rope_parameters or {}).get("rope_type", "default")
+    whole_text = not getattr(config, "sliding_window", None)
+    return type(decoder) in _DECODERS and whole_text and rotary not in _LENGTH_DEPENDENT
+
+
+class KeyValues:
+    """The keys and values of one text in all blocks, as far as it has been read: `length` tokens."""
+
+    def __init__(self, decoder: nn.Module) -> None:
+        config = decoder.config
+        head_dim = decoder.layers[0].self_attn.head_dim
+        self.length = 0
+        self._data = torch.empty(
+            (len(decoder.layers), 2, config.num_key_value_heads, 0, head_dim),
+            dtype=decoder.dtype,
+            device=decoder.device,
+        )  # [blocks, keys and values, heads, capacity in tokens, head_dim]
+
+    def reserve(self, tokens: int) -> None:
+        """Makes room for so many more tokens."""
+        if self.length + tokens > self._data.shape[3]:
+            self._data = self._grown(tokens)
+
+    def _grown(self, tokens: int) -> torch.Tensor:
+        blocks, both, heads, _, head_dim = self._data.shape
+        data = self._data.new_empty((blocks, both, heads, self.length + tokens + SPARE_TOKENS, head_dim))
+        data[:, :, :, : self.length] = self._data[:, :, :, : self.length]
+        return data
+
+    def branch(self, tokens: int) -> KeyValues:
+        """Keys and values of another text that begins as this one, with room for so many more tokens."""
+        other = copy.copy(self)
+        other._data = self._grown(tokens)
+        return other
+
+    def append(self, block: int, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """All keys and values of a block [heads, tokens, head_dim] with those of the new tokens, which are given as
+        [new tokens, heads, head_dim]. `length` grows when all blocks have theirs."""
+        data, end = self._data[block], self.length + len(keys)
+        data[0, :, self.length : end] = keys.transpose(0, 1)
+        data[1, :, self.length : end] = values.transpose(0, 1)
+        return data[0, :, :end], data[1, :, :end]
+
+    @property
+    def token_bytes(self) -> int:
+        """Memory that a token takes."""
+        return self._data[:, :, :, :0].element_size() * self._data.shape[:3].numel() * self._data.shape[4]
+
+    # As a transformers cache is asked:
+    def get_seq_length(self) -> int:
+        return self.length
+
+    def crop(self, tokens: int) -> None:
+        """Forgets the last tokens; `tokens` is negative."""
+        self.length += tokens
+
+
+@dataclass(frozen=True)
+class Piece:
+    """The next tokens of a text, as embeddings [tokens, hidden], and the keys and values of what stands before them."""
+
+    embeddings: torch.Tensor
+    cache: KeyValues
+
+
+@torch.inference_mode()
+def last_states(decoder: nn.Module, pieces: Sequence[Piece]) -> torch.Tensor:
+    """What the output head gets at the last token of each piece [pieces, hidden]; the caches are extended."""
+    counts = [len(piece.embeddings) for piece in pieces]
+    ends = torch.tensor(counts).cumsum(0) - 1
+    x = torch.cat([piece.embeddings for piece in pieces])
+    positions = torch.cat([torch.arange(p.cache.length, p.cache.length + len(p.embeddings)) for p in pieces])
+    cos, sin = (t[0, :, None] for t in decoder.rotary_emb(x, positions[None].to(x.device)))
+    masks = [_mask(piece) for piece in pieces]
+    for piece, count in zip(pieces, counts, strict=True):
+        piece.cache.reserve(count)
+    last = len(decoder.layers) - 1
+    for index, block in enumerate(decoder.layers):
+        y = _norm(block.input_layernorm, x)
+        attended = _attention(block.self_attn, index, y, cos, sin, pieces, masks)
+        if index == last and len(x) > len(pieces):  # nothing else is asked of the other tokens
+            x, attended = x[ends], attended[ends]
+        x = x + block.self_attn.o_proj(attended)
+        x = x + block.mlp(_norm(block.post_attention_layernorm, x))
+    for piece, count in zip(pieces, counts, strict=True):
+        piece.cache.length += count
+    return _norm(decoder.norm, x)
+
+
+def _mask(piece: Piece) -> torch.Tensor | None:
+    """Which tokens [tokens, all tokens] each token of a piece attends to; None for all, or for those before it where
+    it begins a text."""
+    count, before = len(piece.embeddings), piece.cache.length
+    if count == 1 or before == 0:
+        return None
+    return torch.ones(count, before + count, dtype=torch.bool, device=piece.embeddings.device).tril(before)
+
+
+def _norm(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    if x.dtype != torch.float32:
+        return module(x)
+    return rms_norm(x, x.shape[-1:], module.weight, module.variance_epsilon)
+
+
+def _attention(
+    attention: Any,
+    index: int,
+    y: torch.Tensor,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    pieces: Sequence[Piece],
+    masks: Sequence[torch.Tensor | None],
+) -> torch.Tensor:
+    """What the tokens of all pieces [tokens, hidden] attend to in block `index`: [tokens, heads * head_dim]."""
+    queries, keys, values = (
+        linear(y).view(len(y), -1, attention.head_dim)
+        for linear in (attention.q_proj, attention.k_proj, attention.v_proj)
+    )
+    heads = queries.shape[1]
+    rotated = _rotate(torch.cat([queries, keys], 1), cos, sin)
+    outputs, start = [], 0
+    for piece, mask in zip(pieces, masks, strict=True):
+        end = start + len(piece.embeddings)
+        all_keys, all_values = piece.cache.append(index, rotated[start:end, heads:], values[start:end])
+        outputs.append(_attend(rotated[start:end, :heads], all_keys, all_values, mask, attention.scaling))
+        start = end
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+
+def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Rotary embedding of `x` [tokens, heads, head_dim]; `cos` and `sin` are [tokens, 1, head_dim]."""
+    first, second = x.chunk(2, -1)
+    return x * cos + torch.cat([-second, first], -1) * sin
+
+
+def _attend(
+    queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor | None, scale: float
+) -> torch.Tensor:
+    """Attention of one text's new tokens: [new tokens, heads * head_dim].
+
+    `queries` are [new tokens, heads, head_dim], `keys` and `values` [key heads, tokens, head_dim]. The heads that share
+    a key head are queries of one head, so keys and values are never repeated; but for the text's beginning, where the
+    faster causal attention needs them.
+    """
+    count, heads, head_dim = queries.shape
+    shared = heads // len(keys)
+    keys, values = keys[None], values[None]
+    if count > 1 and mask is None:
+        by_head = queries.transpose(0, 1)[None]
+        output = scaled_dot_product_attention(by_head, keys, values, is_causal=True, scale=scale, enable_gqa=shared > 1)
+        return output[0].transpose(0, 1).reshape(count, -1)
+    grouped = queries.view(count, -1, shared, head_dim).permute(1, 2, 0, 3).reshape(1, -1, shared * count, head_dim)
+    mask = None if mask is None else mask.repeat(shared, 1)
+    output = scaled_dot_product_attention(grouped, keys, values, attn_mask=mask, scale=scale)
+    return output.view(-1, shared, count, head_dim).permute(2, 0, 1, 3).reshape(count, -1)
+
+
+def embed(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    """The embeddings [tokens, hidden] of one prompt's tokens, with the features of its picture in their place."""
+    with torch.inference_mode():
+        ids = inputs["input_ids"]
+        embeddings = model.get_input_embeddings()(ids)
+        if "pixel_values" in inputs:
+            in_picture = ids == model.config.image_token_id
+            embeddings[in_picture] = picture_features(model, inputs).to(embeddings)
+        return embeddings[0]
+
+
+@torch.inference_mode()
+def picture_features(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    """What the vision tower and the projector make of a prompt's picture [tokens, hidden]."""
+    encoded = model.model.get_image_features(inputs["pixel_values"], inputs["image_sizes"])
+    return torch.cat(list(encoded.pooler_output))
