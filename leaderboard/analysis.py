@@ -81,8 +81,9 @@ class Query(BaseModel):
 
 @dataclass(frozen=True)
 class Board:
-    """Every result arranged: arrays are [rows, columns]. `origin` is the result's row in `results`, or -1. Besides what
-    names a row, `rows` holds `stored_bits` and `size_gb`: measured where the run says so, else counted (see sizes); and
+    """Every result arranged: arrays are [rows, columns]. `origin` is the result's row in `results`, or -1. `reference`
+    is FP16's number, and `reference_run` the run that it is of, None where it was not measured here. Besides what names
+    a row, `rows` holds `stored_bits` and `size_gb`: measured where the run says so, else counted (see sizes); and
     `options`, those of a run that are not its method's defaults. `haystack` [rows] is what a search looks at."""
 
     results: pd.DataFrame
@@ -91,6 +92,7 @@ class Board:
     values: np.ndarray
     cells: np.ndarray
     reference: np.ndarray
+    reference_run: np.ndarray
     origin: np.ndarray
     haystack: pd.Series
 
@@ -98,7 +100,8 @@ class Board:
 @dataclass(frozen=True)
 class View:
     """The part of a board that was asked for, in order. Arrays are [rows, columns]; `shade` runs from -1 (lost) over 0
-    (as FP16) to 1 (above FP16), NaN where nothing can be compared. `values` are in the query's mode, `board_rows` the
+    (as FP16) to 1 (above FP16), NaN where nothing can be compared; `chance` says where a difference may be chance, and
+    the shade is 0. `values` are in the query's mode, `board_rows` the
     rows' indices in the board."""
 
     query: Query
@@ -107,6 +110,7 @@ class View:
     values: np.ndarray
     cells: np.ndarray
     shade: np.ndarray
+    chance: np.ndarray
     origin: np.ndarray
     board_rows: np.ndarray
     results: pd.DataFrame
@@ -158,18 +162,24 @@ def arrange(results: pd.DataFrame) -> Board:
     values = np.full(shape, np.nan)
     cells = np.full(shape, Cell.MISSING, dtype=np.int8)
     reference = np.full(shape, np.nan)
+    reference_run = np.full(shape, None)
     origin = np.full(shape, -1, dtype=np.int32)
     status = results["status"].map({"ok": Cell.OK, "collapsed": Cell.COLLAPSED})
     values[row_of, column_of] = results["value"].to_numpy()
     cells[row_of, column_of] = status.to_numpy(dtype=np.int8)
     origin[row_of, column_of] = np.arange(len(results))
-    reference[row_of, column_of] = _references(results)
+    fp16 = _references(results)
+    reference[row_of, column_of], reference_run[row_of, column_of] = fp16["value"], fp16["run_id"]
     _compute_average(columns, values, cells, reference)
-    return Board(results, rows, columns, values, cells, reference, origin, _haystack(rows))
+    return Board(results, rows, columns, values, cells, reference, reference_run, origin, _haystack(rows))
 
 
-def view(board: Board, query: Query) -> View:
-    """The rows and columns that a query asks for. Columns without any result in these rows are left out."""
+def view(board: Board, query: Query, differing: np.ndarray | None = None) -> View:
+    """The rows and columns that a query asks for. Columns without any result in these rows are left out.
+
+    `differing` says which of the board's numbers [rows, columns] differ from FP16's by more than chance; others get no
+    shade. None, where nothing is known of that, stands for all.
+    """
     rows = np.flatnonzero(_mask(board, query))
     filled = np.flatnonzero((board.cells[rows] != Cell.MISSING).any(axis=0))
     if query.columns:
@@ -180,6 +190,9 @@ def view(board: Board, query: Query) -> View:
     costs, lower = cost_columns(columns), lower_columns(columns)
     shade = against_fp16.shade(values, reference, lower, cells == Cell.COLLAPSED)
     shade[:, costs] = np.nan
+    chance = np.zeros(shade.shape, dtype=bool) if differing is None else ~differing[part] & np.isfinite(shade)
+    chance &= (cells != Cell.COLLAPSED) & (board.rows["w_bits"].to_numpy()[rows, None] < 16)
+    shade[chance] = 0
     if query.mode != "absolute":
         percents = query.mode == "retained"
         compared = against_fp16.percent_of_fp16(values, reference, lower) if percents else values - reference
@@ -194,6 +207,7 @@ def view(board: Board, query: Query) -> View:
         values[order],
         cells[order],
         shade[order],
+        chance[order],
         board.origin[part][order],
         rows[order],
         board.results,
@@ -256,17 +270,20 @@ def _with_costs(results: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([results, *added], ignore_index=True) if added else results
 
 
-def _references(results: pd.DataFrame) -> np.ndarray:
-    """For each result, FP16's value of the same model, source, task and conditions; NaN where there is none.
+def _references(results: pd.DataFrame) -> pd.DataFrame:
+    """For each result, FP16's `value` of the same model, source, task and conditions, NaN where there is none, and its
+    `run_id`, None where there is no such run.
 
     The study prints an FP16 of its own in each track. One that was measured here serves all tracks.
     """
     key = ["model", "source", "track", "task", "conditions", "data_revision"]
-    comparable = results[[*key, "value"]].astype({"data_revision": object, "conditions": object})
+    comparable = results[[*key, "value", "run_id"]].astype({"data_revision": object, "conditions": object})
     comparable = comparable.fillna({"data_revision": "", "conditions": ""})
     comparable.loc[comparable["source"] == "measured", "track"] = ""
     fp16 = comparable[(results["w_bits"] == 16) & (results["status"] == "ok")].drop_duplicates(key)
-    return comparable[key].merge(fp16, on=key, how="left")["value"].to_numpy()
+    found = comparable[key].merge(fp16, on=key, how="left")[["value", "run_id"]]
+    runs = found["run_id"].astype(object)
+    return found.assign(run_id=runs.where(runs.notna(), None))
 
 
 def _compute_average(columns: tuple[Column, ...], values: np.ndarray, cells: np.ndarray, reference: np.ndarray) -> None:

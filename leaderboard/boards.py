@@ -6,6 +6,7 @@ from functools import lru_cache
 
 from leaderboard import analysis
 from leaderboard.analysis import Board, Query
+from leaderboard.differences import Differences
 from leaderboard.ranks import Comparisons
 from leaderboard.store import Problem, Store, read_notes
 from leaderboard.view import PageView
@@ -19,14 +20,16 @@ class Boards:
         self.store = store
         self.notes = read_notes()
         self.comparisons = Comparisons()
+        self.differences = Differences()
         self._arranged = lru_cache(maxsize=1)(lambda version: analysis.arrange(store.snapshot().frame))
 
     def current(self) -> Board:
         return self._arranged(self.store.snapshot().version)
 
     def state(self) -> str:
-        """Changes whenever what tables are drawn from does: the results, or what is known of their ranks."""
-        return digest([self.store.version(), self.comparisons.finished()])
+        """Changes whenever what tables are drawn from does: the results, or what is known of their ranks and of which
+        differences are more than chance."""
+        return digest([self.store.version(), self.comparisons.finished(), self.differences.finished()])
 
     def problems(self) -> tuple[Problem, ...]:
         return self.store.snapshot().problems

@@ -10,6 +10,7 @@ import pandas as pd
 from leaderboard import against_fp16, analysis
 from leaderboard.analysis import Board, Cell
 from leaderboard.columns import Column
+from leaderboard.differences import differing_rows
 from leaderboard.store import PAPER_METHODS
 from quant_engine import notation
 from quant_engine.spec import UserError
@@ -35,7 +36,8 @@ def points(board: Board, model: str, task: str) -> pd.DataFrame:
     rows["error"] = np.where(origin >= 0, errors[np.maximum(origin, 0)], np.nan)
     values, reference = rows["value"].to_numpy(), rows["reference"].to_numpy()
     rows["loss"] = losses(column, values, reference)
-    rows["shade"] = against_fp16.shade(values, reference, column.better == "lower")
+    differing = (rows["source"] != "measured").to_numpy() | np.isin(board_rows, differing_rows(board, model, column))
+    rows["shade"] = against_fp16.shade(values, reference, column.better == "lower") * differing
     rows["text"] = [column.text(v, measured=m) for v, m in zip(values, rows["source"] == "measured", strict=True)]
     rows["label"] = labels(rows)
     return rows

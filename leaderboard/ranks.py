@@ -7,9 +7,9 @@ happens in a thread of its own: a table that comes before the comparison is show
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import pandas as pd
@@ -20,14 +20,16 @@ from leaderboard.items import Run, runs_with, scored
 from quant_engine.runs import paired
 
 PATIENCE_S = 0.05
-MOST_COMPARISONS = 64
+MOST_COMPARISONS = 256
 
 
 @dataclass(frozen=True)
 class Separated:
-    """Runs that were asked the same items: `better[i, j]` is true if run j is better than run i by more than chance."""
+    """Runs that were asked the same items: `pairs[i, j]` is true if run j is better than run i by more than chance, in
+    `better` also where a third run says so (see `paired.better`)."""
 
     runs: tuple[str, ...]
+    pairs: np.ndarray
     better: np.ndarray
 
 
@@ -115,9 +117,12 @@ def _by_value(view: View, values: np.ndarray, *, lower_is_better: bool) -> np.nd
     return ranks.fillna(0).to_numpy(dtype=int)
 
 
-def separate(runs: Sequence[Run], number: str) -> list[Separated]:
+@lru_cache(maxsize=MOST_COMPARISONS)
+def separate(runs: tuple[Run, ...], number: str) -> list[Separated]:
     """For each set of items, which of the runs that were asked them are better than which, by more than chance."""
-    return [
-        Separated(group.runs, paired.better(group.scores, higher_is_better=group.higher_is_better))
-        for group in scored(runs, number)
-    ]
+    result = []
+    for group in scored(runs, number):
+        pairs = paired.separated(group.scores, higher_is_better=group.higher_is_better)
+        better = paired.better(group.scores, higher_is_better=group.higher_is_better, pairs=pairs)
+        result.append(Separated(group.runs, pairs, better))
+    return result

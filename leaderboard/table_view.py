@@ -44,7 +44,7 @@ def select_table(boards: Boards, query: Query) -> TableView:
         query = query.model_copy(update={"track": choices.tracks[0]})
         choices = analysis.choices(board, query.model, query.track)
     possible = {name: tuple(v for v in getattr(query, name) if v in getattr(choices, name)) for name in FILTERS}
-    view = analysis.view(board, query.model_copy(update=possible))
+    view = analysis.view(board, query.model_copy(update=possible), boards.differences.of(board))
     ranking = rank(board, view, boards.comparisons)
     return TableView(view, ranking, sign_table(state, view.query), choices, models)
 

@@ -178,7 +178,8 @@ def _cell(sheet: _Sheet, row: int, column: int, note: str) -> str:
     if np.isfinite(shade) and abs(shade) > 0.02 and cell is not Cell.COLLAPSED:
         kinds.append("lost" if shade < 0 else "gained")
         style = f' style="--s:{abs(shade):.2f}"'
-    sentences = [_WORDS.get(cell, ""), sheet.origins.get(view.origin[row, column], "")]
+    chance = "The difference to FP16 may be chance." if view.chance[row, column] else ""
+    sentences = [_WORDS.get(cell, ""), sheet.origins.get(view.origin[row, column], ""), chance]
     sign = ""
     if note:
         sign = f"<sup>{sheet.marked.setdefault(note, len(sheet.marked) + 1)}</sup>"
@@ -218,6 +219,11 @@ def _legend(view: View, ranking: Ranking | None) -> str:
     ]
     if (with_number & np.isnan(view.shade)).any():
         parts.append("<span>Unshaded: no FP16 of the same source and conditions to compare with.</span>")
+    if view.chance.any():
+        parts.append(
+            "<span>Measured numbers are shaded where the same items, in pairs, say that the difference to FP16 is more "
+            "than chance.</span>"
+        )
     if ranking:
         tie = "<b>2=</b>shared rank: the difference may be chance. " if (ranking.shared & view.measured).any() else ""
         study = "" if view.measured.all() else " The study's rows are ranked by the printed number alone."

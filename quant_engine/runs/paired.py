@@ -199,20 +199,35 @@ def _answered_pairs(a: Sequence[ItemOutput], b: Sequence[ItemOutput]) -> list[tu
     return [(output, second[output.item]) for output in a if output.gold and output.item in second]
 
 
-def better(scores: np.ndarray, *, higher_is_better: bool = True) -> np.ndarray:
-    """Which methods are better than which by more than chance: [methods, methods], true at [i, j] if j beats i.
+def separated(scores: np.ndarray, *, higher_is_better: bool = True) -> np.ndarray:
+    """Which methods are better than which by more than chance, pair by pair: [methods, methods], true at [i, j] if j
+    beats i.
 
     `scores` [units, methods] are of the same units. A method is better than another if the paired bootstrap interval of
-    their difference leaves out zero and McNemar's test agrees, where units are right or wrong; and if it is so much
-    better than a third whose mean is no lower. Any is better than one without numbers. So the fewer are better the
-    higher the mean, and of methods that equally many are better than, none is better than another.
+    their difference leaves out zero and McNemar's test agrees, where units are right or wrong. Any is better than one
+    without numbers.
     """
     finite = np.isfinite(scores).all(axis=0)
     result = np.broadcast_to(finite & ~finite[:, None], (len(finite),) * 2).copy()
     if finite.any():
         table = scores[:, finite] if higher_is_better else -scores[:, finite]
-        mean, separated = table.mean(axis=0), _separated(table)
-        result[np.ix_(finite, finite)] = [separated[mean >= value].any(axis=0) for value in mean]
+        result[np.ix_(finite, finite)] = _separated(table)
+    return result
+
+
+def better(scores: np.ndarray, *, higher_is_better: bool = True, pairs: np.ndarray | None = None) -> np.ndarray:
+    """Which methods are better than which by more than chance, one order for all: as `separated`, or so much better
+    than a third whose mean is no lower.
+
+    So the fewer are better the higher the mean, and of methods that equally many are better than, none is better than
+    another. `pairs` is what `separated` gives for these scores, where that is known.
+    """
+    result = separated(scores, higher_is_better=higher_is_better) if pairs is None else pairs.copy()
+    finite = np.isfinite(scores).all(axis=0)
+    mean = scores[:, finite].mean(axis=0) * (1 if higher_is_better else -1)
+    among = result[np.ix_(finite, finite)]
+    if finite.any():
+        result[np.ix_(finite, finite)] = [among[mean >= value].any(axis=0) for value in mean]
     return result
 
 
