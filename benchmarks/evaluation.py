@@ -1,6 +1,7 @@
-"""Do our zero-shot scores agree with lm-eval's, and which is faster?
+"""Do our zero-shot scores agree with lm-eval's, and which is faster? And how fast are questions about pictures?
 
     python benchmarks/evaluation.py FOLDER [--limit 200] [--batch-size 16]
+    python benchmarks/evaluation.py --suite 12 [--bits 4]
 
 FOLDER holds the sets' files as LOWBIT_DATA does (piqa_val.jsonl.gz, arc_easy_test.jsonl.gz, …). Both sides get the same
 model in memory (SmolLM2-135M-Instruct, float32), the same rows and the same prompts; tasks take turns, ours first and
@@ -10,6 +11,10 @@ What makes the two comparable: no beginning-of-text token (add_bos_token=False; 
 log-probabilities, the first rows of each file. What stays different: lm-eval tokenizes context and continuation
 together, ours apart as the study did, and it normalizes acc_norm the same way. lm-eval gets `--batch-size` texts at a
 time, sorted by length; ours has its own batches. Reading the rows is in neither time.
+
+--suite asks the first questions of each demo task (pairs for MME, all rotations for MMBench) of the demo model, rounded
+to nearest with --bits or unquantized without: in batches as runs do, and one by one as a visitor gets them, a picture's
+questions in a row; by turns, and their answers must be the same.
 """
 
 from __future__ import annotations
@@ -18,22 +23,26 @@ import argparse
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from quant_engine.data import sources
+from quant_engine.data.drawn import suite
 from quant_engine.evaluate import Outcome, Watch, parse_task
+from quant_engine.evaluate.vqa import by_picture
+from quant_engine.models import batch, decode
 from quant_engine.models.load import Loaded
 from quant_engine.progress import Hooks
 from quant_engine.runs import weights
 from quant_engine.runs.about import hardware
 from quant_engine.runs.resolve import resolve_weights
-from quant_engine.spec import RunSpec, WeightSpec
+from quant_engine.spec import QuantSetting, RunSpec, WeightSpec
 
 MODEL = WeightSpec(model="demo-llm")
 TASKS = ("piqa", "arc_easy", "arc_challenge", "hellaswag", "winogrande")
@@ -45,34 +54,46 @@ PERPLEXITY_WINDOWS, WINDOW = 16, 1024
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path)
+    parser.add_argument("folder", type=Path, nargs="?")
     parser.add_argument("--limit", type=int, default=200)
     parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--suite", type=int)
+    parser.add_argument("--bits", type=int)
     arguments = parser.parse_args()
-    os.environ["LOWBIT_DATA"] = str(arguments.folder.resolve())
+    if arguments.suite:
+        measure_suite(arguments.suite, arguments.bits)
+    if arguments.folder:
+        os.environ["LOWBIT_DATA"] = str(arguments.folder.resolve())
+        measure_likelihood(arguments.folder, arguments.limit, arguments.batch_size)
 
+
+def measure_likelihood(folder: Path, limit: int, batch_size: int) -> None:
+    """Zero-shot tasks beside lm-eval, and a perplexity."""
     loaded = weights.load(resolve_weights(MODEL), "float32", "cpu", Hooks())
-    peer = Peer(loaded, arguments.folder, arguments.batch_size)
+    peer = Peer(loaded, folder, batch_size)
     for name in TASKS:
         parse_task(name).prepare()
-    table = Table("task", "n", "acc", "lm-eval", "acc_norm", "lm-eval", "other answers", "s", "lm-eval s", "ratio")
-    table.title = f"{hardware('cpu')}, {loaded.card.title}, float32"
+    table = Table("task", *(Column(name, justify="right") for name in ("n", "acc", "acc_norm", "differ", "s", "ratio")))
+    table.title = title(loaded)
     total, peer_total = 0.0, 0.0
     measure(loaded, "piqa", 2)  # warms up
     for index, name in enumerate(TASKS):
         if index % 2:
-            outcome, seconds = measure(loaded, name, arguments.limit)
-            peer_outcome, peer_seconds = peer.measure(name, arguments.limit)
+            outcome, seconds = measure(loaded, name, limit)
+            peer_outcome, peer_seconds = peer.measure(name, limit)
         else:
-            peer_outcome, peer_seconds = peer.measure(name, arguments.limit)
-            outcome, seconds = measure(loaded, name, arguments.limit)
+            peer_outcome, peer_seconds = peer.measure(name, limit)
+            outcome, seconds = measure(loaded, name, limit)
         total, peer_total = total + seconds, peer_total + peer_seconds
-        times = [f"{seconds:.1f}", f"{peer_seconds:.1f}", f"{peer_seconds / seconds:.2f}"]
-        table.add_row(name, str(len(outcome.outputs)), *scores(outcome, peer_outcome), *times)
-    table.add_row("all", "", "", "", "", "", "", f"{total:.1f}", f"{peer_total:.1f}", f"{peer_total / total:.2f}")
+        (acc, norm), (peer_acc, peer_norm), differing = scores(outcome, peer_outcome)
+        table.add_row(name, str(len(outcome.outputs)), acc, norm, "", f"{seconds:.1f}", "")
+        ratio = f"{peer_seconds / seconds:.2f}"
+        table.add_row("  lm-eval", "", peer_acc, peer_norm, str(differing), f"{peer_seconds:.1f}", ratio)
+    table.add_row("all", "", "", "", "", f"{total:.1f}", "")
+    table.add_row("  lm-eval", "", "", "", "", f"{peer_total:.1f}", f"{peer_total / total:.2f}")
     console = Console()
     console.print(table)
-    windows = min(PERPLEXITY_WINDOWS, arguments.limit)
+    windows = min(PERPLEXITY_WINDOWS, limit)
     outcome, seconds = measure(loaded, "wikitext2", windows)
     console.print(
         f"WikiText2 perplexity, first {windows} windows of {WINDOW}: {outcome.value:.4f} in {seconds:.1f} s "
@@ -80,12 +101,58 @@ def main() -> None:
     )
 
 
-def scores(outcome: Outcome, peer_outcome: dict[str, Any]) -> list[str]:
-    """acc and acc_norm of both sides, and how many items only one of them has right."""
+def title(loaded: Loaded) -> str:
+    return f"{hardware('cpu')}, {loaded.card.title}, float32"
+
+
+def measure_suite(limit: int, bits: int | None) -> None:
+    """Questions about drawn pictures, in batches and one by one."""
+    setting = QuantSetting(method="rtn", w_bits=bits, group_size=64) if bits else QuantSetting()
+    loaded = weights.load(resolve_weights(WeightSpec(model="demo", setting=setting)), "float32", "cpu", Hooks())
+    columns = ("pictures", "items", "s", "one by one", "ratio", "items/s")
+    table = Table("task", *(Column(name, justify="right") for name in columns))
+    table.title = f"{title(loaded)}, {setting.label}"
+    rows = []
+    for index, name in enumerate(suite.TASKS):
+        task = parse_task(name)
+        asked = by_picture(task.questions(2 * limit if name == "demo-mme" else limit), ())
+        sides = (in_batches, alone) if index % 2 else (alone, in_batches)
+        results = {side: timed(lambda side=side: side(loaded, asked, task.most_tokens)) for side in sides}  # noqa: B023
+        (answers, seconds), (answers_alone, seconds_alone) = results[in_batches], results[alone]
+        if answers != answers_alone:
+            raise SystemExit(f"{name}: the answers of a batch are not those of each question alone.")
+        rows.append((name, len(asked), len(answers), seconds, seconds_alone))
+    rows.append(("all", *(sum(row[column] for row in rows) for column in range(1, 5))))
+    for name, pictures, items, seconds, seconds_alone in rows:
+        times = (f"{seconds:.1f}", f"{seconds_alone:.1f}", f"{seconds_alone / seconds:.2f}", f"{items / seconds:.2f}")
+        table.add_row(name, str(pictures), str(items), *times)
+    Console().print(table)
+
+
+def in_batches(loaded: Loaded, asked: list[batch.Asked], most_tokens: int) -> dict[int, str]:
+    return {answered.index: answered.text for answered in batch.answers(loaded, asked, most_tokens)}
+
+
+def alone(loaded: Loaded, asked: list[batch.Asked], most_tokens: int) -> dict[int, str]:
+    texts = {}
+    for group in asked:
+        picture, cache = group.picture(), decode.PromptCache()
+        for index, question in zip(group.indices, group.questions, strict=True):
+            texts[index] = decode.answer_text(loaded, picture, question, most_tokens, cache)
+    return texts
+
+
+def timed(work: Callable[[], dict[int, str]]) -> tuple[dict[int, str], float]:
+    started = time.perf_counter()
+    return work(), time.perf_counter() - started
+
+
+def scores(outcome: Outcome, peer_outcome: dict[str, Any]) -> tuple[tuple[str, str], tuple[str, str], int]:
+    """acc and acc_norm of each side, and how many items only one of them has right."""
     norm = next((f"{part.value:.2f}" for part in outcome.parts), "")
     peer_norm = f"{100 * peer_outcome['acc_norm']:.2f}" if "acc_norm" in peer_outcome else ""
     differing = sum(output.score != right for output, right in zip(outcome.outputs, peer_outcome["right"], strict=True))
-    return [f"{outcome.value:.2f}", f"{100 * peer_outcome['acc']:.2f}", norm, peer_norm, str(differing)]
+    return (f"{outcome.value:.2f}", norm), (f"{100 * peer_outcome['acc']:.2f}", peer_norm), differing
 
 
 def measure(loaded: Loaded, name: str, limit: int) -> tuple[Outcome, float]:

@@ -34,7 +34,10 @@ ROWS = 16
 """Answers that are decoded together at most: as many activation rows as the low-bit kernels take."""
 CACHE_BYTES = {"cpu": 2 * 2**30, "cuda": 16 * 2**30}
 """Memory for keys and values, about: where texts are long, fewer answers are decoded together."""
+PICTURE_TOKENS = 3072
+"""Tokens of pictures that are read in one pass at most, so that low-bit weights are unpacked once for several."""
 LEAD = 1e-4
+"""By how much of the largest logit a token of a batch must lead the next."""
 
 
 @dataclass(frozen=True)
@@ -127,23 +130,41 @@ def _most_rows(loaded: Loaded, row: _Row) -> int:
 def _rows(
     loaded: Loaded, asked: Sequence[Asked], max_new_tokens: int, *, alone: bool, check_stop: Callable[[], None]
 ) -> Iterator[_Row]:
-    """The rows of all questions, in order; a picture is read when the first question about it comes."""
-    model = loaded.model
-    decoder = model.get_decoder()
+    """The rows of all questions, in order; a picture is read shortly before the first question about it comes."""
+    model, decoder = loaded.model, loaded.model.get_decoder()
+    unread: list[tuple[Piece, list[_Row]]] = []
     for group in asked:
         check_stop()
-        picture, cache, prefix_embeddings = group.picture(), KeyValues(decoder), None
+        picture, cache, rows = group.picture(), KeyValues(decoder), []
         for index, question in zip(group.indices, group.questions, strict=True):
             inputs = prompt_inputs(loaded, picture, question)
             ids = inputs["input_ids"][0]
             limit, prefix = answer_limit(model, len(ids), max_new_tokens), _picture_end(model, ids)
-            if prefix_embeddings is None:
-                prefix_embeddings = embed(model, inputs)[:prefix]
-                if prefix:
-                    last_states(decoder, [Piece(prefix_embeddings, cache)])
+            if not rows:
+                beginning = embed(model, inputs)[:prefix]
             rest = embed(model, {"input_ids": ids[None, prefix:]})
-            row_cache = cache if index == group.indices[-1] else cache.branch(len(rest))
-            yield _Row(index, torch.cat([prefix_embeddings, rest]), row_cache, rest, limit, alone)
+            rows.append(_Row(index, torch.cat([beginning, rest]), cache, rest, limit, alone))
+        if unread and (alone or _tokens(unread) + len(beginning) > PICTURE_TOKENS):
+            yield from _read(decoder, unread)
+            unread = []
+        unread.append((Piece(beginning, cache), rows))
+    yield from _read(decoder, unread)
+
+
+def _tokens(unread: Sequence[tuple[Piece, list[_Row]]]) -> int:
+    return sum(len(piece.embeddings) for piece, _ in unread)
+
+
+def _read(decoder: torch.nn.Module, unread: Sequence[tuple[Piece, list[_Row]]]) -> Iterator[_Row]:
+    """Reads the beginnings of prompts in one pass, and gives the rows that go on from each."""
+    pieces = [piece for piece, _ in unread if len(piece.embeddings)]
+    if pieces:
+        last_states(decoder, pieces)
+    for piece, rows in unread:
+        for row in rows:
+            if row is not rows[-1]:
+                row.cache = piece.cache.branch(len(row.pending))
+            yield row
 
 
 def _picture_end(model: torch.nn.Module, ids: torch.Tensor) -> int:

@@ -61,6 +61,7 @@ def redone(monkeypatch):
 def test_answers_are_those_of_each_question_alone(rows, seed, monkeypatch, redone):
     loaded = tiny.llava_next(seed)
     monkeypatch.setattr(batch, "ROWS", rows)
+    monkeypatch.setattr(batch, "PICTURE_TOKENS", 20 * rows)
     groups = mixed(lambda number: 1 + number % 4)
     expected = alone(loaded, groups, 24)
     assert together(loaded, groups, 24) == expected
