@@ -287,7 +287,7 @@ def compare(
 ) -> None:
     """Compare two runs item by item: differences with their 95% interval, flips, and agreement.
 
-    An interval without zero (marked *) is more than chance. McNemar's p is for tasks whose items are right or wrong.
+    An interval without zero (marked *) is more than chance. p is McNemar's where items are right or wrong.
 
     Example: compare 3f0a 91bc
     """

@@ -94,7 +94,8 @@ def comparison(explored: Explored) -> str:
     clear = sum(comparison.separable for comparison in comparisons)
     finding = (
         f"{clear} of {len(comparisons)} differences {'is' if clear == 1 else 'are'} more than chance: the 95% interval "
-        "leaves out zero and, for items that are right or wrong, McNemar's p is below 0.05."
+        "leaves out zero, and p is below 0.05: McNemar's where items are right or wrong, that of random signs for "
+        "other scores of which few differ."
     )
     return (
         f'<section class="figure"><header><h3>{title}</h3></header><p>{escape(finding)}</p>'
@@ -111,7 +112,7 @@ def _table(comparisons: list[paired.Comparison]) -> pd.DataFrame:
                 "Second": round(number.b, 3),
                 "Difference": round(number.difference, 3),
                 "95% interval": f"{number.low:.3g} … {number.high:.3g}",
-                "McNemar p": "" if number.p is None else f"{number.p:.3g}",
+                "p": "" if number.p is None else f"{number.p:.3g}",
                 "Items": number.units,
                 "Right → wrong": "" if number.flips is None else number.flips.lost,
                 "Wrong → right": "" if number.flips is None else number.flips.gained,

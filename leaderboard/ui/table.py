@@ -106,8 +106,8 @@ def rank_help(ranking: Ranking) -> str:
     """What a rank says, and what a tie."""
     return (
         f"Rank by {ranking.column.title} among the rows shown. A measured row's is 1, and 1 more for each shown run of "
-        "the model that is better by more than chance (the same items in pairs: 95% bootstrap interval and, if items "
-        "are right or wrong, McNemar's test) than it or than one above it. So 2= says that rows share rank 2 because "
+        "the model that is better by more than chance (the same items in pairs: 95% bootstrap interval, and McNemar's "
+        "test or random signs) than it or than one above it. So 2= says that rows share rank 2 because "
         "their difference may be chance. Rows of the study come without items: they are ranked by the printed number "
         "alone, where small differences may be chance too. A run without a rank has no items to compare, or was asked "
         "others than most."

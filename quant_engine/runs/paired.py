@@ -24,6 +24,8 @@ from quant_engine.spec import UserError
 RESAMPLES = 10_000
 LEVEL = 0.95
 SEED = 0
+FEW_UNITS = 30
+"""Where so few scores differ, and are not right or wrong, the bootstrap finds too much: their signs are tested too."""
 DRAWN_AT_ONCE = 2_000_000
 """Drawn unit numbers that are in memory at once while resampling."""
 
@@ -41,8 +43,9 @@ class Flips:
 class Comparison:
     """One number of run B against the same of run A, over the units that both have.
 
-    `low` and `high` bound the difference B - A with 95% confidence (bootstrap over units, percentile). `p` is McNemar's
-    exact two-sided probability, for numbers whose units are right or wrong. `flips` and `agreement` (the share of items
+    `low` and `high` bound the difference B - A with 95% confidence (bootstrap over units, percentile). `p` is the
+    two-sided probability of such a difference by chance: McNemar's, exact, where units are right or wrong; that of
+    `sign_flips` for other scores of which few differ, and else None. `flips` and `agreement` (the share of items
     with the same answer) are of the task's items; None where there are no answers.
     """
 
@@ -62,7 +65,7 @@ class Comparison:
 
     @property
     def separable(self) -> bool:
-        """Whether the interval leaves out zero, and McNemar's test, where there is one, says the same. On few items a
+        """Whether the interval leaves out zero, and the test of `p`, where there is one, says the same. On few items a
         bootstrap alone finds too much: four flips to one side and none to the other are one chance in eight."""
         return (self.low > 0 or self.high < 0) and (self.p is None or self.p < 1 - LEVEL)
 
@@ -114,8 +117,18 @@ def _comparison(task: Task, suffix: str, a: Units, b: Units) -> Comparison:
         low=low,
         high=high,
         units=len(scores),
-        p=mcnemar(scores[:, 0] > 0, scores[:, 1] > 0) if np.isin(scores, (0, 100)).all() else None,
+        p=_probability(scores[:, 0], scores[:, 1]),
     )
+
+
+def _probability(a: np.ndarray, b: np.ndarray) -> float | None:
+    """`Comparison.p` of scores [units]."""
+    if np.isin((a, b), (0, 100)).all():
+        return mcnemar(a > 0, b > 0)
+    differences = b - a
+    if not np.isfinite(differences).all() or (differences != 0).sum() > FEW_UNITS:
+        return None
+    return float(sign_flips(differences[:, None])[0])
 
 
 def value_of(task: Task, mean: float) -> float:
@@ -175,6 +188,19 @@ def _mcnemar_of_counts(lost: int, gained: int) -> float:
     return min(1.0, 2 * math.fsum(map(math.exp, logs)))
 
 
+def sign_flips(differences: np.ndarray) -> np.ndarray:
+    """The two-sided probability [pairs] that a sum as far from zero comes by chance, if each of the differences [units,
+    pairs] had either sign with probability one half.
+
+    Of each pair at most FEW_UNITS are not zero. By `RESAMPLES` random signs: Fisher's randomization test of paired
+    differences (The Design of Experiments, 1935, section 21).
+    """
+    most = np.sort(np.abs(differences), axis=0)[-FEW_UNITS:]  # signs of zeros, and the order of units, do not matter
+    signs = np.random.default_rng(SEED).choice((-1.0, 1.0), size=(RESAMPLES, len(most)))
+    reached = np.abs(differences.sum(axis=0)) * (1 - 1e-9)
+    return (1 + (np.abs(signs @ most) >= reached).sum(axis=0)) / (1 + RESAMPLES)
+
+
 def flips(a: Sequence[ItemOutput], b: Sequence[ItemOutput]) -> Flips | None:
     """How the items' scores and answers changed; None for texts, which have no answers."""
     pairs = _answered_pairs(a, b)
@@ -204,8 +230,8 @@ def separated(scores: np.ndarray, *, higher_is_better: bool = True) -> np.ndarra
     beats i.
 
     `scores` [units, methods] are of the same units. A method is better than another if the paired bootstrap interval of
-    their difference leaves out zero and McNemar's test agrees, where units are right or wrong. Any is better than one
-    without numbers.
+    their difference leaves out zero and the other test that goes with it agrees (see `Comparison.p`). Any is better
+    than one without numbers.
     """
     finite = np.isfinite(scores).all(axis=0)
     result = np.broadcast_to(finite & ~finite[:, None], (len(finite),) * 2).copy()
@@ -245,6 +271,12 @@ def _separated(table: np.ndarray) -> np.ndarray:
         lost, gained = right.T @ (1 - right), (1 - right).T @ right
         for i, j in np.argwhere(separated):
             separated[i, j] = _mcnemar_of_counts(int(lost[i, j]), int(gained[i, j])) < 1 - LEVEL
+        return separated
+    for i in range(len(mean)):
+        differences = table - table[:, [i]]
+        few = np.flatnonzero(separated[i] & ((differences != 0).sum(axis=0) <= FEW_UNITS))
+        if len(few):
+            separated[i, few] = sign_flips(differences[:, few]) < 1 - LEVEL
     return separated
 
 

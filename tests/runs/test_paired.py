@@ -1,5 +1,6 @@
 """Paired statistics against plain computations, and on run folders."""
 
+import itertools
 import json
 import math
 from statistics import mean
@@ -96,7 +97,8 @@ def test_perplexity_is_compared_as_perplexity():
     assert one.a == pytest.approx(math.exp(2.2))
     assert one.difference == pytest.approx(math.exp(2.3) - math.exp(2.2))
     assert one.low > 0
-    assert (one.p, one.flips, one.agreement) == (None, None, None)
+    assert (one.flips, one.agreement) == (None, None)
+    assert one.p == pytest.approx(0.25, abs=0.02)
 
 
 def test_only_items_that_both_were_asked_count():
@@ -145,6 +147,27 @@ def test_four_flips_to_one_side_are_no_difference_yet():
     scores = np.array([[one.score, other.score] for one, other in zip(a, b, strict=True)])
     assert not paired.better(100 * scores).any()
     assert paired.better(100 * scores[:, ::-1].repeat(2, axis=0)).tolist() == [[False, True], [False, False]]
+
+
+def test_few_scores_that_differ_are_held_against_random_signs():
+    """Four of nine pictures lost: one chance in eight, though the interval leaves out zero."""
+    points = np.full((9, 2), 200.0)
+    points[:4, 1] = (50, 50, 100, 50)
+    low, high = paired.interval(points[:, 0], points[:, 1])
+    assert low < high < 0
+    assert paired.sign_flips(points[:, 1:] - points[:, :1])[0] == pytest.approx(1 / 8, abs=0.02)
+    assert not paired.separated(points).any()
+    points[:7, 1] = 50
+    assert paired.separated(points).tolist() == [[False, False], [True, False]]
+
+
+def test_the_probability_of_random_signs_is_that_of_all_of_them():
+    rng = np.random.default_rng(3)
+    differences = np.zeros((40, 5))
+    differences[:9] = rng.normal(size=(9, 5))
+    signs = np.array(list(itertools.product((-1, 1), repeat=9)))
+    exact = (np.abs(signs @ differences[:9]) >= np.abs(differences.sum(axis=0)) - 1e-9).mean(axis=0)
+    np.testing.assert_allclose(paired.sign_flips(differences), exact, atol=0.02)
 
 
 def test_who_has_the_lower_mean_has_not_the_better_rank():
