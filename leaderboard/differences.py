@@ -11,9 +11,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 
-from leaderboard.analysis import Board
+from leaderboard.analysis import Board, Cell
 from leaderboard.columns import Column
-from leaderboard.items import runs_with
+from leaderboard.items import MOST_RUNS, runs_with
 from leaderboard.ranks import PATIENCE_S, separate
 
 
@@ -52,11 +52,13 @@ def printed(board: Board) -> np.ndarray:
 def more_than_chance(board: Board) -> np.ndarray:
     """Which numbers [rows, columns] differ from FP16's by more than chance."""
     result = printed(board).copy()
-    for model in board.rows.loc[board.rows["source"] == "measured", "model"].unique():
-        for index, column in enumerate(board.columns):
-            if not column.cost:
-                rows = differing_rows(board, model, column)
-                result[rows, index] = True
+    measured = np.flatnonzero(~result[:, 0]) if board.columns else []
+    models = board.rows["model"].iloc[measured]
+    for model in models.unique():
+        counts = (board.cells[measured[models == model]] != Cell.MISSING).sum(axis=0)
+        for index in np.flatnonzero((counts > 1) & (counts <= MOST_RUNS)):
+            if not board.columns[index].cost:
+                result[differing_rows(board, model, board.columns[index]), index] = True
     return result
 
 

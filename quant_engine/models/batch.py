@@ -79,7 +79,8 @@ class _Row:
 def is_reproducible(loaded: Loaded) -> bool:
     """Whether the tokens of a batch can be held against rounding: float32, and no activations rounded to integers."""
     linears = (module for module in loaded.model.modules() if isinstance(module, QuantLinear))
-    return loaded.model.dtype == torch.float32 and not any(isinstance(x.weight, IntActivations) for x in linears)
+    in_float32 = loaded.model.get_decoder().norm.weight.dtype == torch.float32
+    return in_float32 and not any(isinstance(linear.weight, IntActivations) for linear in linears)
 
 
 def answers(

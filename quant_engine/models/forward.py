@@ -42,8 +42,8 @@ class KeyValues:
         self.length = 0
         self._data = torch.empty(
             (len(decoder.layers), 2, config.num_key_value_heads, 0, head_dim),
-            dtype=decoder.dtype,
-            device=decoder.device,
+            dtype=decoder.norm.weight.dtype,
+            device=decoder.norm.weight.device,
         )  # [blocks, keys and values, heads, capacity in tokens, head_dim]
 
     def reserve(self, tokens: int) -> None:
