@@ -1,5 +1,7 @@
 """Measured numbers are shaded only where the same items say that the difference to FP16 is more than chance."""
 
+import threading
+
 import numpy as np
 import pytest
 
@@ -71,8 +73,10 @@ def test_numbers_of_the_study_stay_as_they_are_printed(results):
 
 def test_a_table_does_not_wait_and_comes_again_with_its_shades(runs):
     boards = Boards(Store())
-    boards.differences = Differences(patience=0)
+    boards.differences, go_on = Differences(patience=0), threading.Event()
+    boards.differences._pool.submit(go_on.wait)
     first = select_table(boards, MEASURED)
+    go_on.set()
     boards.differences._pool.shutdown(wait=True)
     again = select_table(boards, MEASURED)
     assert again.signature != first.signature

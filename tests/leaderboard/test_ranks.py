@@ -1,5 +1,7 @@
 """Ranks of the table's rows: ties of measured runs by their items, rows of the study by what is printed."""
 
+import threading
+
 import numpy as np
 import pytest
 
@@ -69,9 +71,11 @@ def test_a_run_with_damaged_items_has_no_rank_and_the_rest_have(runs):
 
 def test_a_table_does_not_wait_and_comes_again_with_ranks(runs):
     boards = Boards(Store())
-    boards.comparisons = Comparisons(patience=0)
+    boards.comparisons, go_on = Comparisons(patience=0), threading.Event()
+    boards.comparisons._pool.submit(go_on.wait)
     first = select_table(boards, MEASURED)
     assert "Rank" not in results_html(first.view, boards.notes, 4, first.ranking)
+    go_on.set()
     boards.comparisons._pool.shutdown(wait=True)
     again = select_table(boards, MEASURED)
     assert again.signature != first.signature
