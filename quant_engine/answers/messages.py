@@ -1,4 +1,4 @@
-"""Messages between the page and the answering process: requests one way, events the other. Imports no torch."""
+"""Messages between the page, the answering process and those that quantize for it. Imports no torch."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from uuid import uuid4
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from quant_engine.progress import Progress
 from quant_engine.results import AnswerStats
 from quant_engine.spec import Identifier, QuantSetting, Text
 
@@ -72,3 +73,12 @@ class ToWorker(BaseModel):
 
     ask: AskRequest | None = None
     cancel: str | None = None
+
+
+class FromQuantizer(BaseModel):
+    """One line of a process that quantizes: where it stands, or why it failed, in a sentence."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    progress: Progress | None = None
+    failure: Text = ""

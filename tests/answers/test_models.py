@@ -6,7 +6,8 @@ from types import SimpleNamespace
 import pytest
 
 from quant_engine.answers import worker
-from quant_engine.answers.worker import ModelCache, memory_budget
+from quant_engine.answers.model_cache import ModelCache
+from quant_engine.answers.worker import memory_budget
 from quant_engine.spec import QuantSetting, UserError
 
 FP16 = QuantSetting()
