@@ -51,7 +51,7 @@ class _Page:
                 self.leaderboard = LeaderboardTab(self.boards)
             with gr.Tab("Explore", id="explore") as self.explore_tab:
                 self.explore = ExploreTab(self.boards)
-            with gr.Tab("Ask a picture", id="ask"):
+            with gr.Tab("Ask a picture", id="ask") as self.ask_tab:
                 ask_tab.build(lab)
             with gr.Tab("Run", id="run"):
                 self.run = RunTab(lab)
@@ -78,6 +78,7 @@ class _Page:
         for tab in self.tabs.children:
             name = "" if tab.id == "leaderboard" else f"tab={tab.id}"
             tab.select(None, None, None, js=f"() => {{ lowbit.go('tab', '{name}'); }}", **QUICK)
+        self.ask_tab.select(self.lab.warm_up, None, None, **QUICK)  # the answering process ends when nobody asks
         for function in api.endpoints(self.boards.current, self.boards.notes):
             gr.api(_refusing(function), api_name=function.__name__, queue=False)
             _describe(page, function)

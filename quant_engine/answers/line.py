@@ -66,15 +66,25 @@ class RequestLine:
     Args:
         models: loads them.
         to_quantize: says which weights have to be quantized before a model can be loaded in a setting, if any.
+        has_room: says whether there is memory to load a model before anybody asks it.
         output: takes the events.
         command: starts a process that quantizes.
     """
 
-    def __init__(self, models: ModelCache, to_quantize: ToQuantize, output: BinaryIO, command: tuple[str, ...]) -> None:
-        self._models, self._to_quantize, self._output = models, to_quantize, output
+    def __init__(
+        self,
+        models: ModelCache,
+        to_quantize: ToQuantize,
+        has_room: Callable[[str], bool],
+        output: BinaryIO,
+        command: tuple[str, ...],
+    ) -> None:
+        self._models, self._to_quantize, self._has_room, self._output = models, to_quantize, has_room, output
         self._quantizing = Quantizing(self._on_quantizing, self._on_quantized, command)
         self._cores = torch.get_num_threads()
         self._questions: list[_Question] = []
+        self._to_load: str | None = None  # a model that nobody has asked yet …
+        self._loading_ahead = False  # … and whether it is being loaded now
         self._current: _Question | None = None  # whose turn it is
         self._computing: _Question | None = None  # what the other thread works on at this moment
         self._changed = threading.Condition(threading.RLock())
@@ -93,6 +103,10 @@ class RequestLine:
                     sides = {number: _Side(setting) for number, setting in enumerate(message.ask.sides)}
                     self._questions.append(_Question(message.ask, sides))
                     self._send_positions()
+                    for number in sides if self._loading_ahead else ():
+                        self._send(self._questions[-1], number, "status", message="Loading the model")
+                if message.load:
+                    self._to_load = message.load
                 if message.cancel:
                     self._cancel(message.cancel)
                 self._changed.notify()
@@ -101,7 +115,11 @@ class RequestLine:
         """Answer requests for ever."""
         while True:
             with self._changed:
-                question = self._computing = self._changed.wait_for(self._next)
+                self._changed.wait_for(lambda: self._next() or self._to_load)
+                question = self._computing = self._next()
+            if question is None:
+                self._load_ahead()
+                continue
             self._share_cores()
             try:
                 if question.prepared:
@@ -114,6 +132,19 @@ class RequestLine:
                 self._computing = None
                 if question.cancelled:
                     self._stop(question)
+
+    def _load_ahead(self) -> None:
+        """Load the model that the page offers first, and the libraries that rounding it takes, if there is memory."""
+        with self._changed:
+            model, self._to_load, self._loading_ahead = self._to_load, None, True
+        try:
+            if self._has_room(model):
+                self._models.get(model, QuantSetting(), set(), lambda progress: None)
+                self._quantizing.get_ready()
+        except Exception as error:  # whoever asks it is told
+            print(f"{model} could not be loaded ahead: {error!r}", file=sys.stderr)
+        with self._changed:
+            self._loading_ahead = False
 
     def _share_cores(self) -> None:
         """Leave a core to each process that quantizes: waiting for a thread that is not running costs most."""

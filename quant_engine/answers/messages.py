@@ -67,12 +67,14 @@ class AnswerEvent(BaseModel):
 
 
 class ToWorker(BaseModel):
-    """One line on the answering process's standard input: a request, or the id of one to cancel."""
+    """One line on the answering process's standard input: a request, the id of one to cancel, or the id of a model to
+    load, unquantized, before anybody asks it."""
 
     model_config = ConfigDict(extra="forbid")
 
     ask: AskRequest | None = None
     cancel: str | None = None
+    load: Identifier | None = None
 
 
 class FromQuantizer(BaseModel):

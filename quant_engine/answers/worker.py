@@ -17,14 +17,16 @@ from quant_engine.answers import quantizing
 from quant_engine.answers.line import RequestLine
 from quant_engine.answers.model_cache import ModelCache, OnProgress
 from quant_engine.checkpoints.folder import Checkpoint
+from quant_engine.models.catalog import fingerprint, model_card
 from quant_engine.models.device import default_device, default_dtype
+from quant_engine.models.files import folder_of
 from quant_engine.models.load import Loaded
 from quant_engine.progress import Hooks
 from quant_engine.runs import weights
 from quant_engine.runs.resolve import resolve_weights
 from quant_engine.spec import QuantSetting, WeightSpec
 
-MEMORY_FRACTION = 0.5
+MEMORY_FRACTION = FREE_FRACTION = 0.5
 _MEMORY_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
@@ -40,7 +42,8 @@ def main() -> None:
     # Libraries print to standard output as they like, down to C code: give them standard error instead.
     output = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
-    line = RequestLine(ModelCache(load_setting, memory_budget()), to_quantize, output, quantizing.COMMAND)
+    models = ModelCache(load_setting, memory_budget())
+    line = RequestLine(models, to_quantize, has_room, output, quantizing.COMMAND)
     threading.Thread(target=_listen, args=(line,), name="listener", daemon=True).start()
     line.serve()
 
@@ -51,6 +54,14 @@ def to_quantize(model: str, setting: QuantSetting) -> WeightSpec | None:
     if plan.method is None or Checkpoint(weights.checkpoint_folder(plan.spec)).is_complete():
         return None
     return plan.spec
+
+
+def has_room(model: str) -> bool:
+    """Whether a model that nobody has asked yet takes no more than half of the memory that is free now."""
+    card, device = model_card(model), default_device()
+    on_disk = sum(file.stat().st_size for file in folder_of(card, fingerprint(card)).glob("*.safetensors"))
+    in_memory = on_disk * (2 if default_dtype(device) == "float32" else 1)  # files hold 16 bits a weight
+    return in_memory < min(memory_budget(), FREE_FRACTION * psutil.virtual_memory().available)
 
 
 def load_setting(model: str, setting: QuantSetting, on_progress: OnProgress) -> Loaded:

@@ -31,6 +31,10 @@ def load(model, setting, on_progress, **_):
         for block in range(int(float(detail) * 50)):
             on_progress(Progress(stage="loading", block=block, blocks=30))
             time.sleep(0.02)
+    if what == "load-when":  # the folder has a file "go"
+        Path(detail, f"loading-{time.monotonic()}").touch()
+        while not Path(detail, "go").exists():
+            time.sleep(0.02)
     loaded = tiny_chat.llava_next() if what == "pictures" else tiny_chat.llama(seed=1)
     if setting.method == "slow":
         forward = loaded.model.forward
@@ -43,6 +47,6 @@ def to_quantize(model, setting):
 
 
 if __name__ == "__main__":
-    worker.load_setting, worker.to_quantize = load, to_quantize
+    worker.load_setting, worker.to_quantize, worker.has_room = load, to_quantize, lambda model: model != "huge"
     quantizing.COMMAND = (sys.executable, str(Path(__file__).with_name("stand_in_quantizer.py")))
     worker.main()

@@ -306,6 +306,26 @@ def test_a_process_that_cannot_start_is_a_sentence():
     service.close()
 
 
+def test_a_model_is_loaded_once_and_ahead_and_whoever_asks_meanwhile_knows_what_for_they_wait(service, tmp_path):
+    model = f"load-when={tmp_path}"
+    service.warm_up(model)
+    wait_until(lambda: [*tmp_path.glob("loading-*")], 60)
+    events = service.ask(request(model, max_new_tokens=1))
+    assert next(events).message == "Loading the model"
+    (tmp_path / "go").touch()
+    assert last(events)[0].kind == "done"
+    service.warm_up(model)
+    assert last(service.ask(request(model, max_new_tokens=1)))[0].kind == "done"
+    assert len([*tmp_path.glob("loading-*")]) == 1
+
+
+def test_what_cannot_be_loaded_ahead_is_left_to_whoever_asks(service):
+    for model in ("bug", "huge"):
+        service.warm_up(model)
+    assert last(service.ask(request(max_new_tokens=1)))[0].kind == "done"
+    assert "ZeroDivisionError" in last(service.ask(request("bug")))[0].message
+
+
 def test_an_idle_process_ends():
     service = AnswerService(STAND_IN, idle_s=0.3)
     assert last(service.ask(request(max_new_tokens=2)))[0].kind == "done"
