@@ -26,6 +26,7 @@ from quant_engine.models.catalog import MODELS
 from quant_engine.spec import UserError
 
 FORGET_UPLOADS_S = 1800
+QUEUE_LOOK_S = 0.05
 _BACK_JS = "window.addEventListener('popstate', () => trigger('moved'));"
 
 
@@ -36,6 +37,8 @@ def build(lab: Lab) -> gr.Blocks:
         title="Low-Bit Lab", analytics_enabled=False, fill_width=True, delete_cache=(FORGET_UPLOADS_S, FORGET_UPLOADS_S)
     ) as page:
         _Page(lab).connect(page)
+    # As often as Gradio looks under Windows: on other systems a thousand times a second, which takes 7% of a core.
+    page._queue.sleep_when_free = page._queue.progress_update_sleep_when_free = QUEUE_LOOK_S
     return page
 
 

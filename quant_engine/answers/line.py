@@ -7,9 +7,11 @@ Sides whose weights are still being quantized keep nobody waiting.
 
 from __future__ import annotations
 
+import hashlib
 import sys
 import threading
 import traceback
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import BinaryIO
@@ -23,11 +25,12 @@ from quant_engine.answers.model_cache import ModelCache
 from quant_engine.answers.quantizing import Quantizing
 from quant_engine.data.open_picture import open_picture
 from quant_engine.failures import failure
-from quant_engine.models.decode import Step, answer
+from quant_engine.models.decode import PictureCache, Step, answer
 from quant_engine.progress import Progress
 from quant_engine.spec import QuantSetting, UserError, WeightSpec, sentence
 
-ToQuantize = Callable[[str, QuantSetting], WeightSpec | None]
+Resolve = Callable[[str, QuantSetting], tuple[WeightSpec, bool]]
+ANSWERS_KEPT = 256
 
 
 class _Cancelled(Exception):
@@ -36,10 +39,11 @@ class _Cancelled(Exception):
 
 @dataclass(eq=False)
 class _Side:
-    """One setting that is asked. It is quantized first if `waits_for` is set; `steps` are its tokens, once it began."""
+    """One setting that is asked: its weights, whether they are still being quantized, and its tokens, once it began."""
 
     setting: QuantSetting
-    waits_for: WeightSpec | None = None
+    spec: WeightSpec | None = None
+    quantizing: bool = False
     steps: Iterator[Step] | None = None
     text: str = ""
 
@@ -51,13 +55,14 @@ class _Question:
     request: AskRequest
     sides: dict[int, _Side] = field(default_factory=dict)
     picture: Image | None = None
+    picture_digest: str = ""
     prepared: bool = False
     cancelled: bool = False
     position: tuple[int, list[int]] | None = None
 
     def ready(self) -> list[int]:
         """The sides that can be computed."""
-        return [number for number, side in self.sides.items() if side.waits_for is None]
+        return [number for number, side in self.sides.items() if not side.quantizing]
 
 
 class RequestLine:
@@ -65,7 +70,7 @@ class RequestLine:
 
     Args:
         models: loads them.
-        to_quantize: says which weights have to be quantized before a model can be loaded in a setting, if any.
+        resolve: the weights of a model in a setting, and whether they have to be quantized before they can be loaded.
         has_room: says whether there is memory to load a model before anybody asks it.
         output: takes the events.
         command: starts a process that quantizes.
@@ -74,12 +79,14 @@ class RequestLine:
     def __init__(
         self,
         models: ModelCache,
-        to_quantize: ToQuantize,
+        resolve: Resolve,
         has_room: Callable[[str], bool],
         output: BinaryIO,
         command: tuple[str, ...],
     ) -> None:
-        self._models, self._to_quantize, self._has_room, self._output = models, to_quantize, has_room, output
+        self._models, self._resolve, self._has_room, self._output = models, resolve, has_room, output
+        self._pictures = PictureCache()
+        self._answers: OrderedDict[tuple[str | int, ...], Step] = OrderedDict()  # the last steps of whole answers
         self._quantizing = Quantizing(self._on_quantizing, self._on_quantized, command)
         self._cores = torch.get_num_threads()
         self._questions: list[_Question] = []
@@ -139,7 +146,8 @@ class RequestLine:
             model, self._to_load, self._loading_ahead = self._to_load, None, True
         try:
             if self._has_room(model):
-                self._models.get(model, QuantSetting(), set(), lambda progress: None)
+                spec, _ = self._resolve(model, QuantSetting())
+                self._models.get(spec, set(), lambda progress: None)
                 self._quantizing.get_ready()
         except Exception as error:  # whoever asks it is told
             print(f"{model} could not be loaded ahead: {error!r}", file=sys.stderr)
@@ -184,14 +192,19 @@ class RequestLine:
             if not question.sides:
                 self._questions.remove(question)
             self._send_positions()
-            if side.waits_for and not self._waiting(side.waits_for):
-                self._quantizing.remove(side.waits_for)
+            if side.quantizing and not self._waiting(side.spec):
+                self._quantizing.remove(side.spec)
 
     def _prepare(self, question: _Question) -> None:
-        """Open the picture, and have quantized what is not there yet. A side for which that fails ends here."""
+        """Open the picture, and have quantized what is not there yet.
+
+        A side that was asked the same before ends here, and one for which that fails.
+        """
         request = question.request
         try:
-            question.picture = open_picture(request.image) if request.image else None
+            if request.image:
+                question.picture = open_picture(request.image)
+                question.picture_digest = _digest(question.picture)
         except Exception as error:
             for number in list(question.sides):
                 self._fail(question, number, error)
@@ -199,14 +212,20 @@ class RequestLine:
         for number, side in list(question.sides.items()):
             self._check(question)
             try:
-                spec = self._to_quantize(request.model, side.setting)
+                side.spec, to_quantize = self._resolve(request.model, side.setting)
             except Exception as error:
                 self._fail(question, number, error)
                 continue
-            if spec:
+            before = self._answers.get(self._key(question, side))
+            if before:
+                self._answers.move_to_end(self._key(question, side))
+                self._end(question, number)
+                message = "Answered before; the times are those of then."
+                self._send(question, number, "done", before.text, stats=before.stats, message=message)
+            elif to_quantize:
                 with self._changed:
-                    side.waits_for = spec
-                    self._send(question, number, "status", message=self._quantizing.add(spec))
+                    side.quantizing = True
+                    self._send(question, number, "status", message=self._quantizing.add(side.spec))
         question.prepared = True
 
     def _advance(self, question: _Question) -> None:
@@ -229,6 +248,9 @@ class RequestLine:
                 continue
             side.text = step.text
             if step.finished:
+                self._answers[self._key(question, side)] = step
+                if len(self._answers) > ANSWERS_KEPT:
+                    self._answers.popitem(last=False)
                 self._end(question, number)
             self._send(question, number, "done" if step.finished else "token", step.text, stats=step.stats)
 
@@ -240,11 +262,15 @@ class RequestLine:
             self._check(question)
             self._send(question, number, "status", message=progress.text())
 
-        begun = [other.setting for other in question.sides.values() if other.steps]
-        needed = {self._models.key(request.model, setting) for setting in begun}
-        loaded = self._models.get(request.model, side.setting, needed, on_progress)
+        needed = {self._models.key(other.spec) for other in question.sides.values() if other.steps}
+        loaded = self._models.get(side.spec, needed, on_progress)
         self._send(question, number, "status", message="Reading")
-        return answer(loaded, question.picture, request.question, request.max_new_tokens)
+        return answer(loaded, question.picture, request.question, request.max_new_tokens, pictures=self._pictures)
+
+    def _key(self, question: _Question, side: _Side) -> tuple[str | int, ...]:
+        """What an answer hangs on."""
+        request = question.request
+        return side.spec.model_dump_json(), question.picture_digest, request.question, request.max_new_tokens
 
     def _fail(self, question: _Question, number: int, error: Exception) -> None:
         if not isinstance(error, UserError):
@@ -264,7 +290,7 @@ class RequestLine:
             (question, number)
             for question in self._questions
             for number, side in question.sides.items()
-            if side.waits_for == spec
+            if side.quantizing and side.spec == spec
         ]
 
     def _on_quantizing(self, spec: WeightSpec, text: str) -> None:
@@ -275,7 +301,7 @@ class RequestLine:
     def _on_quantized(self, spec: WeightSpec, problem: str) -> None:
         with self._changed:
             for question, number in self._waiting(spec):
-                question.sides[number].waits_for = None
+                question.sides[number].quantizing = False
                 if problem:
                     self._end(question, number)
                     self._send(question, number, "error", message=problem)
@@ -303,3 +329,8 @@ class RequestLine:
         with self._writing:
             self._output.write(event.model_dump_json().encode() + b"\n")
             self._output.flush()
+
+
+def _digest(picture: Image) -> str:
+    """Identifies the content of a picture."""
+    return hashlib.sha256(repr((picture.mode, picture.size)).encode() + picture.tobytes()).hexdigest()

@@ -52,7 +52,8 @@ class AskRequest(BaseModel):
 class AnswerEvent(BaseModel):
     """Something happened on one side of a request.
 
-    status: `message` says what is being done. token: `text` is the whole answer so far. done: `text` is the answer.
+    status: `message` says what is being done. token: `text` is the whole answer so far. done: `text` is the answer, and
+    `message` says so if it was computed for an earlier question.
     error: `message` is one sentence, `text` what was answered until then. Each side ends with one done or one error.
     """
 

@@ -42,18 +42,16 @@ def main() -> None:
     # Libraries print to standard output as they like, down to C code: give them standard error instead.
     output = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
-    models = ModelCache(load_setting, memory_budget())
-    line = RequestLine(models, to_quantize, has_room, output, quantizing.COMMAND)
+    models = ModelCache(load_weights, memory_budget())
+    line = RequestLine(models, resolve, has_room, output, quantizing.COMMAND)
     threading.Thread(target=_listen, args=(line,), name="listener", daemon=True).start()
     line.serve()
 
 
-def to_quantize(model: str, setting: QuantSetting) -> WeightSpec | None:
-    """The weights that have to be quantized before the model can be loaded in a setting; None if they are there."""
+def resolve(model: str, setting: QuantSetting) -> tuple[WeightSpec, bool]:
+    """The weights of the model in a setting, and whether they have to be quantized before they can be loaded."""
     plan = resolve_weights(WeightSpec(model=model, setting=setting))
-    if plan.method is None or Checkpoint(weights.checkpoint_folder(plan.spec)).is_complete():
-        return None
-    return plan.spec
+    return plan.spec, plan.method is not None and not Checkpoint(weights.checkpoint_folder(plan.spec)).is_complete()
 
 
 def has_room(model: str) -> bool:
@@ -64,11 +62,11 @@ def has_room(model: str) -> bool:
     return in_memory < min(memory_budget(), FREE_FRACTION * psutil.virtual_memory().available)
 
 
-def load_setting(model: str, setting: QuantSetting, on_progress: OnProgress) -> Loaded:
-    """The model in a setting, on the GPU where there is one; quantized now if that vanished since it was looked for."""
+def load_weights(spec: WeightSpec, sibling: Loaded | None, on_progress: OnProgress) -> Loaded:
+    """The model of a resolved spec, on the GPU where there is one; quantized now if its weights vanished meanwhile."""
     device = default_device()
-    plan = resolve_weights(WeightSpec(model=model, setting=setting))
-    return weights.load(plan, default_dtype(device), device, Hooks(on_progress))
+    plan = resolve_weights(spec)
+    return weights.load(plan, default_dtype(device), device, Hooks(on_progress), sibling)
 
 
 def _listen(line: RequestLine) -> None:

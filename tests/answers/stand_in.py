@@ -15,8 +15,9 @@ from quant_engine.progress import Progress
 from quant_engine.spec import UserError, WeightSpec
 
 
-def load(model, setting, on_progress, **_):
-    what, _, detail = model.partition("=")
+def load(spec, sibling, on_progress):
+    what, _, detail = spec.model.partition("=")
+    setting = spec.setting
     print("a library prints to standard output")
     os.system("echo a child process does so too")
     if setting.method == "refused":
@@ -42,11 +43,11 @@ def load(model, setting, on_progress, **_):
     return loaded
 
 
-def to_quantize(model, setting):
-    return WeightSpec(model=model, setting=setting) if model.startswith("quantize") and setting.w_bits < 16 else None
+def resolve(model, setting):
+    return WeightSpec(model=model, setting=setting), model.startswith("quantize") and setting.w_bits < 16
 
 
 if __name__ == "__main__":
-    worker.load_setting, worker.to_quantize, worker.has_room = load, to_quantize, lambda model: model != "huge"
+    worker.load_weights, worker.resolve, worker.has_room = load, resolve, lambda model: model != "huge"
     quantizing.COMMAND = (sys.executable, str(Path(__file__).with_name("stand_in_quantizer.py")))
     worker.main()

@@ -1,5 +1,6 @@
 """The answering service from the page's side: several visitors, visitors who leave, and a process that dies."""
 
+import itertools
 import os
 import subprocess
 import sys
@@ -37,8 +38,12 @@ def service():
     service.close()
 
 
+NUMBERS = itertools.count()
+
+
 def request(model="text", sides=(FP16,), **more):
-    return AskRequest(model=model, question=more.pop("question", "Why?"), sides=sides, **more)
+    """A question that nobody has asked yet."""
+    return AskRequest(model=model, question=more.pop("question", f"Why {next(NUMBERS)}?"), sides=sides, **more)
 
 
 def last(events):
@@ -196,6 +201,38 @@ def test_a_stop_while_a_side_is_quantized_ends_both_and_quantizing_begins_anew_f
     assert ends[0].text
     (tmp_path / "rtn").touch()
     assert last(shared.ask(request(asked.model, (RTN,), max_new_tokens=1)))[0].kind == "done"
+
+
+def test_the_same_question_to_the_same_setting_is_answered_at_once_and_says_so(shared, tmp_path):
+    from PIL import Image
+
+    Image.new("RGB", (60, 40), "red").save(tmp_path / "red.png")
+    Image.new("RGB", (60, 40), "blue").save(tmp_path / "other.png")
+    asked = {"question": "Which colour?", "image": tmp_path / "red.png", "max_new_tokens": 3}
+    first = last(shared.ask(request("pictures", **asked)))[0]
+    assert first.message == ""
+
+    again = list(shared.ask(request("pictures", (FP16, RTN), **asked)))
+    assert [(event.kind, event.text, event.stats) for event in again if event.side == 0] == [
+        ("done", first.text, first.stats)
+    ]
+    assert "Answered before" in again[0].message
+    assert last(again)[1].message == ""
+    for change in ({"question": "Which shape?"}, {"image": tmp_path / "other.png"}, {"max_new_tokens": 2}):
+        assert last(shared.ask(request("pictures", **asked | change)))[0].message == ""
+    (tmp_path / "other.png").replace(tmp_path / "moved.png")
+    assert (
+        "Answered before" in last(shared.ask(request("pictures", **asked | {"image": tmp_path / "red.png"})))[0].message
+    )
+
+
+def test_a_stopped_answer_is_computed_anew(shared):
+    asked = request(sides=(SLOW,), max_new_tokens=6)
+    events = shared.ask(asked)
+    until(events, "token")
+    events.close()
+    end = last(shared.ask(request(sides=(SLOW,), max_new_tokens=6, question=asked.question)))[0]
+    assert (end.kind, end.message, end.stats.tokens) == ("done", "", 6)
 
 
 def test_two_visitors_who_ask_at_once_both_get_answers_and_the_second_knows_its_place(shared):
