@@ -27,6 +27,9 @@ from quant_engine.spec import UserError
 
 FORGET_UPLOADS_S = 1800
 QUEUE_LOOK_S = 0.05
+"""How often Gradio's queue looks for work: as under Windows. Elsewhere a thousand times a second, 7% of a core."""
+NO_PROGRESS_S = 1.0
+"""How often it looks for gr.Progress, which nothing here uses."""
 _BACK_JS = "window.addEventListener('popstate', () => trigger('moved'));"
 
 
@@ -37,8 +40,7 @@ def build(lab: Lab) -> gr.Blocks:
         title="Low-Bit Lab", analytics_enabled=False, fill_width=True, delete_cache=(FORGET_UPLOADS_S, FORGET_UPLOADS_S)
     ) as page:
         _Page(lab).connect(page)
-    # As often as Gradio looks under Windows: on other systems a thousand times a second, which takes 7% of a core.
-    page._queue.sleep_when_free = page._queue.progress_update_sleep_when_free = QUEUE_LOOK_S
+    page._queue.sleep_when_free, page._queue.progress_update_sleep_when_free = QUEUE_LOOK_S, NO_PROGRESS_S
     return page
 
 

@@ -163,8 +163,8 @@ def load_quantized(path: Path, dtype: str, device: str, sibling: Loaded | None =
     """
     checkpoint = Checkpoint(path)
     card, revision = checkpoint.base_model(), checkpoint.spec().revision
-    skeleton = Skeleton(card, folder_of(card, revision), getattr(torch, dtype), device)
-    skeleton.fill_outside_blocks(sibling)
+    skeleton = Skeleton(card, folder_of(card, revision), getattr(torch, dtype), device, sibling)
+    skeleton.fill_outside_blocks()
     for index, block in enumerate(skeleton.blocks):
         checkpoint.fill_block(index, block, device, skeleton.dtype)
     linears = (module for module in skeleton.model.modules() if isinstance(module, QuantLinear))

@@ -82,11 +82,14 @@ class Skeleton:
     """A model whose weights are filled in piece by piece from its files, with its tokenizer.
 
     Making one holds files, configuration and tokenizer against each other: raises UserError, one sentence, for a
-    folder whose model would not be what transformers makes of it.
+    folder whose model would not be what transformers makes of it. A `sibling` is the same model loaded in another
+    setting: what both have in common is then held once, on the sibling's device.
     """
 
-    def __init__(self, card: ModelCard, folder: Path, dtype: torch.dtype, device: str) -> None:
-        self.card, self.folder, self.dtype, self.device = card, folder, dtype, device
+    def __init__(
+        self, card: ModelCard, folder: Path, dtype: torch.dtype, device: str, sibling: Loaded | None = None
+    ) -> None:
+        self.card, self.folder, self.dtype, self.device, self._sibling = card, folder, dtype, device, sibling
         self._files = TensorFiles(folder)
         self.model = empty_model(card, folder, dtype)
         for module in self.model.modules():
@@ -95,7 +98,9 @@ class Skeleton:
         self.blocks: nn.ModuleList = self.decoder.layers
         self._file_name = self._file_names()
         self._check_tensors()
-        self.tokenizer = load_tokenizer(folder, self.decoder.embed_tokens.num_embeddings)
+        self.tokenizer = (
+            sibling.tokenizer if sibling else load_tokenizer(folder, self.decoder.embed_tokens.num_embeddings)
+        )
 
     @property
     def decoder(self) -> nn.Module:
@@ -177,18 +182,16 @@ class Skeleton:
         path, _, leaf = name.rpartition(".")
         setattr(self.model.get_submodule(path), leaf, parameter)
 
-    def fill_outside_blocks(self, sibling: Loaded | None = None) -> None:
-        """Fill embedding, output head, norm, and the vision side of a multimodal model.
-
-        A `sibling` is the same model loaded in another setting: what both have in common is then held once.
-        """
+    def fill_outside_blocks(self) -> None:
+        """Fill embedding, output head, norm, and the vision side of a multimodal model."""
         blocks = self.block_prefix(0).removesuffix("0.")
         names = [name for name in self.model.state_dict() if not name.startswith(blocks) and name in self._file_name]
-        common = dict(sibling.model.named_parameters()) if sibling else {}
+        parameters = self._sibling.model.named_parameters() if self._sibling else ()
+        common = {name: parameter for name, parameter in parameters if parameter.dtype == self.dtype}
         for name in names:
-            if name in common and common[name].dtype == self.dtype:
+            if name in common:
                 self._set(name, common[name])
-        self._fill([name for name in names if name not in common or common[name].dtype != self.dtype])
+        self._fill([name for name in names if name not in common])
         for target, source in list(self.model.all_tied_weights_keys.items()):
             self._tie(target, source)
 
@@ -224,10 +227,13 @@ class Skeleton:
     def finish(self, stored_bits: float) -> Loaded:
         """The model with tokenizer and processor. All weights must be filled."""
         processor, problem = None, ""
-        try:
-            processor = self.load_processor()
-        except UserError as refusal:  # texts can be asked about all the same
-            problem = str(refusal)
+        if self._sibling:
+            processor, problem = self._sibling.processor, self._sibling.picture_problem
+        else:
+            try:
+                processor = self.load_processor()
+            except UserError as refusal:  # texts can be asked about all the same
+                problem = str(refusal)
         return Loaded(self.card, self.model, self.tokenizer, processor, stored_bits, self.folder, problem)
 
 
@@ -258,8 +264,8 @@ def load_dense(card: ModelCard, revision: str | None, dtype: str, device: str, s
 
     Raises UserError if its files can't be had or are damaged.
     """
-    skeleton = Skeleton(card, folder_of(card, revision), getattr(torch, dtype), device)
-    skeleton.fill_outside_blocks(sibling)
+    skeleton = Skeleton(card, folder_of(card, revision), getattr(torch, dtype), device, sibling)
+    skeleton.fill_outside_blocks()
     for index in range(len(skeleton.blocks)):
         skeleton.fill_block(index)
     return skeleton.finish(stored_bits=16.0)
