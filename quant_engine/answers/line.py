@@ -155,8 +155,8 @@ class RequestLine:
             self._loading_ahead = False
 
     def _share_cores(self) -> None:
-        """Leave a core to each process that quantizes: waiting for a thread that is not running costs most."""
-        threads = max(1, self._cores - self._quantizing.running())
+        """Leave their cores to the processes that quantize: waiting for a thread that is not running costs most."""
+        threads = max(1, self._cores - self._quantizing.threads())
         if threads != torch.get_num_threads():
             torch.set_num_threads(threads)
 

@@ -33,6 +33,7 @@ from quant_engine.spec import WeightSpec
 logger = logging.getLogger(__name__)
 
 NICE = 10
+THREADS = max(1, (os.cpu_count() or 1) // 4)
 COMMAND = (sys.executable, "-m", "quant_engine.answers.quantizing")
 _RETRY = "ask again: finished blocks are kept"
 _LESS_MEMORY = f"choose a smaller model, then {_RETRY}"
@@ -67,9 +68,9 @@ class Quantizing:
         """Nobody waits for these weights any more: stop making them. Finished blocks stay on disk."""
         self._lane(spec).remove(spec)
 
-    def running(self) -> int:
-        """How many processes are computing now."""
-        return self._quick.is_busy() + self._slow.is_busy()
+    def threads(self) -> int:
+        """How many threads are quantizing now."""
+        return THREADS * (self._quick.is_busy() + self._slow.is_busy())
 
     def _lane(self, spec: WeightSpec) -> _Lane:
         method = METHODS.get(spec.setting.method)
@@ -140,8 +141,7 @@ class _Lane:
                 self.get_ready()
 
     def _start(self) -> subprocess.Popen[bytes]:
-        threads = str(max(1, (os.cpu_count() or 1) - 1))
-        environment = {"OMP_NUM_THREADS": threads, "NUMBA_NUM_THREADS": threads}
+        environment = {"OMP_NUM_THREADS": str(THREADS), "NUMBA_NUM_THREADS": str(THREADS)}
         return start_child(self._command, subprocess.PIPE, subprocess.PIPE, None, nice=NICE, environment=environment)
 
     def _take_process(self, job: _Job) -> str:
