@@ -45,7 +45,10 @@ def serve(port: int) -> None:
         ssr_mode=False,
         show_error=False,
         footer_links=[],
+        prevent_thread_lock=True,
     )
+    lab.warm_up()
+    blocks.block_thread()
 
 
 def free_port(text: str) -> int:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hmac
+import logging
 import os
 import sys
 from dataclasses import dataclass, field
 
+from leaderboard import requests
 from leaderboard.store import Store
 from quant_engine import folders
 from quant_engine.answers.client import AnswerService
@@ -15,6 +17,8 @@ from quant_engine.models.catalog import MODELS, available
 from quant_engine.runs.queue import Queue
 from quant_engine.runs.supervisor import Supervisor
 from quant_engine.spec import UserError, clean_text
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -35,6 +39,19 @@ class Lab:
         Supervisor(self.queue).start()
         if self.hosted and not all(available(card) for card in MODELS.values() if card.origin == "demo"):
             start_child([sys.executable, "-m", "quant_engine", "get", "demo"], None, None, None)
+
+    def warm_up(self) -> None:
+        """Has the model loaded that the page offers first, if it is on this machine: the first question need not wait.
+
+        Returns at once.
+        """
+        card = requests.picture_models()[0]
+        if not available(card):
+            return
+        try:
+            self.answers.warm_up(card.id)
+        except UserError as refusal:  # whoever asks is told
+            logger.warning("%s", refusal)
 
     def check_may_start(self, token: str) -> None:
         """Raises UserError unless this visitor may start and stop runs."""

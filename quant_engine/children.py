@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import IO
@@ -13,15 +13,25 @@ _QUIET = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "TQDM_DISABLE": "1"}
 
 
 def start_child(
-    command: Sequence[str], stdin: int | None, stdout: int | IO[bytes], stderr: int | IO[bytes] | None, nice: int = 0
+    command: Sequence[str],
+    stdin: int | None,
+    stdout: int | IO[bytes],
+    stderr: int | IO[bytes] | None,
+    nice: int = 0,
+    environment: Mapping[str, str] | None = None,
 ) -> subprocess.Popen[bytes]:
     """A child in a session of its own: Ctrl-C in the page's terminal is the page's to handle.
 
     When memory runs out the system takes the child and not the page. `nice` makes it step back from the processor for
-    others. Raises OSError when the system can't start it.
+    others; `environment` is added to the page's own. Raises OSError when the system can't start it.
     """
     process = subprocess.Popen(
-        command, stdin=stdin, stdout=stdout, stderr=stderr, start_new_session=True, env=os.environ | _QUIET
+        command,
+        stdin=stdin,
+        stdout=stdout,
+        stderr=stderr,
+        start_new_session=True,
+        env=os.environ | _QUIET | dict(environment or {}),
     )
     with suppress(OSError):  # the child is gone already, or the system has no such setting: no reason not to work
         score = int(Path("/proc/self/oom_score_adj").read_text())

@@ -35,6 +35,13 @@ class Progress(BaseModel):
     eta_s: float | None = None
     message: Text = ""
 
+    def text(self) -> str:
+        """Where the run stands in a line, for somebody who waits."""
+        if self.block is not None and self.blocks:
+            return f"{self.stage.capitalize()} block {self.block} of {self.blocks}"
+        text = self.message or self.stage
+        return text[:1].upper() + text[1:]
+
 
 @dataclass(frozen=True)
 class Hooks:

@@ -51,7 +51,8 @@ def _answer(side: Side) -> str:
     if side.state == "error":
         kind = "hint" if side.message == "Stopped." else "sorry"
         return (f"<p>{text}</p>" if text else "") + f'<p class="{kind}" role="alert">{escape(side.message)}</p>'
-    return f"<p>{text}</p>" if text.strip() else '<p class="hint">The model ended its answer without a word.</p>'
+    answer = f"<p>{text}</p>" if text.strip() else '<p class="hint">The model ended its answer without a word.</p>'
+    return answer + (f'<p class="hint">{escape(side.message)}</p>' if side.message else "")
 
 
 def _costs(stats: AnswerStats | None) -> str:

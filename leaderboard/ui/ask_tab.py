@@ -25,6 +25,8 @@ from quant_engine.spec import UserError
 logger = logging.getLogger(__name__)
 
 EXAMPLES = ASSETS / "demo" / "examples" / "examples.json"
+ASKING_AT_ONCE = 24
+"""Each open question holds one of Gradio's 40 threads; the answering process puts them in line and says so."""
 LENGTHS = [16, 32, 64, 128, 256]
 _PICK_JS = """
 element.addEventListener('click', (event) => {
@@ -179,7 +181,7 @@ class QuestionPart:
             self.request,
             self.panes,
             show_progress="hidden",
-            concurrency_limit=8,
+            concurrency_limit=ASKING_AT_ONCE,
             api_visibility="private",
         ).then(self._end, None, [self.ask, self.stop], **QUICK)
         self.stop.click(self._halt, self.request, None, **QUICK)

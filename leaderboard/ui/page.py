@@ -26,6 +26,10 @@ from quant_engine.models.catalog import MODELS
 from quant_engine.spec import UserError
 
 FORGET_UPLOADS_S = 1800
+QUEUE_LOOK_S = 0.05
+"""How often Gradio's queue looks for work: as under Windows. Elsewhere a thousand times a second, 7% of a core."""
+NO_PROGRESS_S = 1.0
+"""How often it looks for gr.Progress, which nothing here uses."""
 _BACK_JS = "window.addEventListener('popstate', () => trigger('moved'));"
 
 
@@ -36,6 +40,7 @@ def build(lab: Lab) -> gr.Blocks:
         title="Low-Bit Lab", analytics_enabled=False, fill_width=True, delete_cache=(FORGET_UPLOADS_S, FORGET_UPLOADS_S)
     ) as page:
         _Page(lab).connect(page)
+    page._queue.sleep_when_free, page._queue.progress_update_sleep_when_free = QUEUE_LOOK_S, NO_PROGRESS_S
     return page
 
 
@@ -51,7 +56,7 @@ class _Page:
                 self.leaderboard = LeaderboardTab(self.boards)
             with gr.Tab("Explore", id="explore") as self.explore_tab:
                 self.explore = ExploreTab(self.boards)
-            with gr.Tab("Ask a picture", id="ask"):
+            with gr.Tab("Ask a picture", id="ask") as self.ask_tab:
                 ask_tab.build(lab)
             with gr.Tab("Run", id="run"):
                 self.run = RunTab(lab)
@@ -78,6 +83,7 @@ class _Page:
         for tab in self.tabs.children:
             name = "" if tab.id == "leaderboard" else f"tab={tab.id}"
             tab.select(None, None, None, js=f"() => {{ lowbit.go('tab', '{name}'); }}", **QUICK)
+        self.ask_tab.select(self.lab.warm_up, None, None, **QUICK)  # the answering process ends when nobody asks
         for function in api.endpoints(self.boards.current, self.boards.notes):
             gr.api(_refusing(function), api_name=function.__name__, queue=False)
             _describe(page, function)

@@ -40,10 +40,15 @@ class AnswerService:
         self._idle: threading.Timer | None = None
         atexit.register(self.close)
 
-    def warm_up(self) -> None:
-        """Start the process now, so that the first question doesn't wait for it. Returns at once."""
+    def warm_up(self, model: str | None = None) -> None:
+        """Start the process now and have it load a model, so that the first question doesn't wait. Returns at once.
+
+        Raises UserError when no process can be started.
+        """
         with self._lock:
-            self._running()
+            worker = self._running()
+            if model:
+                worker.load(model)
             self._watch_idleness()
 
     def ask(self, request: AskRequest) -> Iterator[AnswerEvent]:
@@ -162,6 +167,11 @@ class _Worker:
                 return None
             self._inboxes[request.request_id] = inbox
         return inbox
+
+    def load(self, model: str) -> None:
+        """Have a model loaded; a process that is dead leaves that to the next question."""
+        with self._lock:
+            self._write(ToWorker(load=model))
 
     def cancel(self, request_id: str) -> None:
         with self._lock:

@@ -1,4 +1,4 @@
-"""Messages between the page and the answering process: requests one way, events the other. Imports no torch."""
+"""Messages between the page, the answering process and those that quantize for it. Imports no torch."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from uuid import uuid4
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from quant_engine.progress import Progress
 from quant_engine.results import AnswerStats
 from quant_engine.spec import Identifier, QuantSetting, Text
 
@@ -51,7 +52,8 @@ class AskRequest(BaseModel):
 class AnswerEvent(BaseModel):
     """Something happened on one side of a request.
 
-    status: `message` says what is being done. token: `text` is the whole answer so far. done: `text` is the answer.
+    status: `message` says what is being done. token: `text` is the whole answer so far. done: `text` is the answer, and
+    `message` says so if it was computed for an earlier question.
     error: `message` is one sentence, `text` what was answered until then. Each side ends with one done or one error.
     """
 
@@ -66,9 +68,20 @@ class AnswerEvent(BaseModel):
 
 
 class ToWorker(BaseModel):
-    """One line on the answering process's standard input: a request, or the id of one to cancel."""
+    """One line on the answering process's standard input: a request, the id of one to cancel, or the id of a model to
+    load, unquantized, before anybody asks it."""
 
     model_config = ConfigDict(extra="forbid")
 
     ask: AskRequest | None = None
     cancel: str | None = None
+    load: Identifier | None = None
+
+
+class FromQuantizer(BaseModel):
+    """One line of a process that quantizes: where it stands, or why it failed, in a sentence."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    progress: Progress | None = None
+    failure: Text = ""

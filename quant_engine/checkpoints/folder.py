@@ -155,14 +155,15 @@ def ledger_of(model: nn.Module) -> Ledger:
     return Ledger.sum(module.weight.ledger() for module in model.modules() if isinstance(module, QuantLinear))
 
 
-def load_quantized(path: Path, dtype: str, device: str) -> Loaded:
-    """The quantized model of a finished checkpoint folder, its linears packed, all else in `dtype` on `device`.
+def load_quantized(path: Path, dtype: str, device: str, sibling: Loaded | None = None) -> Loaded:
+    """The quantized model of a finished checkpoint folder, its linears packed, all else in `dtype` on `device`. What it
+    has in common with a `sibling`, the same model in another setting, is held once.
 
     Raises UserError if files are missing or damaged.
     """
     checkpoint = Checkpoint(path)
     card, revision = checkpoint.base_model(), checkpoint.spec().revision
-    skeleton = Skeleton(card, folder_of(card, revision), getattr(torch, dtype), device)
+    skeleton = Skeleton(card, folder_of(card, revision), getattr(torch, dtype), device, sibling)
     skeleton.fill_outside_blocks()
     for index, block in enumerate(skeleton.blocks):
         checkpoint.fill_block(index, block, device, skeleton.dtype)

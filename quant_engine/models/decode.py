@@ -7,15 +7,18 @@ reach alone on this machine, and not a share of it that depends on what else is 
 
 from __future__ import annotations
 
+import hashlib
 import time
+from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import DynamicCache
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from quant_engine.models.forward import KeyValues, Piece, embed, is_supported, last_states
+from quant_engine.models.forward import KeyValues, Piece, embed, is_supported, last_states, picture_features
 from quant_engine.models.processor import format_chat
 from quant_engine.results import AnswerStats
 from quant_engine.spec import UserError
@@ -65,13 +68,55 @@ class PromptCache:
         return 0 if len(picture) and shared <= int(picture[-1]) else shared
 
 
+@dataclass(frozen=True)
+class EncodedPicture:
+    """What vision tower and projector make of a picture: the features of its tokens [tokens, hidden_size], and the
+    seconds that it took to make them."""
+
+    features: torch.Tensor
+    seconds: float
+
+
+class PictureCache:
+    """The pictures encoded last, at most so many. Tower and projector are not quantized: they make the same features of
+    a picture in every setting of a model."""
+
+    def __init__(self, most: int = 8) -> None:
+        self._most = most
+        self._pictures: OrderedDict[tuple[str, ...], EncodedPicture] = OrderedDict()
+
+    def encode(
+        self, loaded: Loaded, pixel_values: torch.Tensor, image_sizes: torch.Tensor
+    ) -> tuple[EncodedPicture, bool]:
+        """The encoded picture, and whether it was at hand."""
+        pixels = hashlib.sha256(pixel_values.cpu().view(torch.uint8).numpy()).hexdigest()
+        key = (loaded.card.id, loaded.revision, loaded.dtype, str(loaded.device), pixels, str(image_sizes.tolist()))
+        at_hand = key in self._pictures
+        if not at_hand:
+            started = time.perf_counter()
+            features = picture_features(loaded.model, {"pixel_values": pixel_values, "image_sizes": image_sizes})
+            if features.is_cuda:
+                torch.cuda.synchronize()  # the seconds are those of the work
+            self._pictures[key] = EncodedPicture(features, time.perf_counter() - started)
+        self._pictures.move_to_end(key)
+        while len(self._pictures) > self._most:
+            self._pictures.popitem(last=False)
+        return self._pictures[key], at_hand
+
+
 def answer(
-    loaded: Loaded, image: Image | None, question: str, max_new_tokens: int, prompt_cache: PromptCache | None = None
+    loaded: Loaded,
+    image: Image | None,
+    question: str,
+    max_new_tokens: int,
+    prompt_cache: PromptCache | None = None,
+    pictures: PictureCache | None = None,
 ) -> Iterator[Step]:
     """Answer a question, token by token, by always taking the most probable one.
 
     Ends after `max_new_tokens`, at the model's end-of-answer token, or where its context is full. `prompt_cache`
-    carries over what the model has read from one question to the next about the same picture.
+    carries over what the model has read from one question to the next about the same picture; `pictures` are shared by
+    all settings of a model. The time to the first token counts a picture as if it had been encoded anew.
 
     Raises UserError for a picture given to a model that can't read it, a chat template that can't be used, and a prompt
     longer than the context.
@@ -84,9 +129,16 @@ def answer(
     ends, weight_bytes = end_tokens(loaded), loaded.weight_bytes
     cache, cached_tokens = (prompt_cache or PromptCache()).start(model, ids)
 
-    token = _next_token(model, cache, {"input_ids": ids[:, cached_tokens:]} if cached_tokens else inputs)
+    spared = 0.0
+    if cached_tokens:
+        inputs = {"input_ids": ids[:, cached_tokens:]}
+    elif pictures and "pixel_values" in inputs:
+        encoded, at_hand = pictures.encode(loaded, inputs["pixel_values"], inputs["image_sizes"])
+        spared = encoded.seconds if at_hand else 0.0
+        inputs = {"input_ids": ids, "image_features": encoded.features}
+    token = _next_token(model, cache, inputs)
     tokens = [token]
-    elapsed = time_to_first = time.perf_counter() - started
+    elapsed = time_to_first = time.perf_counter() - started + spared
     while True:
         finished = token in ends or len(tokens) >= limit
         decoding = elapsed - time_to_first
@@ -117,12 +169,15 @@ def answer_text(
 
 
 @torch.inference_mode()
-def _next_token(model: Any, cache: KeyValues | DynamicCache, inputs: dict[str, torch.Tensor]) -> int:
+def _next_token(model: Any, cache: KeyValues | DynamicCache, inputs: dict[str, Any]) -> int:
     """The most probable next token. Inference mode ends with each step: it must not leak out of a waiting generator."""
     if isinstance(cache, KeyValues):
         states = last_states(model.get_decoder(), [Piece(embed(model, inputs), cache)])
         logits = model.get_output_embeddings()(states)
     else:
+        features = inputs.pop("image_features", None)
+        if features is not None:
+            inputs["mm_encoder_outputs"] = {"image": BaseModelOutputWithPooling(pooler_output=[features])}
         logits = model(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[0]
     return int(logits[-1].float().argmax())
 

@@ -186,13 +186,18 @@ def _attend(
 
 
 def embed(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-    """The embeddings [tokens, hidden] of one prompt's tokens, with the features of its picture in their place."""
+    """The embeddings [tokens, hidden] of one prompt's tokens, with the features of its picture in their place.
+
+    The picture is among the inputs as `pixel_values`, or as `image_features` [tokens, hidden] that were made before.
+    """
     with torch.inference_mode():
         ids = inputs["input_ids"]
         embeddings = model.get_input_embeddings()(ids)
-        if "pixel_values" in inputs:
-            in_picture = ids == model.config.image_token_id
-            embeddings[in_picture] = picture_features(model, inputs).to(embeddings)
+        features = inputs.get("image_features")
+        if features is None and "pixel_values" in inputs:
+            features = picture_features(model, inputs)
+        if features is not None:
+            embeddings[ids == model.config.image_token_id] = features.to(embeddings)
         return embeddings[0]
 
 

@@ -40,7 +40,8 @@ logging.getLogger("transformers.tokenization_utils_base").setLevel(logging.ERROR
 class Loaded:
     """A model ready to answer, dense or quantized.
 
-    `stored_bits` is per weight of the linears in decoder blocks; `picture_problem` says why there is no `processor`.
+    `stored_bits` is per weight of the linears in decoder blocks; `picture_problem` says why there is no `processor`;
+    `revision` identifies the files that it was read from, where somebody asked.
     """
 
     card: ModelCard
@@ -50,6 +51,7 @@ class Loaded:
     stored_bits: float
     folder: Path
     picture_problem: str = ""
+    revision: str = ""
 
     @property
     def device(self) -> torch.device:
@@ -65,21 +67,29 @@ class Loaded:
         return self.model.config.get_text_config().vocab_size
 
     @property
+    def storages(self) -> dict[int, int]:
+        """Bytes of each piece of memory that the model's weights lie in, by its address."""
+        storages = [tensor.untyped_storage() for tensor in (*self.model.parameters(), *self.model.buffers())]
+        return {storage.data_ptr(): storage.nbytes() for storage in storages}
+
+    @property
     def weight_bytes(self) -> int:
         """Bytes of everything the model holds in memory, tied weights counted once."""
-        storages = [tensor.untyped_storage() for tensor in (*self.model.parameters(), *self.model.buffers())]
-        return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+        return sum(self.storages.values())
 
 
 class Skeleton:
     """A model whose weights are filled in piece by piece from its files, with its tokenizer.
 
     Making one holds files, configuration and tokenizer against each other: raises UserError, one sentence, for a
-    folder whose model would not be what transformers makes of it.
+    folder whose model would not be what transformers makes of it. A `sibling` is the same model loaded in another
+    setting: what both have in common is then held once, on the sibling's device.
     """
 
-    def __init__(self, card: ModelCard, folder: Path, dtype: torch.dtype, device: str) -> None:
-        self.card, self.folder, self.dtype, self.device = card, folder, dtype, device
+    def __init__(
+        self, card: ModelCard, folder: Path, dtype: torch.dtype, device: str, sibling: Loaded | None = None
+    ) -> None:
+        self.card, self.folder, self.dtype, self.device, self._sibling = card, folder, dtype, device, sibling
         self._files = TensorFiles(folder)
         self.model = empty_model(card, folder, dtype)
         for module in self.model.modules():
@@ -88,7 +98,9 @@ class Skeleton:
         self.blocks: nn.ModuleList = self.decoder.layers
         self._file_name = self._file_names()
         self._check_tensors()
-        self.tokenizer = load_tokenizer(folder, self.decoder.embed_tokens.num_embeddings)
+        self.tokenizer = (
+            sibling.tokenizer if sibling else load_tokenizer(folder, self.decoder.embed_tokens.num_embeddings)
+        )
 
     @property
     def decoder(self) -> nn.Module:
@@ -157,7 +169,6 @@ class Skeleton:
     def _fill(self, names: list[str]) -> None:
         tensors = self._files.read([self._file_name[name] for name in names])
         for name in names:
-            path, _, leaf = name.rpartition(".")
             value = tensors[self._file_name[name]].to(self.device, self.dtype)
             if not value.isfinite().all():
                 largest = tensors[self._file_name[name]].abs().max().item()
@@ -165,13 +176,22 @@ class Skeleton:
                     f"The tensor {self._file_name[name]} in {self.folder} has values up to {largest:g}, too large for "
                     f"{str(self.dtype).removeprefix('torch.')}: compute in bfloat16 or float32."
                 )
-            setattr(self.model.get_submodule(path), leaf, nn.Parameter(value, requires_grad=False))
+            self._set(name, nn.Parameter(value, requires_grad=False))
+
+    def _set(self, name: str, parameter: nn.Parameter) -> None:
+        path, _, leaf = name.rpartition(".")
+        setattr(self.model.get_submodule(path), leaf, parameter)
 
     def fill_outside_blocks(self) -> None:
         """Fill embedding, output head, norm, and the vision side of a multimodal model."""
         blocks = self.block_prefix(0).removesuffix("0.")
-        names = [name for name in self.model.state_dict() if not name.startswith(blocks)]
-        self._fill([name for name in names if name in self._file_name])
+        names = [name for name in self.model.state_dict() if not name.startswith(blocks) and name in self._file_name]
+        parameters = self._sibling.model.named_parameters() if self._sibling else ()
+        common = {name: parameter for name, parameter in parameters if parameter.dtype == self.dtype}
+        for name in names:
+            if name in common:
+                self._set(name, common[name])
+        self._fill([name for name in names if name not in common])
         for target, source in list(self.model.all_tied_weights_keys.items()):
             self._tie(target, source)
 
@@ -186,8 +206,7 @@ class Skeleton:
             for config in (self.model.config, self.model.config.get_text_config()):
                 config.tie_word_embeddings = False
             return
-        path, _, leaf = target.rpartition(".")
-        setattr(self.model.get_submodule(path), leaf, source_weight)
+        self._set(target, source_weight)
 
     def fill_block(self, index: int) -> nn.Module:
         """Fill block `index` with its dense weights, in the skeleton's type and on its device, and return it."""
@@ -208,10 +227,13 @@ class Skeleton:
     def finish(self, stored_bits: float) -> Loaded:
         """The model with tokenizer and processor. All weights must be filled."""
         processor, problem = None, ""
-        try:
-            processor = self.load_processor()
-        except UserError as refusal:  # texts can be asked about all the same
-            problem = str(refusal)
+        if self._sibling:
+            processor, problem = self._sibling.processor, self._sibling.picture_problem
+        else:
+            try:
+                processor = self.load_processor()
+            except UserError as refusal:  # texts can be asked about all the same
+                problem = str(refusal)
         return Loaded(self.card, self.model, self.tokenizer, processor, stored_bits, self.folder, problem)
 
 
@@ -236,12 +258,13 @@ def load_tokenizer(folder: Path, embeddings: int | None = None) -> Any:
     return tokenizer
 
 
-def load_dense(card: ModelCard, revision: str | None, dtype: str, device: str) -> Loaded:
-    """The unquantized model, computing in `dtype` ("float32" …) on `device` ("cpu", "cuda").
+def load_dense(card: ModelCard, revision: str | None, dtype: str, device: str, sibling: Loaded | None = None) -> Loaded:
+    """The unquantized model, computing in `dtype` ("float32" …) on `device` ("cpu", "cuda"). What it has in common
+    with a `sibling`, the same model in another setting, is held once.
 
     Raises UserError if its files can't be had or are damaged.
     """
-    skeleton = Skeleton(card, folder_of(card, revision), getattr(torch, dtype), device)
+    skeleton = Skeleton(card, folder_of(card, revision), getattr(torch, dtype), device, sibling)
     skeleton.fill_outside_blocks()
     for index in range(len(skeleton.blocks)):
         skeleton.fill_block(index)

@@ -22,18 +22,22 @@ from quant_engine.spec import UserError, WeightSpec
 LOCK_S = 0.5
 
 
-def load(plan: WeightPlan, dtype: str, device: str, hooks: Hooks) -> Loaded:
-    """The model of a plan, computing in `dtype` on `device`; quantized now, if it never was.
+def load(plan: WeightPlan, dtype: str, device: str, hooks: Hooks, sibling: Loaded | None = None) -> Loaded:
+    """The model of a plan, computing in `dtype` on `device`; quantized now, if it never was. What it has in common with
+    a `sibling`, the same model in another setting, is held once.
 
     Raises UserError where the user can change something, and Stopped when asked to stop.
     """
     if plan.method is None:
         hooks.progress(Progress(stage="loading", message=f"loading {plan.card.title}"))
-        return load_dense(plan.card, plan.spec.revision, dtype, device)
-    path = quantize(plan, device, hooks)
-    gc.collect()  # models refer to themselves in circles: what quantizing held makes room first
-    hooks.progress(Progress(stage="loading", fraction=1, message="loading the quantized model"))
-    return load_quantized(path, dtype, device)
+        loaded = load_dense(plan.card, plan.spec.revision, dtype, device, sibling)
+    else:
+        path = quantize(plan, device, hooks)
+        gc.collect()  # models refer to themselves in circles: what quantizing held makes room first
+        hooks.progress(Progress(stage="loading", fraction=1, message="loading the quantized model"))
+        loaded = load_quantized(path, dtype, device, sibling)
+    loaded.revision = plan.spec.revision
+    return loaded
 
 
 def quantize(plan: WeightPlan, device: str, hooks: Hooks) -> Path:

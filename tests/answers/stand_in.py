@@ -10,13 +10,14 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from models import tiny_chat
 
-from quant_engine.answers import worker
+from quant_engine.answers import quantizing, worker
 from quant_engine.progress import Progress
-from quant_engine.spec import UserError
+from quant_engine.spec import UserError, WeightSpec
 
 
-def load(model, setting, on_progress, **_):
-    what, _, detail = model.partition("=")
+def load(spec, sibling, on_progress):
+    what, _, detail = spec.model.partition("=")
+    setting = spec.setting
     print("a library prints to standard output")
     os.system("echo a child process does so too")
     if setting.method == "refused":
@@ -27,9 +28,13 @@ def load(model, setting, on_progress, **_):
         raise MemoryError
     if what == "die":
         os.kill(os.getpid(), int(detail))
-    if what == "quantize":  # for so many seconds
+    if what == "load":  # for so many seconds
         for block in range(int(float(detail) * 50)):
-            on_progress(Progress(stage="quantizing", block=block, blocks=30))
+            on_progress(Progress(stage="loading", block=block, blocks=30))
+            time.sleep(0.02)
+    if what == "load-when":  # the folder has a file "go"
+        Path(detail, f"loading-{time.monotonic()}").touch()
+        while not Path(detail, "go").exists():
             time.sleep(0.02)
     loaded = tiny_chat.llava_next() if what == "pictures" else tiny_chat.llama(seed=1)
     if setting.method == "slow":
@@ -38,6 +43,11 @@ def load(model, setting, on_progress, **_):
     return loaded
 
 
+def resolve(model, setting):
+    return WeightSpec(model=model, setting=setting), model.startswith("quantize") and setting.w_bits < 16
+
+
 if __name__ == "__main__":
-    worker.load_setting = load
+    worker.load_weights, worker.resolve, worker.has_room = load, resolve, lambda model: model != "huge"
+    quantizing.COMMAND = (sys.executable, str(Path(__file__).with_name("stand_in_quantizer.py")))
     worker.main()

@@ -1,5 +1,6 @@
 """The answering service from the page's side: several visitors, visitors who leave, and a process that dies."""
 
+import itertools
 import os
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from quant_engine.spec import QuantSetting, sentence
 STAND_IN = (sys.executable, str(Path(__file__).with_name("stand_in.py")))
 FP16 = QuantSetting()
 RTN = QuantSetting(method="rtn", w_bits=4, group_size=32)
+GPTQ, AWQ = (QuantSetting(method=method, w_bits=4) for method in ("gptq", "awq"))
 SLOW = QuantSetting(method="slow", w_bits=4)
 REFUSED = QuantSetting(method="refused", w_bits=4)
 
@@ -36,8 +38,12 @@ def service():
     service.close()
 
 
+NUMBERS = itertools.count()
+
+
 def request(model="text", sides=(FP16,), **more):
-    return AskRequest(model=model, question=more.pop("question", "Why?"), sides=sides, **more)
+    """A question that nobody has asked yet."""
+    return AskRequest(model=model, question=more.pop("question", f"Why {next(NUMBERS)}?"), sides=sides, **more)
 
 
 def last(events):
@@ -53,6 +59,27 @@ def until(events, kind):
         if event.kind == kind and (event.text or kind == "status"):
             return event
     raise AssertionError(f"no {kind} came")
+
+
+def until_message(events, words):
+    for event in events:
+        if words in event.message:
+            return
+    raise AssertionError(f"nothing said {words!r}")
+
+
+def wait_until(true, seconds=20):
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def ended(folder, method):
+    """Whether the process that quantizes by this method is gone."""
+    (file,) = folder.glob(f"{method}.*")
+    stat = Path(f"/proc/{file.suffix[1:]}/stat")
+    return not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] == "Z"
 
 
 def test_both_sides_stream_at_the_same_time_and_end_with_their_figures(shared):
@@ -103,9 +130,109 @@ def test_a_side_that_cannot_be_answered_leaves_the_others_alone(shared):
 
 
 def test_loading_tells_what_it_does(shared):
-    messages = [event.message for event in shared.ask(request("quantize=0.2", max_new_tokens=1))]
+    messages = [event.message for event in shared.ask(request("load=0.2", max_new_tokens=1))]
     assert "Loading FP16" in messages
+    assert "Loading block 7 of 30" in messages
+
+
+def test_fp16_answers_while_the_other_side_is_quantized(shared, tmp_path):
+    events = []
+    for event in shared.ask(request(f"quantize-by={tmp_path}", (FP16, RTN), max_new_tokens=4)):
+        events.append(event)
+        if (event.side, event.kind) == (0, "done"):
+            (tmp_path / "rtn").touch()
+    assert {side: end.kind for side, end in last(events).items()} == {0: "done", 1: "done"}
+    assert [event.side for event in events if event.kind in ("token", "done")] == [0, 0, 0, 0, 1, 1, 1, 1]
+    messages = [event.message for event in events if event.side == 1]
     assert "Quantizing block 7 of 30" in messages
+    assert messages.index("RTN W4A16 g32 is ready") < messages.index("Reading")
+
+
+def test_what_one_visitor_has_quantized_keeps_no_other_waiting_and_stops_when_the_visitor_leaves(shared, tmp_path):
+    waiting = shared.ask(request(f"quantize-by={tmp_path}", (RTN,)))
+    until_message(waiting, "Quantizing block 7 of 30")
+    events = list(shared.ask(request(max_new_tokens=2)))
+    assert last(events)[0].kind == "done"
+    assert not any("answered first" in event.message for event in events)
+    assert not ended(tmp_path, "rtn")
+    waiting.close()
+    wait_until(lambda: ended(tmp_path, "rtn"))
+
+
+def test_rounding_does_not_wait_for_methods_that_take_long(shared, tmp_path):
+    model = f"quantize-by={tmp_path}"
+    slow, next_slow = shared.ask(request(model, (GPTQ,))), shared.ask(request(model, (AWQ,), max_new_tokens=1))
+    until_message(slow, "block 7")
+    until_message(next_slow, "In line: 1 other setting is quantized first")
+    (tmp_path / "rtn").touch()
+    assert last(shared.ask(request(model, (RTN,), max_new_tokens=1)))[0].kind == "done"
+    slow.close()
+    (tmp_path / "awq").touch()
+    assert last(next_slow)[0].kind == "done"
+
+
+def test_what_two_visitors_wait_for_is_quantized_once_and_goes_on_when_one_of_them_leaves(shared, tmp_path):
+    visitors = [shared.ask(request(f"quantize-by={tmp_path}", (RTN,), max_new_tokens=1)) for _ in range(2)]
+    for events in visitors:
+        until_message(events, "Quantizing block 7 of 30")
+    visitors[0].close()
+    assert last(shared.ask(request(max_new_tokens=1)))[0].kind == "done"
+    assert not ended(tmp_path, "rtn")
+    (tmp_path / "rtn").touch()
+    assert last(visitors[1])[0].kind == "done"
+    assert len([*tmp_path.glob("rtn.*")]) == 1
+
+
+@pytest.mark.parametrize(("how", "said"), [("fail", "The disk is full"), ("die", "memory ran out; choose a smaller")])
+def test_weights_that_cannot_be_quantized_are_one_sentence_and_the_other_side_is_answered(shared, how, said):
+    ends = last(shared.ask(request(f"quantize={how}", (FP16, RTN), max_new_tokens=3)))
+    assert (ends[0].kind, ends[1].kind) == ("done", "error")
+    assert said in ends[1].message
+
+
+def test_a_stop_while_a_side_is_quantized_ends_both_and_quantizing_begins_anew_for_the_next(shared, tmp_path):
+    asked = request(f"quantize-by={tmp_path}", (SLOW, RTN), max_new_tokens=400)
+    (tmp_path / "slow").touch()
+    events = shared.ask(asked)
+    until(events, "token")
+    shared.cancel(asked.request_id)
+    ends = last(events)
+    assert {end.message for end in ends.values()} == {"Stopped."}
+    assert ends[0].text
+    (tmp_path / "rtn").touch()
+    assert last(shared.ask(request(asked.model, (RTN,), max_new_tokens=1)))[0].kind == "done"
+
+
+def test_the_same_question_to_the_same_setting_is_answered_at_once_and_says_so(shared, tmp_path):
+    from PIL import Image
+
+    Image.new("RGB", (60, 40), "red").save(tmp_path / "red.png")
+    Image.new("RGB", (60, 40), "blue").save(tmp_path / "other.png")
+    asked = {"question": "Which colour?", "image": tmp_path / "red.png", "max_new_tokens": 3}
+    first = last(shared.ask(request("pictures", **asked)))[0]
+    assert first.message == ""
+
+    again = list(shared.ask(request("pictures", (FP16, RTN), **asked)))
+    assert [(event.kind, event.text, event.stats) for event in again if event.side == 0] == [
+        ("done", first.text, first.stats)
+    ]
+    assert "Answered before" in again[0].message
+    assert last(again)[1].message == ""
+    for change in ({"question": "Which shape?"}, {"image": tmp_path / "other.png"}, {"max_new_tokens": 2}):
+        assert last(shared.ask(request("pictures", **asked | change)))[0].message == ""
+    (tmp_path / "other.png").replace(tmp_path / "moved.png")
+    assert (
+        "Answered before" in last(shared.ask(request("pictures", **asked | {"image": tmp_path / "red.png"})))[0].message
+    )
+
+
+def test_a_stopped_answer_is_computed_anew(shared):
+    asked = request(sides=(SLOW,), max_new_tokens=6)
+    events = shared.ask(asked)
+    until(events, "token")
+    events.close()
+    end = last(shared.ask(request(sides=(SLOW,), max_new_tokens=6, question=asked.question)))[0]
+    assert (end.kind, end.message, end.stats.tokens) == ("done", "", 6)
 
 
 def test_two_visitors_who_ask_at_once_both_get_answers_and_the_second_knows_its_place(shared):
@@ -151,16 +278,15 @@ def test_a_visitor_who_leaves_makes_room_for_the_next(shared):
     assert time.monotonic() - started < 2
 
 
-def test_a_visitor_may_leave_while_the_model_is_quantized_or_while_waiting_in_line(shared):
-    quantizing = shared.ask(request("quantize=30"))
-    while "block" not in next(quantizing).message:
-        pass
+def test_a_visitor_may_leave_while_the_model_is_loaded_or_while_waiting_in_line(shared):
+    loading = shared.ask(request("load=30"))
+    until_message(loading, "block")
     waiting = request()
     line = shared.ask(waiting)
     assert "1 question is answered first" in next(line).message
     shared.cancel(waiting.request_id)
     assert next(line).message == "Stopped."
-    quantizing.close()
+    loading.close()
     assert last(shared.ask(request(max_new_tokens=2)))[0].kind == "done"
 
 
@@ -217,6 +343,26 @@ def test_a_process_that_cannot_start_is_a_sentence():
     service.close()
 
 
+def test_a_model_is_loaded_once_and_ahead_and_whoever_asks_meanwhile_knows_what_for_they_wait(service, tmp_path):
+    model = f"load-when={tmp_path}"
+    service.warm_up(model)
+    wait_until(lambda: [*tmp_path.glob("loading-*")], 60)
+    events = service.ask(request(model, max_new_tokens=1))
+    assert next(events).message == "Loading the model"
+    (tmp_path / "go").touch()
+    assert last(events)[0].kind == "done"
+    service.warm_up(model)
+    assert last(service.ask(request(model, max_new_tokens=1)))[0].kind == "done"
+    assert len([*tmp_path.glob("loading-*")]) == 1
+
+
+def test_what_cannot_be_loaded_ahead_is_left_to_whoever_asks(service):
+    for model in ("bug", "huge"):
+        service.warm_up(model)
+    assert last(service.ask(request(max_new_tokens=1)))[0].kind == "done"
+    assert "ZeroDivisionError" in last(service.ask(request("bug")))[0].message
+
+
 def test_an_idle_process_ends():
     service = AnswerService(STAND_IN, idle_s=0.3)
     assert last(service.ask(request(max_new_tokens=2)))[0].kind == "done"
@@ -242,10 +388,15 @@ def test_the_process_ends_with_its_page():
     pid = int(page.stdout.readline())
     page.kill()
     page.wait()
-    end = time.monotonic() + 60  # it listens once it has loaded its libraries
-    while Path(f"/proc/{pid}").exists() and time.monotonic() < end:
-        time.sleep(0.1)
-    assert not Path(f"/proc/{pid}").exists()
+    wait_until(lambda: not Path(f"/proc/{pid}").exists(), 60)  # it listens once it has loaded its libraries
+
+
+def test_what_quantizes_ends_with_the_answering_process(service, tmp_path):
+    events = service.ask(request(f"quantize-by={tmp_path}", (RTN,)))
+    until_message(events, "Quantizing block 7 of 30")
+    service._worker._process.kill()
+    assert "signal 9" in last(events)[0].message
+    wait_until(lambda: ended(tmp_path, "rtn"))
 
 
 @pytest.mark.parametrize(

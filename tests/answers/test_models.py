@@ -1,17 +1,32 @@
 """Which loaded models the answering process keeps: the ones used last, within its memory."""
 
+import itertools
 import weakref
 from types import SimpleNamespace
 
 import pytest
 
 from quant_engine.answers import worker
-from quant_engine.answers.worker import ModelCache, memory_budget
-from quant_engine.spec import QuantSetting, UserError
+from quant_engine.answers.model_cache import ModelCache
+from quant_engine.answers.worker import memory_budget
+from quant_engine.spec import QuantSetting, UserError, WeightSpec
 
 FP16 = QuantSetting()
 RTN4, RTN3, RTN2 = (QuantSetting(method="rtn", w_bits=bits) for bits in (4, 3, 2))
 SIZES = {16: 100, 4: 30, 3: 25, 2: 20}
+
+
+NUMBERS = itertools.count()
+
+
+class Model:
+    """A model of so many bytes, some of which others hold as well."""
+
+    revision = None
+
+    def __init__(self, size, **shared):
+        self.storages = {next(NUMBERS): size, **shared}
+        self.weight_bytes = sum(self.storages.values())
 
 
 @pytest.fixture
@@ -21,17 +36,18 @@ def loads():
 
 @pytest.fixture
 def models(loads):
-    def load(model, setting, on_progress):
-        if model == "missing":
+    def load(spec, sibling, on_progress):
+        if spec.model == "missing":
             raise UserError("There is no such model.")
-        loads.append((model, setting.w_bits))
-        return SimpleNamespace(weight_bytes=SIZES[setting.w_bits])
+        loads.append((spec.model, spec.setting.w_bits))
+        return Model(SIZES[spec.setting.w_bits])
 
     return ModelCache(load, budget=150)
 
 
 def get(models, model, setting, *needed):
-    return models.get(model, setting, {ModelCache.key(model, other) for other in needed}, print)
+    specs = [WeightSpec(model=model, setting=other) for other in (setting, *needed)]
+    return models.get(specs[0], {ModelCache.key(spec) for spec in specs[1:]}, print)
 
 
 def test_a_model_in_the_same_setting_is_loaded_once(models, loads):
@@ -69,14 +85,11 @@ def test_the_models_of_one_request_stay_together_even_beyond_the_memory(models, 
 
 
 def test_room_is_made_before_a_model_is_loaded_and_not_after():
-    class Model:
-        weight_bytes = 100
-
     alive, alive_at_load = weakref.WeakSet(), []
 
-    def load(model, setting, on_progress):
+    def load(spec, sibling, on_progress):
         alive_at_load.append(len(alive))
-        loaded = Model()
+        loaded = Model(100)
         alive.add(loaded)
         return loaded
 
@@ -84,6 +97,23 @@ def test_room_is_made_before_a_model_is_loaded_and_not_after():
     get(models, "a", FP16)
     get(models, "a", RTN4)  # as large as a in FP16, for all that is known
     assert alive_at_load == [0, 0]
+
+
+def test_weights_that_settings_have_in_common_are_counted_once_and_handed_on():
+    siblings = []
+
+    def load(spec, sibling, on_progress):
+        siblings.append(sibling)
+        return Model(20, embedding=60)
+
+    models = ModelCache(load, budget=150)
+    first = get(models, "a", FP16)
+    get(models, "a", RTN4, FP16)
+    get(models, "a", RTN3, FP16, RTN4)
+    assert siblings == [None, first, first]
+    get(models, "b", RTN2, FP16)
+    assert siblings[3] is None
+    assert get(models, "a", RTN3) is get(models, "a", RTN3)
 
 
 def test_a_model_that_cannot_be_loaded_leaves_the_others(models, loads):

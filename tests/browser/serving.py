@@ -19,6 +19,8 @@ from playwright.sync_api import Page
 from quant_engine import folders
 
 START_S = 60
+NO_MODELS = {"LOWBIT_MODELS": "/nowhere"}
+"""For a page that nobody asks anything: it loads no model in the background."""
 
 
 @dataclass

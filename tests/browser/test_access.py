@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from playwright.sync_api import Page, Route, expect
-from serving import served, tab
+from serving import NO_MODELS, served, tab
 from test_leaderboard import rows, summary_is
 from test_views import measured, open_row, search_has
 
@@ -55,7 +55,7 @@ def test_text_is_readable_on_every_tab_in_both_themes(tmp_path, opened, monkeypa
     monkeypatch.setenv("LOWBIT_RESULTS", str(tmp_path / "results"))
     run = measured(4, 75.0, 6)
     (tmp_path / "results" / "0123456789abcdef").mkdir()
-    with served(tmp_path) as lab:
+    with served(tmp_path, **NO_MODELS) as lab:
         page = opened(lab, search=f"?model=all&sort=-wikitext2&row=run~{run.run_id}{'&pin='.join(['', *PINS[:2]])}")
         page.add_style_tag(content="* { transition: none !important }")
         page.get_by_role("button", name="More filters and columns").click()
@@ -212,7 +212,7 @@ def test_a_failed_figure_is_a_sentence_in_its_place_and_the_rest_works(tmp_path,
     run = measured(4, 75.0, 6)
     next((tmp_path / "results" / run.run_id).glob("layers*")).write_bytes(b"no parquet")
     breaks = "from leaderboard import figures; figures.methods_and_bits = lambda *_: 1 / 0"
-    with served(tmp_path, before=breaks) as lab:
+    with served(tmp_path, before=breaks, **NO_MODELS) as lab:
         page = opened(lab)
         page.goto(f"{lab.url}/?tab=explore&x.model=SmolLM2-135M&x.run={run.run_id}")
         failed = page.locator('#explore .figure[aria-label="Methods × bits"]')

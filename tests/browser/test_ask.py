@@ -140,6 +140,7 @@ WATCH_PANES = """panes => {
 def test_a_pane_that_waits_says_for_what_in_one_calm_line_and_nothing_else(asking):
     asking.locator("[data-example]").first.click()
     expect(asking.locator("#picture img")).to_be_visible()
+    asking.get_by_label("Question").fill("What is in the picture, and where?")
     asking.locator(".answers").evaluate(WATCH_PANES)
     asking.locator("#ask").click()
     expect(asking.locator("#answer-1 .at-done")).to_be_visible(timeout=180_000)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from playwright.sync_api import Page, expect
-from serving import served, tab
+from serving import NO_MODELS, served, tab
 
 from quant_engine.results import Result
 from quant_engine.runs import folder as run_folder
@@ -151,7 +151,7 @@ def test_the_theme_switch_is_remembered(lab, opened):
 
 
 def test_a_finished_run_appears_while_the_table_is_open(tmp_path, opened, monkeypatch):
-    with served(tmp_path) as lab:
+    with served(tmp_path, **NO_MODELS) as lab:
         page = opened(lab)
         press(page, "Method", "GPTQ")
         summary_is(page, "7 of 41 settings")
@@ -179,7 +179,7 @@ def test_a_finished_run_appears_while_the_table_is_open(tmp_path, opened, monkey
 
 def test_a_corrupt_run_folder_is_named_and_the_rest_shows(tmp_path, opened):
     (tmp_path / "results" / "0123456789abcdef").mkdir(parents=True)
-    with served(tmp_path) as lab:
+    with served(tmp_path, **NO_MODELS) as lab:
         page = opened(lab)
         expect(page.locator("#problems")).to_contain_text("0123456789abcdef")
         expect(page.locator("#problems")).to_contain_text("run.json is missing")

@@ -7,7 +7,7 @@ import re
 import pandas as pd
 import pytest
 from playwright.sync_api import Page, expect
-from serving import served, tab
+from serving import NO_MODELS, served, tab
 from test_leaderboard import column, press, rows, summary_is
 
 from quant_engine import folders
@@ -174,7 +174,7 @@ def measured(bits: int, value: float, right: int) -> RunSpec:
 def test_a_measured_row_has_its_provenance_layers_and_flips(tmp_path, opened, monkeypatch):
     monkeypatch.setenv("LOWBIT_RESULTS", str(tmp_path / "results"))
     first, second = measured(4, 75.0, 6), measured(3, 50.0, 4)
-    with served(tmp_path) as lab:
+    with served(tmp_path, **NO_MODELS) as lab:
         page = opened(lab, search=f"?model=SmolLM2-135M&row=run~{first.run_id}")
         card = page.locator("#card .card")
         for text in ("abc1234", "2 cores", "± 2.5", "8 items, data r1", "900 MB", "from the ledger"):
@@ -218,7 +218,7 @@ def drawn_run(bits: int, right: int) -> RunSpec:
 def test_a_cell_shows_its_weights_a_flipped_item_its_picture_and_a_tie_its_mark(tmp_path, opened, monkeypatch):
     monkeypatch.setenv("LOWBIT_RESULTS", str(tmp_path / "results"))
     first, second = drawn_run(4, 6), drawn_run(3, 5)
-    with served(tmp_path) as lab:
+    with served(tmp_path, **NO_MODELS) as lab:
         page = opened(lab, search="?model=Demo+LLaVA-NeXT&track=mllm_ptq")
         expect(page.locator("table.board tbody td.kr")).to_have_text(["1=", "1="])
         expect(page.locator("table.board th.kr")).to_have_attribute("title", re.compile("2= says that rows share"))

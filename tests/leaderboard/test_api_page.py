@@ -2,9 +2,11 @@
 
 import importlib.util
 import json
+import time
 import urllib.request
 
 import pytest
+from gradio.queueing import Queue
 from gradio.utils import get_function_description
 
 from leaderboard.lab import Lab
@@ -34,6 +36,13 @@ def ask(blocks, path: str, body: dict | None = None) -> str:
     request = urllib.request.Request(f"{blocks.local_url}gradio_api/{path}", data, {"Content-Type": "application/json"})
     with urllib.request.urlopen(request, timeout=30) as reply:
         return reply.read().decode()
+
+
+def test_the_queue_of_an_idle_page_looks_a_few_times_a_second_and_not_a_thousand(blocks, monkeypatch):
+    looks, length = [], Queue.__len__
+    monkeypatch.setattr(Queue, "__len__", lambda queue: (looks.append(1), length(queue))[1])
+    time.sleep(0.5)
+    assert 1 <= len(looks) <= 12
 
 
 def test_the_api_page_names_and_describes_every_argument_and_answer(blocks):

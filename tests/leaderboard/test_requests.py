@@ -1,10 +1,11 @@
 from json import JSONDecodeError
+from types import SimpleNamespace
 
 import pytest
 from httpx2 import Request, Response
 from huggingface_hub.errors import HTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
 
-from leaderboard import requests
+from leaderboard import lab, requests
 from leaderboard.lab import Lab
 from quant_engine.spec import QuantSetting, UserError
 
@@ -12,6 +13,7 @@ from quant_engine.spec import QuantSetting, UserError
 @pytest.fixture(autouse=True)
 def every_model_is_here(monkeypatch):
     monkeypatch.setattr(requests, "available", lambda card: True)
+    monkeypatch.setattr(lab, "available", lambda card: True)
 
 
 def refusal(call, *args, **named) -> str:
@@ -148,6 +150,22 @@ def test_a_demo_model_that_is_not_there_names_the_command(monkeypatch):
     monkeypatch.setattr(requests, "available", lambda card: False)
     assert "quant_engine get demo" in refusal(requests.question, "demo", "/tmp/a.png", "What?", RTN, 64)
     assert "quant_engine get demo" in refusal(requests.run, "demo-llm", RTN, ["perplexity"])
+
+
+def test_the_first_model_is_loaded_ahead_where_it_is_here(monkeypatch):
+    loaded = []
+
+    def warm_up(model):
+        loaded.append(model)
+        raise UserError("The answering process can't be started: free memory.")
+
+    monkeypatch.setattr(requests, "default_device", lambda: "cpu")
+    page = Lab(answers=SimpleNamespace(warm_up=warm_up))
+    page.warm_up()
+    assert loaded == ["demo"]
+    monkeypatch.setattr(lab, "available", lambda card: False)
+    page.warm_up()
+    assert loaded == ["demo"]
 
 
 def test_on_a_space_runs_need_the_owners_token():

@@ -129,6 +129,7 @@ def test_a_side_grows_with_its_events_and_keeps_its_text_when_stopped():
     assert "A &lt;red&gt; circle" in stopped
     assert "Stopped." in stopped
     assert "without a word" in pane(Side(QuantSetting()).after(event("done")))
+    assert "Answered before" in pane(side.after(event("done", text="A circle", message="Answered before.")))
 
 
 def test_the_unquantized_side_says_what_type_its_weights_have_in_memory():

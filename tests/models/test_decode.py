@@ -9,7 +9,8 @@ from PIL import Image
 
 from quant_engine.models import decode
 from quant_engine.models.catalog import model_card
-from quant_engine.models.decode import PromptCache, answer, answer_text
+from quant_engine.models.decode import PictureCache, PromptCache, answer, answer_text
+from quant_engine.models.forward import embed
 from quant_engine.models.load import load_dense
 from quant_engine.spec import UserError
 
@@ -218,3 +219,66 @@ def test_the_type_of_the_weights_in_memory_is_told(tiny_models, dtype):
     loaded = load_dense(model_card(str(tiny_models / "llama")), None, dtype, "cpu")
     assert {str(weight.dtype) for weight in loaded.model.parameters()} == {f"torch.{dtype}"}
     assert next(answer(loaded, None, "Why?", 2)).stats.dtype == dtype
+
+
+def runs_of_tower(loaded, monkeypatch):
+    """A list that grows by one entry whenever the vision tower looks at something."""
+    runs, forward = [], loaded.model.model.vision_tower.forward
+    monkeypatch.setattr(
+        loaded.model.model.vision_tower,
+        "forward",
+        lambda *given, **named: (runs.append(1), forward(*given, **named))[1],
+    )
+    return runs
+
+
+def tokens_of(loaded, *asked):
+    return [step.token for step in answer(loaded, *asked)]
+
+
+def test_a_picture_is_encoded_once_for_all_settings_of_a_model_and_their_answers_stay_the_same(llava, monkeypatch):
+    other = tiny.llava_next()
+    with torch.no_grad():
+        other.model.model.language_model.layers[0].mlp.down_proj.weight.mul_(-2)
+    questions = [(loaded, picture(), text, 20) for loaded in (llava, other) for text in ("What?", "Why?")]
+    alone = [tokens_of(*question) for question in questions]
+    assert alone[0] != alone[2]
+    pictures, runs = PictureCache(), [runs_of_tower(loaded, monkeypatch) for loaded in (llava, other)]
+    assert [tokens_of(*question, None, pictures) for question in questions] == alone
+    assert [len(tower) for tower in runs] == [1, 0]
+
+
+def test_features_at_hand_give_the_same_logits_bit_for_bit(llava):
+    inputs = decode.prompt_inputs(llava, picture(300, 12), "What?")
+    encoded, _ = PictureCache().encode(llava, inputs["pixel_values"], inputs["image_sizes"])
+    at_hand = {"input_ids": inputs["input_ids"], "image_features": encoded.features}
+    assert torch.equal(embed(llava.model, inputs), embed(llava.model, at_hand))
+
+
+def test_other_pictures_and_other_models_are_encoded_anew_and_the_oldest_forgotten(llava, monkeypatch):
+    runs, pictures = runs_of_tower(llava, monkeypatch), PictureCache(most=2)
+
+    def encoded_anew(*size):
+        before = len(runs)
+        tokens_of(llava, picture(*size), "What?", 1, None, pictures)
+        return len(runs) > before
+
+    assert [encoded_anew(*size) for size in ((60, 40), (30, 100), (60, 40), (28, 28), (60, 40), (30, 100))] == [
+        True, True, False, True, False, True,
+    ]  # fmt: skip
+    monkeypatch.setattr(llava, "revision", "another")
+    assert encoded_anew(30, 100)
+
+
+def test_the_time_to_the_first_token_counts_a_picture_that_was_at_hand_as_if_encoded_anew(llava, monkeypatch):
+    now, features, forward = [0.0], decode.picture_features, decode._next_token
+
+    def taking(seconds, function):
+        return lambda *given: (now.__setitem__(0, now[0] + seconds), function(*given))[1]
+
+    monkeypatch.setattr(decode, "picture_features", taking(5.0, features))
+    monkeypatch.setattr(decode, "_next_token", taking(2.0, forward))
+    monkeypatch.setattr(decode.time, "perf_counter", lambda: now[0])
+    pictures = PictureCache()
+    firsts = [next(answer(llava, picture(), "What?", 1, None, pictures)).stats.ttft_s for _ in range(2)]
+    assert firsts == [7.0, 7.0]

@@ -16,6 +16,8 @@ from transformers import (
 )
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 
+from quant_engine.models.load import Loaded
+
 SPECIAL = ["<unk>", "<s>", "</s>", "<image>"]
 TEXT_TEMPLATE = (
     "{% for m in messages %}<s>{{ m.role }}: {{ m.content }}</s>{% endfor %}"
@@ -96,15 +98,12 @@ def llava_next(seed=0):
 
 
 def _loaded(model, words, processor, title):
-    """The seam of `quant_engine.models.load.Loaded` around a model made here."""
-    return SimpleNamespace(
+    return Loaded(
         model=model.eval(),
         tokenizer=words,
         processor=processor,
-        card=SimpleNamespace(title=title, pictures=processor is not None),
+        card=SimpleNamespace(id=title, title=title, pictures=processor is not None),
         folder=Path("tiny"),
         picture_problem=f"{title} is a text model: ask without a picture, or choose another model.",
-        weight_bytes=sum(weight.numel() * weight.element_size() for weight in model.parameters()),
         stored_bits=32.0,
-        dtype="float32",
     )

@@ -5,9 +5,11 @@ import threading
 
 import pytest
 import torch
+from PIL import Image
 
 from quant_engine.answers import worker
 from quant_engine.checkpoints import Checkpoint
+from quant_engine.models.decode import answer_text
 from quant_engine.models.load import load_dense
 from quant_engine.progress import Hooks, Stopped
 from quant_engine.runs import weights
@@ -45,9 +47,29 @@ def test_runs_and_answers_in_any_type_and_on_any_device_share_their_weights(plan
     weights.quantize(plan, "cpu", Hooks())
     monkeypatch.setattr(worker, "default_dtype", lambda device: "bfloat16")
     stages = []
-    loaded = worker.load_setting(plan.spec.model, RTN, lambda progress: stages.append(progress.stage))
+    assert worker.resolve(plan.spec.model, RTN) == (plan.spec, False)
+    loaded = worker.load_weights(plan.spec, None, lambda progress: stages.append(progress.stage))
     assert loaded.model.dtype == torch.bfloat16
     assert set(stages) == {"loading"}
+
+
+def test_settings_of_a_model_hold_once_what_they_have_in_common_and_answer_as_alone(lab, tiny_models):
+    plans = [resolve_weights(WeightSpec(model=str(tiny_models / "llava"), setting=s)) for s in (QuantSetting(), RTN)]
+    alone = [weights.load(plan, "float32", "cpu", Hooks()) for plan in plans]
+    sibling = weights.load(plans[0], "float32", "cpu", Hooks())
+    shared = weights.load(plans[1], "float32", "cpu", Hooks(), sibling)
+    for name in ("vision_tower", "multi_modal_projector", "language_model.embed_tokens", "language_model.norm"):
+        ours, theirs = (loaded.model.model.get_submodule(name).parameters() for loaded in (shared, sibling))
+        assert all(mine is other for mine, other in zip(ours, theirs, strict=True))
+    blocks = [loaded.model.model.language_model.layers.state_dict().values() for loaded in (shared, sibling)]
+    assert not {t.data_ptr() for t in blocks[0]} & {t.data_ptr() for t in blocks[1]}
+    assert shared.weight_bytes == alone[1].weight_bytes
+    assert len({**shared.storages, **sibling.storages}) < len(shared.storages) + len(sibling.storages)
+    picture = Image.linear_gradient("L").resize((60, 40)).convert("RGB")
+    texts = [answer_text(loaded, picture, "What?", 12) for loaded in (*alone, sibling, shared)]
+    assert texts[:2] == texts[2:]
+    other_type = weights.load(plans[1], "bfloat16", "cpu", Hooks(), sibling)
+    assert not other_type.storages.keys() & sibling.storages.keys()
 
 
 def test_unquantized_weights_are_the_model_itself(lab, tiny_models):

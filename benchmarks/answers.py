@@ -1,0 +1,234 @@
+"""How long a visitor waits for answers: `python benchmarks/answers.py`.
+
+On a fresh cache: how long the answering process takes to load the demo model, and in a headless Chromium the seconds
+from the press of Ask on an example to the first token of FP16 and of RTN beside it, once pressed as soon as the page is
+there and once after the model was loaded. Then what a side by side costs against FP16 alone (alternating, medians),
+what eight and twenty visitors wait who ask at once, and what an idle page takes of a core.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import psutil
+from rich.console import Console
+from rich.table import Table
+
+PROJECT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(PROJECT))
+
+from leaderboard.ui.ask_tab import read_examples  # noqa: E402
+from quant_engine import folders  # noqa: E402
+from quant_engine.answers.client import AnswerService  # noqa: E402
+from quant_engine.answers.messages import AskRequest  # noqa: E402
+from quant_engine.spec import QuantSetting  # noqa: E402
+
+FP16, RTN = QuantSetting(), QuantSetting(method="rtn", w_bits=4, group_size=64)
+EXAMPLES = read_examples()
+TOKENS = 32
+IDLE_S = 10.0
+CHROMIUM_OPTIONS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
+_ANSWERED = "document.querySelector('#answer-{} .at-token, #answer-{} .at-done') !== null && performance.now()"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeat", type=int, default=5, help="measurements of each number (default 5)")
+    parser.add_argument(
+        "--only", choices=["loading", "browser", "sides", "visitors", "idle"], help="one part of the report"
+    )
+    arguments = parser.parse_args()
+    os.environ["LOWBIT_MODELS"] = str(folders.models())  # what is fetched stays; all else is written to fresh folders
+    cores = os.cpu_count()
+    report = Table("what", "seconds", "against", title=f"Answers of the demo model on {cores} cores")
+    parts = {"loading": loading, "browser": browser, "sides": sides, "visitors": visitors, "idle": idle}
+    for name, part in parts.items():
+        if arguments.only in (None, name):
+            for row in part(arguments.repeat):
+                report.add_row(*row)
+            report.add_section()
+    Console().print(report)
+
+
+def loading(repeat: int) -> Iterator[tuple[str, str, str]]:
+    """From the start of the answering process to a loaded model."""
+    times = []
+    for _ in range(repeat):
+        with service() as answers:
+            began = time.perf_counter()
+            next(event for event in answers.ask(question(0, (FP16,), 1)) if event.message == "Reading")
+            times.append(time.perf_counter() - began)
+    yield "start of the process and loading FP16", seconds(times), ""
+
+
+def browser(repeat: int) -> Iterator[tuple[str, str, str]]:
+    """From the press of Ask to the first tokens, in a browser, each time on a fresh cache."""
+    from playwright.sync_api import Error, sync_playwright
+
+    installed = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    with sync_playwright() as playwright:
+        try:
+            chromium = playwright.chromium.launch(executable_path=installed, args=CHROMIUM_OPTIONS)
+        except Error:
+            print("No Chromium here (sh tests/browser/install.sh): nothing is measured in the browser.")
+            return
+        for when, loaded in (("at once", False), ("with the model loaded", True)):
+            firsts = [press_ask(chromium, loaded) for _ in range(repeat)]
+            yield f"Ask {when}: first token of FP16", seconds([fp16 for fp16, _ in firsts]), ""
+            yield f"Ask {when}: first token of RTN after that", seconds([rtn - fp16 for fp16, rtn in firsts]), ""
+        chromium.close()
+
+
+def press_ask(chromium: Any, loaded: bool) -> tuple[float, float]:
+    """Seconds from the press to the first tokens of FP16 and RTN, on a fresh page or one that has loaded its model."""
+    with serving() as (url, process):
+        page = chromium.new_page()
+        page.goto(url)
+        page.wait_for_selector("table.board")
+        if loaded:
+            wait_until_idle(process)
+        page.get_by_role("tab", name="Ask a picture").click()
+        page.locator("[data-example]").first.click()
+        page.locator("#picture img").wait_for()
+        began = page.evaluate("document.querySelector('#ask').click() || performance.now()")
+        firsts = [
+            page.wait_for_function(_ANSWERED.format(side, side), timeout=300_000, polling=20).json_value()
+            for side in (0, 1)
+        ]
+        page.close()
+    return (firsts[0] - began) / 1000, (firsts[1] - began) / 1000
+
+
+def sides(repeat: int) -> Iterator[tuple[str, str, str]]:
+    """FP16 alone, and beside RTN, alternating."""
+    alone, together = [], []
+    with service() as answers:
+        ask(answers, question(0, (FP16, RTN)))
+        for number in range(1, repeat + 1):
+            alone.append(ask(answers, question(number, (FP16,))))
+            together.append(ask(answers, question(-number, (FP16, RTN))))
+    yield f"FP16 alone, {TOKENS} tokens at most", seconds(alone), ""
+    ratio = statistics.median(together) / statistics.median(alone)
+    yield "FP16 and RTN side by side", seconds(together), f"{ratio:.2f} times FP16 alone"
+
+
+def visitors(repeat: int) -> Iterator[tuple[str, str, str]]:
+    """Several visitors who ask at once, FP16 beside RTN, against one after another; all ask something else."""
+    with service() as answers:
+        ask(answers, question(0, (FP16, RTN)))
+        alone = statistics.median(ask(answers, question(-number, (FP16, RTN))) for number in range(1, repeat + 1))
+        for count in (8, 20):
+            requests = [question(100 * count + number, (FP16, RTN)) for number in range(count)]
+            with ThreadPoolExecutor(count) as pool:
+                ends = [*pool.map(partial(ask, answers), requests)]
+            yield f"{count} visitors at once: first answer", f"{min(ends):.2f}", f"{alone:.2f} alone"
+            yield f"{count} visitors at once: last answer", f"{max(ends):.2f}", f"{count * alone:.2f} in turn"
+        again = ask(answers, requests[0].model_copy(update={"request_id": "again"}))
+        yield "the same question again", f"{again:.3f}", ""
+
+
+def idle(repeat: int) -> Iterator[tuple[str, str, str]]:
+    """Processor seconds of the page, its answering process and what that has started, while nobody does anything."""
+    with serving() as (_, page):
+        wait_until_idle(page)
+        spent = [cpu_time(page, IDLE_S) for _ in range(repeat)]
+        core = statistics.median(spent) / IDLE_S
+        yield f"processor time of an idle page in {IDLE_S:.0f} s", seconds(spent), f"{core:.1%} of a core"
+
+
+def wait_until_idle(page: psutil.Process) -> None:
+    """A page that does nothing for some seconds has loaded its model, and the libraries that quantizing takes."""
+    while cpu_time(page, 5.0) > 0.2:
+        pass
+
+
+def cpu_time(page: psutil.Process, wait: float) -> float:
+    """Processor seconds that a page and its children spend while so many seconds pass."""
+
+    def total() -> float:
+        return sum(p.cpu_times().user + p.cpu_times().system for p in (page, *page.children(recursive=True)))
+
+    before = total()
+    time.sleep(wait)
+    return total() - before
+
+
+def question(number: int, sides: tuple[QuantSetting, ...], tokens: int = TOKENS) -> AskRequest:
+    """An example's question in words that no other number has, so that no answer is at hand."""
+    example = EXAMPLES[number % len(EXAMPLES)]
+    text = f"{example.question} (Visitor {number})"
+    return AskRequest(model="demo", image=example.picture, question=text, sides=sides, max_new_tokens=tokens)
+
+
+def ask(answers: AnswerService, request: AskRequest) -> float:
+    """Seconds until all sides of a question are answered."""
+    began = time.perf_counter()
+    failed = [event.message for event in answers.ask(request) if event.kind == "error"]
+    if failed:
+        raise SystemExit(failed[0])
+    return time.perf_counter() - began
+
+
+@contextmanager
+def service() -> Iterator[AnswerService]:
+    """The answering process on a fresh cache."""
+    with tempfile.TemporaryDirectory() as home:
+        os.environ["LOWBIT_HOME"] = home
+        answers = AnswerService()
+        try:
+            yield answers
+        finally:
+            answers.close()
+
+
+@contextmanager
+def serving() -> Iterator[tuple[str, psutil.Process]]:
+    """The page on a fresh cache: where it answers, and its process."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as home:
+        environment = os.environ | {"PORT": str(port), "LOWBIT_HOME": home}
+        page = subprocess.Popen(
+            [sys.executable, "app.py"],
+            cwd=PROJECT,
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        url = f"http://127.0.0.1:{port}/"
+        try:
+            while True:
+                with suppress(urllib.error.URLError, ConnectionError), urllib.request.urlopen(url, timeout=10):
+                    break
+                if page.poll() is not None:
+                    raise SystemExit(f"The page ended with {page.returncode} before it answered.")
+                time.sleep(0.05)
+            yield url, psutil.Process(page.pid)
+        finally:
+            page.terminate()
+            page.wait()
+
+
+def seconds(times: list[float]) -> str:
+    return f"{statistics.median(times):.2f}"
+
+
+if __name__ == "__main__":
+    main()
