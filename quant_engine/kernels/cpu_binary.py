@@ -1,4 +1,4 @@
-"""Binary weights on the CPU: multiply one activation row straight from the planes of bits, and dequantize.
+"""Binary weights with marks on the CPU: multiply straight from the planes of bits, and dequantize.
 
 Everything that a product needs are sums of those inputs whose bit is set. With P such a sum over the signs of a group,
 and X the sum of all its inputs:
@@ -15,10 +15,13 @@ import numpy as np
 import torch
 from numba import njit, prange
 
-from quant_engine.kernels.cpu import FLOAT16, code_at
 from quant_engine.weights.binary import LOW_BITS, Binary, PartlyBinary, ResidualBinary
 
+FEW_ROWS = 4
+"""Up to so many activation rows, multiplying from the planes beats dequantizing a tile."""
 BYTE = 8
+FLOAT16 = np.arange(2**16, dtype=np.uint16).view(np.float16).astype(np.float32)
+"""The float32 value of every float16 bit pattern."""
 
 ROWS_AT_ONCE = 64
 
@@ -36,8 +39,16 @@ def fits(weight: Binary) -> bool:
     return weight.group % BYTE == 0 or weight.groups == 1
 
 
-def multiply_row(x: torch.Tensor, weight: Binary) -> torch.Tensor:
-    """`x` [in_features] float32 to [out_features] float32. The weight must be one that `fits`."""
+def prepare(weight: Binary) -> None:
+    """Nothing: planes are read as files have them."""
+
+
+def multiply(x: torch.Tensor, weight: Binary) -> torch.Tensor:
+    """`x` [rows, in_features] float32 to [rows, out_features] float32. The weight must be one that `fits`."""
+    return torch.stack([_multiply_row(row, weight) for row in x])
+
+
+def _multiply_row(x: torch.Tensor, weight: Binary) -> torch.Tensor:
     signs, scales = bytes_of(weight.signs), weight.scales.view(torch.uint16).numpy()
     inputs = padded_to(x.detach(), signs) * _column_bits(weight.live)
     per_group = -(-weight.group // BYTE)
@@ -47,11 +58,9 @@ def multiply_row(x: torch.Tensor, weight: Binary) -> torch.Tensor:
         salient = inputs * _column_bits(weight.salient)
         sums = (*_sums(inputs - salient, per_group), *_sums(salient, per_group))
         _multiply_residual(*sums, signs, bytes_of(weight.marks), *shared, y)
-    elif isinstance(weight, PartlyBinary):
+    else:
         sums = _sums(inputs, per_group)
         _multiply_partly(*sums, inputs, signs, bytes_of(weight.marks), *_salient(weight), *shared, y)
-    else:
-        _multiply(*_sums(inputs, per_group), signs, *shared, y)
     return torch.from_numpy(y)
 
 
@@ -65,7 +74,6 @@ def dequantize_rows(weight: Binary, start: int, end: int) -> torch.Tensor:
         _dequantize_residual(signs, bytes_of(weight.marks), scales, weight.group, live, salient, FLOAT16, start, out)
     else:
         _dequantize(signs, scales, weight.group, live, FLOAT16, start, out)
-    if isinstance(weight, PartlyBinary):
         _dequantize_salient(signs, bytes_of(weight.marks), *_salient(weight), live, FLOAT16, start, out)
     return torch.from_numpy(out)
 
@@ -110,20 +118,6 @@ def subset_sums(x):  # type: ignore[no-untyped-def]
 
 
 # Indices are unsigned below, since a signed one is checked for counting from the end.
-
-
-@njit(parallel=True, nogil=True, error_model="numpy", cache=True)
-def _multiply(table, totals, signs, scales, per_group, float16, y):  # type: ignore[no-untyped-def]
-    count = table.shape[0]
-    for row in prange(y.shape[0]):
-        total = np.float32(0)
-        for group in range(scales.shape[1]):
-            positive = np.float32(0)
-            for b in range(group * per_group, min(group * per_group + per_group, count)):
-                positive += table[np.uint64(b), signs[row, b]]
-            total += float16[scales[row, group, 0]] * totals[group]
-            total += float16[scales[row, group, 1]] * (2 * positive - totals[group])
-        y[row] = total
 
 
 @njit(parallel=True, nogil=True, error_model="numpy", cache=True)
@@ -190,6 +184,16 @@ def _multiply_residual(  # type: ignore[no-untyped-def]
                 total += float16[scale[4]] * everything + float16[scale[5]] * (2 * first - everything)
                 total += float16[scale[6]] * everything + float16[scale[7]] * (2 * second - everything)
                 y[row] += total
+
+
+@njit(inline="always")
+def code_at(words, at, bits, mask):  # type: ignore[no-untyped-def]
+    """The code that starts at bit `at` of a stream of words."""
+    word, offset = at // 32, at % 32
+    code = np.uint64(words[word])
+    if offset + bits > 32:
+        code |= np.uint64(words[word + 1]) << np.uint64(32)
+    return (code >> np.uint64(offset)) & mask
 
 
 @njit(inline="always")
