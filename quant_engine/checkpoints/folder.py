@@ -151,8 +151,12 @@ class Checkpoint:
 
 def _relaid(block: nn.Module) -> set[str]:
     """The tensors of weights that may be interleaved."""
-    weights = ((path, one) for path, one in block.named_modules() if isinstance(one, StoredWeight) and one.by_rows)
-    return {f"{path}.{name}" for path, weight in weights for name, _ in weight.named_buffers(recurse=False)}
+    return {
+        f"{path}.{name}"
+        for path, module in block.named_modules()
+        if isinstance(module, StoredWeight) and module.by_rows
+        for name, _ in module.named_buffers(recurse=False)
+    }
 
 
 def _same_tensors(first: Path, second: Path) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 from typing import NamedTuple
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -32,34 +33,61 @@ SERIAL_WORK = 2**20
 _RELAYING = threading.Lock()
 
 
-class _Kind(NamedTuple):
+class _Plan(NamedTuple):
     """How the tile kernels read a weight."""
 
     form: int
     bits: int
     variant: int
-    words: torch.Tensor
+    words: int
+    """Where its codes begin."""
+    side: int
+    """Where the addresses and numbers that its form takes stand."""
+    numbers: np.ndarray
+    per_group: int
+    """Blocks that share their numbers."""
+    groups: int
+    tiles: int
+    factors: np.ndarray
+
+
+_PLANS: WeakKeyDictionary[StoredWeight, _Plan] = WeakKeyDictionary()
+"""Of interleaved weights, as long as they stay so."""
+
+
+def _plan(weight: StoredWeight) -> _Plan:
+    """Re-lays a weight that `fits`, once."""
+    plan = _PLANS.get(weight) if weight.interleaved else None
+    if plan is None:
+        with _RELAYING:
+            if not weight.interleaved:
+                weight.interleave()
+            plan = _PLANS[weight] = _read(weight)
+    return plan
+
+
+def _read(weight: StoredWeight) -> _Plan:
     side: tuple[torch.Tensor | int | None, ...]
-    """Tensors whose addresses the form takes, and numbers."""
-    group: int
-    """Columns that share their numbers."""
-
-
-def _kind(weight: StoredWeight) -> _Kind:
-    n = weight.in_features
     if isinstance(weight, RotatedInt):
-        return _Kind(0, weight.bits, Integers.ROTATED, weight.codes, (weight.scale, None), n)
-    if isinstance(weight, Codebook):
-        variant = Levels.DOUBLE * weight.double | Levels.SHIFTED * weight.shifted
-        last = -(-weight.blocks // BLOCKS_PER_STEP) - 1
+        form, variant, words, side, group = 0, Integers.ROTATED, weight.codes, (weight.scale, 0), weight.in_features
+    elif isinstance(weight, Codebook):
+        form, variant, words = 1, Levels.DOUBLE * weight.double | Levels.SHIFTED * weight.shifted, weight.codes
         side = (weight.scales, weight.shifts, weight.scale_steps, weight.shift_steps, weight.scale_mean)
-        return _Kind(1, weight.bits, variant, weight.codes, (*side, dynamic_map(), last), weight.block)
-    if isinstance(weight, Binary):
-        return _Kind(2, 1, 0, weight.signs, (weight.scales, None), weight.group)
-    if isinstance(weight, DualBinary):
-        return _Kind(3, 1, 0, weight.planes, (weight.scales, None), weight.group)
-    variant = Integers.MIDDLE if weight.symmetric else Integers.ZEROS
-    return _Kind(0, weight.bits, variant, weight.codes, (weight.scales, weight.zeros), weight.group)
+        side, group = (*side, dynamic_map(), -(-weight.blocks // BLOCKS_PER_STEP) - 1), weight.block
+    elif isinstance(weight, Binary):
+        form, variant, words, side, group = 2, 0, weight.signs, (weight.scales, 0), weight.group
+    elif isinstance(weight, DualBinary):
+        form, variant, words, side, group = 3, 0, weight.planes, (weight.scales, 0), weight.group
+    else:
+        form, variant = 0, Integers.MIDDLE if weight.symmetric else Integers.ZEROS
+        words, side, group = weight.codes, (weight.scales, weight.zeros), weight.group
+    bits = getattr(weight, "bits", 1)
+    addresses = [part.data_ptr() if isinstance(part, torch.Tensor) else part or 0 for part in side]
+    numbers = np.array(addresses, np.int64)
+    groups, tiles = -(-weight.in_features // group), -(-weight.out_features // ROWS)
+    per_group, factors = min(group, weight.in_features) // BLOCK, vectors.input_factors(form, bits)
+    address = words.data_ptr()
+    return _Plan(form, bits, variant, address, numbers.ctypes.data, numbers, per_group, groups, tiles, factors)
 
 
 def fits(weight: StoredWeight) -> bool:
@@ -71,30 +99,26 @@ def fits(weight: StoredWeight) -> bool:
 
 def prepare(weight: StoredWeight) -> None:
     """Re-lays a weight that `fits`, once."""
-    with _RELAYING:
-        if not weight.interleaved:
-            weight.interleave()
+    _plan(weight)
 
 
 def multiply(x: torch.Tensor, weight: StoredWeight) -> torch.Tensor:
     """`x` [rows, in_features] float32, transformed, to [rows, out_features] float32. The weight must be one that
     `fits`."""
-    prepare(weight)
-    kind = _kind(weight)
-    rows, columns, tiles = *x.shape, -(-weight.out_features // ROWS)
+    plan = _plan(weight)
+    rows, columns = x.shape
     # Three rows are done as four, of which the last is zero.
     padded = rows + (rows % vectors.AT_ONCE == vectors.AT_ONCE - 1)
-    scaled, sums = np.empty((padded, columns), np.float32), np.empty((padded, -(-columns // kind.group)), np.float32)
-    y = np.empty((padded, tiles * ROWS), np.float32)
+    scaled, sums = np.empty((padded, columns), np.float32), np.empty((padded, plan.groups), np.float32)
+    y = np.empty((padded, plan.tiles * ROWS), np.float32)
     parts = torch.get_num_threads() if weight.out_features * columns * rows >= SERIAL_WORK else 1
+    run = vectors.multiplier(plan.form, plan.bits, plan.variant, parts > 1)
     inputs = x.detach().contiguous().numpy()
-    run = vectors.multiplier(kind.form, kind.bits, kind.variant, parts > 1)
-    factors, side = vectors.input_factors(kind.form, kind.bits), _addresses(kind.side)
-    per_group = min(kind.group, columns) // BLOCK
-    if isinstance(weight, Binary):
+    if plan.form == 2:
         inputs = inputs * _live(weight)
-    run(inputs, factors, kind.words.data_ptr(), side.ctypes.data, per_group, scaled, sums, y, parts)
-    return torch.from_numpy(y)[:rows, : weight.out_features]
+    run(inputs, plan.factors, plan.words, plan.side, plan.per_group, scaled, sums, y, parts)
+    whole = torch.from_numpy(y)
+    return whole if whole.shape == (rows, weight.out_features) else whole[:rows, : weight.out_features]
 
 
 def dequantize_rows(weight: StoredWeight, start: int, end: int) -> torch.Tensor:
@@ -102,39 +126,31 @@ def dequantize_rows(weight: StoredWeight, start: int, end: int) -> torch.Tensor:
     of columns that follow each other in memory."""
     if not fits(weight):
         return weight.stored_rows(start, end)
-    prepare(weight)
-    columns = _columns(weight, _kind(weight), start, end)
+    columns = _columns(weight, _plan(weight), start, end)
     if isinstance(weight, Binary):
         columns *= torch.from_numpy(_live(weight))[:, None]
     return columns.T
 
 
 def _columns(
-    weight: StoredWeight, kind: _Kind, start: int, end: int, dtype: torch.dtype = torch.float32
+    weight: StoredWeight, plan: _Plan, start: int, end: int, dtype: torch.dtype = torch.float32
 ) -> torch.Tensor:
     """The transpose of `dequantize_rows`."""
     first, last = start // ROWS, -(-end // ROWS)
     out = torch.empty((weight.in_features, (last - first) * ROWS), dtype=dtype)
     parts = torch.get_num_threads() if out.numel() >= SERIAL_WORK // 4 else 1
-    run = vectors.dequantizer(kind.form, kind.bits, kind.variant, parts > 1)
-    side, tiles = _addresses(kind.side), -(-weight.out_features // ROWS)
-    per_group = min(kind.group, weight.in_features) // BLOCK
-    run(kind.words.data_ptr(), side.ctypes.data, per_group, first, tiles, out.numpy(), parts)
+    run = vectors.dequantizer(plan.form, plan.bits, plan.variant, parts > 1)
+    run(plan.words, plan.side, plan.per_group, first, plan.tiles, out.numpy(), parts)
     return out[:, start - first * ROWS : end - first * ROWS]
 
 
 def integer_rows(weight: GroupedInt, start: int, end: int) -> torch.Tensor:
     """Rows `start` to `end` of code - zero as int8 [end - start, in_features], for symmetric weights with a group a
     row that `fits`."""
-    prepare(weight)
-    kind = _Kind(0, weight.bits, Integers.WHOLE, weight.codes, (None, None), weight.in_features)
-    return _columns(weight, kind, start, end, torch.int8).T
+    plan = _plan(weight)._replace(variant=Integers.WHOLE)
+    return _columns(weight, plan, start, end, torch.int8).T
 
 
 def _live(weight: Binary) -> np.ndarray:
     """1 for each column that has weights, and 0 for others: uint8 [in_features], which is whole words."""
     return np.unpackbits(weight.live.numpy().view(np.uint8), bitorder="little")
-
-
-def _addresses(side: tuple[torch.Tensor | int | None, ...]) -> np.ndarray:
-    return np.array([part.data_ptr() if isinstance(part, torch.Tensor) else part or 0 for part in side], np.int64)

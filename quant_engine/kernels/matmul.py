@@ -81,7 +81,7 @@ def _by_integers(codes: torch.Tensor, weight: IntActivations) -> torch.Tensor:
         end = min(start + step, weight.out_features)
         rows = cpu.integer_rows(weight, start, end) if by_kernel else weight.integers(start, end)
         parts.append(torch._int_mm(narrow, rows.T).float())
-    return torch.cat(parts, 1) * weight.scales.float().T
+    return torch.cat(parts, 1) * weight.row_scales.float()
 
 
 def _kernel(x: torch.Tensor, weight: StoredWeight) -> ModuleType | None:

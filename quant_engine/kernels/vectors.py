@@ -481,8 +481,17 @@ def dequantizer(form: int, bits: int, variant: int, parallel: bool) -> Callable[
         for part in prange(parts):
             for tile in range(count * part // parts, count * (part + 1) // parts):
                 _dequantize_tile(
-                    form, bits, variant, side, words, out_at + tile * 16 * out.itemsize, stride, first + tile,
-                    tiles, blocks, per_group,
+                    form,
+                    bits,
+                    variant,
+                    side,
+                    words,
+                    out_at + tile * 16 * out.itemsize,
+                    stride,
+                    first + tile,
+                    tiles,
+                    blocks,
+                    per_group,
                 )
 
     return njit(parallel=parallel, nogil=True, cache=True, error_model="numpy")(dequantize)

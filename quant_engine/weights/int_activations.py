@@ -61,6 +61,11 @@ class IntActivations(GroupedInt):
         weight.scales = scales.to(torch.float16).contiguous()
         return weight
 
+    @property
+    def row_scales(self) -> torch.Tensor:
+        """The scale of each row, float16 [m]."""
+        return self.scales.flatten()[: self.out_features]
+
     def integers(self, start: int, end: int) -> torch.Tensor:
         """Rows `start` to `end` of the signed codes, int8 [end - start, in_features]."""
         codes = unpack(self.canonical().codes[start:end], self.bits, self.in_features)
