@@ -15,8 +15,8 @@ import numpy as np
 import torch
 
 from quant_engine.kernels import vectors
-from quant_engine.kernels.vectors import Integers, Levels
-from quant_engine.weights.binary import Binary
+from quant_engine.kernels.vectors import Integers, Levels, TwoPlanes
+from quant_engine.weights.binary import Binary, ResidualBinary
 from quant_engine.weights.codebook import BLOCKS_PER_STEP, Codebook, dynamic_map
 from quant_engine.weights.dual_binary import DualBinary
 from quant_engine.weights.form import StoredWeight
@@ -74,10 +74,14 @@ def _read(weight: StoredWeight) -> _Plan:
         form, variant, words = 1, Levels.DOUBLE * weight.double | Levels.SHIFTED * weight.shifted, weight.codes
         side = (weight.scales, weight.shifts, weight.scale_steps, weight.shift_steps, weight.scale_mean)
         side, group = (*side, dynamic_map(), -(-weight.blocks // BLOCKS_PER_STEP) - 1), weight.block
+    elif isinstance(weight, ResidualBinary):
+        form, variant, words, group = 3, TwoPlanes.RESIDUAL, weight.signs, weight.group
+        side = (weight.scales, weight.marks, weight.salient)
     elif isinstance(weight, Binary):
         form, variant, words, side, group = 2, 0, weight.signs, (weight.scales, 0), weight.group
     elif isinstance(weight, DualBinary):
-        form, variant, words, side, group = 3, 0, weight.planes, (weight.scales, 0), weight.group
+        form, variant, words, group = 3, TwoPlanes.DUAL, weight.planes, weight.group
+        side = (weight.scales, weight.planes[1], 0)
     else:
         form, variant = 0, Integers.MIDDLE if weight.symmetric else Integers.ZEROS
         words, side, group = weight.codes, (weight.scales, weight.zeros), weight.group
@@ -114,7 +118,7 @@ def multiply(x: torch.Tensor, weight: StoredWeight) -> torch.Tensor:
     parts = torch.get_num_threads() if weight.out_features * columns * rows >= SERIAL_WORK else 1
     run = vectors.multiplier(plan.form, plan.bits, plan.variant, parts > 1)
     inputs = x.detach().contiguous().numpy()
-    if plan.form == 2:
+    if isinstance(weight, Binary):
         inputs = inputs * _live(weight)
     run(inputs, plan.factors, plan.words, plan.side, plan.per_group, scaled, sums, y, parts)
     whole = torch.from_numpy(y)

@@ -32,7 +32,7 @@ CPU_KERNELS = {
     "codebook": cpu,
     "binary": cpu,
     "partly_binary": cpu_binary,
-    "residual_binary": cpu_binary,
+    "residual_binary": cpu,
     "dual_binary": cpu,
 }
 """By storage form, the module with its functions `fits`, `prepare`, `multiply` and `dequantize_rows` for the CPU."""

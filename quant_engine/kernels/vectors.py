@@ -14,8 +14,8 @@ numbers, and everything that the machine code depends on stands in this file, wh
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from functools import cache
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache, reduce
 from typing import Any
 
 import llvmlite.ir as ir
@@ -24,6 +24,7 @@ from numba import njit, prange, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from quant_engine.weights.binary import RESIDUAL_TERMS
 from quant_engine.weights.codebook import BLOCKS_PER_STEP, levels
 from quant_engine.weights.interleaving import ROWS as LANES
 
@@ -150,8 +151,8 @@ class Integers:
     ZEROS, MIDDLE, ROTATED, WHOLE = range(4)
     """Variants: packed zeros; all zeros 2^(b-1); all zeros (2^b - 1) / 2, with a single scale; all zeros 2^(b-1) and no
     scale, as int8."""
-    planes = 1
-    """Words of how many planes make a weight."""
+    more_planes: Sequence[ir.Value] = ()
+    """Addresses of words beside the first ones."""
     shifts = True
     """Whether codes may be left where they lie in their words."""
 
@@ -159,8 +160,8 @@ class Integers:
         self.e, self.bits, self.variant = e, bits, variant
         self.scales, self.zeros = (e.load(I64, side, 8 * n) for n in range(2))
 
-    def coefficients(self, at: Group, apart: bool) -> tuple[list[ir.Value], ir.Value]:
-        """The factors a, for each plane, and the constant c of a tile's group; `apart` as `weight` takes them."""
+    def coefficients(self, at: Group, apart: bool) -> tuple[ir.Value, ir.Value]:
+        """The factor a and the constant c of a tile's group; `apart` as `weight` takes them."""
         e, b, index = self.e, self.e.builder, at.index
         middle = (2**self.bits - (self.variant == self.ROTATED)) / 2
         zero = e.codes(self.zeros, index, self.bits) if self.variant == self.ZEROS else e.floats(middle)
@@ -168,28 +169,25 @@ class Integers:
             scale = e.from_half(e.splat(e.load(I16, self.scales)))
         else:
             scale = e.floats(1) if self.variant == self.WHOLE else e.halves(self.scales, index)
-        return [scale], b.fneg(b.fmul(scale, zero))
+        return scale, b.fneg(b.fmul(scale, zero))
 
-    def values(self, words: list[list[ir.Value]], shifted: bool) -> Iterator[list[ir.Value]]:
-        """For each of a block's 32 columns, its code in every plane as a number; `shifted` where that may be."""
+    def values(self, words: list[list[ir.Value]], shifted: bool, block: ir.Value) -> Iterator[ir.Value]:
+        """For each of a block's 32 columns, what its code stands for; `shifted` where that may be."""
         b = self.e.builder
         mask = 2**self.bits - 1
         for word, offset in code_offsets(self.bits):
-            numbers = []
-            for plane in words:
-                if shifted and stays_shifted(self.bits, offset):
-                    code = b.and_(plane[word], self.e.ints(mask << offset))
-                else:
-                    code = _cut(self.e, plane, word, offset, self.bits)
-                    code = code if offset + self.bits == 32 else b.and_(code, self.e.ints(mask))
-                numbers.append(b.sitofp(code, FLOATS))
-            yield numbers
+            if shifted and stays_shifted(self.bits, offset):
+                code = b.and_(words[0][word], self.e.ints(mask << offset))
+            else:
+                code = _cut(self.e, words[0], word, offset, self.bits)
+                code = code if offset + self.bits == 32 else b.and_(code, self.e.ints(mask))
+            yield b.sitofp(code, FLOATS)
 
-    def weight(self, numbers: list[ir.Value], factors: list[ir.Value], constant: ir.Value) -> ir.Value:
+    def weight(self, value: ir.Value, factor: ir.Value, constant: ir.Value) -> ir.Value:
         """The weights of a column, rounded as the form's own `dequantize` rounds them."""
         b = self.e.builder
         # Both products are exact, and so is their difference: it is the scale times a small integer.
-        weight = b.fadd(b.fmul(numbers[0], factors[0]), constant)
+        weight = b.fadd(b.fmul(value, factor), constant)
         return b.fptosi(weight, ir.VectorType(ir.IntType(8), LANES)) if self.variant == self.WHOLE else weight
 
 
@@ -206,7 +204,7 @@ class Levels:
 
     DOUBLE, SHIFTED = 1, 2
     """Bits of a variant."""
-    planes = 1
+    more_planes: Sequence[ir.Value] = ()
     shifts = False
 
     def __init__(self, e: Emitter, bits: int, variant: int, side: ir.Value) -> None:
@@ -215,12 +213,12 @@ class Levels:
         self.side = {name: e.load(I64, side, 8 * n) for n, name in enumerate(names)}
         self.levels = levels(bits).tolist()
 
-    def coefficients(self, at: Group, apart: bool) -> tuple[list[ir.Value], ir.Value]:
+    def coefficients(self, at: Group, apart: bool) -> tuple[ir.Value, ir.Value]:
         scale = self._stored(at, "scales", "scale_steps")
         if self.variant & self.DOUBLE:
             scale = self.e.builder.fadd(scale, self.e.splat(self.e.load(F32, self.side["mean"])))
         shifted = self.variant & self.SHIFTED
-        return [scale], self._stored(at, "shifts", "shift_steps") if shifted else self.e.floats(0)
+        return scale, self._stored(at, "shifts", "shift_steps") if shifted else self.e.floats(0)
 
     def _stored(self, at: Group, name: str, steps: str) -> ir.Value:
         e, b = self.e, self.e.builder
@@ -237,9 +235,9 @@ class Levels:
         values = e.look_up(self.side["dynamic"], lambda lane: b.zext(e.load(ir.IntType(8), codes, lane), I64))
         return b.fmul(values, e.look_up(self.side[steps], step))
 
-    def values(self, words: list[list[ir.Value]], shifted: bool) -> Iterator[list[ir.Value]]:
+    def values(self, words: list[list[ir.Value]], shifted: bool, block: ir.Value) -> Iterator[ir.Value]:
         for word, offset in code_offsets(self.bits):
-            yield [self._level(_cut(self.e, words[0], word, offset, self.bits))]
+            yield self._level(_cut(self.e, words[0], word, offset, self.bits))
 
     def _level(self, code: ir.Value) -> ir.Value:
         """The level of each lane's code; what lies above the code is not looked at."""
@@ -268,37 +266,82 @@ class Levels:
             halves.append(self.e.call("llvm.x86.avx2.permps", eight, ir.Constant(eight, table), half))
         return b.shuffle_vector(*halves, ir.Constant(INTS, list(range(LANES))))
 
-    def weight(self, numbers: list[ir.Value], factors: list[ir.Value], constant: ir.Value) -> ir.Value:
-        return self.e.builder.fadd(self.e.builder.fmul(numbers[0], factors[0]), constant)
+    def weight(self, value: ir.Value, factor: ir.Value, constant: ir.Value) -> ir.Value:
+        return self.e.builder.fadd(self.e.builder.fmul(value, factor), constant)
 
 
 class Signs(Integers):
     """mean + spread, or mean - spread. Side data: address of means and spreads, float16 in turns."""
 
-    def coefficients(self, at: Group, apart: bool) -> tuple[list[ir.Value], ir.Value]:
+    def coefficients(self, at: Group, apart: bool) -> tuple[ir.Value, ir.Value]:
         e, b = self.e, self.e.builder
         mean, spread = (e.halves(self.scales, b.add(at.index, at.index), 2 * LANES * n) for n in range(2))
-        return [b.fadd(mean if apart else spread, spread)], b.fsub(mean, spread)
+        return b.fadd(mean if apart else spread, spread), b.fsub(mean, spread)
 
-    def weight(self, numbers: list[ir.Value], factors: list[ir.Value], constant: ir.Value) -> ir.Value:
+    def weight(self, value: ir.Value, factor: ir.Value, constant: ir.Value) -> ir.Value:
         b = self.e.builder
-        positive = b.fcmp_ordered(">", numbers[0], self.e.floats(0))
-        return b.select(positive, factors[0], constant)
+        positive = b.fcmp_ordered(">", value, self.e.floats(0))
+        return b.select(positive, factor, constant)
 
 
-class TwoPlanes(Integers):
-    """first * b1 + second * b2. Side data: address of scales float16 [2][tiles, groups, 16]."""
+class TwoPlanes:
+    """One of four levels of a group, which two bits name: first * b1 + second * b2, or the four terms of residual
+    binary weights, which has other levels in salient columns. Side data: addresses of scales float16
+    [2][tiles, groups, 16] or [tiles, groups, 8, 16], of the second plane's words, and of salient columns' bits."""
 
-    planes = 2
+    DUAL, RESIDUAL = range(2)
+    shifts = False
 
-    def coefficients(self, at: Group, apart: bool) -> tuple[list[ir.Value], ir.Value]:
+    def __init__(self, e: Emitter, bits: int, variant: int, side: ir.Value) -> None:
+        self.e, self.bits, self.variant = e, bits, variant
+        self.scales, second, self.salient = (e.load(I64, side, 8 * n) for n in range(3))
+        self.more_planes = [second]
+
+    def coefficients(self, at: Group, apart: bool) -> tuple[ir.Value, ir.Value]:
         e, b = self.e, self.e.builder
-        second = b.add(at.index, b.mul(at.tiles, at.groups))
-        return [e.halves(self.scales, at.index), e.halves(self.scales, second)], e.floats(0)
+        if self.variant == self.DUAL:
+            first, second = (
+                e.halves(self.scales, index) for index in (at.index, b.add(at.index, b.mul(at.tiles, at.groups)))
+            )
+            levels = [e.floats(0), first, second, b.fadd(first, second)]
+        else:
+            index = b.mul(at.index, I64(2 * RESIDUAL_TERMS))
+            numbers = [e.halves(self.scales, index, 2 * LANES * n) for n in range(2 * RESIDUAL_TERMS)]
+            # Of each term mean - spread and mean + spread.
+            terms = [
+                [b.fsub(mean, spread), b.fadd(mean, spread)]
+                for mean, spread in zip(numbers[::2], numbers[1::2], strict=True)
+            ]
+            levels = [*terms[0], *terms[1], *(b.fadd(sign, mark) for mark in terms[3] for sign in terms[2])]
+        # In memory, where a column finds its own four by a number that is known when running.
+        self.levels = b.ptrtoint(cgutils.alloca_once(b, FLOATS, len(levels)), I64)
+        for number, level in enumerate(levels):
+            e.store(level, self.levels, 4 * LANES * number)
+        return e.floats(1), e.floats(0)
 
-    def weight(self, numbers: list[ir.Value], factors: list[ir.Value], constant: ir.Value) -> ir.Value:
-        first, second = map(self.e.builder.fmul, numbers, factors)
-        return self.e.builder.fadd(first, second)
+    def values(self, words: list[list[ir.Value]], shifted: bool, block: ir.Value) -> Iterator[ir.Value]:
+        e, b = self.e, self.e.builder
+        address = self.levels
+        salient = e.load(I32, e.after(self.salient, (block, 4))) if self.variant == self.RESIDUAL else None
+        for j in range(BLOCK):
+            if salient is not None:
+                bit = b.and_(b.lshr(salient, I32(j)), I32(1))
+                address = e.after(self.levels, (b.zext(bit, I64), 4 * LANES * 4))
+            first, second = (
+                b.icmp_unsigned("!=", b.and_(plane[0], e.ints(_signed(1 << j))), e.ints(0)) for plane in words
+            )
+            off, on = (
+                b.select(first, *(e.load(FLOATS, address, 4 * LANES * number) for number in (high, high - 1)))
+                for high in (1, 3)
+            )
+            yield b.select(second, on, off)
+
+    def weight(self, value: ir.Value, factor: ir.Value, constant: ir.Value) -> ir.Value:
+        return value
+
+
+def _signed(word: int) -> int:
+    return word - (word >> 31 << 32)
 
 
 FORMS = (Integers, Levels, Signs, TwoPlanes)
@@ -307,7 +350,7 @@ FORMS = (Integers, Levels, Signs, TwoPlanes)
 def _product(e: Emitter, form: Any, rows: int, numbers: list[ir.Value]) -> None:
     """A tile's product with so many activation rows.
 
-    The numbers are addresses of words [planes][tiles, blocks * bits, 16], of x [rows, 32 * blocks] with each column
+    The numbers are addresses of words [tiles, blocks * bits, 16], of x [rows, 32 * blocks] with each column
     times `input_factors`, of the `sums` [rows, groups] of its groups, and of y [rows, 16 * tiles]; then the tile, how
     many tiles and blocks there are, and how many blocks a group has.
     """
@@ -315,38 +358,31 @@ def _product(e: Emitter, form: Any, rows: int, numbers: list[ir.Value]) -> None:
     b = e.builder
     groups = b.sdiv(b.add(blocks, b.sub(per_group, I64(1))), per_group)
     # Sums that wait for each other: enough of them that a CPU's two multipliers never do, and that they fit registers.
-    parts = 4 // form.planes if rows == 1 else 2 if "+avx512f" in e.features else 1
-    sum_of = [[[cgutils.alloca_once(b, FLOATS) for _ in range(parts)] for _ in range(rows)] for _ in range(form.planes)]
+    parts = 4 if rows == 1 else 2 if "+avx512f" in e.features else 1
+    dots = [[cgutils.alloca_once(b, FLOATS) for _ in range(parts)] for _ in range(rows)]
     totals = [cgutils.alloca_once(b, FLOATS) for _ in range(rows)]
     for total in totals:
         b.store(e.floats(0), total)
     with cgutils.for_range(b, groups) as at:
-        factors, constant = form.coefficients(Group(b, tile, tiles, groups, at.index), False)
-        for part in (part for plane in sum_of for row in plane for part in row):
+        factor, constant = form.coefficients(Group(b, tile, tiles, groups, at.index), False)
+        for part in (part for row in dots for part in row):
             b.store(e.floats(0), part)
         start, end = _blocks_of(b, at.index, per_group, blocks)
         with cgutils.for_range(b, end, start) as block:
             inputs = [e.after(x, (b.add(b.mul(blocks, I64(row)), block.index), 4 * BLOCK)) for row in range(rows)]
-            running = [[[b.load(part) for part in row] for row in plane] for plane in sum_of]
-            loaded = _load_block(e, form, words, tile, tiles, blocks, block.index)
-            for j, values in enumerate(form.values(loaded, True)):
-                for row in range(rows):
+            running = [[b.load(part) for part in row] for row in dots]
+            loaded = _load_block(e, form, words, tile, blocks, block.index)
+            for j, value in enumerate(form.values(loaded, True, block.index)):
+                for row, sums_of_row in enumerate(running):
                     x_j = e.splat(e.load(F32, inputs[row], 4 * j))
-                    for plane, value in zip(running, values, strict=True):
-                        plane[row][j % parts] = e.fma(value, x_j, plane[row][j % parts])
-            for plane, stored in zip(running, sum_of, strict=True):
-                for row in range(rows):
-                    for value, part in zip(plane[row], stored[row], strict=True):
-                        b.store(value, part)
+                    sums_of_row[j % parts] = e.fma(value, x_j, sums_of_row[j % parts])
+            for row, sums_of_row in zip(dots, running, strict=True):
+                for part, value in zip(row, sums_of_row, strict=True):
+                    b.store(value, part)
         for row, total in enumerate(totals):
             group_sum = e.splat(e.load(F32, e.after(sums, (b.add(b.mul(groups, I64(row)), at.index), 4))))
-            value = e.fma(constant, group_sum, b.load(total))
-            for plane, factor in zip(sum_of, factors, strict=True):
-                dot = b.load(plane[row][0])
-                for part in plane[row][1:]:
-                    dot = b.fadd(dot, b.load(part))
-                value = e.fma(factor, dot, value)
-            b.store(value, total)
+            dot = reduce(b.fadd, [b.load(part) for part in dots[row]])
+            b.store(e.fma(factor, dot, e.fma(constant, group_sum, b.load(total))), total)
     for row, total in enumerate(totals):
         e.store(b.load(total), e.after(y, (b.add(b.mul(tiles, I64(row)), tile), 4 * LANES)))
 
@@ -360,12 +396,12 @@ def _weights(e: Emitter, form: Any, numbers: list[ir.Value]) -> None:
     b = e.builder
     groups = b.sdiv(b.add(blocks, b.sub(per_group, I64(1))), per_group)
     with cgutils.for_range(b, groups) as at:
-        factors, constant = form.coefficients(Group(b, tile, tiles, groups, at.index), True)
+        factor, constant = form.coefficients(Group(b, tile, tiles, groups, at.index), True)
         start, end = _blocks_of(b, at.index, per_group, blocks)
         with cgutils.for_range(b, end, start) as block:
             column = b.add(out, b.mul(b.mul(block.index, I64(BLOCK)), stride))
-            for values in form.values(_load_block(e, form, words, tile, tiles, blocks, block.index), False):
-                e.store(form.weight(values, factors, constant), column)
+            for value in form.values(_load_block(e, form, words, tile, blocks, block.index), False, block.index):
+                e.store(form.weight(value, factor, constant), column)
                 column = b.add(column, stride)
 
 
@@ -376,16 +412,13 @@ def _blocks_of(b: ir.IRBuilder, group: ir.Value, per_group: ir.Value, blocks: ir
     return start, b.select(b.icmp_signed("<", end, blocks), end, blocks)
 
 
-def _load_block(e: Emitter, form: Any, words: ir.Value, *at: ir.Value) -> list[list[ir.Value]]:
+def _load_block(
+    e: Emitter, form: Any, words: ir.Value, tile: ir.Value, blocks: ir.Value, block: ir.Value
+) -> list[list[ir.Value]]:
     """The words of a block of 32 columns, for each plane."""
-    tile, tiles, blocks, block = at
-    b = e.builder
-    loaded = []
-    for plane in range(form.planes):
-        index = b.add(b.mul(b.add(b.mul(tiles, I64(plane)), tile), blocks), block)
-        first = e.after(words, (index, 4 * LANES * form.bits))
-        loaded.append([e.load(INTS, first, 4 * LANES * word) for word in range(form.bits)])
-    return loaded
+    index = e.builder.add(e.builder.mul(tile, blocks), block)
+    planes = [e.after(plane, (index, 4 * LANES * form.bits)) for plane in (words, *form.more_planes)]
+    return [[e.load(INTS, plane, 4 * LANES * word) for word in range(form.bits)] for plane in planes]
 
 
 def _form(context: Any, builder: ir.IRBuilder, literals: tuple[Any, ...], side: ir.Value) -> tuple[Emitter, Any]:

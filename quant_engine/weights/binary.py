@@ -200,6 +200,7 @@ class ResidualBinary(Binary):
     """
 
     form = "residual_binary"
+    by_rows = ("signs", "marks")
     terms = RESIDUAL_TERMS
 
     def __init__(self, out_features: int, in_features: int, group: int) -> None:
@@ -227,6 +228,8 @@ class ResidualBinary(Binary):
         return weight
 
     def dequantize(self, start: int = 0, end: int | None = None) -> torch.Tensor:
+        if self.interleaved:
+            return self.canonical().dequantize(start, end)
         terms = self._terms(start, end)
         signs, marks = (self._bits(plane, start, end) for plane in (self.signs, self.marks))
 
