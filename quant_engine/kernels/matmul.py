@@ -106,11 +106,11 @@ def tiled(x: torch.Tensor, weight: StoredWeight) -> torch.Tensor:
     """`x` [rows, in_features] times the weight's transpose, a tile of dequantized rows at a time, on any device."""
     kernel = _kernel(x, weight)
     x = weight.transform_input(x)
-    parts = []
+    y = x.new_empty((len(x), weight.out_features))
     for start, end in _tiles(weight, kernel):
         rows = kernel.dequantize_rows(weight, start, end) if kernel else weight.stored_rows(start, end)
-        parts.append(x @ rows.to(x.dtype).T)
-    return weight.transform_output(parts[0] if len(parts) == 1 else torch.cat(parts, 1))
+        torch.mm(x, rows.to(x.dtype).T, out=y[:, start:end])
+    return weight.transform_output(y)
 
 
 def _tiles(weight: StoredWeight, kernel: ModuleType | None) -> Iterator[tuple[int, int]]:

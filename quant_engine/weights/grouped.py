@@ -167,7 +167,7 @@ class GroupedInt(StoredWeight):
         return weight
 
     def transform_input(self, x: torch.Tensor) -> torch.Tensor:
-        return x if self.order is None else x.index_select(1, self.order)
+        return x.index_select(1, self.order) if self.ordered else x
 
     def stored_rows(self, start: int, end: int) -> torch.Tensor:
         """Rows `start` to `end`, columns in stored order."""
