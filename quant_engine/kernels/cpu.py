@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from quant_engine.kernels import vectors
+from quant_engine.kernels.threads import share_threads
 from quant_engine.kernels.vectors import Integers, Levels, TwoPlanes
 from quant_engine.weights.binary import Binary, ResidualBinary
 from quant_engine.weights.codebook import BLOCKS_PER_STEP, Codebook, dynamic_map
@@ -115,7 +116,7 @@ def multiply(x: torch.Tensor, weight: StoredWeight) -> torch.Tensor:
     padded = rows + (rows % vectors.AT_ONCE == vectors.AT_ONCE - 1)
     scaled, sums = np.empty((padded, columns), np.float32), np.empty((padded, plan.groups), np.float32)
     y = np.empty((padded, plan.tiles * ROWS), np.float32)
-    parts = torch.get_num_threads() if weight.out_features * columns * rows >= SERIAL_WORK else 1
+    parts = _threads(weight.out_features * columns * rows)
     run = vectors.multiplier(plan.form, plan.bits, plan.variant, parts > 1)
     inputs = x.detach().contiguous().numpy()
     if isinstance(weight, Binary):
@@ -142,7 +143,7 @@ def _columns(
     """The transpose of `dequantize_rows`."""
     first, last = start // ROWS, -(-end // ROWS)
     out = torch.empty((weight.in_features, (last - first) * ROWS), dtype=dtype)
-    parts = torch.get_num_threads() if out.numel() >= SERIAL_WORK // 4 else 1
+    parts = _threads(4 * out.numel())
     run = vectors.dequantizer(plan.form, plan.bits, plan.variant, parts > 1)
     run(plan.words, plan.side, plan.per_group, first, plan.tiles, out.numpy(), parts)
     return out[:, start - first * ROWS : end - first * ROWS]
@@ -153,6 +154,11 @@ def integer_rows(weight: GroupedInt, start: int, end: int) -> torch.Tensor:
     row that `fits`."""
     plan = _plan(weight)._replace(variant=Integers.WHOLE)
     return _columns(weight, plan, start, end, torch.int8).T
+
+
+def _threads(work: int) -> int:
+    """How many threads so much work is worth."""
+    return 1 if work < SERIAL_WORK or torch.get_num_threads() == 1 else share_threads()
 
 
 def _live(weight: Binary) -> np.ndarray:

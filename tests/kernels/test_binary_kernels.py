@@ -34,3 +34,15 @@ def test_groups_that_cut_through_a_unit_are_left_to_tiles():
     assert cpu_binary.fits(made("partly", 3, 45, 45)[0])
     assert not cpu.fits(made("binary", 3, 45, 45)[0])
     assert cpu.fits(made("binary", 3, 96, 96)[0])
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_kernels_leave_torch_s_number_of_threads_alone(form):
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            matmul.matmul(torch.randn(1, 96), made(form, 40, 96, 32)[0])
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
