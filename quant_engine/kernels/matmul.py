@@ -144,5 +144,5 @@ def warm_up(weights: Iterable[StoredWeight], dtype: torch.dtype) -> None:
             if kernel and weight.device.type == "cpu" and kernel.fits(part):
                 kernel.prepare(part)
     for weight in kinds.values():
-        for rows in (1, MANY_ROWS):
+        for rows in (1, MANY_ROWS - 1, MANY_ROWS):
             matmul(torch.zeros((rows, weight.in_features), dtype=dtype, device=weight.device), weight)
