@@ -22,16 +22,13 @@ os.environ["LOWBIT_SHIPPED"] = "/nowhere"  # a test sees the runs that it makes,
 
 
 @pytest.fixture
-def lab(tmp_path, tmp_path_factory, monkeypatch):
-    """A fresh LOWBIT_HOME, with the machine's demo models and the kernels that earlier tests compiled."""
+def lab(tmp_path, monkeypatch):
+    """A fresh LOWBIT_HOME, with the machine's demo models."""
     models = folders.models()
     monkeypatch.setenv("LOWBIT_MODELS", str(models))
     monkeypatch.setenv("LOWBIT_HOME", str(tmp_path / "home"))
     monkeypatch.delenv("LOWBIT_RESULTS", raising=False)
-    kernels = tmp_path_factory.getbasetemp() / "kernels"
-    kernels.mkdir(exist_ok=True)
     (tmp_path / "home").mkdir()
-    (tmp_path / "home" / "kernels").symlink_to(kernels)
     return tmp_path / "home"
 
 

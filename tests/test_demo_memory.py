@@ -28,23 +28,23 @@ SMALLEST_LINEAR = 192 * 576
 
 # What a process's private memory grows by while the quantized blocks come in and answer once: a fork of one that has
 # imported what is needed and computed nothing. The first block is filled before, so that what any first use allocates
-# (threads, buffers) is not counted. Of `grown`, `data` lies in the checkpoint's files, which are mapped into memory.
+# (threads, buffers) is not counted. `data` is what the weights say that they hold, as they then lie in memory.
 MEASURE = """
 import ctypes, gc, json, os, sys
 import psutil, torch
 from pathlib import Path
 from quant_engine.checkpoints import Checkpoint, ledger_of
+from quant_engine.kernels.linear import QuantLinear
 from quant_engine.models.catalog import model_card
 from quant_engine.models.files import folder_of
 from quant_engine.models.load import Skeleton
 
 card = model_card("demo-llm")
 
-def private(folder):
+def private():
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)  # what was freed is not held
-    sizes = {one.path: one.private_clean + one.private_dirty for one in psutil.Process().memory_maps()}
-    return sum(sizes.values()), sum(size for path, size in sizes.items() if Path(path).parent == folder)
+    return sum(one.private_clean + one.private_dirty for one in psutil.Process().memory_maps())
 
 def measure(folder):
     checkpoint, skeleton = Checkpoint(folder), Skeleton(card, folder_of(card, None), torch.float32, "cpu")
@@ -56,12 +56,14 @@ def measure(folder):
             checkpoint.fill_block(index, skeleton.blocks[index], "cpu", torch.float32)
             with torch.inference_mode():
                 skeleton.blocks[index](hidden, position_embeddings=position)
-        return private(folder)
+        return private()
 
     before = fill(range(1))
     after = fill(range(1, len(skeleton.blocks)))
-    grown, data = (a - b for a, b in zip(after, before))
-    return {"path": str(folder), "grown": grown, "data": data, "ledger": ledger_of(skeleton.blocks[1:]).bytes}
+    linears = [module for module in skeleton.blocks[1:].modules() if isinstance(module, QuantLinear)]
+    data = sum(linear.weight.stored_bytes() for linear in linears)
+    ledger = ledger_of(skeleton.blocks[1:]).bytes
+    return {"path": str(folder), "grown": after - before, "data": data, "ledger": ledger}
 
 for folder in map(Path, sys.argv[1:]):
     for _ in range(3):
@@ -103,6 +105,7 @@ def check_memory(paths):
     }
     ledger = {name: one["ledger"] for name, one in measured.items()}
     assert {name: one["data"] for name, one in measured.items()} == pytest.approx(ledger, rel=0.03)
+    assert all(one["grown"] > 0.97 * one["ledger"] for one in measured.values()), measured
     # The rest are objects of Python and torch, of one size whatever the size of the weights. In a demo block they may
     # count for more than 3%, but not even its smallest linear can be among them dense, in 16 bits.
     objects = {name: (one["grown"] - one["data"]) / (BLOCKS - 1) for name, one in measured.items()}

@@ -29,6 +29,7 @@ from quant_engine.models.files import folder_of
 from quant_engine.models.load import Loaded, Skeleton
 from quant_engine.results import LayerRecord
 from quant_engine.spec import UserError, WeightSpec, digest
+from quant_engine.weights.form import StoredWeight
 from quant_engine.weights.ledger import Ledger
 
 FORMAT = 2
@@ -121,6 +122,9 @@ class Checkpoint:
             tensors = load_file(self._block(index), device=device)
             names = dict.fromkeys(name for name, _ in block.named_parameters())
             tensors = {name: t.to(dtype) if name in names else t for name, t in tensors.items()}
+            relaid = _relaid(block)
+            # The file is mapped into memory, and let go when the last weight has been re-laid for multiplying.
+            tensors = {name: t if name in relaid else t.clone() for name, t in tensors.items()}
             block.load_state_dict(tensors, assign=True)
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError):
             raise self._damaged() from None
@@ -143,6 +147,16 @@ class Checkpoint:
 
     def _damaged(self) -> UserError:
         return UserError(f"The quantized weights in {self.path} are damaged: delete that folder.")
+
+
+def _relaid(block: nn.Module) -> set[str]:
+    """The tensors of weights that may be interleaved."""
+    return {
+        f"{path}.{name}"
+        for path, module in block.named_modules()
+        if isinstance(module, StoredWeight) and module.by_rows
+        for name, _ in module.named_buffers(recurse=False)
+    }
 
 
 def _same_tensors(first: Path, second: Path) -> bool:

@@ -1,4 +1,4 @@
-"""Binary weights on the CPU: multiply one activation row straight from the planes of bits, and dequantize.
+"""Partly binary weights on the CPU: multiply straight from the planes of bits, and dequantize.
 
 Everything that a product needs are sums of those inputs whose bit is set. With P such a sum over the signs of a group,
 and X the sum of all its inputs:
@@ -15,10 +15,14 @@ import numpy as np
 import torch
 from numba import njit, prange
 
-from quant_engine.kernels.cpu import FLOAT16, code_at
-from quant_engine.weights.binary import LOW_BITS, Binary, PartlyBinary, ResidualBinary
+from quant_engine.kernels.threads import share_threads
+from quant_engine.weights.binary import LOW_BITS, PartlyBinary
 
+FEW_ROWS = 4
+"""Up to so many activation rows, multiplying from the planes beats dequantizing a tile."""
 BYTE = 8
+FLOAT16 = np.arange(2**16, dtype=np.uint16).view(np.float16).astype(np.float32)
+"""The float32 value of every float16 bit pattern."""
 
 ROWS_AT_ONCE = 64
 
@@ -31,42 +35,40 @@ _LOW_MASK = np.uint64(2**LOW_BITS - 1)
 _HIGHEST = np.float32(2**LOW_BITS)
 
 
-def fits(weight: Binary) -> bool:
+def fits(weight: PartlyBinary) -> bool:
     """Whether the row kernels can take this weight: no byte of a plane lies across groups."""
     return weight.group % BYTE == 0 or weight.groups == 1
 
 
-def multiply_row(x: torch.Tensor, weight: Binary) -> torch.Tensor:
-    """`x` [in_features] float32 to [out_features] float32. The weight must be one that `fits`."""
+def prepare(weight: PartlyBinary) -> None:
+    """Nothing: planes are read as files have them."""
+
+
+def multiply(x: torch.Tensor, weight: PartlyBinary) -> torch.Tensor:
+    """`x` [rows, in_features] float32 to [rows, out_features] float32. The weight must be one that `fits`."""
+    share_threads()
+    return torch.stack([_multiply_row(row, weight) for row in x])
+
+
+def _multiply_row(x: torch.Tensor, weight: PartlyBinary) -> torch.Tensor:
     signs, scales = bytes_of(weight.signs), weight.scales.view(torch.uint16).numpy()
     inputs = padded_to(x.detach(), signs) * _column_bits(weight.live)
     per_group = -(-weight.group // BYTE)
-    shared = (scales, per_group, FLOAT16)
     y = np.empty(weight.out_features, np.float32)
-    if isinstance(weight, ResidualBinary):
-        salient = inputs * _column_bits(weight.salient)
-        sums = (*_sums(inputs - salient, per_group), *_sums(salient, per_group))
-        _multiply_residual(*sums, signs, bytes_of(weight.marks), *shared, y)
-    elif isinstance(weight, PartlyBinary):
-        sums = _sums(inputs, per_group)
-        _multiply_partly(*sums, inputs, signs, bytes_of(weight.marks), *_salient(weight), *shared, y)
-    else:
-        _multiply(*_sums(inputs, per_group), signs, *shared, y)
+    table, marks = subset_sums(inputs), bytes_of(weight.marks)
+    totals = np.add.reduceat(inputs, np.arange(0, len(inputs), per_group * BYTE))
+    _multiply(table, totals, inputs, signs, marks, *_salient(weight), scales, per_group, FLOAT16, y)
     return torch.from_numpy(y)
 
 
-def dequantize_rows(weight: Binary, start: int, end: int) -> torch.Tensor:
+def dequantize_rows(weight: PartlyBinary, start: int, end: int) -> torch.Tensor:
     """Rows `start` to `end` as float32 [end - start, in_features]."""
     out = np.empty((end - start, weight.in_features), np.float32)
     signs, scales = bytes_of(weight.signs), weight.scales.view(torch.uint16).numpy()
     live = _column_bits(weight.live)
-    if isinstance(weight, ResidualBinary):
-        salient = _column_bits(weight.salient)
-        _dequantize_residual(signs, bytes_of(weight.marks), scales, weight.group, live, salient, FLOAT16, start, out)
-    else:
-        _dequantize(signs, scales, weight.group, live, FLOAT16, start, out)
-    if isinstance(weight, PartlyBinary):
-        _dequantize_salient(signs, bytes_of(weight.marks), *_salient(weight), live, FLOAT16, start, out)
+    share_threads()
+    _dequantize(signs, scales, weight.group, live, FLOAT16, start, out)
+    _dequantize_salient(signs, bytes_of(weight.marks), *_salient(weight), live, FLOAT16, start, out)
     return torch.from_numpy(out)
 
 
@@ -82,11 +84,6 @@ def padded_to(x: torch.Tensor, signs: np.ndarray) -> np.ndarray:
 def _column_bits(plane: torch.Tensor) -> np.ndarray:
     """A row of bits, one per column, and those that fill up its last word: uint8."""
     return np.unpackbits(bytes_of(plane), bitorder="little")
-
-
-def _sums(x: np.ndarray, per_group: int) -> tuple[np.ndarray, np.ndarray]:
-    """The `subset_sums` of `x`, and the sum of each group."""
-    return subset_sums(x), np.add.reduceat(x, np.arange(0, len(x), per_group * BYTE))
 
 
 def _salient(weight: PartlyBinary) -> tuple[np.ndarray, ...]:
@@ -113,21 +110,7 @@ def subset_sums(x):  # type: ignore[no-untyped-def]
 
 
 @njit(parallel=True, nogil=True, error_model="numpy", cache=True)
-def _multiply(table, totals, signs, scales, per_group, float16, y):  # type: ignore[no-untyped-def]
-    count = table.shape[0]
-    for row in prange(y.shape[0]):
-        total = np.float32(0)
-        for group in range(scales.shape[1]):
-            positive = np.float32(0)
-            for b in range(group * per_group, min(group * per_group + per_group, count)):
-                positive += table[np.uint64(b), signs[row, b]]
-            total += float16[scales[row, group, 0]] * totals[group]
-            total += float16[scales[row, group, 1]] * (2 * positive - totals[group])
-        y[row] = total
-
-
-@njit(parallel=True, nogil=True, error_model="numpy", cache=True)
-def _multiply_partly(  # type: ignore[no-untyped-def]
+def _multiply(  # type: ignore[no-untyped-def]
     table, totals, x, signs, marks, codes, starts, grid_scales, grid_zeros, scales, per_group, float16, y
 ):
     count = table.shape[0]
@@ -161,35 +144,14 @@ def _multiply_partly(  # type: ignore[no-untyped-def]
             y[row] = total + float16[grid_scales[row]] * (salient - np.float32(grid_zeros[row]) * inputs)
 
 
-@njit(parallel=True, nogil=True, error_model="numpy", cache=True)
-def _multiply_residual(  # type: ignore[no-untyped-def]
-    plain, plain_totals, salient, salient_totals, signs, marks, scales, per_group, float16, y
-):
-    count = plain.shape[0]
-    for chunk in prange((y.shape[0] + ROWS_AT_ONCE - 1) // ROWS_AT_ONCE):
-        rows = range(chunk * ROWS_AT_ONCE, min(chunk * ROWS_AT_ONCE + ROWS_AT_ONCE, y.shape[0]))
-        for row in rows:
-            y[row] = 0
-        # Groups outside, so that a group's part of the tables stays in the nearest cache for many rows.
-        for group in range(scales.shape[1]):
-            start, end = group * per_group, min(group * per_group + per_group, count)
-            for row in rows:
-                positive, marked, marked_positive = np.float32(0), np.float32(0), np.float32(0)
-                first, second = np.float32(0), np.float32(0)
-                for b in range(start, end):
-                    mark, sign = np.uint64(marks[row, b]), np.uint64(signs[row, b])
-                    positive += plain[np.uint64(b), sign]
-                    marked += plain[np.uint64(b), mark]
-                    marked_positive += plain[np.uint64(b), sign & mark]
-                    first += salient[np.uint64(b), sign]
-                    second += salient[np.uint64(b), mark]
-                scale, everything = scales[row, group], salient_totals[group]
-                unmarked, unmarked_positive = plain_totals[group] - marked, positive - marked_positive
-                total = float16[scale[0]] * unmarked + float16[scale[1]] * (2 * unmarked_positive - unmarked)
-                total += float16[scale[2]] * marked + float16[scale[3]] * (2 * marked_positive - marked)
-                total += float16[scale[4]] * everything + float16[scale[5]] * (2 * first - everything)
-                total += float16[scale[6]] * everything + float16[scale[7]] * (2 * second - everything)
-                y[row] += total
+@njit(inline="always")
+def code_at(words, at, bits, mask):  # type: ignore[no-untyped-def]
+    """The code that starts at bit `at` of a stream of words."""
+    word, offset = at // 32, at % 32
+    code = np.uint64(words[word])
+    if offset + bits > 32:
+        code |= np.uint64(words[word + 1]) << np.uint64(32)
+    return (code >> np.uint64(offset)) & mask
 
 
 @njit(inline="always")
@@ -232,23 +194,3 @@ def _dequantize_salient(  # type: ignore[no-untyped-def]
                     code += _HIGHEST
                 if live[j]:
                     out[i_row, j] = scale * (code - zero)
-
-
-@njit(parallel=True, nogil=True, cache=True)
-def _dequantize_residual(  # type: ignore[no-untyped-def]
-    signs, marks, scales, group_size, live, salient, float16, start, out
-):
-    columns = out.shape[1]
-    for i in prange(out.shape[0]):
-        row = start + i
-        levels = np.empty(8, np.float32)
-        for group in range(scales.shape[1]):
-            scale = scales[row, group]
-            # By salient column, mark and sign.
-            for mark in range(2):
-                for sign in range(2):
-                    levels[2 * mark + sign] = _term(float16, scale, mark, sign)
-                    levels[4 + 2 * mark + sign] = _term(float16, scale, 2, sign) + _term(float16, scale, 3, mark)
-            for j in range(group * group_size, min(group * group_size + group_size, columns)):
-                level = 4 * salient[j] + 2 * _bit(marks, row, j) + _bit(signs, row, j)
-                out[i, j] = levels[level] if live[j] else np.float32(0)

@@ -14,27 +14,28 @@ from types import ModuleType
 
 import torch
 
-from quant_engine.kernels import cpu, cpu_binary, cpu_codebook, cpu_dual
+from quant_engine.kernels import cpu, cpu_binary
 from quant_engine.weights.form import StoredWeight
 from quant_engine.weights.int_activations import IntActivations, quantize_tokens
+from quant_engine.weights.interleaving import ROWS
 from quant_engine.weights.low_rank import LowRank
 from quant_engine.weights.mixed_width import MixedWidth
 
 TILE_WEIGHTS = 2**20
 """Weights that are dense at once: 4 MiB in float32."""
-FEW_ROWS = 4
-"""Up to so many activation rows, the packed kernel beats dequantizing a tile."""
+MANY_ROWS = 17
+"""So many activation rows are more than any kernel takes at once."""
 CPU_KERNELS = {
     "grouped_int": cpu,
     "int_activations": cpu,
     "rotated_int": cpu,
-    "codebook": cpu_codebook,
-    "binary": cpu_binary,
+    "codebook": cpu,
+    "binary": cpu,
     "partly_binary": cpu_binary,
-    "residual_binary": cpu_binary,
-    "dual_binary": cpu_dual,
+    "residual_binary": cpu,
+    "dual_binary": cpu,
 }
-"""By storage form, the module with its functions `fits`, `multiply_row` and `dequantize_rows` for the CPU."""
+"""By storage form, the module with its functions `fits`, `prepare`, `multiply` and `dequantize_rows` for the CPU."""
 
 
 def matmul(x: torch.Tensor, weight: StoredWeight) -> torch.Tensor:
@@ -54,12 +55,11 @@ def matmul(x: torch.Tensor, weight: StoredWeight) -> torch.Tensor:
 def _from_words(x: torch.Tensor, weight: StoredWeight) -> torch.Tensor | None:
     """The product of a few rows with the stored matrix, straight from its packed words; None where no kernel fits."""
     kernel = _kernel(x, weight)
-    if kernel and x.device.type != "cpu" and len(x) <= kernel.FEW_ROWS:
+    if not kernel or len(x) > kernel.FEW_ROWS:
+        return None
+    if x.device.type != "cpu":
         return kernel.multiply(weight.transform_input(x), weight)
-    if kernel and x.device.type == "cpu" and len(x) <= FEW_ROWS and kernel.fits(weight):
-        rows = weight.transform_input(x.float()).contiguous()
-        return torch.stack([kernel.multiply_row(row, weight) for row in rows])
-    return None
+    return kernel.multiply(weight.transform_input(x.float()), weight) if kernel.fits(weight) else None
 
 
 def _by_integers(codes: torch.Tensor, weight: IntActivations) -> torch.Tensor:
@@ -75,13 +75,13 @@ def _by_integers(codes: torch.Tensor, weight: IntActivations) -> torch.Tensor:
     narrow = codes.to(torch.int8)
     step = max(1, TILE_WEIGHTS // weight.in_features)
     step = max(8, step - step % 8)
-    by_kernel = on_cpu and cpu.fits(weight) and weight.bits < 8
+    by_kernel = on_cpu and cpu.fits(weight)
     parts = []
     for start in range(0, weight.out_features, step):
         end = min(start + step, weight.out_features)
         rows = cpu.integer_rows(weight, start, end) if by_kernel else weight.integers(start, end)
         parts.append(torch._int_mm(narrow, rows.T).float())
-    return torch.cat(parts, 1) * weight.scales.float().T
+    return torch.cat(parts, 1) * weight.row_scales.float()
 
 
 def _kernel(x: torch.Tensor, weight: StoredWeight) -> ModuleType | None:
@@ -106,16 +106,17 @@ def tiled(x: torch.Tensor, weight: StoredWeight) -> torch.Tensor:
     """`x` [rows, in_features] times the weight's transpose, a tile of dequantized rows at a time, on any device."""
     kernel = _kernel(x, weight)
     x = weight.transform_input(x)
-    parts = []
+    y = x.new_empty((len(x), weight.out_features))
     for start, end in _tiles(weight, kernel):
         rows = kernel.dequantize_rows(weight, start, end) if kernel else weight.stored_rows(start, end)
-        parts.append(x @ rows.to(x.dtype).T)
-    return weight.transform_output(parts[0] if len(parts) == 1 else torch.cat(parts, 1))
+        torch.mm(x, rows.to(x.dtype).T, out=y[:, start:end])
+    return weight.transform_output(y)
 
 
 def _tiles(weight: StoredWeight, kernel: ModuleType | None) -> Iterator[tuple[int, int]]:
     """First and last row of each tile."""
-    step = max(1, getattr(kernel, "TILE_WEIGHTS", TILE_WEIGHTS) // weight.in_features)
+    step = getattr(kernel, "TILE_WEIGHTS", TILE_WEIGHTS) // weight.in_features
+    step = max(ROWS, step - step % ROWS)
     for start in range(0, weight.out_features, step):
         yield start, min(start + step, weight.out_features)
 
@@ -133,9 +134,15 @@ def matmul_back(gradient: torch.Tensor, weight: StoredWeight) -> torch.Tensor:
 
 
 def warm_up(weights: Iterable[StoredWeight], dtype: torch.dtype) -> None:
-    """Compiles, or loads from earlier, every kernel that these weights need for activations in `dtype`, so that no
-    answer waits for it."""
-    kinds = {(weight.form, json.dumps(weight.config(), sort_keys=True)): weight for weight in weights}
+    """Gets weights ready to be multiplied by activations in `dtype`, so that no answer waits for it: lays them as the
+    kernels read them, and compiles, or loads from earlier, every kernel that they need."""
+    kinds = {}
+    for weight in weights:
+        kinds[weight.form, json.dumps(weight.config(), sort_keys=True)] = weight
+        for part in weight.modules():
+            kernel = CPU_KERNELS.get(part.form) if isinstance(part, StoredWeight) else None
+            if kernel and weight.device.type == "cpu" and kernel.fits(part):
+                kernel.prepare(part)
     for weight in kinds.values():
-        for rows in (1, FEW_ROWS + 1):
+        for rows in (1, MANY_ROWS - 1, MANY_ROWS):
             matmul(torch.zeros((rows, weight.in_features), dtype=dtype, device=weight.device), weight)

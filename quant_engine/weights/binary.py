@@ -15,6 +15,7 @@ from __future__ import annotations
 import torch
 
 from quant_engine.weights.form import StoredWeight
+from quant_engine.weights.interleaving import interleaved, restored
 from quant_engine.weights.ledger import Ledger
 from quant_engine.weights.packing import WORD, pack, unpack, unused_bits, words_per_row
 
@@ -59,6 +60,7 @@ class Binary(StoredWeight):
     """signs int32 words [m, ceil(n / 32)], scales float16 [m, groups, 2] (mean, spread), live int32 [ceil(n / 32)]."""
 
     form = "binary"
+    by_rows = ("signs",)
     terms = 1
 
     def __init__(self, out_features: int, in_features: int, group: int) -> None:
@@ -95,7 +97,17 @@ class Binary(StoredWeight):
         columns = self.scales[start:end].float().repeat_interleave(self.group, dim=1)[:, : self.in_features]
         return list(columns.unbind(-1))
 
+    def interleave(self) -> None:
+        super().interleave()
+        self.scales = interleaved(self.scales.flatten(1))
+
+    def restore(self) -> None:
+        super().restore()
+        self.scales = restored(self.scales, self.out_features).unflatten(1, (self.groups, -1))
+
     def dequantize(self, start: int = 0, end: int | None = None) -> torch.Tensor:
+        if self.interleaved:
+            return self.canonical().dequantize(start, end)
         mean, spread = self._terms(start, end)
         signs = self._bits(self.signs, start, end)
         return torch.where(signs, mean + spread, mean - spread) * self.column_bits(self.live)
@@ -188,6 +200,7 @@ class ResidualBinary(Binary):
     """
 
     form = "residual_binary"
+    by_rows = ("signs", "marks")
     terms = RESIDUAL_TERMS
 
     def __init__(self, out_features: int, in_features: int, group: int) -> None:
@@ -215,6 +228,8 @@ class ResidualBinary(Binary):
         return weight
 
     def dequantize(self, start: int = 0, end: int | None = None) -> torch.Tensor:
+        if self.interleaved:
+            return self.canonical().dequantize(start, end)
         terms = self._terms(start, end)
         signs, marks = (self._bits(plane, start, end) for plane in (self.signs, self.marks))
 

@@ -21,6 +21,7 @@ from functools import cache
 import torch
 
 from quant_engine.weights.form import StoredWeight
+from quant_engine.weights.interleaving import interleaved, restored
 from quant_engine.weights.ledger import Ledger
 from quant_engine.weights.packing import pack, unpack, unused_bits, words_per_row
 
@@ -114,6 +115,7 @@ class Codebook(StoredWeight):
     """
 
     form = "codebook"
+    by_rows = ("codes",)
 
     def __init__(self, out_features: int, in_features: int, bits: int, block: int, double: bool, shifted: bool) -> None:
         super().__init__(out_features, in_features)
@@ -153,7 +155,23 @@ class Codebook(StoredWeight):
             weight.shifts, weight.shift_steps = quantize_again(shifts)
         return weight
 
+    def interleave(self) -> None:
+        """Only for blocks that don't lie across rows."""
+        super().interleave()
+        for name, values in self._values_of_blocks().items():
+            setattr(self, name, interleaved(values.view(self.out_features, -1)))
+
+    def restore(self) -> None:
+        super().restore()
+        for name, values in self._values_of_blocks().items():
+            setattr(self, name, restored(values, self.out_features).flatten())
+
+    def _values_of_blocks(self) -> dict[str, torch.Tensor]:
+        return {"scales": self.scales, **({"shifts": self.shifts} if self.shifted else {})}
+
     def dequantize(self, start: int = 0, end: int | None = None) -> torch.Tensor:
+        if self.interleaved:
+            return self.canonical().dequantize(start, end)
         end = self.out_features if end is None else end
         codes = unpack(self.codes[start:end], self.bits, self.in_features)
         weight = levels(self.bits, codes.device)[codes.int()]

@@ -41,6 +41,7 @@ class DualBinary(StoredWeight):
     """planes int32 words [2, m, ceil(n / 32)], scales float16 [2, m, groups]."""
 
     form = "dual_binary"
+    by_rows = ("planes", "scales")
 
     def __init__(self, out_features: int, in_features: int, group: int) -> None:
         super().__init__(out_features, in_features)
@@ -61,6 +62,8 @@ class DualBinary(StoredWeight):
         return stored
 
     def dequantize(self, start: int = 0, end: int | None = None) -> torch.Tensor:
+        if self.interleaved:
+            return self.canonical().dequantize(start, end)
         b1, b2 = (in_groups(unpack(plane[start:end], 1, self.in_features).float(), self.group) for plane in self.planes)
         first, second = self.scales[:, start:end].float()
         return compose(b1, b2, first, second)[:, : self.in_features]

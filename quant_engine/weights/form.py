@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from abc import abstractmethod
-from typing import Any, ClassVar
+from collections.abc import Callable
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import nn
 
+from quant_engine.weights.interleaving import interleaved, restored
 from quant_engine.weights.ledger import Ledger
 
 
@@ -18,9 +21,15 @@ class StoredWeight(nn.Module):
     The buffers are what goes to disk, bit for bit; `config` is the rest that is needed to read them back:
     `type(self).empty(**config)` has buffers of the right shapes and types, to be filled from a file. A form keeps the
     arguments of its constructor as attributes of the same names.
+
+    While a CPU multiplies by it, the rows of a weight may lie interleaved (weights/interleaving.py). What is read of it
+    is the same: state dicts have rows as files have them, and a move to another device lays them so.
     """
 
     form: ClassVar[str]
+    by_rows: ClassVar[tuple[str, ...]] = ()
+    """The buffers [..., out_features, count] of which rows can be interleaved."""
+    interleaved = False
 
     def __init__(self, out_features: int, in_features: int) -> None:
         super().__init__()
@@ -66,6 +75,46 @@ class StoredWeight(nn.Module):
     def finish(self, y: torch.Tensor) -> torch.Tensor:
         """What a layer with this weight makes of its output `y`, bias added: nothing, for most forms."""
         return y
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def interleave(self) -> None:
+        """Interleaves the rows of all buffers `by_rows`, in place of them as they were.
+
+        All others are copied, so that nothing is left of a file that they were mapped from.
+        """
+        for name, buffer in list(self._buffers.items()):
+            if buffer is not None:
+                setattr(self, name, interleaved(buffer) if name in self.by_rows else buffer.clone())
+        self.interleaved = True
+
+    def restore(self) -> None:
+        """Undoes `interleave`."""
+        for name in self.by_rows:
+            setattr(self, name, restored(getattr(self, name), self.out_features))
+        self.interleaved = False
+
+    def canonical(self) -> Self:
+        """This weight with its rows as files have them: itself, or a copy."""
+        if not self.interleaved:
+            return self
+        weight = copy.copy(self)
+        weight._buffers = self._buffers.copy()
+        weight.restore()
+        return weight
+
+    def _save_to_state_dict(self, *args: Any) -> None:
+        super(StoredWeight, self.canonical())._save_to_state_dict(*args)
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        if self.interleaved:
+            self.restore()
+        super()._load_from_state_dict(*args)
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Self:
+        if self.interleaved:
+            self.restore()
+        return super()._apply(fn, recurse)
 
     def stored_bytes(self) -> int:
         """Bytes of all buffers: what the weight takes in memory and in a file."""

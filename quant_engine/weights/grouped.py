@@ -12,6 +12,7 @@ from __future__ import annotations
 import torch
 
 from quant_engine.weights.form import StoredWeight
+from quant_engine.weights.interleaving import ROWS, interleaved, restored
 from quant_engine.weights.ledger import Ledger
 from quant_engine.weights.packing import pack, unpack, unused_bits, words_per_row
 
@@ -115,6 +116,7 @@ class GroupedInt(StoredWeight):
     """Codes int32 words [m, ceil(n b / 32)], scales float16 [m, groups], zeros packed as one row of b-bit codes."""
 
     form = "grouped_int"
+    by_rows = ("codes", "scales")
 
     def __init__(
         self, out_features: int, in_features: int, bits: int, group: int, symmetric: bool, ordered: bool
@@ -165,13 +167,29 @@ class GroupedInt(StoredWeight):
         return weight
 
     def transform_input(self, x: torch.Tensor) -> torch.Tensor:
-        return x if self.order is None else x.index_select(1, self.order)
+        return x.index_select(1, self.order) if self.ordered else x
 
     def stored_rows(self, start: int, end: int) -> torch.Tensor:
         """Rows `start` to `end`, columns in stored order."""
-        codes = unpack(self.codes[start:end], self.bits, self.in_features).float()
-        scale = _to_columns(self.scales[start:end].float(), self.group, self.in_features)
-        return scale * (codes - self._zero_columns(start, end))
+        weight = self.canonical()
+        codes = unpack(weight.codes[start:end], self.bits, self.in_features).float()
+        scale = _to_columns(weight.scales[start:end].float(), self.group, self.in_features)
+        return scale * (codes - weight._zero_columns(start, end))
+
+    def interleave(self) -> None:
+        super().interleave()
+        if self.zeros is not None:
+            zeros = unpack(self.zeros[None], self.bits, self.out_features * self.groups)
+            zeros = interleaved(zeros.view(self.out_features, self.groups))
+            self.zeros = pack(zeros.view(1, -1), self.bits)[0]
+
+    def restore(self) -> None:
+        super().restore()
+        if self.zeros is not None:
+            tiles = -(-self.out_features // ROWS)
+            zeros = unpack(self.zeros[None], self.bits, tiles * ROWS * self.groups)
+            zeros = restored(zeros.view(tiles, self.groups, ROWS), self.out_features)
+            self.zeros = pack(zeros.view(1, -1), self.bits)[0]
 
     def _zero_columns(self, start: int, end: int) -> torch.Tensor | int:
         if self.symmetric:

@@ -61,12 +61,14 @@ class IntActivations(GroupedInt):
         weight.scales = scales.to(torch.float16).contiguous()
         return weight
 
+    @property
+    def row_scales(self) -> torch.Tensor:
+        """The scale of each row, float16 [m]."""
+        return self.scales.flatten()[: self.out_features]
+
     def integers(self, start: int, end: int) -> torch.Tensor:
         """Rows `start` to `end` of the signed codes, int8 [end - start, in_features]."""
-        if self.bits == 8:
-            # Codes are bytes then, and 128 is taken off by turning the highest bit over.
-            return (self.codes[start:end].view(torch.uint8)[:, : self.in_features] ^ 128).view(torch.int8)
-        codes = unpack(self.codes[start:end], self.bits, self.in_features)
+        codes = unpack(self.canonical().codes[start:end], self.bits, self.in_features)
         return (codes.to(torch.int16) - 2 ** (self.bits - 1)).to(torch.int8)
 
     def finish(self, y: torch.Tensor) -> torch.Tensor:

@@ -96,9 +96,8 @@ class RotatedInt(StoredWeight):
     """Codes int32 words [m, ceil(n b / 32)], scale float16 [1], column scales r float16 [n]."""
 
     form = "rotated_int"
-    # One group a row and no stored zero point: to the integer kernels this is a symmetric grid.
+    by_rows = ("codes",)
     groups = 1
-    zeros = None
 
     def __init__(self, out_features: int, in_features: int, bits: int, seed: int, rotation: Kind) -> None:
         super().__init__(out_features, in_features)
@@ -127,11 +126,6 @@ class RotatedInt(StoredWeight):
         weight.scale, weight.column_scales = scale, column_scales
         return weight
 
-    @property
-    def scales(self) -> torch.Tensor:
-        """The one scale as the integer kernels want it, [m, 1]."""
-        return self.scale.expand(self.out_features, 1).contiguous()
-
     def transform_input(self, x: torch.Tensor) -> torch.Tensor:
         return self._rotation("inputs")(x.float() * self.column_scales).to(x.dtype)
 
@@ -139,7 +133,7 @@ class RotatedInt(StoredWeight):
         return self._rotation("outputs").back(y.float()).to(y.dtype)
 
     def stored_rows(self, start: int, end: int) -> torch.Tensor:
-        codes = unpack(self.codes[start:end], self.bits, self.in_features).float()
+        codes = unpack(self.canonical().codes[start:end], self.bits, self.in_features).float()
         return self.scale.float() * (codes - self.middle)
 
     def dequantize(self, start: int = 0, end: int | None = None) -> torch.Tensor:

@@ -4,16 +4,16 @@ import pytest
 import torch
 from weights.test_binary import FORMS, made
 
-from quant_engine.kernels import cpu_binary, matmul
+from quant_engine.kernels import cpu, cpu_binary, matmul
 
-SHAPES = [(9, 576, 64), (17, 150, 64), (6, 45, 45), (4, 100, 25), (5, 1536, 128), (3, 200, 200)]
+SHAPES = [(9, 576, 64), (20, 160, 32), (17, 150, 64), (6, 45, 45), (4, 100, 25), (5, 1536, 128), (3, 200, 200)]
 
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize(("rows", "columns", "group"), SHAPES)
 def test_product_is_that_of_the_dequantized_weight(form, rows, columns, group):
     weight, dense = made(form, rows, columns, group, seed=rows)
-    for count in (1, 3, 40):
+    for count in (1, 2, 7, 16, 40):
         x = torch.randn(count, columns, generator=torch.Generator().manual_seed(count))
         expected = (x.double() @ dense.double().T).float()
         assert torch.allclose(matmul.matmul(x, weight), expected, atol=1e-5 * expected.abs().max())
@@ -24,9 +24,25 @@ def test_product_is_that_of_the_dequantized_weight(form, rows, columns, group):
 @pytest.mark.parametrize(("rows", "columns", "group"), SHAPES)
 def test_numba_dequantizes_bit_for_bit_as_the_form_does(form, rows, columns, group):
     weight, _ = made(form, rows, columns, group)
-    assert torch.equal(cpu_binary.dequantize_rows(weight, 1, rows), weight.dequantize(1))
+    expected = weight.dequantize(1)
+    assert torch.equal(matmul.CPU_KERNELS[weight.form].dequantize_rows(weight, 1, rows), expected)
+    assert torch.equal(weight.dequantize(1), expected)
 
 
-def test_groups_that_cut_through_a_byte_are_left_to_tiles():
-    assert not cpu_binary.fits(made("binary", 4, 100, 25)[0])
-    assert cpu_binary.fits(made("binary", 3, 45, 45)[0])
+def test_groups_that_cut_through_a_unit_are_left_to_tiles():
+    assert not cpu_binary.fits(made("partly", 4, 100, 25)[0])
+    assert cpu_binary.fits(made("partly", 3, 45, 45)[0])
+    assert not cpu.fits(made("binary", 3, 45, 45)[0])
+    assert cpu.fits(made("binary", 3, 96, 96)[0])
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_kernels_leave_torch_s_number_of_threads_alone(form):
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            matmul.matmul(torch.randn(1, 96), made(form, 40, 96, 32)[0])
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)

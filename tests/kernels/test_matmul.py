@@ -1,5 +1,9 @@
 """Every kernel against dequantize-then-matmul, over widths, shapes, groups and column orders."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -36,7 +40,7 @@ SHAPES = [
 def test_product_is_that_of_the_dequantized_weight(bits, rows, columns, group, kind):
     weight = stored(bits, rows, columns, group, symmetric=kind == "symmetric", ordered=kind == "ordered", seed=bits)
     dense = weight.dequantize()
-    for count in (1, 3, 40):
+    for count in (1, 2, 7, 16, 40):
         x = torch.randn(count, columns, generator=torch.Generator().manual_seed(count))
         expected = (x.double() @ dense.double().T).float()
         scale = expected.abs().max()
@@ -45,9 +49,80 @@ def test_product_is_that_of_the_dequantized_weight(bits, rows, columns, group, k
 
 
 @pytest.mark.parametrize("bits", range(1, 9))
-def test_numba_dequantizes_bit_for_bit_as_the_form_does(bits):
-    weight = stored(bits, 37, 150, 64, seed=bits)
-    assert torch.equal(cpu.dequantize_rows(weight, 5, 30), weight.dequantize(5, 30))
+@pytest.mark.parametrize(("columns", "group"), [(160, 64), (96, 96), (150, 64)])
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_kernel_dequantizes_bit_for_bit_as_the_form_does(bits, columns, group, symmetric):
+    weight = stored(bits, 37, columns, group, symmetric=symmetric, seed=bits)
+    expected = weight.dequantize()
+    assert torch.equal(cpu.dequantize_rows(weight, 5, 30), expected[5:30])
+    assert torch.equal(cpu.dequantize_rows(weight, 32, 37), expected[32:])
+    assert torch.equal(weight.dequantize(5, 30), expected[5:30])
+
+
+@pytest.mark.parametrize("rows", range(1, 17))
+def test_up_to_sixteen_rows_are_multiplied_from_the_words(rows):
+    weight = stored(3, 21, 192, 64)
+    x = torch.randn(rows, 192, generator=torch.Generator().manual_seed(rows))
+    expected = x @ weight.dequantize().T
+    assert torch.allclose(cpu.multiply(x, weight), expected, atol=1e-5 * expected.abs().max())
+
+
+@pytest.mark.parametrize("rows", [1, 5, 40])
+def test_two_threads_compute_what_a_single_thread_computes(monkeypatch, rows):
+    weight = stored(4, 83, 128, 64)
+    x = torch.randn(rows, 128)
+    expected = matmul.matmul(x, weight)
+    monkeypatch.setattr(cpu, "SERIAL_WORK", 0)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        found = matmul.matmul(x, weight)
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.allclose(found, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["plain", "symmetric", "ordered"])
+def test_a_weight_that_was_multiplied_is_stored_as_before(kind):
+    weight = stored(3, 37, 96, 32, symmetric=kind == "symmetric", ordered=kind == "ordered")
+    before = {name: tensor.clone() for name, tensor in weight.state_dict().items()}
+    dense = weight.dequantize()
+    matmul.matmul(torch.randn(1, 96), weight)
+    assert weight.interleaved
+    assert torch.equal(weight.dequantize(), dense)
+    after = weight.state_dict()
+    assert after.keys() == before.keys()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in after.items())
+    assert not weight.to("cpu").interleaved
+    assert all(torch.equal(tensor, before[name]) for name, tensor in weight.named_buffers())
+
+
+def test_weights_that_lie_interleaved_take_new_ones_from_a_state_dict():
+    weight, other = stored(4, 20, 64, 32, seed=1), stored(4, 20, 64, 32, seed=2)
+    x = torch.randn(2, 64)
+    matmul.matmul(x, weight)
+    weight.load_state_dict(other.state_dict())
+    assert torch.equal(matmul.matmul(x, weight), matmul.matmul(x, other))
+
+
+def test_machine_code_is_vector_code_and_found_again_by_another_process(tmp_path):
+    code = (
+        "import re, torch; from kernels.test_matmul import stored; from quant_engine.kernels import cpu, vectors\n"
+        "cpu.multiply(torch.ones(1, 64), stored(4, 16, 64, 32))\n"
+        "run = vectors.multiplier(0, 4, 0, False)\n"
+        "hits, misses = (sum(counts.values()) for counts in (run.stats.cache_hits, run.stats.cache_misses))\n"
+        "code = '' if hits else max(run.inspect_asm().values(), key=len)\n"
+        "print(hits, misses, len(re.findall(r'vfmadd.*ps.*[yz]mm', code)), len(re.findall('vfmadd.*ss', code)))"
+    )
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
+    runs = [subprocess.check_output([sys.executable, "-c", code], env=environment, text=True) for _ in range(2)]
+    (hits, misses, products, scalar), again = (map(int, run.split()) for run in runs)
+    assert (hits, misses) == (0, 1)
+    assert list(again)[:2] == [1, 0]
+    if "AVX" in torch.backends.cpu.get_cpu_capability():
+        # For each code of a block, one product with a single activation row and four with four.
+        assert products >= 32 * (1 + 4)
+        assert scalar == 0
 
 
 def test_tiles_cover_a_weight_larger_than_one_tile(monkeypatch):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from quant_engine.kernels import cpu_dual
+from quant_engine.kernels import cpu
 from quant_engine.kernels.linear import QuantLinear
 from quant_engine.kernels.matmul import matmul
 from quant_engine.weights.dual_binary import DualBinary, planes
@@ -64,9 +64,12 @@ def test_two_planes_multiply_as_the_dense_weight(rows, columns, group, tokens, d
 
 def test_tiles_are_the_dequantized_rows():
     stored = DualBinary.pack(*random(20, 100, 12), 12)
-    assert torch.equal(cpu_dual.dequantize_rows(stored, 3, 11), stored.dequantize(3, 11))
+    assert torch.equal(cpu.dequantize_rows(stored, 3, 11), stored.dequantize(3, 11))
     assert torch.equal(stored.dequantize()[3:11], stored.dequantize(3, 11))
-    assert not cpu_dual.fits(stored)
+    assert not cpu.fits(stored)
+    stored = DualBinary.pack(*random(20, 128, 32), 32)
+    assert torch.equal(cpu.dequantize_rows(stored, 3, 19), stored.dequantize(3, 19))
+    assert cpu.fits(stored)
 
 
 def test_goes_to_disk_and_back_bit_for_bit(tmp_path):
