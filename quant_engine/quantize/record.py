@@ -8,7 +8,7 @@ from torch import nn
 from quant_engine.kernels.linear import QuantLinear
 from quant_engine.methods.contract import Statistics
 from quant_engine.results import LayerRecord
-from quant_engine.weights.packing import parts
+from quant_engine.weights.packing import AT_ONCE, parts
 
 HISTOGRAM_PARTS = 81
 HISTOGRAM_REACH = 4.5
@@ -57,8 +57,8 @@ def layer_record(
 def histogram(weight: torch.Tensor, reach: float) -> list[int]:
     """How many weights lie in each of HISTOGRAM_PARTS equal parts of [-reach, reach]; those beyond in the outermost."""
     counts = torch.zeros(HISTOGRAM_PARTS, dtype=torch.int64, device=weight.device)
-    for part in parts(*weight.shape):  # counts in float32, which holds a part's exactly
-        counts += torch.histc(weight[part].float().clamp(-reach, reach), HISTOGRAM_PARTS, -reach, reach).long()
+    for part in weight.flatten().split(AT_ONCE):  # counts in float32, which holds a part's exactly
+        counts += torch.histc(part.float().clamp(-reach, reach), HISTOGRAM_PARTS, -reach, reach).long()
     return counts.tolist()
 
 
