@@ -9,6 +9,7 @@ quantization goes on behind the last finished block.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -97,16 +98,25 @@ class Stream:
             block.advance(following)
         # What was done for all of a block's linears together, or all of a model's, is shared out evenly.
         shared_seconds = self.training_seconds / len(self.blocks) + self._prepare(index, block)
-        records = []
-        for names in SEQUENTIAL_SETS if method.true_sequential(self.plan.options) else (LINEARS,):
-            self._report("calibrating", index, linear=names[0] if len(names) < len(LINEARS) else None)
-            for name, statistics in collect(block, names, method.input_tokens, hessian=method.hessian).items():
-                record = self._quantize_linear(index, name, self._of_linear(index, statistics))
-                records.append(record.model_copy(update={"seconds": record.seconds + shared_seconds / len(LINEARS)}))
-        self._save(index, records)
-        if not method.original_inputs and not last:
-            block.advance(hidden)
+        parts: list[tuple[CalibratedBlock, Sequence[Sequence[str]]]] = [(block, (LINEARS,))]
+        if method.true_sequential(self.plan.options):
+            parts = list(zip(block.halves(), (SEQUENTIAL_SETS[:2], SEQUENTIAL_SETS[2:]), strict=True))
+        records: list[LayerRecord] = []
+        for number, (part, sets) in enumerate(parts, 1):
+            for names in sets:
+                self._report("calibrating", index, linear=names[0] if len(names) < len(LINEARS) else None)
+                records += self._quantize_set(index, part, names)
+            if number < len(parts) or not (last or method.original_inputs):
+                part.advance(hidden)
+        seconds = shared_seconds / len(LINEARS)
+        self._save(index, [record.model_copy(update={"seconds": record.seconds + seconds}) for record in records])
         return following
+
+    def _quantize_set(self, index: int, part: CalibratedBlock, names: Sequence[str]) -> list[LayerRecord]:
+        """Quantizes linears on inputs that are collected together. A Hessian is dropped behind its last linear."""
+        method = self.plan.method
+        statistics = collect(part, names, method.input_tokens, hessian=method.hessian)
+        return [self._quantize_linear(index, name, self._of_linear(index, statistics.pop(name))) for name in names]
 
     def _prepare(self, index: int, block: CalibratedBlock) -> float:
         """What the method does to a dense block first; the seconds that it took."""
