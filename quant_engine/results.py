@@ -78,11 +78,13 @@ class ItemOutput(BaseModel):
 class LayerRecord(BaseModel):
     """What quantizing one linear cost. Errors are relative: squared norm of the change over that of the original.
 
-    `output_error` is over the calibration inputs, or over a few windows of the built-in text where the method looks at
-    no data (None in runs of earlier versions). `stored_bits` counts all that is stored; `headline_bits` counts as the
-    papers do, codes and signs only. `weights_before` and `weights_after` count the weights in equal parts of
-    [-weights_reach, weights_reach], before and after quantization; what lies beyond counts in the outermost parts. Runs
-    of earlier versions have none.
+    `output_error` is over the calibration inputs. Where the method looks at no data it is over the tokens of one window
+    of the built-in text: each linear gets what its dense block makes of the outputs of the quantized blocks before it.
+    A run measures it; until then the record of a checkpoint has None. Runs of earlier versions took the Hessian of four
+    such windows, or have None. `stored_bits` counts all that is stored; `headline_bits` counts as the papers do, codes
+    and signs only. `weights_before` and `weights_after` count the weights in equal parts of [-weights_reach,
+    weights_reach], before and after quantization; what lies beyond counts in the outermost parts. Runs of earlier
+    versions have none.
     """
 
     model_config = ConfigDict(extra="forbid")

@@ -8,7 +8,7 @@ import torch
 from models import tiny_chat
 from PIL import Image
 
-from quant_engine.checkpoints import Checkpoint, load_quantized
+from quant_engine.checkpoints import load_quantized
 from quant_engine.finetune.merge import merge
 from quant_engine.kernels import entropy
 from quant_engine.kernels.linear import QuantLinear
@@ -21,7 +21,7 @@ from quant_engine.progress import Hooks
 from quant_engine.runs import folder
 from quant_engine.runs.execute import execute
 from quant_engine.runs.resolve import resolve_weights
-from quant_engine.runs.weights import quantize
+from quant_engine.runs.weights import layer_records, quantize
 from quant_engine.spec import Calibration, QuantSetting, RunSpec, WeightSpec
 from quant_engine.weights import codebook, packing
 from quant_engine.weights.mixed_width import MixedWidth
@@ -166,7 +166,7 @@ def test_a_model_quantized_on_the_gpu_answers_as_on_the_processor(lab, tiny_mode
     text = Calibration(samples=6, length=40)
     plan = resolve_weights(WeightSpec(model=str(tiny_models / family), setting=setting, calibration=text))
     path = quantize(plan, "cuda", Hooks())
-    assert all(0 < record.output_error < 1.5 for record in Checkpoint(path).records())
+    assert all(0 < record.output_error < 1.5 for record in layer_records(plan, "cuda", Hooks()))
     here, there = (load_quantized(path, "float32", device) for device in ("cpu", "cuda"))
     ids = torch.arange(4, 44)[None]
     with torch.inference_mode():

@@ -4,6 +4,8 @@
                          of each linear ("linears") and what quantizing it cost ("layers", results.LayerRecord)
     quantization.json    written last: the weights' spec, how many blocks, versions. Without it the folder is
                          unfinished, and quantization goes on behind the last finished block.
+    output_errors.json   the output error of each linear, by BLOCK.LINEAR, where the method looked at no data: written
+                         when a run first measures them
 
 Every file is written aside and renamed, so a block is whole or not there.
 """
@@ -35,6 +37,7 @@ from quant_engine.weights.ledger import Ledger
 FORMAT = 2
 """Raised when older checkpoints can no longer be read: they are then quantized anew."""
 ABOUT = "quantization.json"
+OUTPUT_ERRORS = "output_errors.json"
 
 
 def checkpoint_id(spec: WeightSpec) -> str:
@@ -102,7 +105,8 @@ class Checkpoint:
         blocks = self.about().get("blocks")
         if blocks != self.finished_blocks() or len(self.records()) != blocks * len(LINEARS):
             raise self._damaged()
-        return [*map(self._block, range(blocks)), self.path / ABOUT]
+        errors = self.path / OUTPUT_ERRORS
+        return [*map(self._block, range(blocks)), *([errors] if errors.exists() else []), self.path / ABOUT]
 
     def equals(self, other: Checkpoint) -> bool:
         """Whether two finished checkpoints hold the same weights, however long it took to make them."""
@@ -130,10 +134,17 @@ class Checkpoint:
             raise self._damaged() from None
         block.requires_grad_(False)
 
+    def save_output_errors(self, errors: dict[str, float]) -> None:
+        """Adds to the records what was measured afterwards: output errors by BLOCK.LINEAR."""
+        disk.write_json(self.path / OUTPUT_ERRORS, errors)
+
     def records(self) -> list[LayerRecord]:
         """What each linear cost, for all finished blocks. Raises UserError if the files are damaged."""
         try:
             layers = [layer for index in range(self.finished_blocks()) for layer in self._metadata(index, "layers")]
+            if (self.path / OUTPUT_ERRORS).exists():
+                errors = json.loads((self.path / OUTPUT_ERRORS).read_text(encoding="utf-8"))
+                layers = [layer | {"output_error": errors[f"{layer['block']}.{layer['linear']}"]} for layer in layers]
             return [LayerRecord(**layer) for layer in layers]
         except (OSError, ValueError, KeyError, TypeError, SafetensorError):
             raise self._damaged() from None

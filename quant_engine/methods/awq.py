@@ -89,6 +89,9 @@ def search(
 ) -> tuple[float, torch.Tensor, list[float]]:
     """The best scales for linears that share an input. The block is left as it was.
 
+    The loss is summed over parts of the inputs, and no part is negative: a ratio whose sum so far is above another's
+    whole loss is out. So the ratio with the least sum goes on, a part at a time, until that sum is whole.
+
     Args:
         block: the dense block with its inputs.
         names: the linears.
@@ -96,23 +99,31 @@ def search(
         bits, group: the grid that weights are rounded to; group None is a row.
 
     Returns:
-        The best ratio (the first of equally good ones), its scales [in_features], and the loss at each of RATIOS.
+        The best ratio (the first of equally good ones), its scales [in_features], and the loss at each of RATIOS: whole
+        for the best and for 0, else as far as it was summed.
     """
     linears = [block.module.get_submodule(name) for name in names]
-    loss_of, magnitude = (_linear_loss if names == (compared,) else _module_loss)(block, names[0], compared, linears)
-    best, losses = 0, []
-    for index, ratio in enumerate(RATIOS):
-        scales = scales_of(magnitude, ratio)
-        weights = []
-        for linear in linears:
-            scaled = linear.weight.float() * scales
-            size = group or scaled.shape[1]
-            weights.append(grouped.rounded(scaled, bits, size, around_zero=False).div_(scales))
-        losses.append(loss_of(weights))
-        if losses[index] < losses[best]:
-            best = index
+    find = _linear_losses if names == (compared,) else _module_losses
+    parts, magnitude = find(block, names[0], compared, linears)
+    sums, done = [0.0] * len(RATIOS), [0] * len(RATIOS)
+
+    def go_on(index: int) -> None:
+        scales = scales_of(magnitude, RATIOS[index])
+        sums[index] += parts[done[index]](
+            [rounded(linear.weight.float() * scales, bits, group).div_(scales) for linear in linears]
+        )
+        done[index] += 1
         block.check_stop()
-    return RATIOS[best], scales_of(magnitude, RATIOS[best]), losses
+
+    for _ in parts:
+        go_on(0)
+    while done[best := sums.index(min(sums))] < len(parts):
+        go_on(best)
+    return RATIOS[best], scales_of(magnitude, RATIOS[best]), sums
+
+
+def rounded(weight: torch.Tensor, bits: int, group: int | None) -> torch.Tensor:
+    return grouped.rounded(weight, bits, group or weight.shape[1], around_zero=False)
 
 
 def scales_of(magnitude: torch.Tensor, ratio: float) -> torch.Tensor:
@@ -121,40 +132,47 @@ def scales_of(magnitude: torch.Tensor, ratio: float) -> torch.Tensor:
     return power / (power.max() * power.min()).sqrt()
 
 
-def _module_loss(
+Losses = list[Callable[[list["torch.Tensor"]], float]]
+"""Functions of the linears' weights: their sum is the mean squared error of an output."""
+
+
+def _module_losses(
     block: CalibratedBlock, first: str, compared: str, linears: list[nn.Module]
-) -> tuple[Callable[[list[torch.Tensor]], float], torch.Tensor]:
-    """The loss, as a function of the linears' weights, of a whole module's output; and the mean |x_j| of its input."""
+) -> tuple[Losses, torch.Tensor]:
+    """The losses of a whole module's output on parts of the inputs, and the mean |x_j| of its input."""
     module = block.module.get_submodule(compared)
     kwargs = block.kwargs if compared == "self_attn" else {}
     inputs: list[torch.Tensor] = []
     block.watch([first], lambda name, x: inputs.append(x.clone()))
+    originals = [linear.weight for linear in linears]
+    width = inputs[0].shape[-1]
+    tokens = sum(x.numel() // width for x in inputs)
 
     def output(x: torch.Tensor) -> torch.Tensor:
         out = module(x, **kwargs)
         return (out[0] if isinstance(out, tuple) else out).float()
 
-    expected = [output(x) for x in inputs]
-    originals = [linear.weight for linear in linears]
+    def loss_on(x: torch.Tensor) -> Callable[[list[torch.Tensor]], float]:
+        expected = output(x)
 
-    def loss(weights: list[torch.Tensor]) -> float:
-        try:
-            for linear, weight in zip(linears, weights, strict=True):
-                linear.weight = torch.nn.Parameter(weight.to(linear.weight.dtype), requires_grad=False)
-            total = sum((output(x) - y).square_().sum() for x, y in zip(inputs, expected, strict=True))
-        finally:
-            for linear, original in zip(linears, originals, strict=True):
-                linear.weight = original
-        return total.item() / sum(y.numel() for y in expected)
+        def loss(weights: list[torch.Tensor]) -> float:
+            try:
+                for linear, weight in zip(linears, weights, strict=True):
+                    linear.weight = torch.nn.Parameter(weight.to(linear.weight.dtype), requires_grad=False)
+                return output(x).sub_(expected).square_().sum().item() / (tokens * expected.shape[-1])
+            finally:
+                for linear, original in zip(linears, originals, strict=True):
+                    linear.weight = original
 
-    width = inputs[0].shape[-1]
-    total = sum(x.float().abs().reshape(-1, width).sum(0) for x in inputs)
-    return loss, total / sum(x.numel() // width for x in inputs)
+        return loss
+
+    magnitude = sum(x.float().abs().reshape(-1, width).sum(0) for x in inputs) / tokens
+    return [loss_on(x) for x in inputs], magnitude
 
 
-def _linear_loss(
+def _linear_losses(
     block: CalibratedBlock, first: str, compared: str, linears: list[nn.Module]
-) -> tuple[Callable[[list[torch.Tensor]], float], torch.Tensor]:
+) -> tuple[Losses, torch.Tensor]:
     """The loss of one linear's output, and the mean |x_j| of its input.
 
     The mean of ((W - W') x)^2 is tr((W - W') G (W - W')^T) / rows, with G the mean of x x^T.
@@ -175,7 +193,7 @@ def _linear_loss(
         change = weight - weights[0]
         return ((change @ moments) * change).sum().item() / len(change)
 
-    return loss, magnitude
+    return [loss], magnitude
 
 
 def fold(producer: nn.Module, linears: list[nn.Module], scales: torch.Tensor) -> None:

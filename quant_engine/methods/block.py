@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -45,6 +45,24 @@ def block_kwargs(decoder: nn.Module, hidden: torch.Tensor) -> dict[str, Any]:
     }
 
 
+class Half(nn.Module):
+    """The attention or the MLP of a decoder block with the norm before it: x + branch(norm(x)).
+
+    Its submodules are the block's own, under the names that they have there.
+    """
+
+    def __init__(self, block: nn.Module, norm: str, branch: str) -> None:
+        super().__init__()
+        self.names = norm, branch
+        for name in self.names:
+            self.add_module(name, block.get_submodule(name))
+
+    def forward(self, x: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        norm, branch = map(self.get_submodule, self.names)
+        out = branch(norm(x), **kwargs)
+        return x + (out[0] if isinstance(out, tuple) else out)
+
+
 @dataclass(frozen=True)
 class CalibratedBlock:
     """A decoder block, `module`, and its inputs `hidden` [samples, length, width], all calibration windows in order.
@@ -61,6 +79,12 @@ class CalibratedBlock:
     def chunks(self) -> tuple[torch.Tensor, ...]:
         """Views of `hidden`, a few windows each, as they go through the block together."""
         return self.hidden.split(max(1, TOKENS_AT_ONCE // self.hidden.shape[1]))
+
+    def halves(self) -> tuple[CalibratedBlock, CalibratedBlock]:
+        """The block's attention and its MLP. The second has its inputs when the first has advanced in place."""
+        attention = Half(self.module, "input_layernorm", "self_attn")
+        mlp = Half(self.module, "post_attention_layernorm", "mlp")
+        return replace(self, module=attention), replace(self, module=mlp, kwargs={})
 
     def advance(self, hidden: torch.Tensor) -> None:
         """Writes the block's outputs into `hidden`, which may be the inputs themselves."""

@@ -62,13 +62,14 @@ class MethodCard:
 class Statistics:
     """What calibration saw at one linear's input, and which linear it is.
 
-    `hessian` [in_features, in_features] float32 is (2 / samples) * sum over tokens of x x^T. `linear` is the name in
-    its block, such as "self_attn.q_proj". `seed` is that of the weights' spec.
+    `hessian` [in_features, in_features] float32 is (2 / samples) * sum over tokens of x x^T; None where the method does
+    not need it (`Method.hessian`). `linear` is the name in its block, such as "self_attn.q_proj". `seed` is that of the
+    weights' spec.
     `inputs` [tokens, in_features] float32 are single inputs, evenly spaced over all calibration tokens; None unless
     `Method.input_tokens` asks for them. `trained` is what `Method.train` returned for this linear.
     """
 
-    hessian: torch.Tensor
+    hessian: torch.Tensor | None
     linear: str = ""
     seed: int = 0
     inputs: torch.Tensor | None = None
@@ -138,7 +139,8 @@ class Method:
     `prepare(block, setting, options, log)` may change the norms and linears of a dense block before its statistics are
     collected and its linears quantized. What it leaves in the norms is saved with the block.
     `original_inputs` says that blocks are calibrated on what the original blocks before them put out, not the quantized
-    ones. `input_tokens` is how many single inputs of each linear `Statistics` should hold.
+    ones. `hessian` and `input_tokens` say whether `Statistics` should hold the Hessian, and how many single inputs of
+    each linear; without a Hessian, the output errors of linears are measured on these.
     `train(training)` runs once, before the first block, with gradients; it returns tensors by name, "BLOCK.LINEAR.NAME"
     ("0.self_attn.q_proj.scales"), which reach `quantize` in `Statistics.trained`.
     `fine_tunes` says that low-rank adapters are then trained beside the quantized weights (quant_engine/finetune).
@@ -151,6 +153,7 @@ class Method:
     true_sequential: Callable[[Any], bool] = lambda options: False
     prepare: Callable[[CalibratedBlock, QuantSetting, Any, Callable[[str], None]], None] | None = None
     original_inputs: bool = False
+    hessian: bool = True
     input_tokens: int = 0
     train: Callable[[Training], dict[str, torch.Tensor]] | None = None
     fine_tunes: bool = False

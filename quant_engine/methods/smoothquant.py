@@ -114,5 +114,6 @@ METHOD = Method(
     stored_bits=stored_bits,
     prepare=prepare,
     original_inputs=True,
+    hessian=False,
     input_tokens=ERROR_TOKENS,
 )

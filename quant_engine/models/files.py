@@ -52,9 +52,14 @@ class TensorFiles:
                     f"The weights file {file_name} in {self._folder} is missing or damaged; fetch the model again."
                 ) from None
         for name, tensor in tensors.items():
-            if not tensor.isfinite().all():
+            if not all_finite(tensor):
                 raise UserError(
                     f"The tensor {name} in {self._folder / self.stored[name].file} has values that are not finite (NaN "
                     "or infinity): save or fetch the model again."
                 )
         return tensors
+
+
+def all_finite(tensor: torch.Tensor) -> bool:
+    """Whether no value is NaN or infinite: the extremes would be."""
+    return all(extreme.isfinite() for extreme in tensor.aminmax())

@@ -22,7 +22,7 @@ from transformers.core_model_loading import rename_source_key
 from quant_engine.models.architecture import empty_model
 from quant_engine.models.catalog import ModelCard
 from quant_engine.models.check import DENSE, TOKENIZERS, StoredTensor, reason
-from quant_engine.models.files import TensorFiles, folder_of
+from quant_engine.models.files import TensorFiles, all_finite, folder_of
 from quant_engine.models.processor import load_processor
 from quant_engine.spec import UserError
 
@@ -170,7 +170,7 @@ class Skeleton:
         tensors = self._files.read([self._file_name[name] for name in names])
         for name in names:
             value = tensors[self._file_name[name]].to(self.device, self.dtype)
-            if not value.isfinite().all():
+            if not all_finite(value):
                 largest = tensors[self._file_name[name]].abs().max().item()
                 raise UserError(
                     f"The tensor {self._file_name[name]} in {self.folder} has values up to {largest:g}, too large for "

@@ -8,6 +8,7 @@ from torch import nn
 from quant_engine.kernels.linear import QuantLinear
 from quant_engine.methods.contract import Statistics
 from quant_engine.results import LayerRecord
+from quant_engine.weights.packing import AT_ONCE, parts
 
 HISTOGRAM_PARTS = 81
 HISTOGRAM_REACH = 4.5
@@ -15,40 +16,55 @@ HISTOGRAM_REACH = 4.5
 
 
 def layer_record(
-    block: int, layer: nn.Linear, quantized: QuantLinear, statistics: Statistics, *, a_bits: int, seconds: float
+    block: int, name: str, layer: nn.Linear, quantized: QuantLinear, statistics: Statistics | None, seconds: float
 ) -> LayerRecord:
-    """The record of linear `statistics.linear` of block `block`, dense as `layer` and stored as `quantized`.
+    """The record of linear `name` of block `block`, dense as `layer` and stored as `quantized`.
 
-    The output error is by the Hessian, or on single inputs where activations are rounded too (`a_bits` below 16).
+    The output error is by the Hessian, where there is one; else on single inputs. Without statistics there is none yet
+    (see `output_errors`).
     """
-    weight, after = layer.weight.float(), quantized.weight.dequantize().float()
-    change = weight - after
-    reach = HISTOGRAM_REACH * weight.square().mean().sqrt().item() or 1.0
+    weight, change = layer.weight, quantized.weight.dequantize().float()
+    norm = _squares(weight)
+    reach = HISTOGRAM_REACH * (norm / weight.numel()).sqrt().item() or 1.0
+    counts = histogram(weight, reach), histogram(change, reach)
+    for part in parts(*weight.shape):
+        torch.sub(weight[part].float(), change[part], out=change[part])
     ledger = quantized.weight.ledger()
+    error = None
+    if statistics:
+        by_hessian = statistics.hessian is not None
+        error = (
+            output_error(weight.float(), change, statistics.hessian)
+            if by_hessian
+            else sampled_output_error(layer, quantized, statistics.inputs)
+        )
     return LayerRecord(
         block=block,
-        linear=statistics.linear,
+        linear=name,
         out_features=quantized.out_features,
         in_features=quantized.in_features,
         stored_bits=ledger.bits_per_weight,
         headline_bits=ledger.headline_bits,
-        weight_error=_share(change.square().sum(), weight.square().sum()),
-        output_error=sampled_output_error(layer, quantized, statistics.inputs)
-        if a_bits < 16
-        else output_error(weight, change, statistics.hessian),
+        weight_error=_share(_squares(change), norm),
+        output_error=error,
         seconds=seconds,
         weights_reach=reach,
-        weights_before=histogram(weight, reach),
-        weights_after=histogram(after, reach),
+        weights_before=counts[0],
+        weights_after=counts[1],
     )
 
 
 def histogram(weight: torch.Tensor, reach: float) -> list[int]:
     """How many weights lie in each of HISTOGRAM_PARTS equal parts of [-reach, reach]; those beyond in the outermost."""
     counts = torch.zeros(HISTOGRAM_PARTS, dtype=torch.int64, device=weight.device)
-    for part in weight.flatten().split(1 << 24):  # counts in float32, which holds no more exactly
-        counts += torch.histc(part.clamp(-reach, reach), HISTOGRAM_PARTS, -reach, reach).long()
+    for part in weight.flatten().split(AT_ONCE):  # counts in float32, which holds a part's exactly
+        counts += torch.histc(part.float().clamp(-reach, reach), HISTOGRAM_PARTS, -reach, reach).long()
     return counts.tolist()
+
+
+def _squares(matrix: torch.Tensor) -> torch.Tensor:
+    """The sum of squares."""
+    return sum(matrix[part].float().square().sum() for part in parts(*matrix.shape))
 
 
 def sampled_output_error(layer: nn.Module, quantized: QuantLinear, inputs: torch.Tensor) -> float:

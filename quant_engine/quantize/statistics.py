@@ -14,11 +14,13 @@ FIRST_OF_SET = {name: names[0] for names in SEQUENTIAL_SETS for name in names}
 """The linear that stands for all that share its input."""
 
 
-def collect(block: CalibratedBlock, names: Sequence[str], input_tokens: int) -> dict[str, Statistics]:
+def collect(
+    block: CalibratedBlock, names: Sequence[str], input_tokens: int, *, hessian: bool = True
+) -> dict[str, Statistics]:
     """The statistics of the named linears, in the order in which the block uses them.
 
-    Linears that share their input share one Hessian, and `input_tokens` single inputs, evenly spaced over all
-    calibration tokens (none for 0).
+    Linears that share their input share one Hessian, if wanted, and `input_tokens` single inputs, evenly spaced over
+    all calibration tokens (none for 0).
     """
     samples, length = block.hidden.shape[:2]
     leaders = list(dict.fromkeys(FIRST_OF_SET[name] for name in names))
@@ -29,10 +31,11 @@ def collect(block: CalibratedBlock, names: Sequence[str], input_tokens: int) -> 
 
     def add(name: str, x: torch.Tensor) -> None:
         x = x.reshape(-1, x.shape[-1]).float()
-        if name not in hessians:
-            hessians[name] = torch.zeros((x.shape[1],) * 2, device=x.device)
-        # Scaled as it is added up: the mean over samples of 2 x x^T.
-        hessians[name].addmm_(x.T, x, alpha=2 / samples)
+        if hessian:
+            if name not in hessians:
+                hessians[name] = torch.zeros((x.shape[1],) * 2, device=x.device)
+            # Scaled as it is added up: the mean over samples of 2 x x^T.
+            hessians[name].addmm_(x.T, x, alpha=2 / samples)
         if stride:
             inputs[name].append(x[-tokens[name] % stride :: stride].clone())
             tokens[name] += len(x)
@@ -40,6 +43,6 @@ def collect(block: CalibratedBlock, names: Sequence[str], input_tokens: int) -> 
     block.watch(leaders, add)
     sampled = {name: torch.cat(parts) if parts else None for name, parts in inputs.items()}
     return {
-        name: Statistics(hessians[FIRST_OF_SET[name]], linear=name, inputs=sampled[FIRST_OF_SET[name]])
+        name: Statistics(hessians.get(FIRST_OF_SET[name]), linear=name, inputs=sampled[FIRST_OF_SET[name]])
         for name in names
     }

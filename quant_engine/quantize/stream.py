@@ -1,13 +1,15 @@
 """The pipeline: stream decoder blocks, collect statistics, call the method on each linear, swap the layer.
 
 One block is dense at a time. Calibration activations move on block by block, through blocks already quantized, so that
-later blocks see the error of earlier ones; through original blocks for methods that want it so. After each block a
-checkpoint is saved; a stopped or killed quantization goes on behind the last finished block.
+later blocks see the error of earlier ones; through original blocks for methods that want it so. Where the method looks
+at no data, nothing runs through the blocks at all. After each block a checkpoint is saved; a stopped or killed
+quantization goes on behind the last finished block.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -27,10 +29,6 @@ from quant_engine.quantize.record import layer_record
 from quant_engine.quantize.statistics import collect
 from quant_engine.quantize.whole_model import TRAINING_SHARE
 from quant_engine.results import LayerRecord
-from quant_engine.spec import Calibration
-
-MEASURED_ON = Calibration(samples=4)
-"""What linears get as inputs where the method looks at no data, so that their output error is known all the same."""
 
 
 @dataclass
@@ -59,16 +57,22 @@ class Stream:
         if finished == len(self.blocks):
             return
         self.started, self.linears_before = time.monotonic(), finished * len(LINEARS)
+        if self.plan.method.card.calibrated:
+            self._calibrate_blocks(finished)
+            return
+        for index in range(finished, len(self.blocks)):
+            self.skeleton.fill_block(index)
+            self._save(index, [self._quantize_linear(index, name) for name in LINEARS])
+            self.skeleton.release_block(index)
+
+    def _calibrate_blocks(self, finished: int) -> None:
+        """Sends the calibration through all blocks, and quantizes those behind the `finished` ones."""
         self.hooks.progress(Progress(stage="calibrating", message="reading the calibration data"))
-        hidden, self.block_kwargs = calibration_inputs(self.skeleton, spec.calibration or self._measured_on())
+        hidden, self.block_kwargs = calibration_inputs(self.skeleton, self.plan.spec.calibration)
         for index in range(len(self.blocks)):
             hidden = self._advance(index, hidden) if index < finished else self._quantize_block(index, hidden)
             self.skeleton.release_block(index)
             self.hooks.check_stop()
-
-    def _measured_on(self) -> Calibration:
-        context = self.skeleton.model.config.get_text_config().max_position_embeddings
-        return MEASURED_ON.model_copy(update={"length": min(MEASURED_ON.length, context)})
 
     def _advance(self, index: int, hidden: torch.Tensor) -> torch.Tensor:
         """Sends the calibration through a block that was finished before."""
@@ -94,22 +98,25 @@ class Stream:
             block.advance(following)
         # What was done for all of a block's linears together, or all of a model's, is shared out evenly.
         shared_seconds = self.training_seconds / len(self.blocks) + self._prepare(index, block)
-        records = []
-        for names in SEQUENTIAL_SETS if method.true_sequential(self.plan.options) else (LINEARS,):
-            self._report("calibrating", index, linear=names[0] if len(names) < len(LINEARS) else None)
-            for name, statistics in collect(block, names, method.input_tokens).items():
-                record = self._quantize_linear(index, self._of_linear(index, statistics))
-                records.append(record.model_copy(update={"seconds": record.seconds + shared_seconds / len(LINEARS)}))
-                self._report("quantizing", index, linear=name, output_error=record.output_error, finished=True)
-                self.hooks.check_stop()
-        self.checkpoint.save_block(index, block.module, records)
-        ledger = ledger_of(block.module)
-        self.hooks.log(
-            f"block {index}: {ledger.bits_per_weight:.3f} stored bits per weight, headline {ledger.headline_bits:.3f}"
-        )
-        if not method.original_inputs and not last:
-            block.advance(hidden)
+        parts: list[tuple[CalibratedBlock, Sequence[Sequence[str]]]] = [(block, (LINEARS,))]
+        if method.true_sequential(self.plan.options):
+            parts = list(zip(block.halves(), (SEQUENTIAL_SETS[:2], SEQUENTIAL_SETS[2:]), strict=True))
+        records: list[LayerRecord] = []
+        for number, (part, sets) in enumerate(parts, 1):
+            for names in sets:
+                self._report("calibrating", index, linear=names[0] if len(names) < len(LINEARS) else None)
+                records += self._quantize_set(index, part, names)
+            if number < len(parts) or not (last or method.original_inputs):
+                part.advance(hidden)
+        seconds = shared_seconds / len(LINEARS)
+        self._save(index, [record.model_copy(update={"seconds": record.seconds + seconds}) for record in records])
         return following
+
+    def _quantize_set(self, index: int, part: CalibratedBlock, names: Sequence[str]) -> list[LayerRecord]:
+        """Quantizes linears on inputs that are collected together. A Hessian is dropped behind its last linear."""
+        method = self.plan.method
+        statistics = collect(part, names, method.input_tokens, hessian=method.hessian)
+        return [self._quantize_linear(index, name, self._of_linear(index, statistics.pop(name))) for name in names]
 
     def _prepare(self, index: int, block: CalibratedBlock) -> float:
         """What the method does to a dense block first; the seconds that it took."""
@@ -130,14 +137,14 @@ class Stream:
             trained={name.removeprefix(prefix): t for name, t in self.trained.items() if name.startswith(prefix)},
         )
 
-    def _quantize_linear(self, index: int, statistics: Statistics) -> LayerRecord:
+    def _quantize_linear(self, index: int, name: str, statistics: Statistics | None = None) -> LayerRecord:
         """Quantizes one linear and puts it into its block."""
-        setting, method, name = self.plan.spec.setting, self.plan.method, statistics.linear
+        setting, method = self.plan.spec.setting, self.plan.method
         started = time.monotonic()
         dense: nn.Linear = self.blocks[index].get_submodule(name)
         layer = Layer(
             weight=dense.weight.float().clone(),
-            statistics=statistics if method.card.calibrated else None,
+            statistics=statistics,
             setting=setting,
             options=self.plan.options,
             log=lambda line: self.hooks.log(f"block {index} {name}: {line}"),
@@ -145,10 +152,21 @@ class Stream:
         stored = method.quantize(layer)
         seconds = time.monotonic() - started
         quantized = QuantLinear(stored, None if dense.bias is None else dense.bias.data)
-        record = layer_record(index, dense, quantized, statistics, a_bits=setting.a_bits, seconds=seconds)
+        record = layer_record(index, name, dense, quantized, statistics, seconds)
         parent, _, leaf = name.rpartition(".")
         setattr(self.blocks[index].get_submodule(parent), leaf, quantized)
+        self._report("quantizing", index, linear=name, output_error=record.output_error, finished=True)
+        self.hooks.check_stop()
         return record
+
+    def _save(self, index: int, records: list[LayerRecord]) -> None:
+        """Saves a block whose linears are quantized."""
+        block = self.blocks[index]
+        self.checkpoint.save_block(index, block, records)
+        ledger = ledger_of(block)
+        self.hooks.log(
+            f"block {index}: {ledger.bits_per_weight:.3f} stored bits per weight, headline {ledger.headline_bits:.3f}"
+        )
 
     def _report(
         self,

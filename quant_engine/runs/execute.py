@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -98,14 +98,15 @@ class _Run:
         self.hooks.log(line)
 
     def _load(self) -> Loaded:
-        spec = self.plan.spec
-        loaded = weights.load(
-            self.plan.weights, spec.dtype, spec.device, Hooks(self._quantizing, self.hooks.should_stop, self._log)
-        )
-        if self.plan.weights.method:
+        spec, plan = self.plan.spec, self.plan.weights
+        hooks = Hooks(self._quantizing, self.hooks.should_stop, self._log)
+        if plan.method:
+            weights.quantize(plan, spec.device, hooks)
+            self.layers = weights.layer_records(plan, spec.device, replace(hooks, progress=self._measuring))
+        loaded = weights.load(plan, spec.dtype, spec.device, hooks)
+        if plan.method:
             checkpoint = Checkpoint(weights.checkpoint_folder(spec.weights))
-            self.layers = checkpoint.records()
-            if self.plan.weights.fine_tunes:
+            if plan.fine_tunes:
                 self.fine_tuning = {"fine_tuning": checkpoint.about()["fine_tuning"]}
             bits = f"{loaded.stored_bits:.4f} stored bits per weight"
             self._log(f"quantized weights: {checkpoint.path.name}, {bits}")
@@ -115,6 +116,10 @@ class _Run:
         if progress.stage not in ("loading", "waiting"):
             self.share = QUANTIZING_SHARE
         self.hooks.progress(progress.model_copy(update={"fraction": self.share * progress.fraction}))
+
+    def _measuring(self, progress: Progress) -> None:
+        """Of the linears' output errors: a moment between quantizing and the first task."""
+        self.hooks.progress(progress.model_copy(update={"fraction": self.share}))
 
     def _measure(self, index: int, task: Task, loaded: Loaded) -> Outcome:
         finished = FinishedItemsFile(self.plan.spec.run_id, task.name)

@@ -14,9 +14,11 @@ from quant_engine import __version__, disk, folders
 from quant_engine.checkpoints.folder import Checkpoint, checkpoint_id, load_quantized
 from quant_engine.models.load import Loaded, load_dense
 from quant_engine.progress import Hooks, Progress
+from quant_engine.quantize.output_errors import output_errors
 from quant_engine.quantize.plan import WeightPlan
 from quant_engine.quantize.stream import Stream
 from quant_engine.quantize.whole_model import TRAINING_SHARE, trained_tensors
+from quant_engine.results import LayerRecord
 from quant_engine.spec import UserError, WeightSpec
 
 LOCK_S = 0.5
@@ -51,6 +53,25 @@ def quantize(plan: WeightPlan, device: str, hooks: Hooks) -> Path:
             if not checkpoint.is_complete():
                 _make(plan, checkpoint, device, hooks)
     return checkpoint.path
+
+
+def layer_records(plan: WeightPlan, device: str, hooks: Hooks) -> list[LayerRecord]:
+    """What each linear of a plan's finished checkpoint cost. Output errors that it lacks, because the method looked at
+    no data, are measured now and saved with it. Raises as `quantize` does."""
+    checkpoint = Checkpoint(checkpoint_folder(plan.spec))
+    if any(record.output_error is None for record in checkpoint.records()):
+
+        def watch(block: int, blocks: int) -> None:
+            hooks.check_stop()
+            hooks.progress(Progress(stage="evaluating", message=f"output errors of block {block + 1} of {blocks}"))
+
+        errors = output_errors(plan, checkpoint, device, watch)
+        try:
+            checkpoint.save_output_errors(errors)
+        except OSError as error:
+            raise _unwritable(checkpoint.path, error) from error
+        gc.collect()
+    return checkpoint.records()
 
 
 def checkpoint_folder(spec: WeightSpec) -> Path:

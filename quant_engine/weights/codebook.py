@@ -23,12 +23,14 @@ import torch
 from quant_engine.weights.form import StoredWeight
 from quant_engine.weights.interleaving import interleaved, restored
 from quant_engine.weights.ledger import Ledger
-from quant_engine.weights.packing import pack, unpack, unused_bits, words_per_row
+from quant_engine.weights.packing import pack, parts, unpack, unused_bits, words_per_row
 
 OUTERMOST = 0.9677083
 """The probability whose normal quantile becomes the level 1."""
 BLOCKS_PER_STEP = 256
 """Blocks whose scales, or shifts, share a second-level step."""
+FEW_LEVELS = 16
+"""Up to so many levels, counting those below a value is faster than searching for it."""
 SMALLEST = torch.finfo(torch.float32).tiny
 
 NF4 = (
@@ -73,7 +75,14 @@ def dynamic_map(device: torch.device | str = "cpu") -> torch.Tensor:
 def nearest(values: torch.Tensor, among: torch.Tensor) -> torch.Tensor:
     """Index of the nearest of the ascending levels `among`, uint8 in the shape of `values`; the lower one on ties."""
     among = among.to(values)
-    return torch.bucketize(values, (among[:-1] + among[1:]) / 2).to(torch.uint8)
+    borders = (among[:-1] + among[1:]) / 2
+    if len(among) > FEW_LEVELS:
+        return torch.bucketize(values, borders).to(torch.uint8)
+    codes = torch.zeros(values.shape, dtype=torch.uint8, device=values.device)
+    above = torch.empty(values.shape, dtype=torch.bool, device=values.device)
+    for border in borders.tolist():
+        codes.add_(torch.gt(values, border, out=above).view(torch.uint8))
+    return codes
 
 
 def in_blocks(weight: torch.Tensor, block: int) -> torch.Tensor:
@@ -94,8 +103,11 @@ def round_to_levels(
         blocks = blocks - shifts[:, None]
         # What fills up the last block must not become its largest magnitude.
         blocks.view(-1)[weight.numel() :] = 0
-    scales = blocks.abs().amax(1)
-    codes = nearest(blocks / scales.clamp(min=SMALLEST)[:, None], levels(bits))
+    scales = torch.empty(len(blocks), device=blocks.device)
+    codes = torch.empty(blocks.shape, dtype=torch.uint8, device=blocks.device)
+    for part in parts(*blocks.shape):
+        scales[part] = blocks[part].abs().amax(1)
+        codes[part] = nearest(blocks[part] / scales[part].clamp(min=SMALLEST)[:, None], levels(bits))
     return codes.view(-1)[: weight.numel()].view(weight.shape), scales
 
 
@@ -173,19 +185,23 @@ class Codebook(StoredWeight):
         if self.interleaved:
             return self.canonical().dequantize(start, end)
         end = self.out_features if end is None else end
+        weight = torch.empty((end - start, self.in_features), device=self.codes.device)
+        for part in parts(*weight.shape):
+            weight[part] = self._rows(start + part.start, min(start + part.stop, end))
+        return weight
+
+    def _rows(self, start: int, end: int) -> torch.Tensor:
         codes = unpack(self.codes[start:end], self.bits, self.in_features)
-        weight = levels(self.bits, codes.device)[codes.int()]
+        flat = levels(self.bits, codes.device).index_select(0, codes.view(-1).int())
         # The blocks that hold these rows; the first may begin, and the last end, in other rows.
         first, last = start * self.in_features // self.block, -(-end * self.in_features // self.block)
-        into = start * self.in_features - first * self.block
-
-        def spread(values: torch.Tensor) -> torch.Tensor:
-            return values.repeat_interleave(self.block)[into : into + weight.numel()].view(weight.shape)
-
-        weight *= spread(self.scale(first, last))
+        into, count = start * self.in_features - first * self.block, len(flat)
+        if (last - first) * self.block > count:
+            flat = torch.nn.functional.pad(flat, (into, (last - first) * self.block - into - count))
+        blocks = flat.view(-1, self.block).mul_(self.scale(first, last)[:, None])
         if self.shifted:
-            weight += spread(self.shift(first, last))
-        return weight
+            blocks.add_(self.shift(first, last)[:, None])
+        return flat[into : into + count].view(codes.shape)
 
     def scale(self, first: int = 0, last: int | None = None) -> torch.Tensor:
         """The scales of blocks `first` to `last` as float32."""
@@ -209,5 +225,6 @@ class Codebook(StoredWeight):
 
 def _again(codes: torch.Tensor, steps: torch.Tensor, first: int, last: int | None) -> torch.Tensor:
     """Doubly quantized values `first` to `last` without their mean."""
-    blocks = torch.arange(len(codes), device=codes.device)[first:last]
+    last = len(codes) if last is None else min(last, len(codes))
+    blocks = torch.arange(first, last, device=codes.device)
     return dynamic_map(codes.device)[codes[first:last].int()] * steps[blocks // BLOCKS_PER_STEP]

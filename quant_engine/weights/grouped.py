@@ -14,7 +14,7 @@ import torch
 from quant_engine.weights.form import StoredWeight
 from quant_engine.weights.interleaving import ROWS, interleaved, restored
 from quant_engine.weights.ledger import Ledger
-from quant_engine.weights.packing import pack, unpack, unused_bits, words_per_row
+from quant_engine.weights.packing import pack, parts, unpack, unused_bits, words_per_row
 
 CLIP_STEPS = 80
 CLIP_STEP = 0.01
@@ -85,9 +85,13 @@ def round_to_grid(
     weight: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor, bits: int, group: int
 ) -> torch.Tensor:
     """The nearest codes, uint8 [m, n], for `weight` [m, n] on the grids [m, ceil(n / g)]. Ties go to even."""
-    scale = _to_columns(scales.to(weight.dtype), group, weight.shape[1])
-    zero = _to_columns(zeros.to(weight.dtype), group, weight.shape[1])
-    return torch.round(weight / scale).add_(zero).clamp_(0, 2**bits - 1).to(torch.uint8)
+    rows, columns = weight.shape
+    codes = torch.empty((rows, columns), dtype=torch.uint8, device=weight.device)
+    for part in parts(rows, columns):
+        scale, zero = (values[part].to(weight.dtype)[..., None] for values in (scales, zeros))
+        rounded = (in_groups(weight[part], group) / scale).round_().add_(zero).clamp_(0, 2**bits - 1)
+        codes[part] = rounded.flatten(1)[:, :columns]
+    return codes
 
 
 def rounded(weight: torch.Tensor, bits: int, group: int, **fit: bool) -> torch.Tensor:
@@ -105,11 +109,6 @@ def in_groups(weight: torch.Tensor, group: int, *, fill: float = 0.0) -> torch.T
     if short:
         weight = torch.nn.functional.pad(weight, (0, short), value=fill)
     return weight.reshape(rows, -1, group)
-
-
-def _to_columns(values: torch.Tensor, group: int, columns: int) -> torch.Tensor:
-    """One value per group [m, groups], repeated for each column of it: [m, columns]."""
-    return values.repeat_interleave(group, dim=1)[:, :columns]
 
 
 class GroupedInt(StoredWeight):
@@ -171,10 +170,18 @@ class GroupedInt(StoredWeight):
 
     def stored_rows(self, start: int, end: int) -> torch.Tensor:
         """Rows `start` to `end`, columns in stored order."""
-        weight = self.canonical()
-        codes = unpack(weight.codes[start:end], self.bits, self.in_features).float()
-        scale = _to_columns(weight.scales[start:end].float(), self.group, self.in_features)
-        return scale * (codes - weight._zero_columns(start, end))
+        stored = self.canonical()
+        words, scales = stored.codes[start:end], stored.scales[start:end, :, None]
+        zeros = None
+        if not self.symmetric:
+            zeros = unpack(stored.zeros[None], self.bits, self.out_features * self.groups)
+            zeros = zeros.view(self.out_features, self.groups, 1)[start:end]
+        weight = torch.empty((len(words), self.in_features), device=words.device)
+        for part in parts(*weight.shape):
+            codes = in_groups(unpack(words[part], self.bits, self.in_features).float(), self.group)
+            codes.sub_(self.middle if zeros is None else zeros[part].float()).mul_(scales[part].float())
+            weight[part] = codes.flatten(1)[:, : self.in_features]
+        return weight
 
     def interleave(self) -> None:
         super().interleave()
@@ -190,13 +197,6 @@ class GroupedInt(StoredWeight):
             zeros = unpack(self.zeros[None], self.bits, tiles * ROWS * self.groups)
             zeros = restored(zeros.view(tiles, self.groups, ROWS), self.out_features)
             self.zeros = pack(zeros.view(1, -1), self.bits)[0]
-
-    def _zero_columns(self, start: int, end: int) -> torch.Tensor | int:
-        if self.symmetric:
-            return self.middle
-        zeros = unpack(self.zeros[None], self.bits, self.out_features * self.groups)
-        zeros = zeros.view(self.out_features, self.groups)[start:end].float()
-        return _to_columns(zeros, self.group, self.in_features)
 
     def ledger(self) -> Ledger:
         rows, columns = self.out_features, self.in_features

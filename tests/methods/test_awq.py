@@ -229,3 +229,17 @@ def test_queries_and_keys_are_never_clipped(monkeypatch):
     whole = run(copy.deepcopy(block), setting_of(2, 8))
     same = {name for name in LINEARS if torch.equal(clipped[name].dequantize(), whole[name].dequantize())}
     assert same == {"self_attn.q_proj", "self_attn.k_proj"}
+
+
+def test_a_search_in_parts_leaves_out_what_cannot_win_and_finds_the_same(monkeypatch):
+    block = calibrated_block(outlier=3)
+    names, compared = ("mlp.gate_proj", "mlp.up_proj"), "mlp"
+    ratio, scales, losses = search(block, names, compared, 3, 8)
+    monkeypatch.setattr("quant_engine.methods.block.TOKENS_AT_ONCE", 1)  # a window at a time
+    again, same_scales, lowest = search(block, names, compared, 3, 8)
+    assert again == ratio
+    assert torch.allclose(same_scales, scales, rtol=1e-4)
+    assert min(lowest) == pytest.approx(min(losses), rel=1e-4)
+    assert lowest[0] == pytest.approx(losses[0], rel=1e-4), "the loss without scales is known as a whole"
+    assert all(some <= whole * (1 + 1e-4) for some, whole in zip(lowest, losses, strict=True))
+    assert any(some < 0.9 * whole for some, whole in zip(lowest, losses, strict=True))

@@ -206,3 +206,15 @@ def test_the_list_of_methods_shows_them():
     assert shown["db_llm"]["bits"] == "2"
     assert "alpha=0.85" in shown["smoothquant"]["options"]
     assert all(shown[name]["calibrated"] == "yes" for name in SETTINGS)
+
+
+def test_the_halves_of_a_block_one_after_the_other_are_the_block(tiny_models):
+    loaded = load_dense(model_card(str(tiny_models / "llama")), None, "float32", "cpu")
+    decoder = loaded.model.get_decoder()
+    with torch.no_grad():
+        block = CalibratedBlock(decoder.layers[0], *first_inputs(decoder, calibration_windows(TEXT, loaded.tokenizer)))
+        expected = torch.empty_like(block.hidden)
+        block.advance(expected)
+        for half in block.halves():
+            half.advance(block.hidden)
+    assert torch.equal(block.hidden, expected)

@@ -21,7 +21,7 @@ from quant_engine.models.load import load_dense
 from quant_engine.progress import Hooks, Stopped
 from quant_engine.quantize.record import histogram
 from quant_engine.runs.resolve import resolve_weights
-from quant_engine.runs.weights import checkpoint_folder, quantize
+from quant_engine.runs.weights import checkpoint_folder, layer_records, quantize
 from quant_engine.spec import Calibration, QuantSetting, UserError, WeightSpec
 
 
@@ -175,7 +175,9 @@ def test_memory_and_files_agree_with_the_ledger(lab, tiny_models):
 
 def test_records_say_what_each_linear_cost(lab, tiny_models):
     for method in ("gptq", "rtn"):
-        records = Checkpoint(quantize(plan_for(tiny_models / "llama", method), "cpu", Hooks())).records()
+        plan = plan_for(tiny_models / "llama", method)
+        quantize(plan, "cpu", Hooks())
+        records = layer_records(plan, "cpu", Hooks())
         assert [(one.block, one.linear) for one in records] == [(b, name) for b in range(3) for name in LINEARS]
         assert all(0 < one.output_error < one.weight_error * 3 for one in records)
         assert all(one.weight_error < 0.1 for one in records)
@@ -208,7 +210,8 @@ def test_a_linear_that_is_all_zero_loses_nothing(lab, tmp_path, method, bits):
     plan = resolve_weights(
         WeightSpec(model=str(tmp_path / "zero"), setting=setting, calibration=Calibration(samples=2, length=32))
     )
-    records = Checkpoint(quantize(plan, "cpu", Hooks(lambda progress: None))).records()
+    quantize(plan, "cpu", Hooks(lambda progress: None))
+    records = layer_records(plan, "cpu", Hooks())
     assert (records[3].linear, records[3].weight_error, records[3].output_error) == ("self_attn.o_proj", 0, 0)
     assert all(math.isfinite(record.weight_error) for record in records)
 

@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch import nn
 
-from quant_engine.checkpoints import Checkpoint, ledger_of, load_quantized
+from quant_engine.checkpoints import ledger_of, load_quantized
 from quant_engine.kernels.linear import QuantLinear
 from quant_engine.methods import METHODS
 from quant_engine.progress import Hooks
 from quant_engine.runs.resolve import resolve_weights
-from quant_engine.runs.weights import quantize
+from quant_engine.runs.weights import layer_records, quantize
 from quant_engine.spec import Calibration, QuantSetting, WeightSpec
 from quant_engine.weights.rotated import RotatedInt
 
@@ -62,7 +62,7 @@ def test_what_was_quantized_is_what_answers(lab, tiny_models, monkeypatch, famil
 
     ledger = ledger_of(loaded.model)
     assert ledger.total_bits == 8 * sum(layer.weight.stored_bytes() for layer in layers.values())
-    records = Checkpoint(path).records()
+    records = layer_records(plan, "cpu", Hooks())
     sizes = [record.out_features * record.in_features for record in records]
     headline = sum(record.headline_bits * size for record, size in zip(records, sizes, strict=True)) / sum(sizes)
     assert headline == pytest.approx(ledger.headline_bits)
