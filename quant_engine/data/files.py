@@ -12,10 +12,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from quant_engine.models.check import LFS_POINTER
 from quant_engine.spec import UserError
 
 _GZIP = b"\x1f\x8b"
-_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 _ROWS = "write one object in each line, or one list of objects"
 
@@ -26,8 +26,8 @@ def open_file(path: Path) -> IO[bytes]:
     Raises UserError for what can't be it (a Git LFS pointer, UTF-16), OSError if the file can't be opened.
     """
     with path.open("rb") as file:
-        head = file.read(len(_LFS_POINTER))
-    if head == _LFS_POINTER:
+        head = file.read(len(LFS_POINTER))
+    if head == LFS_POINTER:
         raise UserError(f"{path} is a Git LFS pointer, not the file itself: run git lfs pull, or fetch the file again.")
     if head.startswith(_UTF16):
         raise UserError(f"{path} is UTF-16 text: save it as UTF-8.")

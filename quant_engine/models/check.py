@@ -26,7 +26,8 @@ QUANTIZED = (
 )
 """Last parts of the names of tensors that other programs store quantized weights in."""
 LONGEST_REASON = 300
-_POINTER = b"version https://git-lfs.github.com/spec/"
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+"""How the few lines begin that Git LFS leaves where a large file should be."""
 _LARGEST_POINTER = 1024
 
 
@@ -64,7 +65,7 @@ def check_pointers(folder: Path) -> None:
     """Raises UserError if a file is a Git LFS pointer, the few lines that stand where the file itself should be."""
     for path in sorted(path for pattern in PATTERNS for path in folder.glob(pattern)):
         try:
-            if path.stat().st_size <= _LARGEST_POINTER and path.read_bytes().startswith(_POINTER):
+            if path.stat().st_size <= _LARGEST_POINTER and path.read_bytes().startswith(LFS_POINTER):
                 raise UserError(f"{path} is a Git LFS pointer and not the file itself: run `git lfs pull` in {folder}.")
         except OSError as error:
             raise UserError(f"{path} can't be read ({error.strerror}).") from None

@@ -61,5 +61,5 @@ class TensorFiles:
 
 
 def all_finite(tensor: torch.Tensor) -> bool:
-    """Whether no value is NaN or infinite: the extremes would be."""
-    return all(extreme.isfinite() for extreme in tensor.aminmax())
+    """Whether no value is NaN or infinite: the extremes would be. A tensor without values has none."""
+    return tensor.numel() == 0 or all(extreme.isfinite() for extreme in tensor.aminmax())
