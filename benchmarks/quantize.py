@@ -40,6 +40,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from quant_engine import folders
 from quant_engine.data.texts import calibration_windows
 from quant_engine.evaluate import Watch, parse_task
+from quant_engine.failures import exits_plainly
 from quant_engine.methods import METHODS
 from quant_engine.models.architecture import LINEARS, empty_model
 from quant_engine.models.catalog import ModelCard, model_card
@@ -91,6 +92,9 @@ def main() -> None:
         measure = {"ours": measure_ours, "peer": measure_peer}[who]
         print(json.dumps(measure(name, model, int(bits), given.windows)))
         return
+    if given.windows:
+        with exits_plainly("benchmark", "start it again"):
+            parse_task("wikitext2").prepare()  # before minutes of quantizing
     table = Table("setting", "seconds", "GPTQModel", "ratio", "peak MB", "GPTQModel", "perplexity", "GPTQModel")
     table.title = f"{hardware('cpu')}; medians of {given.rounds}"
     console = Console()
