@@ -24,11 +24,10 @@ from torch import nn
 
 from quant_engine import disk
 from quant_engine.kernels.linear import QuantLinear
-from quant_engine.kernels.matmul import warm_up
 from quant_engine.models.architecture import LINEARS
 from quant_engine.models.catalog import ModelCard, fingerprint, model_card
 from quant_engine.models.files import folder_of
-from quant_engine.models.load import Loaded, Skeleton
+from quant_engine.models.load import Loaded, Skeleton, get_ready
 from quant_engine.results import LayerRecord
 from quant_engine.spec import UserError, WeightSpec, digest
 from quant_engine.weights.form import StoredWeight
@@ -188,10 +187,10 @@ def load_quantized(path: Path, dtype: str, device: str, sibling: Loaded | None =
     """
     checkpoint = Checkpoint(path)
     card, revision = checkpoint.base_model(), checkpoint.spec().revision
-    skeleton = Skeleton(card, folder_of(card, revision), getattr(torch, dtype), device, sibling)
+    folder = folder_of(card, revision)
+    skeleton = Skeleton(card, folder, getattr(torch, dtype), device, sibling, in_halves=True)
     skeleton.fill_outside_blocks()
     for index, block in enumerate(skeleton.blocks):
         checkpoint.fill_block(index, block, device, skeleton.dtype)
-    linears = (module for module in skeleton.model.modules() if isinstance(module, QuantLinear))
-    warm_up((linear.weight for linear in linears), skeleton.dtype)
+    get_ready(skeleton.model, skeleton.dtype)
     return skeleton.finish(ledger_of(skeleton.model).bits_per_weight)

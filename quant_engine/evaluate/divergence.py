@@ -153,7 +153,7 @@ def unquantized(loaded: Loaded, spec: RunSpec) -> Loaded:
     """The unquantized model of a run; `loaded` itself, if it is that."""
     if spec.weights.setting.method == "fp16":
         return loaded
-    return load.load_dense(loaded.card, spec.weights.revision, spec.dtype, spec.device)
+    return load.load_dense(loaded.card, spec.weights.revision, spec.dtype, spec.device, in_halves=True)
 
 
 def hidden_states(loaded: Loaded, window: Any) -> Any:

@@ -1,8 +1,8 @@
 """Stored weights on the CPU: multiply a few activation rows straight from the packed words, and dequantize.
 
 Weights are re-laid for this when they are first needed (weights/interleaving.py), in place of their rows as files have
-them: the same bits, a tile of 16 rows at a time. What is computed stands in kernels/vectors.py; here is which addresses
-and numbers it takes.
+them: the same bits, a tile of 16 rows at a time. What is computed stands in kernels/vectors.py and kernels/compiled.py;
+here is which addresses and numbers it takes.
 """
 
 from __future__ import annotations
@@ -14,14 +14,15 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import torch
 
-from quant_engine.kernels import vectors
+from quant_engine.kernels import compiled, vectors
 from quant_engine.kernels.threads import share_threads
-from quant_engine.kernels.vectors import Integers, Levels, TwoPlanes
+from quant_engine.kernels.vectors import Halves, Integers, Levels, TwoPlanes
 from quant_engine.weights.binary import Binary, ResidualBinary
 from quant_engine.weights.codebook import BLOCKS_PER_STEP, Codebook, dynamic_map
 from quant_engine.weights.dual_binary import DualBinary
 from quant_engine.weights.form import StoredWeight
 from quant_engine.weights.grouped import GroupedInt
+from quant_engine.weights.half import Half
 from quant_engine.weights.interleaving import ROWS
 from quant_engine.weights.rotated import RotatedInt
 
@@ -34,40 +35,42 @@ SERIAL_WORK = 2**20
 _RELAYING = threading.Lock()
 
 
-class _Plan(NamedTuple):
-    """How the tile kernels read a weight."""
+class Plan(NamedTuple):
+    """How the kernels read a weight."""
 
     form: int
     bits: int
     variant: int
-    words: int
-    """Where its codes begin."""
-    side: int
-    """Where the addresses and numbers that its form takes stand."""
-    numbers: np.ndarray
-    per_group: int
-    """Blocks that share their numbers."""
-    groups: int
-    tiles: int
+    weight: np.ndarray
+    """What every kernel takes first, int64 [5]: where the numbers of its form (`side`) and its codes stand, blocks that
+    share their numbers, blocks of a row, tiles."""
+    side: np.ndarray
+    product: int
+    """The address of its `compiled.product`."""
     factors: np.ndarray
+    groups: int
+
+    @property
+    def tiles(self) -> int:
+        return int(self.weight[4])
 
 
-_PLANS: WeakKeyDictionary[StoredWeight, _Plan] = WeakKeyDictionary()
+_PLANS: WeakKeyDictionary[StoredWeight, Plan] = WeakKeyDictionary()
 """Of interleaved weights, as long as they stay so."""
 
 
-def _plan(weight: StoredWeight) -> _Plan:
-    """Re-lays a weight that `fits`, once."""
-    plan = _PLANS.get(weight) if weight.interleaved else None
-    if plan is None:
+def plan(weight: StoredWeight) -> Plan:
+    """How the kernels read a weight that `fits`. Re-lays it the first time."""
+    known = _PLANS.get(weight) if weight.interleaved else None
+    if known is None:
         with _RELAYING:
             if not weight.interleaved:
                 weight.interleave()
-            plan = _PLANS[weight] = _read(weight)
-    return plan
+            known = _PLANS[weight] = _read(weight)
+    return known
 
 
-def _read(weight: StoredWeight) -> _Plan:
+def _read(weight: StoredWeight) -> Plan:
     side: tuple[torch.Tensor | int | None, ...]
     if isinstance(weight, RotatedInt):
         form, variant, words, side, group = 0, Integers.ROTATED, weight.codes, (weight.scale, 0), weight.in_features
@@ -83,16 +86,20 @@ def _read(weight: StoredWeight) -> _Plan:
     elif isinstance(weight, DualBinary):
         form, variant, words, group = 3, TwoPlanes.DUAL, weight.planes, weight.group
         side = (weight.scales, weight.planes[1], 0)
+    elif isinstance(weight, Half):
+        form, words, side, group = 4, weight.values, (0,), weight.in_features
+        variant = Halves.BFLOAT16 if weight.dtype == "bfloat16" else Halves.FLOAT16
     else:
         form, variant = 0, Integers.MIDDLE if weight.symmetric else Integers.ZEROS
         words, side, group = weight.codes, (weight.scales, weight.zeros), weight.group
     bits = getattr(weight, "bits", 1)
     addresses = [part.data_ptr() if isinstance(part, torch.Tensor) else part or 0 for part in side]
     numbers = np.array(addresses, np.int64)
+    per_group, blocks = min(group, weight.in_features) // BLOCK, weight.in_features // BLOCK
     groups, tiles = -(-weight.in_features // group), -(-weight.out_features // ROWS)
-    per_group, factors = min(group, weight.in_features) // BLOCK, vectors.input_factors(form, bits)
-    address = words.data_ptr()
-    return _Plan(form, bits, variant, address, numbers.ctypes.data, numbers, per_group, groups, tiles, factors)
+    first = np.array([numbers.ctypes.data, words.data_ptr(), per_group, blocks, tiles], np.int64)
+    product = compiled.product(form, bits, variant).address
+    return Plan(form, bits, variant, first, numbers, product, vectors.input_factors(form, bits), groups)
 
 
 def fits(weight: StoredWeight) -> bool:
@@ -104,26 +111,34 @@ def fits(weight: StoredWeight) -> bool:
 
 def prepare(weight: StoredWeight) -> None:
     """Re-lays a weight that `fits`, once."""
-    _plan(weight)
+    plan(weight)
+
+
+def is_current(weight: StoredWeight, read: Plan) -> bool:
+    """Whether a weight still lies as an earlier `plan` says."""
+    return weight.interleaved and _PLANS.get(weight) is read
 
 
 def multiply(x: torch.Tensor, weight: StoredWeight) -> torch.Tensor:
     """`x` [rows, in_features] float32, transformed, to [rows, out_features] float32. The weight must be one that
     `fits`."""
-    plan = _plan(weight)
+    read = plan(weight)
     rows, columns = x.shape
-    # Three rows are done as four, of which the last is zero.
-    padded = rows + (rows % vectors.AT_ONCE == vectors.AT_ONCE - 1)
-    scaled, sums = np.empty((padded, columns), np.float32), np.empty((padded, plan.groups), np.float32)
-    y = np.empty((padded, plan.tiles * ROWS), np.float32)
+    padded = padded_rows(rows)
+    scaled, sums = np.empty((padded, columns), np.float32), np.empty((padded, read.groups), np.float32)
+    y = np.empty((padded, read.tiles * ROWS), np.float32)
     parts = _threads(weight.out_features * columns * rows)
-    run = vectors.multiplier(plan.form, plan.bits, plan.variant, parts > 1)
     inputs = x.detach().contiguous().numpy()
     if isinstance(weight, Binary):
-        inputs = inputs * _live(weight)
-    run(inputs, plan.factors, plan.words, plan.side, plan.per_group, scaled, sums, y, parts)
+        inputs = inputs * live_columns(weight)
+    compiled.multiplier(parts > 1)(inputs, read.factors, read.product, read.weight, scaled, sums, y, parts)
     whole = torch.from_numpy(y)
     return whole if whole.shape == (rows, weight.out_features) else whole[:rows, : weight.out_features]
+
+
+def padded_rows(rows: int) -> int:
+    """How many activation rows are multiplied for so many: three are done as four, of which the last is zero."""
+    return rows + (rows % vectors.AT_ONCE == vectors.AT_ONCE - 1)
 
 
 def dequantize_rows(weight: StoredWeight, start: int, end: int) -> torch.Tensor:
@@ -131,29 +146,29 @@ def dequantize_rows(weight: StoredWeight, start: int, end: int) -> torch.Tensor:
     of columns that follow each other in memory."""
     if not fits(weight):
         return weight.stored_rows(start, end)
-    columns = _columns(weight, _plan(weight), start, end)
+    columns = _columns(weight, plan(weight), start, end)
     if isinstance(weight, Binary):
-        columns *= torch.from_numpy(_live(weight))[:, None]
+        columns *= torch.from_numpy(live_columns(weight))[:, None]
     return columns.T
 
 
 def _columns(
-    weight: StoredWeight, plan: _Plan, start: int, end: int, dtype: torch.dtype = torch.float32
+    weight: StoredWeight, read: Plan, start: int, end: int, dtype: torch.dtype = torch.float32
 ) -> torch.Tensor:
     """The transpose of `dequantize_rows`."""
     first, last = start // ROWS, -(-end // ROWS)
     out = torch.empty((weight.in_features, (last - first) * ROWS), dtype=dtype)
     parts = _threads(4 * out.numel())
-    run = vectors.dequantizer(plan.form, plan.bits, plan.variant, parts > 1)
-    run(plan.words, plan.side, plan.per_group, first, plan.tiles, out.numpy(), parts)
+    kernel = compiled.dequantizer(read.form, read.bits, read.variant).address
+    compiled.unpacker(parts > 1)(kernel, read.weight, out.numpy(), first, parts)
     return out[:, start - first * ROWS : end - first * ROWS]
 
 
 def integer_rows(weight: GroupedInt, start: int, end: int) -> torch.Tensor:
     """Rows `start` to `end` of code - zero as int8 [end - start, in_features], for symmetric weights with a group a
     row that `fits`."""
-    plan = _plan(weight)._replace(variant=Integers.WHOLE)
-    return _columns(weight, plan, start, end, torch.int8).T
+    whole = plan(weight)._replace(variant=Integers.WHOLE)
+    return _columns(weight, whole, start, end, torch.int8).T
 
 
 def _threads(work: int) -> int:
@@ -161,6 +176,6 @@ def _threads(work: int) -> int:
     return 1 if work < SERIAL_WORK or torch.get_num_threads() == 1 else share_threads()
 
 
-def _live(weight: Binary) -> np.ndarray:
+def live_columns(weight: Binary) -> np.ndarray:
     """1 for each column that has weights, and 0 for others: uint8 [in_features], which is whole words."""
     return np.unpackbits(weight.live.numpy().view(np.uint8), bitorder="little")

@@ -1,4 +1,4 @@
-"""A linear layer that keeps only stored low-bit weights and multiplies from them."""
+"""Layers that keep their weights stored, and compute from them: linears, and an embedding."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from torch import nn
 
 from quant_engine.kernels.matmul import matmul, matmul_back
 from quant_engine.weights.form import StoredWeight
+from quant_engine.weights.half import Half
 from quant_engine.weights.registry import empty_weight
 
 
@@ -25,7 +26,7 @@ class _FrozenProduct(torch.autograd.Function):
         return matmul_back(gradient, ctx.weight), None
 
 
-class QuantLinear(nn.Module):
+class StoredLinear(nn.Module):
     """y = x W^T + bias, with W [out_features, in_features] in a storage form and never dense as a whole."""
 
     def __init__(self, weight: StoredWeight, bias: torch.Tensor | None = None) -> None:
@@ -42,6 +43,10 @@ class QuantLinear(nn.Module):
             y = y + self.bias.to(y.dtype)
         return self.weight.finish(y).view(*x.shape[:-1], self.out_features)
 
+
+class QuantLinear(StoredLinear):
+    """A linear whose weights were quantized."""
+
     def config(self) -> dict[str, Any]:
         """What a checkpoint's JSON says of this layer; `from_config` makes an empty one of it."""
         return {"form": self.weight.form, "bias": self.bias is not None, **self.weight.config()}
@@ -53,3 +58,23 @@ class QuantLinear(nn.Module):
         bias = config.pop("bias")
         weight = empty_weight(**config)
         return cls(weight, torch.empty(weight.out_features) if bias else None)
+
+
+class HalfLinear(StoredLinear):
+    """A linear that was not quantized and whose files have 16 bits: they are held as they are, and computed with in
+    float32."""
+
+    weight: Half
+
+
+class HalfEmbedding(nn.Module):
+    """An embedding [num_embeddings, embedding_dim] held in the 16 bits that its files have, whose rows are float32."""
+
+    def __init__(self, weight: Half) -> None:
+        super().__init__()
+        self.weight = weight
+        self.num_embeddings, self.embedding_dim = weight.out_features, weight.in_features
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        """The rows of `tokens` [...]: float32 [..., embedding_dim]."""
+        return self.weight.rows(tokens)

@@ -34,6 +34,7 @@ CPU_KERNELS = {
     "partly_binary": cpu_binary,
     "residual_binary": cpu,
     "dual_binary": cpu,
+    "half": cpu,
 }
 """By storage form, the module with its functions `fits`, `prepare`, `multiply` and `dequantize_rows` for the CPU."""
 

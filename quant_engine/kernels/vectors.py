@@ -7,22 +7,19 @@ all lanes: no sum runs across lanes and nothing is gathered. In every form the w
     w = a * v(code) + c
 
 with numbers a and c for each row and group, so that a group's product is a * (sum of v_j x_j) + c * (sum of x_j).
-LLVM makes of it what the CPU at hand has, AVX2 or AVX-512 or neither. numba puts a function around it and keeps the
-machine code on disk beside this file, by CPU. What is known when compiling (form, width, variant) comes as literal
-numbers, and everything that the machine code depends on stands in this file, whose change makes it anew.
+LLVM makes of it what the CPU at hand has, AVX2 or AVX-512 or neither (compiled.py). What is known when compiling is
+form, width and variant; everything else is a number in the running program.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import cache, reduce
+from functools import reduce
 from typing import Any
 
 import llvmlite.ir as ir
 import numpy as np
-from numba import njit, prange, types
 from numba.core import cgutils
-from numba.extending import intrinsic
 
 from quant_engine.weights.binary import RESIDUAL_TERMS
 from quant_engine.weights.codebook import BLOCKS_PER_STEP, levels
@@ -344,10 +341,40 @@ def _signed(word: int) -> int:
     return word - (word >> 31 << 32)
 
 
-FORMS = (Integers, Levels, Signs, TwoPlanes)
+class Halves:
+    """The weight itself, in 16 bits. No side data."""
+
+    FLOAT16, BFLOAT16 = range(2)
+    more_planes: Sequence[ir.Value] = ()
+    shifts = False
+
+    def __init__(self, e: Emitter, bits: int, variant: int, side: ir.Value) -> None:
+        self.e, self.bits, self.variant = e, bits, variant
+
+    def coefficients(self, at: Group, apart: bool) -> tuple[ir.Value, ir.Value]:
+        return self.e.floats(1), self.e.floats(0)
+
+    def values(self, words: list[list[ir.Value]], shifted: bool, block: ir.Value) -> Iterator[ir.Value]:
+        e, b = self.e, self.e.builder
+        both = ir.VectorType(I16, 2 * LANES)
+        for word in words[0]:  # the 16 rows of one column, and those of the next
+            pair = b.bitcast(word, both)
+            for start in (0, LANES):
+                rows = ir.Constant(INTS, list(range(start, start + LANES)))
+                bits = b.shuffle_vector(pair, pair, rows)
+                if self.variant == self.FLOAT16:
+                    yield e.from_half(bits)
+                else:
+                    yield b.bitcast(b.shl(b.zext(bits, INTS), e.ints(16)), FLOATS)
+
+    def weight(self, value: ir.Value, factor: ir.Value, constant: ir.Value) -> ir.Value:
+        return value
 
 
-def _product(e: Emitter, form: Any, rows: int, numbers: list[ir.Value]) -> None:
+FORMS = (Integers, Levels, Signs, TwoPlanes, Halves)
+
+
+def product(e: Emitter, form: Any, rows: int, numbers: list[ir.Value]) -> None:
     """A tile's product with so many activation rows.
 
     The numbers are addresses of words [tiles, blocks * bits, 16], of x [rows, 32 * blocks] with each column
@@ -387,7 +414,7 @@ def _product(e: Emitter, form: Any, rows: int, numbers: list[ir.Value]) -> None:
         e.store(b.load(total), e.after(y, (b.add(b.mul(tiles, I64(row)), tile), 4 * LANES)))
 
 
-def _weights(e: Emitter, form: Any, numbers: list[ir.Value]) -> None:
+def weights(e: Emitter, form: Any, numbers: list[ir.Value]) -> None:
     """A tile's weights, as 16 columns of `out` [32 * blocks, 16 * tiles].
 
     The numbers are addresses of words, as above, and of the tile's part in `out`, whose rows are `stride` bytes apart.
@@ -421,116 +448,17 @@ def _load_block(
     return [[e.load(INTS, plane, 4 * LANES * word) for word in range(form.bits)] for plane in planes]
 
 
-def _form(context: Any, builder: ir.IRBuilder, literals: tuple[Any, ...], side: ir.Value) -> tuple[Emitter, Any]:
+def emitted(
+    context: Any, builder: ir.IRBuilder, form: int, bits: int, variant: int, side: ir.Value
+) -> tuple[Emitter, Any]:
+    """The form of this number, ready to give its instructions. `side` is the address of its side data."""
     e = Emitter(context, builder)
-    form, bits, variant = (kind.literal_value for kind in literals[:3])
     return e, FORMS[form](e, bits, variant, side)
-
-
-@intrinsic(prefer_literal=True)
-def _multiply_tile(  # type: ignore[no-untyped-def]
-    typing, form, bits, variant, rows, side, words, x, sums, y, tile, tiles, blocks, per_group
-):
-    literals = (form, bits, variant, rows)
-
-    def code(context, builder, signature, args):  # type: ignore[no-untyped-def]
-        e, emitted = _form(context, builder, literals, args[4])
-        _product(e, emitted, rows.literal_value, args[5:])
-
-    return types.void(*literals, *(types.intp,) * 9), code
-
-
-@intrinsic(prefer_literal=True)
-def _dequantize_tile(  # type: ignore[no-untyped-def]
-    typing, form, bits, variant, side, words, out, stride, tile, tiles, blocks, per_group
-):
-    literals = (form, bits, variant)
-
-    def code(context, builder, signature, args):  # type: ignore[no-untyped-def]
-        e, emitted = _form(context, builder, literals, args[3])
-        _weights(e, emitted, args[4:])
-
-    return types.void(*literals, *(types.intp,) * 8), code
-
-
-@njit(nogil=True, cache=True, fastmath=True, error_model="numpy")
-def _prepare(x, factors, per_group, scaled, sums):  # type: ignore[no-untyped-def]
-    """`x` with each column times its block's `factors` [32], and the sum of each group; rows that `x` has not are 0."""
-    columns = x.shape[1]
-    for row in range(scaled.shape[0]):
-        if row >= x.shape[0]:
-            scaled[row] = 0
-            sums[row] = 0
-            continue
-        for group in range(sums.shape[1]):
-            total = np.float32(0)
-            for block in range(group * per_group, min(group * per_group + per_group, columns // 32)):
-                for j in range(32):
-                    value = x[row, block * 32 + j]
-                    total += value
-                    scaled[row, block * 32 + j] = value * factors[j]
-            sums[row, group] = total
-
-
-@cache
-def multiplier(form: int, bits: int, variant: int, parallel: bool) -> Callable[..., None]:
-    """`multiply(x, factors, words, side, per_group, scaled, sums, y, parts)` for one kind of weights.
-
-    `x` [rows, columns], `factors` are the `input_factors`, `words` and `side` addresses; `scaled` (like x), `sums`
-    [rows, groups] and `y` [rows, 16 * tiles] are written. If `parallel`, so many parts of the tiles are done at once.
-    """
-
-    def multiply(x, factors, words, side, per_group, scaled, sums, y, parts):  # type: ignore[no-untyped-def]
-        parts = parts if parallel else 1
-        _prepare(x, factors, per_group, scaled, sums)
-        rows, blocks, tiles = y.shape[0], x.shape[1] // 32, y.shape[1] // 16
-        at, sums_at, y_at = scaled.ctypes.data, sums.ctypes.data, y.ctypes.data
-        x_row, sums_row, y_row = 4 * scaled.shape[1], 4 * sums.shape[1], 4 * y.shape[1]
-        for part in prange(parts):
-            for tile in range(tiles * part // parts, tiles * (part + 1) // parts):
-                for row in range(0, rows // 4 * 4, 4):
-                    _multiply_tile(
-                        form, bits, variant, 4, side, words, at + row * x_row, sums_at + row * sums_row,
-                        y_at + row * y_row, tile, tiles, blocks, per_group,
-                    )  # fmt: skip
-                for row in range(rows // 4 * 4, rows):
-                    _multiply_tile(
-                        form, bits, variant, 1, side, words, at + row * x_row, sums_at + row * sums_row,
-                        y_at + row * y_row, tile, tiles, blocks, per_group,
-                    )  # fmt: skip
-
-    return njit(parallel=parallel, nogil=True, cache=True, error_model="numpy")(multiply)
-
-
-@cache
-def dequantizer(form: int, bits: int, variant: int, parallel: bool) -> Callable[..., None]:
-    """`dequantize(words, side, per_group, first, tiles, out, parts)`: the weights of tiles from `first` on, of `tiles`
-    in all, as columns of `out` [columns, 16 * how many]."""
-
-    def dequantize(words, side, per_group, first, tiles, out, parts):  # type: ignore[no-untyped-def]
-        parts = parts if parallel else 1
-        blocks, count = out.shape[0] // 32, out.shape[1] // 16
-        out_at, stride = out.ctypes.data, out.itemsize * out.shape[1]
-        for part in prange(parts):
-            for tile in range(count * part // parts, count * (part + 1) // parts):
-                _dequantize_tile(
-                    form,
-                    bits,
-                    variant,
-                    side,
-                    words,
-                    out_at + tile * 16 * out.itemsize,
-                    stride,
-                    first + tile,
-                    tiles,
-                    blocks,
-                    per_group,
-                )
-
-    return njit(parallel=parallel, nogil=True, cache=True, error_model="numpy")(dequantize)
 
 
 def input_factors(form: int, bits: int) -> np.ndarray:
     """What each of a block's 32 inputs is multiplied with, since its code stays shifted: float32 [32]."""
+    if not FORMS[form].shifts:
+        return np.ones(BLOCK, np.float32)
     shifts = [offset if stays_shifted(bits, offset) else 0 for _, offset in code_offsets(bits)]
-    return np.array([2.0**-shift for shift in (shifts if FORMS[form].shifts else [0] * BLOCK)], np.float32)
+    return np.array([2.0**-shift for shift in shifts], np.float32)

@@ -18,6 +18,8 @@ from torch import nn
 from torch.nn.functional import rms_norm, scaled_dot_product_attention
 from transformers import LlamaModel, MistralModel, Qwen2Model
 
+from quant_engine.models.step import step_of
+
 _DECODERS = (LlamaModel, MistralModel, Qwen2Model)
 _LENGTH_DEPENDENT = ("dynamic", "longrope")
 """Types of rotary embedding whose frequencies depend on the length of the text."""
@@ -72,6 +74,11 @@ class KeyValues:
         return data[0, :, :end], data[1, :, :end]
 
     @property
+    def location(self) -> tuple[int, int, int]:
+        """The address of the keys and values, the tokens that they have room for, and their length."""
+        return self._data.data_ptr(), self._data.shape[3], self.length
+
+    @property
     def token_bytes(self) -> int:
         """Memory that a token takes."""
         return self._data[:, :, :, :0].element_size() * self._data.shape[:3].numel() * self._data.shape[4]
@@ -97,6 +104,9 @@ class Piece:
 def last_states(decoder: nn.Module, pieces: Sequence[Piece]) -> torch.Tensor:
     """What the output head gets at the last token of each piece [pieces, hidden]; the caches are extended."""
     counts = [len(piece.embeddings) for piece in pieces]
+    step = step_of(decoder) if counts.count(1) == len(counts) else None
+    if step:
+        return step(torch.cat([piece.embeddings for piece in pieces]), [piece.cache for piece in pieces])
     ends = torch.tensor(counts).cumsum(0) - 1
     x = torch.cat([piece.embeddings for piece in pieces])
     positions = torch.cat([torch.arange(p.cache.length, p.cache.length + len(p.embeddings)) for p in pieces])

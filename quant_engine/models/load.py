@@ -19,12 +19,15 @@ from transformers import AutoTokenizer
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import rename_source_key
 
-from quant_engine.models.architecture import empty_model
+from quant_engine.kernels.linear import HalfEmbedding, HalfLinear, StoredLinear
+from quant_engine.kernels.matmul import warm_up
+from quant_engine.models.architecture import LINEARS, empty_model
 from quant_engine.models.catalog import ModelCard
 from quant_engine.models.check import DENSE, TOKENIZERS, StoredTensor, reason
 from quant_engine.models.files import TensorFiles, all_finite, folder_of
 from quant_engine.models.processor import load_processor
 from quant_engine.spec import UserError
+from quant_engine.weights.half import Half
 
 _UNREAD = (r"rotary_emb\.inv_freq", r"(^|\.)position_ids$")
 """Names of tensors that older releases stored, and that are computed: transformers passes over them, too."""
@@ -59,7 +62,7 @@ class Loaded:
 
     @property
     def dtype(self) -> str:
-        """The type of the weights that are not quantized, as they are held in memory ("float32" …)."""
+        """The type that the model computes in ("float32" …)."""
         return str(self.model.dtype).removeprefix("torch.")
 
     @property
@@ -81,15 +84,26 @@ class Loaded:
 class Skeleton:
     """A model whose weights are filled in piece by piece from its files, with its tokenizer.
 
+    With `in_halves`, a model that computes in float32 on a CPU holds what its files have in 16 bits as it is: the
+    embedding, the output head, and the linears of blocks that are filled here.
+
     Making one holds files, configuration and tokenizer against each other: raises UserError, one sentence, for a
     folder whose model would not be what transformers makes of it. A `sibling` is the same model loaded in another
     setting: what both have in common is then held once, on the sibling's device.
     """
 
     def __init__(
-        self, card: ModelCard, folder: Path, dtype: torch.dtype, device: str, sibling: Loaded | None = None
+        self,
+        card: ModelCard,
+        folder: Path,
+        dtype: torch.dtype,
+        device: str,
+        sibling: Loaded | None = None,
+        *,
+        in_halves: bool = False,
     ) -> None:
         self.card, self.folder, self.dtype, self.device, self._sibling = card, folder, dtype, device, sibling
+        self._in_halves = in_halves and device == "cpu" and dtype == torch.float32
         self._files = TensorFiles(folder)
         self.model = empty_model(card, folder, dtype)
         for module in self.model.modules():
@@ -169,7 +183,8 @@ class Skeleton:
     def _fill(self, names: list[str]) -> None:
         tensors = self._files.read([self._file_name[name] for name in names])
         for name in names:
-            value = tensors[self._file_name[name]].to(self.device, self.dtype)
+            dtype = self._dtype_in_memory(name, tensors[self._file_name[name]].dtype)
+            value = tensors[self._file_name[name]].to(self.device, dtype)
             if not all_finite(value):
                 largest = tensors[self._file_name[name]].abs().max().item()
                 raise UserError(
@@ -177,6 +192,17 @@ class Skeleton:
                     f"{str(self.dtype).removeprefix('torch.')}: compute in bfloat16 or float32."
                 )
             self._set(name, nn.Parameter(value, requires_grad=False))
+
+    def _dtype_in_memory(self, name: str, stored: torch.dtype) -> torch.dtype:
+        path, _, leaf = name.rpartition(".")
+        module = self.model.get_submodule(path)
+        by_rows = leaf == "weight" and (path.endswith(LINEARS) or module in self._vocabulary)
+        halves = (torch.float16, torch.bfloat16)
+        return stored if self._in_halves and by_rows and stored in halves else self.dtype
+
+    @property
+    def _vocabulary(self) -> tuple[nn.Module, nn.Module]:
+        return self.model.get_input_embeddings(), self.model.get_output_embeddings()
 
     def _set(self, name: str, parameter: nn.Parameter) -> None:
         path, _, leaf = name.rpartition(".")
@@ -194,6 +220,24 @@ class Skeleton:
         self._fill([name for name in names if name not in common])
         for target, source in list(self.model.all_tied_weights_keys.items()):
             self._tie(target, source)
+        if self._in_halves:
+            self._hold_vocabulary()
+
+    def _hold_vocabulary(self) -> None:
+        """Puts layers that compute from halves in place of embedding and output head, where those are halves."""
+        embedding, head = self._vocabulary
+        if self._sibling:
+            others = self._sibling.model.get_input_embeddings(), self._sibling.model.get_output_embeddings()
+        else:
+            others = embedding, head
+        if embedding.weight.dtype != self.dtype:
+            shared = isinstance(others[0], HalfEmbedding)
+            self.model.set_input_embeddings(others[0] if shared else HalfEmbedding(Half.pack(embedding.weight.data)))
+        if head.weight.dtype != self.dtype:
+            tied = head.weight is embedding.weight
+            weight = self.model.get_input_embeddings().weight if tied else Half.pack(head.weight.data)
+            shared = isinstance(others[1], HalfLinear)
+            self.model.set_output_embeddings(others[1] if shared else HalfLinear(weight, head.bias))
 
     def _tie(self, target: str, source: str) -> None:
         """One tensor for both names, as transformers decides: where the files have both with different values, they
@@ -201,7 +245,7 @@ class Skeleton:
         target_weight, source_weight = self.model.get_parameter(target), self.model.get_parameter(source)
         if source not in self._file_name:
             target, source_weight = source, target_weight
-        elif target in self._file_name and not torch.equal(target_weight, source_weight):
+        elif target in self._file_name and not _equal(target_weight, source_weight):
             self.model.all_tied_weights_keys.pop(target)
             for config in (self.model.config, self.model.config.get_text_config()):
                 config.tie_word_embeddings = False
@@ -211,8 +255,14 @@ class Skeleton:
     def fill_block(self, index: int) -> nn.Module:
         """Fill block `index` with its dense weights, in the skeleton's type and on its device, and return it."""
         prefix = self.block_prefix(index)
-        self._fill([prefix + name for name, _ in self.blocks[index].named_parameters()])
-        return self.blocks[index]
+        block = self.blocks[index]
+        self._fill([prefix + name for name, _ in block.named_parameters()])
+        for path in LINEARS if self._in_halves else ():
+            linear = block.get_submodule(path)
+            if linear.weight.dtype != self.dtype:
+                parent, _, leaf = path.rpartition(".")
+                setattr(block.get_submodule(parent), leaf, HalfLinear(Half.pack(linear.weight.data), linear.bias))
+        return block
 
     def release_block(self, index: int) -> None:
         """Drop the block's weights."""
@@ -237,6 +287,10 @@ class Skeleton:
         return Loaded(self.card, self.model, self.tokenizer, processor, stored_bits, self.folder, problem)
 
 
+def _equal(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return a.dtype == b.dtype and torch.equal(a, b)
+
+
 def load_tokenizer(folder: Path, embeddings: int | None = None) -> Any:
     """The tokenizer of a model folder. Raises UserError if there is none, or if it makes tokens that a model with
     `embeddings` rows has no embedding for; a padding token is never made of a text."""
@@ -258,17 +312,33 @@ def load_tokenizer(folder: Path, embeddings: int | None = None) -> Any:
     return tokenizer
 
 
-def load_dense(card: ModelCard, revision: str | None, dtype: str, device: str, sibling: Loaded | None = None) -> Loaded:
+def load_dense(
+    card: ModelCard,
+    revision: str | None,
+    dtype: str,
+    device: str,
+    sibling: Loaded | None = None,
+    *,
+    in_halves: bool = False,
+) -> Loaded:
     """The unquantized model, computing in `dtype` ("float32" …) on `device` ("cpu", "cuda"). What it has in common
-    with a `sibling`, the same model in another setting, is held once.
+    with a `sibling`, the same model in another setting, is held once. A model to be asked and measured, and not
+    trained, takes less memory and time `in_halves` (see `Skeleton`).
 
     Raises UserError if its files can't be had or are damaged.
     """
-    skeleton = Skeleton(card, folder_of(card, revision), getattr(torch, dtype), device, sibling)
+    folder = folder_of(card, revision)
+    skeleton = Skeleton(card, folder, getattr(torch, dtype), device, sibling, in_halves=in_halves)
     skeleton.fill_outside_blocks()
     for index in range(len(skeleton.blocks)):
         skeleton.fill_block(index)
+    get_ready(skeleton.model, skeleton.dtype)
     return skeleton.finish(stored_bits=16.0)
+
+
+def get_ready(model: nn.Module, dtype: torch.dtype) -> None:
+    """Lays all stored weights of a model as kernels read them and compiles the kernels, so that no answer waits."""
+    warm_up((module.weight for module in model.modules() if isinstance(module, StoredLinear)), dtype)
 
 
 def check_pictures(card: ModelCard, revision: str | None) -> None:

@@ -32,7 +32,7 @@ def load(plan: WeightPlan, dtype: str, device: str, hooks: Hooks, sibling: Loade
     """
     if plan.method is None:
         hooks.progress(Progress(stage="loading", message=f"loading {plan.card.title}"))
-        loaded = load_dense(plan.card, plan.spec.revision, dtype, device, sibling)
+        loaded = load_dense(plan.card, plan.spec.revision, dtype, device, sibling, in_halves=True)
     else:
         path = quantize(plan, device, hooks)
         gc.collect()  # models refer to themselves in circles: what quantizing held makes room first

@@ -85,6 +85,10 @@ class MixedWidth(StoredWeight):
         """The columns of `x` [rows, in_features] that belong to each part, and the part."""
         return [(torch.cat([x[:, run] for run in self._columns[name]], 1), part) for name, part in self.parts.items()]
 
+    def columns(self, name: str) -> torch.Tensor:
+        """The numbers of the columns that belong to a part, int32."""
+        return torch.cat([torch.arange(run.start, run.stop, dtype=torch.int32) for run in self._columns[name]])
+
     def dequantize(self, start: int = 0, end: int | None = None) -> torch.Tensor:
         end = self.out_features if end is None else end
         weight = torch.empty((end - start, self.in_features), device=self.widths.device)

@@ -9,6 +9,7 @@ from quant_engine.weights.codebook import Codebook
 from quant_engine.weights.dual_binary import DualBinary
 from quant_engine.weights.form import StoredWeight
 from quant_engine.weights.grouped import GroupedInt
+from quant_engine.weights.half import Half
 from quant_engine.weights.int_activations import IntActivations
 from quant_engine.weights.low_rank import LowRank
 from quant_engine.weights.mixed_width import MixedWidth
@@ -17,7 +18,7 @@ from quant_engine.weights.rotated import RotatedInt
 FORMS: dict[str, type[StoredWeight]] = {
     form.form: form for form in (
         GroupedInt, IntActivations, Codebook, LowRank, Binary, PartlyBinary, ResidualBinary, DualBinary, MixedWidth,
-        RotatedInt,
+        RotatedInt, Half,
     )
 }  # fmt: skip
 

@@ -10,7 +10,7 @@ from quant_engine.models.decode import PromptCache, prompt_inputs
 from quant_engine.models.forward import KeyValues, Piece, embed, is_supported, last_states
 
 SIZES = {
-    "vocab_size": 60, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4,
+    "vocab_size": 60, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4,
     "num_key_value_heads": 2, "max_position_embeddings": 128, "initializer_range": 0.5,
 }  # fmt: skip
 LLAMA3_ROTARY = {

@@ -1,0 +1,279 @@
+"""A token of each of several texts through all blocks of a LLaMA-type decoder, in one call of compiled code.
+
+A decoder reads few numbers of its own beside its weights, so what costs time around the products of a single token is
+Python itself. Here the whole pass is one function. Each linear is an entry of a table that says where its kernel
+(compiled.py) and its data stand, so that weights of all kinds go through the same function.
+
+    h = norm(x);  q, k, v = h W_q^T, h W_k^T, h W_v^T;  x += attention(rotated q, rotated k, v) W_o^T
+    h = norm(x);  x += (silu(h W_gate^T) * h W_up^T) W_down^T
+
+Everything is computed in float32. With several threads each computes some tiles and heads; no sum depends on how many
+there are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+
+import llvmlite.ir as ir
+import numpy as np
+from numba import carray, njit, prange, types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from quant_engine.kernels.compiled import SOURCES, multiply_tiles, prepare
+
+SETS = 4
+"""Sets of linears that share their input, in each block: q, k, v; o; gate, up; down."""
+ENTRY = np.dtype(
+    [
+        ("kernel", np.int64),
+        ("weight", np.int64, 5),
+        ("groups", np.int64),
+        ("factors", np.int64),
+        ("order", np.int64),
+        ("live", np.int64),
+        ("bias", np.int64),
+        ("input", np.int64),
+        ("output", np.int64),
+    ]
+)
+"""An entry of the table: the kernel's address and the numbers that it takes first, how many groups a row has; addresses
+of `vectors.input_factors`, of the order of columns int32, of which columns are live float32, and of the bias float32, 0
+where there is none; the number in its set of the entry whose prepared input it takes, and of that which its product is
+added to, its own in most cases."""
+(_KERNEL, _WEIGHT, _GROUPS, _FACTORS, _ORDER, _LIVE, _BIAS, _INPUT, _OUTPUT) = (0, 1, 6, 7, 8, 9, 10, 11, 12)
+FIELDS = ENTRY.itemsize // 8
+
+
+@intrinsic
+def _pointer(typing, address):  # type: ignore[no-untyped-def]
+    def code(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        return builder.inttoptr(args[0], cgutils.voidptr_t)
+
+    return types.voidptr(types.intp), code
+
+
+@intrinsic
+def _float_of_bits(typing, bits):  # type: ignore[no-untyped-def]
+    def code(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        return builder.bitcast(args[0], ir.FloatType())
+
+    return types.float32(types.int32), code
+
+
+@njit(nogil=True, cache=True, fastmath=True, error_model="numpy", inline="always")
+def _exp(x):  # type: ignore[no-untyped-def]
+    """e^x in float32, for x up to 88, to 2 units in the last digit: 2^n times a polynomial of what is left, after
+    Cephes. In vector code, where the library's own is not."""
+    x = max(x, np.float32(-87))
+    n = np.floor(x * np.float32(1.44269504) + np.float32(0.5))
+    x = x - n * np.float32(0.693359375) + n * np.float32(2.12194440e-4)
+    p = np.float32(1.9875691500e-4)
+    p = p * x + np.float32(1.3981999507e-3)
+    p = p * x + np.float32(8.3334519073e-3)
+    p = p * x + np.float32(4.1665795894e-2)
+    p = p * x + np.float32(1.6666665459e-1)
+    p = p * x + np.float32(5.0000001201e-1)
+    return (p * x * x + x + np.float32(1)) * _float_of_bits((np.int32(n) + np.int32(127)) << np.int32(23))
+
+
+@njit(nogil=True, cache=True, fastmath=True, error_model="numpy")
+def _normalize(x, weight, eps, out):  # type: ignore[no-untyped-def]
+    """Root mean square norm of each row."""
+    for row in range(x.shape[0]):
+        total = np.float32(0)
+        for j in range(x.shape[1]):
+            total += x[row, j] * x[row, j]
+        factor = np.float32(1) / np.sqrt(total / np.float32(x.shape[1]) + eps)
+        for j in range(x.shape[1]):
+            out[row, j] = x[row, j] * factor * weight[j]
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _prepare_set(entries, start, end, x, rows, inputs, sums, picked):  # type: ignore[no-untyped-def]
+    """What the products of a set take of `x` [rows, columns]."""
+    for number in range(end - start):
+        entry = entries[start + number]
+        if entry[_INPUT] != number:
+            continue
+        columns, source = entry[_WEIGHT + 3] * 32, x
+        if entry[_ORDER] or entry[_LIVE]:
+            source = carray(_pointer(picked.ctypes.data), (x.shape[0], columns), np.float32)
+            for row in range(x.shape[0]):
+                for j in range(columns):
+                    source[row, j] = x[row, j]
+            if entry[_ORDER]:
+                order = carray(_pointer(entry[_ORDER]), columns, np.int32)
+                for row in range(x.shape[0]):
+                    for j in range(columns):
+                        source[row, j] = x[row, order[j]]
+            if entry[_LIVE]:
+                live = carray(_pointer(entry[_LIVE]), columns, np.float32)
+                for row in range(x.shape[0]):
+                    for j in range(columns):
+                        source[row, j] *= live[j]
+        factors = carray(_pointer(entry[_FACTORS]), 32, np.float32)
+        scaled = carray(_pointer(inputs[number].ctypes.data), (rows, columns), np.float32)
+        of_groups = carray(_pointer(sums[number].ctypes.data), (rows, entry[_GROUPS]), np.float32)
+        prepare(source, factors, entry[_WEIGHT + 2], scaled, of_groups)
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _multiply_set(entries, start, end, rows, inputs, sums, outputs, part, parts):  # type: ignore[no-untyped-def]
+    """One part of the products of a set."""
+    for number in range(end - start):
+        entry = entries[start + number]
+        x, of_groups = inputs[entry[_INPUT]].ctypes.data, sums[entry[_INPUT]].ctypes.data
+        y = outputs[number].ctypes.data
+        multiply_tiles(entry[_KERNEL], entry[_WEIGHT : _WEIGHT + 5], rows, x, of_groups, y, part, parts)
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _result(entries, start, end, linear, rows, outputs):  # type: ignore[no-untyped-def]
+    """The product of one of a set's linears [rows, 16 * tiles], its parts added up, with the bias."""
+    number = 0
+    for candidate in range(end - start):
+        if entries[start + candidate, _OUTPUT] == candidate:
+            if linear == 0:
+                number = candidate
+                break
+            linear -= 1
+    entry = entries[start + number]
+    columns = entry[_WEIGHT + 4] * 16
+    y = carray(_pointer(outputs[number].ctypes.data), (rows, columns), np.float32)
+    for other in range(number + 1, end - start):
+        if entries[start + other, _OUTPUT] == number:
+            more = carray(_pointer(outputs[other].ctypes.data), (rows, columns), np.float32)
+            for row in range(rows):
+                for j in range(columns):
+                    y[row, j] += more[row, j]
+    if entry[_BIAS]:
+        bias = carray(_pointer(entry[_BIAS]), columns, np.float32)
+        for row in range(rows):
+            for j in range(columns):
+                y[row, j] += bias[j]
+    return y
+
+
+@njit(nogil=True, cache=True, fastmath=True, error_model="numpy")
+def _rotate(x, heads, cos, sin):  # type: ignore[no-untyped-def]
+    """Rotary embedding, in their own place, of the heads of each row."""
+    size = cos.shape[1]
+    half = size // 2
+    for row in range(cos.shape[0]):
+        for head in range(heads):
+            for j in range(half):
+                first, second = x[row, head * size + j], x[row, head * size + half + j]
+                x[row, head * size + j] = first * cos[row, j] - second * sin[row, j]
+                x[row, head * size + half + j] = second * cos[row, half + j] + first * sin[row, half + j]
+
+
+@njit(nogil=True, cache=True, fastmath=True, error_model="numpy")
+def _attend(block, task, q, k, v, texts, key_heads, scale, scores, out):  # type: ignore[no-untyped-def]
+    """Attention of the query heads that share a key head; `task` counts rows and key heads. The row's key and value
+    are written behind those of its text."""
+    row, head = task // key_heads, task % key_heads
+    size, shared = out.shape[2], out.shape[1] // key_heads
+    capacity, length = texts[row, 1], texts[row, 2]
+    all_keys = 4 * size * capacity * ((2 * block) * key_heads + head)
+    all_values = all_keys + 4 * size * capacity * key_heads
+    keys = carray(_pointer(texts[row, 0] + all_keys), (capacity, size), np.float32)
+    values = carray(_pointer(texts[row, 0] + all_values), (capacity, size), np.float32)
+    for j in range(size):
+        keys[length, j] = k[row, head * size + j]
+        values[length, j] = v[row, head * size + j]
+    for token in range(length + 1):
+        for number in range(shared):
+            dot, at = np.float32(0), (head * shared + number) * size
+            for j in range(size):
+                dot += q[row, at + j] * keys[token, j]
+            scores[number, token] = dot * scale
+    for number in range(shared):
+        highest, total = scores[number, 0], np.float32(0)
+        for token in range(length + 1):
+            highest = max(highest, scores[number, token])
+        for token in range(length + 1):
+            scores[number, token] = _exp(scores[number, token] - highest)
+            total += scores[number, token]
+        mine = out[row, head * shared + number]
+        for j in range(size):
+            mine[j] = np.float32(0)
+        for token in range(length + 1):
+            share = scores[number, token]
+            for j in range(size):
+                mine[j] += share * values[token, j]
+        for j in range(size):
+            mine[j] /= total
+
+
+@njit(nogil=True, cache=True, fastmath=True, error_model="numpy")
+def _gate(gate, up, out):  # type: ignore[no-untyped-def]
+    """silu(gate) * up."""
+    for row in range(out.shape[0]):
+        for j in range(out.shape[1]):
+            out[row, j] = gate[row, j] / (np.float32(1) + _exp(min(-gate[row, j], np.float32(87)))) * up[row, j]
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _add(x, y):  # type: ignore[no-untyped-def]
+    for row in range(x.shape[0]):
+        for j in range(x.shape[1]):
+            x[row, j] += y[row, j]
+
+
+@cache
+def stepper(parallel: bool) -> Callable[..., None]:
+    """`step(entries, sets, norms, eps, x, cos, sin, texts, key_heads, scale, h, hidden, attended, inputs, sums,
+    outputs, picked, scores, parts)`: `x` [rows, hidden_size], the embeddings of a token of each text, becomes what the last norm
+    makes of them.
+
+    `entries` int64 [n, FIELDS] are those of all linears, and `sets` [4 * blocks + 1] says where each set begins;
+    `norms` [2 * blocks + 1, hidden_size]; `cos` and `sin` [rows, head_size] of each text's position. `texts` int64
+    [rows, 3] are the address of a text's keys and values [blocks, 2, key_heads, capacity, head_size], its capacity and
+    its length. The others are room to work in: `h` like x, `hidden` [rows, intermediate_size], `attended` [rows, heads, head_size],
+    `inputs`, `sums`, `outputs` [entries of a set, as much as the largest takes], `picked` as one of them, and `scores`
+    [parts, heads of a key head, longest length + 1].
+    """
+    sources = SOURCES
+
+    def step(  # type: ignore[no-untyped-def]
+        entries, sets, norms, eps, x, cos, sin, texts, key_heads, scale, h, hidden, attended, inputs, sums,
+        outputs, picked, scores, parts,
+    ):  # fmt: skip
+        assert sources
+        parts = parts if parallel else 1
+        rows, heads = x.shape[0], attended.shape[1]
+        padded = rows + (rows % 4 == 3)
+        of_heads = attended.reshape(rows, heads * attended.shape[2])
+        for block in range(norms.shape[0] // 2):
+            a, b, c, d, e = sets[4 * block : 4 * block + 5]
+            _normalize(x, norms[2 * block], eps, h)
+            _prepare_set(entries, a, b, h, padded, inputs, sums, picked)
+            for part in prange(parts):
+                _multiply_set(entries, a, b, padded, inputs, sums, outputs, part, parts)
+            q, k = _result(entries, a, b, 0, padded, outputs), _result(entries, a, b, 1, padded, outputs)
+            v = _result(entries, a, b, 2, padded, outputs)
+            _rotate(q, heads, cos, sin)
+            _rotate(k, key_heads, cos, sin)
+            for part in prange(parts):
+                for task in range(rows * key_heads * part // parts, rows * key_heads * (part + 1) // parts):
+                    _attend(block, task, q, k, v, texts, key_heads, scale, scores[part], attended)
+            _prepare_set(entries, b, c, of_heads, padded, inputs, sums, picked)
+            for part in prange(parts):
+                _multiply_set(entries, b, c, padded, inputs, sums, outputs, part, parts)
+            _add(x, _result(entries, b, c, 0, padded, outputs))
+            _normalize(x, norms[2 * block + 1], eps, h)
+            _prepare_set(entries, c, d, h, padded, inputs, sums, picked)
+            for part in prange(parts):
+                _multiply_set(entries, c, d, padded, inputs, sums, outputs, part, parts)
+            gate, up = _result(entries, c, d, 0, padded, outputs), _result(entries, c, d, 1, padded, outputs)
+            _gate(gate, up, hidden)
+            _prepare_set(entries, d, e, hidden, padded, inputs, sums, picked)
+            for part in prange(parts):
+                _multiply_set(entries, d, e, padded, inputs, sums, outputs, part, parts)
+            _add(x, _result(entries, d, e, 0, padded, outputs))
+        _normalize(x, norms[norms.shape[0] - 1], eps, x)
+
+    return njit(parallel=parallel, nogil=True, cache=True, error_model="numpy")(step)

@@ -1,0 +1,180 @@
+"""The next token of several texts through a decoder's blocks in compiled code (kernels/decoding.py).
+
+It takes decoders of the plain LLaMA type in float32 on a CPU whose linears all keep stored weights that the compiled
+kernels read. Others, and whatever reads several tokens of a text, go module by module (forward.py).
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+from torch import nn
+
+from quant_engine.kernels import cpu, decoding
+from quant_engine.kernels.linear import StoredLinear
+from quant_engine.kernels.matmul import CPU_KERNELS
+from quant_engine.kernels.threads import share_threads
+from quant_engine.models.architecture import LINEARS, SEQUENTIAL_SETS
+from quant_engine.weights.binary import Binary
+from quant_engine.weights.form import StoredWeight
+from quant_engine.weights.grouped import GroupedInt
+from quant_engine.weights.interleaving import ROWS
+from quant_engine.weights.mixed_width import MixedWidth
+
+if TYPE_CHECKING:
+    from quant_engine.models.forward import KeyValues
+
+_STEPS: WeakKeyDictionary[nn.Module, Step] = WeakKeyDictionary()
+_ANGLES = 512
+"""Positions whose rotary angles are computed at once."""
+
+
+def step_of(decoder: nn.Module) -> Step | None:
+    """The compiled step of a decoder; None where there is none."""
+    step = _STEPS.get(decoder)
+    if step is None or not step.is_current():
+        if not _is_supported(decoder):
+            return None
+        step = _STEPS[decoder] = Step(decoder)
+    return step
+
+
+def _is_supported(decoder: nn.Module) -> bool:
+    norm = decoder.norm.weight
+    if norm.device.type != "cpu" or norm.dtype != torch.float32 or decoder.config.hidden_act != "silu":
+        return False
+    linears = (block.get_submodule(path) for block in decoder.layers for path in LINEARS)
+    return all(isinstance(linear, StoredLinear) and _fits(linear.weight) for linear in linears)
+
+
+def _fits(weight: StoredWeight) -> bool:
+    return all(CPU_KERNELS.get(part.form) is cpu and _is_plain(part) and cpu.fits(part) for _, part in _parts(weight))
+
+
+def _is_plain(weight: StoredWeight) -> bool:
+    """Whether a product is with inputs in some order and leaves outputs as they are."""
+    changed = [
+        name
+        for name in ("transform_input", "transform_output", "finish")
+        if getattr(type(weight), name) is not getattr(StoredWeight, name)
+    ]
+    return not changed or (isinstance(weight, GroupedInt) and changed == ["transform_input"])
+
+
+def _parts(weight: StoredWeight) -> Iterator[tuple[torch.Tensor | None, StoredWeight]]:
+    """The weights whose products add up to that of a weight, and the columns that each takes, None for all in order."""
+    if isinstance(weight, MixedWidth):
+        for name, part in weight.parts.items():
+            yield weight.columns(name), part
+    else:
+        yield getattr(weight, "order", None), weight
+
+
+class Step:
+    """The tables of one decoder that the compiled step reads, and the room that it works in."""
+
+    def __init__(self, decoder: nn.Module) -> None:
+        self._decoder = weakref.ref(decoder)
+        self._plans: list[tuple[StoredWeight, cpu.Plan]] = []
+        self._held: list[np.ndarray] = []  # the tables hold addresses of these
+        tables, sets = [], [0]
+        for block in decoder.layers:
+            for paths in SEQUENTIAL_SETS:
+                tables.append(self._table([block.get_submodule(path) for path in paths]))
+                sets.append(sets[-1] + len(tables[-1]))
+        self._entries, self._sets = np.concatenate(tables), np.array(sets)
+        norms = [n.weight for b in decoder.layers for n in (b.input_layernorm, b.post_attention_layernorm)]
+        self._norms = torch.stack([*norms, decoder.norm.weight]).detach().numpy()
+        attention, config = decoder.layers[0].self_attn, decoder.config
+        self._eps = decoder.norm.variance_epsilon
+        self._head_size, self._scale = attention.head_dim, attention.scaling
+        self._heads, self._key_heads = config.num_attention_heads, config.num_key_value_heads
+        self._intermediate = config.intermediate_size
+        self._angles = torch.empty((2, 0, self._head_size))
+        self._rooms: dict[int, tuple[np.ndarray, ...]] = {}
+
+    def _table(self, linears: Sequence[StoredLinear]) -> np.ndarray:
+        """The entries of linears that share their input."""
+        table: list[tuple[Any, ...]] = []
+        inputs: dict[tuple[Any, ...], int] = {}
+        for linear in linears:
+            output = len(table)
+            for order, weight in _parts(linear.weight):
+                plan = cpu.plan(weight)
+                self._plans.append((weight, plan))
+                live = cpu.live_columns(weight).astype(np.float32) if isinstance(weight, Binary) else None
+                order_bytes = b"" if order is None else order.numpy().tobytes()
+                kind = (plan.factors.tobytes(), plan.weight[2], order_bytes, b"" if live is None else live.tobytes())
+                bias = self._bias(linear, plan) if output == len(table) else 0
+                table.append(
+                    (
+                        plan.product, plan.weight, plan.groups, plan.factors.ctypes.data,
+                        self._address(order), self._address(live), bias, inputs.setdefault(kind, len(table)), output,
+                    )
+                )  # fmt: skip
+        return np.array(table, decoding.ENTRY).view(np.int64).reshape(len(table), decoding.FIELDS)
+
+    def _bias(self, linear: StoredLinear, plan: cpu.Plan) -> int:
+        if linear.bias is None:
+            return 0
+        short = plan.tiles * ROWS - linear.out_features
+        return self._address(torch.nn.functional.pad(linear.bias.detach().float(), (0, short)))
+
+    def _address(self, values: torch.Tensor | np.ndarray | None) -> int:
+        if values is None:
+            return 0
+        self._held.append(np.ascontiguousarray(values))
+        return self._held[-1].ctypes.data
+
+    def is_current(self) -> bool:
+        """Whether all weights still lie where the tables say."""
+        return all(cpu.is_current(weight, plan) for weight, plan in self._plans)
+
+    def __call__(self, embeddings: torch.Tensor, texts: Sequence[KeyValues]) -> torch.Tensor:
+        """What the output head gets [texts, hidden_size] for one more token of each text, given as `embeddings`
+        [texts, hidden_size] float32. The texts are extended by it."""
+        x = embeddings.clone().numpy()
+        positions = [text.length for text in texts]
+        angles = self._angles_to(max(positions) + 1)[:, positions].contiguous().numpy()
+        for text in texts:
+            text.reserve(1)
+        where = np.array([text.location for text in texts], np.int64)
+        threads = share_threads()
+        room = self._room(len(texts))
+        scores = np.empty((threads, self._heads // self._key_heads, max(positions) + 1), np.float32)
+        decoding.stepper(threads > 1)(
+            self._entries, self._sets, self._norms, np.float32(self._eps), x, *angles, where, self._key_heads,
+            np.float32(self._scale), *room, scores, threads,
+        )  # fmt: skip
+        for text in texts:
+            text.length += 1
+        return torch.from_numpy(x)
+
+    def _angles_to(self, positions: int) -> torch.Tensor:
+        """Cosine and sine of the rotary angles [2, at least so many positions, head_size]."""
+        if self._angles.shape[1] < positions:
+            whole = torch.arange(positions + _ANGLES)[None]
+            rotary = self._decoder().rotary_emb
+            self._angles = torch.cat(rotary(torch.empty(1), whole))
+        return self._angles
+
+    def _room(self, rows: int) -> tuple[np.ndarray, ...]:
+        """Arrays for so many rows."""
+        if rows not in self._rooms:
+            padded = cpu.padded_rows(rows)
+            entries = np.diff(self._sets).max()
+            columns, groups = 32 * self._entries[:, 4].max(), self._entries[:, 6].max()
+            outputs = ROWS * self._entries[:, 5].max()
+            empty = partial(np.empty, dtype=np.float32)
+            self._rooms[rows] = (
+                empty((rows, self._norms.shape[1])), empty((rows, self._intermediate)),
+                empty((rows, self._heads, self._head_size)), empty((entries, padded * columns)),
+                empty((entries, padded * groups)), empty((entries, padded * outputs)), empty(padded * columns),
+            )  # fmt: skip
+        return self._rooms[rows]
