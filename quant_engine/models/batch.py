@@ -22,7 +22,8 @@ import torch
 
 from quant_engine.kernels.linear import QuantLinear
 from quant_engine.models.decode import PromptCache, answer, answer_limit, answer_so_far, end_tokens, prompt_inputs
-from quant_engine.models.forward import SPARE_TOKENS, KeyValues, Piece, embed, is_supported, last_states
+from quant_engine.models.forward import Piece, embed, is_supported, last_states
+from quant_engine.models.key_values import SPARE_TOKENS, KeyValues
 from quant_engine.weights.int_activations import IntActivations
 
 if TYPE_CHECKING:

@@ -18,7 +18,8 @@ import torch
 from transformers import DynamicCache
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from quant_engine.models.forward import KeyValues, Piece, embed, is_supported, last_states, picture_features
+from quant_engine.models.forward import Piece, embed, is_supported, last_states, picture_features
+from quant_engine.models.key_values import KeyValues
 from quant_engine.models.processor import format_chat
 from quant_engine.results import AnswerStats
 from quant_engine.spec import UserError

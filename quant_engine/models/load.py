@@ -25,7 +25,9 @@ from quant_engine.models.architecture import LINEARS, empty_model
 from quant_engine.models.catalog import ModelCard
 from quant_engine.models.check import DENSE, TOKENIZERS, StoredTensor, reason
 from quant_engine.models.files import TensorFiles, all_finite, folder_of
+from quant_engine.models.key_values import KeyValues
 from quant_engine.models.processor import load_processor
+from quant_engine.models.step import step_of
 from quant_engine.spec import UserError
 from quant_engine.weights.half import Half
 
@@ -336,9 +338,14 @@ def load_dense(
     return skeleton.finish(stored_bits=16.0)
 
 
+@torch.inference_mode()
 def get_ready(model: nn.Module, dtype: torch.dtype) -> None:
     """Lays all stored weights of a model as kernels read them and compiles the kernels, so that no answer waits."""
     warm_up((module.weight for module in model.modules() if isinstance(module, StoredLinear)), dtype)
+    decoder = model.get_decoder()
+    step = step_of(decoder)
+    if step:
+        step(decoder.embed_tokens(torch.zeros(1, dtype=torch.long)), [KeyValues(decoder)])
 
 
 def check_pictures(card: ModelCard, revision: str | None) -> None:

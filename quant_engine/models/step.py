@@ -6,10 +6,12 @@ kernels read. Others, and whatever reads several tokens of a text, go module by 
 
 from __future__ import annotations
 
+import threading
 import weakref
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -19,16 +21,14 @@ from torch import nn
 from quant_engine.kernels import cpu, decoding
 from quant_engine.kernels.linear import StoredLinear
 from quant_engine.kernels.matmul import CPU_KERNELS
-from quant_engine.kernels.threads import share_threads
+from quant_engine.kernels.threads import Pace
 from quant_engine.models.architecture import LINEARS, SEQUENTIAL_SETS
+from quant_engine.models.key_values import KeyValues
 from quant_engine.weights.binary import Binary
 from quant_engine.weights.form import StoredWeight
 from quant_engine.weights.grouped import GroupedInt
 from quant_engine.weights.interleaving import ROWS
 from quant_engine.weights.mixed_width import MixedWidth
-
-if TYPE_CHECKING:
-    from quant_engine.models.forward import KeyValues
 
 _STEPS: WeakKeyDictionary[nn.Module, Step] = WeakKeyDictionary()
 _ANGLES = 512
@@ -98,6 +98,8 @@ class Step:
         self._intermediate = config.intermediate_size
         self._angles = torch.empty((2, 0, self._head_size))
         self._rooms: dict[int, tuple[np.ndarray, ...]] = {}
+        self._paces: defaultdict[int, Pace] = defaultdict(Pace)  # by the number of texts
+        self._lock = threading.Lock()  # the rooms are for a step at a time
 
     def _table(self, linears: Sequence[StoredLinear]) -> np.ndarray:
         """The entries of linears that share their input."""
@@ -145,13 +147,12 @@ class Step:
         for text in texts:
             text.reserve(1)
         where = np.array([text.location for text in texts], np.int64)
-        threads = share_threads()
-        room = self._room(len(texts))
-        scores = np.empty((threads, self._heads // self._key_heads, max(positions) + 1), np.float32)
-        decoding.stepper(threads > 1)(
-            self._entries, self._sets, self._norms, np.float32(self._eps), x, *angles, where, self._key_heads,
-            np.float32(self._scale), *room, scores, threads,
-        )  # fmt: skip
+        with self._lock, self._paces[len(texts)].threads() as threads:
+            scores = np.empty((threads, self._heads // self._key_heads, max(positions) + 1), np.float32)
+            decoding.stepper(self._head_size, self._heads // self._key_heads, threads > 1)(
+                self._entries, self._sets, self._norms, np.float32(self._eps), x, *angles, where, self._key_heads,
+                np.float32(self._scale), *self._room(len(texts)), scores, threads,
+            )  # fmt: skip
         for text in texts:
             text.length += 1
         return torch.from_numpy(x)

@@ -7,7 +7,8 @@ from PIL import Image
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from quant_engine.models.decode import PromptCache, prompt_inputs
-from quant_engine.models.forward import KeyValues, Piece, embed, is_supported, last_states
+from quant_engine.models.forward import Piece, embed, is_supported, last_states
+from quant_engine.models.key_values import KeyValues
 
 SIZES = {
     "vocab_size": 60, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4,

@@ -8,7 +8,8 @@ from weights import test_binary, test_mixed_width
 
 from quant_engine.kernels.linear import QuantLinear
 from quant_engine.models.architecture import LINEARS
-from quant_engine.models.forward import KeyValues, Piece, last_states
+from quant_engine.models.forward import Piece, last_states
+from quant_engine.models.key_values import KeyValues
 from quant_engine.models.step import step_of
 from quant_engine.weights.half import Half
 from quant_engine.weights.rotated import RotatedInt
