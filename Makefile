@@ -1,4 +1,5 @@
 # make serve   sets everything up and opens the page on port 7860 (PORT overrides)
+# make peers   makes ./peers, an environment with what benchmarks/ compares with
 # make test    sets everything up, a browser included, and runs all tests
 
 .PHONY: serve test lint clean
@@ -27,6 +28,13 @@ demo:
 
 browser:
 	@sh tests/browser/install.sh $(PYTHON)
+
+# llama.cpp is compiled: for processors with AVX-512, which takes about ten minutes.
+.PHONY: peers
+peers: .venv/bin/python
+	$(PYTHON) -m venv peers
+	CMAKE_ARGS="-DGGML_NATIVE=OFF -DGGML_AVX2=ON -DGGML_FMA=ON -DGGML_F16C=ON -DGGML_AVX512=ON -DGGML_AVX512_VNNI=ON" \
+	peers/bin/python -m pip install --quiet -r benchmarks/peers.txt
 
 .venv/bin/python:
 	@python=$$(command -v python3.11 || command -v python3.12 || command -v python3) && \

@@ -12,7 +12,7 @@ process until then. Perplexity is that of WikiText-2's first windows of 1024 tok
 blocks in the shape of LLaVA-Next-8B, with random weights.
 
 Needs the demo models and WikiText-2 (the Hub or LOWBIT_DATA). GPTQModel is measured where --peer names the Python of an
-environment that has it: python -m venv peers && peers/bin/pip install -r requirements.txt gptqmodel
+environment that has it: `make peers`, then --peer peers/bin/python.
 """
 
 from __future__ import annotations

@@ -20,6 +20,7 @@ def share_threads() -> int:
     """
     threads = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)
     numba.set_num_threads(threads)
+    torch.set_num_threads(threads)  # numba's first call gave OpenMP all cores
     return threads
 
 

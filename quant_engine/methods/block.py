@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -13,6 +13,8 @@ from transformers.masking_utils import create_causal_mask
 
 TOKENS_AT_ONCE = 4096
 """Calibration tokens that go through a block together."""
+HELD_AT_MOST = 2**27
+"""Activations that are held between two passes through half a block: 512 MiB in float32."""
 
 
 class SeenEnough(Exception):
@@ -80,11 +82,14 @@ class CalibratedBlock:
         """Views of `hidden`, a few windows each, as they go through the block together."""
         return self.hidden.split(max(1, TOKENS_AT_ONCE // self.hidden.shape[1]))
 
-    def halves(self) -> tuple[CalibratedBlock, CalibratedBlock]:
+    def halves(self) -> tuple[CalibratedHalf, CalibratedHalf]:
         """The block's attention and its MLP. The second has its inputs when the first has advanced in place."""
         attention = Half(self.module, "input_layernorm", "self_attn")
         mlp = Half(self.module, "post_attention_layernorm", "mlp")
-        return replace(self, module=attention), replace(self, module=mlp, kwargs={})
+        return (
+            CalibratedHalf(attention, self.hidden, self.kwargs, self.check_stop, last="self_attn.o_proj"),
+            CalibratedHalf(mlp, self.hidden, {}, self.check_stop, last="mlp.down_proj"),
+        )
 
     def advance(self, hidden: torch.Tensor) -> None:
         """Writes the block's outputs into `hidden`, which may be the inputs themselves."""
@@ -116,3 +121,38 @@ class CalibratedBlock:
         finally:
             for handle in handles:
                 handle.remove()
+
+
+@dataclass(frozen=True)
+class CalibratedHalf(CalibratedBlock):
+    """The attention or the MLP of a decoder block, whose output is that of its `last` linear, added to its inputs.
+
+    The inputs of that linear are held when they have been watched, unless they are many: the half then advances from
+    there, through nothing but that linear, which must come next.
+    """
+
+    last: str = ""
+    last_inputs: list[torch.Tensor] = field(default_factory=list)
+
+    def watch(self, names: Sequence[str], see: Callable[[str, torch.Tensor], None]) -> None:
+        tokens = self.hidden.shape[:-1].numel()
+        hold = self.last in names and tokens * self._last_linear.in_features <= HELD_AT_MOST
+
+        def see_and_hold(name: str, x: torch.Tensor) -> None:
+            if hold and name == self.last:
+                self.last_inputs.append(x)
+            see(name, x)
+
+        self.last_inputs.clear()
+        super().watch(names, see_and_hold)
+
+    def advance(self, hidden: torch.Tensor) -> None:
+        if not self.last_inputs:
+            super().advance(hidden)
+            return
+        for chunk, out in zip(self.chunks(), hidden.split(len(self.chunks()[0])), strict=True):
+            torch.add(chunk, self._last_linear(self.last_inputs.pop(0)), out=out)
+
+    @property
+    def _last_linear(self) -> nn.Module:
+        return self.module.get_submodule(self.last)

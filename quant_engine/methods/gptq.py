@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 torch = deferred("torch")
 grouped = deferred("quant_engine.weights.grouped")
+kernel = deferred("quant_engine.kernels.columns")
 
 LAZY_BLOCK = 128
 """Columns whose mutual updates are applied at once; the updates of later columns wait for the block's end."""
@@ -159,21 +160,34 @@ def fix_columns(
         zeros = torch.empty((rows, count), dtype=torch.uint8, device=weight.device)
     else:
         scales, zeros = grids
-    groups = group_of_column.tolist()
-    highest = 2**bits - 1
-
-    def fix(column: int, values: torch.Tensor) -> torch.Tensor:
-        if grids is None and column % group == 0:
-            fitted = grouped.grids(weight[:, column : column + group], bits, group, **fit)
-            scales[:, column // group], zeros[:, column // group] = fitted[0][:, 0], fitted[1][:, 0]
-        scale = scales[:, groups[column]].to(weight.dtype)
-        zero = zeros[:, groups[column]].to(weight.dtype)
-        code = torch.round(values / scale).add_(zero).clamp_(0, highest)
-        codes[:, column] = code
-        return scale * (code - zero)
-
-    compensate(weight, factor, fix)
+    fix = kernel.fix_columns if weight.device.type == "cpu" else fix_block
+    for start in range(0, columns, LAZY_BLOCK):
+        end = min(start + LAZY_BLOCK, columns)
+        first, last = -(-start // group), -(-end // group)
+        if grids is None and first < last:  # groups that begin in this block
+            reached = weight[:, first * group : last * group]
+            scales[:, first:last], zeros[:, first:last] = grouped.grids(reached, bits, group, **fit)
+        # Columns lie in rows here, so that each step reads and writes memory in one piece.
+        block = weight[:, start:end].T.contiguous()
+        groups = group_of_column[start:end]
+        scale, zero = (grid.T[groups].to(weight.dtype) for grid in (scales, zeros))
+        codes[:, start:end] = fix(block, factor[start:end, start:end], scale, zero, 2**bits - 1).T
+        weight[:, end:] -= block.T @ factor[start:end, end:]
     return codes, scales, zeros
+
+
+def fix_block(
+    block: torch.Tensor, factor: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor, highest: int
+) -> torch.Tensor:
+    """What `kernels.columns.fix_columns` does, on any device."""
+    codes = torch.empty_like(block, dtype=torch.uint8)
+    diagonal = factor.diagonal().tolist()
+    for i, values in enumerate(block):
+        code = torch.round(values / scales[i]).add_(zeros[i]).clamp_(0, highest)
+        codes[i] = code
+        values.sub_(scales[i] * (code - zeros[i])).div_(diagonal[i])
+        block[i + 1 :] -= torch.outer(factor[i, i + 1 :], values)
+    return codes
 
 
 def compensate(

@@ -241,6 +241,13 @@ class Skeleton:
             shared = isinstance(others[1], HalfLinear)
             self.model.set_output_embeddings(others[1] if shared else HalfLinear(weight, head.bias))
 
+    def release_outside_blocks(self) -> None:
+        """Drop the weights outside of blocks."""
+        blocks = self.block_prefix(0).removesuffix("0.")
+        for name in self.model.state_dict():
+            if not name.startswith(blocks):
+                self._set(name, nn.Parameter(self.model.get_parameter(name).to("meta"), requires_grad=False))
+
     def _tie(self, target: str, source: str) -> None:
         """One tensor for both names, as transformers decides: where the files have both with different values, they
         stay two, whatever config.json says."""

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import nn
 
+from quant_engine import memory
 from quant_engine.checkpoints.folder import Checkpoint, ledger_of
 from quant_engine.kernels.linear import QuantLinear
 from quant_engine.methods.block import CalibratedBlock
@@ -64,14 +65,17 @@ class Stream:
             self.skeleton.fill_block(index)
             self._save(index, [self._quantize_linear(index, name) for name in LINEARS])
             self.skeleton.release_block(index)
+            memory.give_back()
 
     def _calibrate_blocks(self, finished: int) -> None:
         """Sends the calibration through all blocks, and quantizes those behind the `finished` ones."""
         self.hooks.progress(Progress(stage="calibrating", message="reading the calibration data"))
         hidden, self.block_kwargs = calibration_inputs(self.skeleton, self.plan.spec.calibration)
+        self.skeleton.release_outside_blocks()
         for index in range(len(self.blocks)):
             hidden = self._advance(index, hidden) if index < finished else self._quantize_block(index, hidden)
             self.skeleton.release_block(index)
+            memory.give_back()
             self.hooks.check_stop()
 
     def _advance(self, index: int, hidden: torch.Tensor) -> torch.Tensor:

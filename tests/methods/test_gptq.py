@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+from quant_engine.kernels.columns import fix_columns
 from quant_engine.methods import METHODS, Layer, Statistics
-from quant_engine.methods.gptq import clear_dead_columns, compensate, inverse_factor
+from quant_engine.methods.gptq import clear_dead_columns, compensate, fix_block, inverse_factor
 from quant_engine.spec import QuantSetting, UserError
 from quant_engine.weights.grouped import grids
 
@@ -215,3 +216,16 @@ def test_stored_column_order_is_counted_only_where_it_is_needed():
     )
     stored = GPTQ.quantize(Layer(weight.clone(), Statistics(hessian), static, GPTQ.options(static), print))
     assert "order" not in stored.ledger().bits
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (70, 33), (128, 128)])
+def test_the_kernel_gives_the_plain_loop_s_numbers_bit_for_bit(dtype, rows, columns):
+    weight, hessian = problem(rows, columns, dtype=dtype)
+    factor = inverse_factor(hessian, lambda line: None)
+    scales = torch.rand(columns, rows, dtype=dtype) + 0.1
+    zeros = torch.randint(0, 8, (columns, rows)).to(dtype)
+    plain, fast = (weight.T.clone(memory_format=torch.contiguous_format) for _ in range(2))
+    codes = fix_block(plain, factor, scales, zeros, 7)
+    assert torch.equal(fix_columns(fast, factor, scales, zeros, 7), codes)
+    assert torch.equal(fast, plain)
