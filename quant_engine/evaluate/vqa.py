@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -36,7 +36,7 @@ class Question:
     """One question about a picture, which is made when it is needed, so a thousand questions cost no memory.
 
     `options` are those of multiple choice without their letters; `group` and `category` are as in results.ItemOutput.
-    The questions of a group, and those with the same `picture_id`, are about one picture, which is read once for them.
+    Questions with the same `picture_id` are about one picture, which is read once for them.
     """
 
     id: str
@@ -46,7 +46,7 @@ class Question:
     options: list[str] | None = None
     group: str | None = None
     category: str | None = None
-    picture_id: str | None = None
+    picture_id: Callable[[], Hashable] | None = None
 
 
 class VisualQuestions(Task):
@@ -115,7 +115,7 @@ class DemoItems(VisualQuestions):
             item.options,
             item.link,
             item.category,
-            item.picture_id,
+            lambda: item.picture_id,
         )
 
     def prompt(self, item: DemoItem) -> str:
@@ -150,7 +150,12 @@ class PublishedItems(VisualQuestions):
 
     def read(self, rows: sources.Rows) -> list[Question]:
         """The questions of all rows. Raises UserError where a row can't be asked or scored, or comes twice."""
-        questions = rows.read(lambda row, index: self.question(row, index, partial(rows.picture, index)))
+
+        def question(row: dict[str, Any], index: int) -> Question:
+            asked = self.question(row, index, partial(rows.picture, index))
+            return replace(asked, picture_id=partial(rows.picture_id, index))
+
+        questions = rows.read(question)
         if self.id_field:
             rows.check_unique(self.id_field, [question.id for question in questions])
         return questions
@@ -214,8 +219,7 @@ def by_picture(questions: Sequence[Question], most_tokens: Sequence[int]) -> lis
     """The questions, each with the most tokens of its answer, by their picture and known by their index."""
     of_picture: dict[Hashable, list[int]] = {}
     for index, question in enumerate(questions):
-        group = index if question.group is None else (question.category, question.group)
-        of_picture.setdefault(question.picture_id or group, []).append(index)
+        of_picture.setdefault(question.picture_id() if question.picture_id else index, []).append(index)
     return [
         batch.Asked(
             questions[indices[0]].picture,

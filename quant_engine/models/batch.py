@@ -69,11 +69,12 @@ class Answered:
 
 @dataclass
 class _Row:
-    """An answer in progress: the prompt's embeddings [tokens, hidden], those of them or of the answer that are read
-    next, and the answer so far. `alone` where it must not share a batch."""
+    """An answer in progress: the embeddings [tokens, hidden] of its prompt's beginning, which it has in common with
+    others, of the rest, and of what is read next; and the answer so far. `alone` where it must not share a batch."""
 
     index: int
-    prompt: torch.Tensor
+    beginning: torch.Tensor
+    rest: torch.Tensor
     cache: KeyValues
     pending: torch.Tensor
     limit: int
@@ -129,7 +130,7 @@ def _one_by_one(loaded: Loaded, asked: Sequence[Asked], check_stop: Callable[[],
 
 
 def _most_rows(loaded: Loaded, row: _Row) -> int:
-    row_bytes = row.cache.token_bytes * (len(row.prompt) + min(row.limit, SPARE_TOKENS))
+    row_bytes = row.cache.token_bytes * (len(row.beginning) + len(row.rest) + min(row.limit, SPARE_TOKENS))
     return max(1, min(ROWS, CACHE_BYTES[loaded.model.device.type] // row_bytes))
 
 
@@ -147,7 +148,7 @@ def _rows(loaded: Loaded, asked: Sequence[Asked], *, alone: bool, check_stop: Ca
             if not rows:
                 beginning = embed(model, inputs)[:prefix]
             rest = embed(model, {"input_ids": ids[None, prefix:]})
-            rows.append(_Row(index, torch.cat([beginning, rest]), cache, rest, limit, alone))
+            rows.append(_Row(index, beginning, rest, cache, rest, limit, alone))
         if unread and (alone or _tokens(unread) + len(beginning) > PICTURE_TOKENS):
             yield from _read(decoder, unread)
             unread = []
@@ -197,7 +198,7 @@ def _step(loaded: Loaded, rows: Sequence[_Row], ends: set[int]) -> list[_Row]:
 
 def _answer_alone(loaded: Loaded, row: _Row, ends: set[int], check_stop: Callable[[], None]) -> None:
     """Decodes an answer anew by itself, from the start of its prompt to its end."""
-    row.cache, row.pending = KeyValues(loaded.model.get_decoder()), row.prompt
+    row.cache, row.pending = KeyValues(loaded.model.get_decoder()), torch.cat([row.beginning, row.rest])
     row.tokens, row.states, row.alone, row.finished = [], [], True, False
     while not row.finished:
         check_stop()
