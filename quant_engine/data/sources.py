@@ -9,8 +9,9 @@ of a data set is ever run. Imports neither torch nor `datasets` before rows are 
 from __future__ import annotations
 
 import functools
+import hashlib
 import io
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -125,6 +126,15 @@ class Rows:
         column = self._table.data.column(PICTURE)
         names, content = (compute.struct_field(column, name) for name in ("path", "bytes"))
         return zip(names.to_pylist(), compute.binary_length(content).to_pylist(), strict=True)
+
+    def picture_id(self, index: int) -> Hashable:
+        """What rows with the same picture have in common: the name of its file, or the hash of what the row holds."""
+        row = self[index]
+        if isinstance(self._table, list):
+            return _file_name(row) or index
+        stored = row.get(PICTURE) or {}
+        content = stored.get("bytes")
+        return hashlib.sha256(content).digest() if content else stored.get("path") or index
 
     def picture(self, index: int) -> Image.Image:
         """The picture of a row, in RGB and upright, as lmms-eval gets it from `datasets`, which turns pictures as their

@@ -19,7 +19,7 @@ from quant_engine.evaluate.mmlu import Mmlu
 from quant_engine.evaluate.perplexity import Perplexity, PublishedPerplexity
 from quant_engine.evaluate.piqa import Piqa
 from quant_engine.evaluate.task import HEADLINE, Outcome, Task, Watch
-from quant_engine.evaluate.vqa import VisualQuestions
+from quant_engine.evaluate.vqa import VisualQuestions, measure_together, measured_together
 from quant_engine.evaluate.winogrande import WinoGrande
 from quant_engine.spec import UserError
 
@@ -54,6 +54,8 @@ __all__ = [
     "Task",
     "VisualQuestions",
     "Watch",
+    "measure_together",
+    "measured_together",
     "parse_result_name",
     "parse_task",
     "reads_windows",

@@ -113,8 +113,10 @@ class AnswerDivergence(Task):
         questions, revision = self._picture_task.questions(spec.limit), self._picture_task.revision()
         reference = unquantized(loaded, spec)
         finished = watch.finished_items.open(revision)
-        for answered in batch.answers(reference, by_picture(questions, finished), MOST_TOKENS, watch.check_stop):
-            question, answer = questions[answered.index], answered.tokens
+        remaining = [question for question in questions if question.id not in finished]
+        asked = by_picture(remaining, [MOST_TOKENS] * len(remaining))
+        for answered in batch.answers(reference, asked, watch.check_stop):
+            question, answer = remaining[answered.index], answered.tokens
             answer_distance = compare_along(reference, loaded, question.picture(), question.prompt, answered)
             shared = loaded.tokenizer.decode(answer[: answer_distance.shared], skip_special_tokens=True)
             full = loaded.tokenizer.decode(answer, skip_special_tokens=True)

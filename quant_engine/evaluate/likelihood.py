@@ -3,7 +3,8 @@
 Texts that begin alike (the choices of a question, the questions behind the same examples) become one row: the shared
 beginning, then what is left of each text, one after the other. A mask lets every token see the shared beginning and its
 own text alone, and positions go on from the beginning for each text, so each gets what it would get by itself. Rows of
-about equal length make a batch. The head is applied to the positions of the targets, and to no others.
+about equal length make a batch: on a CPU without padding (models/forward.py), else padded to the longest. The head is
+applied to the positions of the targets, and to no others.
 """
 
 from __future__ import annotations
@@ -16,10 +17,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
+from quant_engine.models.forward import PackedText, is_supported, states_at
+
 if TYPE_CHECKING:
     from quant_engine.models.load import Loaded
 
-BATCH_TOKENS = {"cpu": 2048, "cuda": 16384}
+BATCH_TOKENS = {"cpu": 1024, "cuda": 16384}
 """Tokens of a batch, padding included. Results do not depend on it, up to rounding."""
 
 HEAD_ROWS = 512
@@ -63,7 +66,8 @@ def log_probabilities(loaded: Loaded, groups: Sequence[Sequence[Text]]) -> Itera
     the first half of them is the time for the other half.
     """
     rows = [_pack(texts) for texts in groups]
-    for batch in _batches([len(row.ids) for row in rows], BATCH_TOKENS[loaded.model.device.type]):
+    padded = _is_padded(loaded.model)
+    for batch in _batches([len(row.ids) for row in rows], BATCH_TOKENS[loaded.model.device.type], padded=padded):
         values = _forward(loaded.model, [rows[index] for index in batch])
         yield dict(zip(batch, values, strict=True))
 
@@ -84,14 +88,23 @@ def _pack(texts: Sequence[Text]) -> _Row:
     return row
 
 
-def _batches(lengths: list[int], budget: int) -> list[list[int]]:
-    """Indices of rows of about equal length, so that a batch with its padding stays within `budget` tokens."""
+def _is_padded(model: Any) -> bool:
+    """Whether rows of a batch are padded to one length: many short rows would keep a GPU waiting, each by itself."""
+    return model.device.type != "cpu" or not is_supported(model.get_decoder())
+
+
+def _batches(lengths: list[int], budget: int, *, padded: bool) -> list[list[int]]:
+    """Indices of rows of about equal length, so that a batch, with its padding if any, stays within `budget` tokens."""
     batches: list[list[int]] = []
+    tokens = 0
     for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
-        if batches and lengths[batches[-1][0]] * (len(batches[-1]) + 1) <= budget:
+        added = lengths[batches[-1][0]] if batches and padded else lengths[index]
+        if batches and tokens + added <= budget:
             batches[-1].append(index)
         else:
             batches.append([index])
+            tokens = 0
+        tokens += added
     random.Random(0).shuffle(batches)
     return batches
 
@@ -99,30 +112,46 @@ def _batches(lengths: list[int], budget: int) -> list[list[int]]:
 @torch.inference_mode()
 def _forward(model: Any, rows: list[_Row]) -> list[list[list[float]]]:
     """For each row, for each of its texts, a value for each target."""
-    hidden = _hidden_states(model, rows)
+    length, starts = max(len(row.ids) for row in rows), [0]
+    padded = _is_padded(model)
+    for row in rows:
+        starts.append(starts[-1] + (length if padded else len(row.ids)))
     targets = [
-        (index * hidden.shape[1] + position, token)
-        for index, row in enumerate(rows)
+        (start + position, token)
+        for start, row in zip(starts, rows, strict=False)
         for text_targets in row.targets
         for position, token in text_targets
     ]
     positions, tokens = torch.tensor(targets, dtype=torch.long).view(-1, 2).T
-    values = iter(_target_values(model.get_output_embeddings(), hidden.flatten(0, 1), positions, tokens).tolist())
+    wanted, wanted_index = positions.unique(return_inverse=True)
+    if padded:
+        states = _padded_states(model, rows)[wanted.to(model.device)]
+    else:
+        states = states_at(model.get_decoder(), [_packed_text(row) for row in rows], wanted)
+    values = iter(_target_values(model.get_output_embeddings(), states, wanted_index, tokens).tolist())
     return [[[next(values) for _ in text_targets] for text_targets in row.targets] for row in rows]
 
 
-def _hidden_states(model: Any, rows: list[_Row]) -> torch.Tensor:
-    """What the head gets at each position [rows, tokens, hidden]; shorter rows are padded on the right."""
+def _packed_text(row: _Row) -> PackedText:
+    plain = len(set(row.segments)) == 1
+    return PackedText(row.ids, row.positions, None if plain else _visible(torch.tensor(row.segments)))
+
+
+def _padded_states(model: Any, rows: list[_Row]) -> torch.Tensor:
+    """What the head gets at each position of rows that are padded on the right [rows * tokens, hidden]."""
     ids = _padded([row.ids for row in rows], 0)
     positions = _padded([row.positions for row in rows], 0)
     segments = _padded([row.segments for row in rows], -1)  # padding is seen by itself alone
+    visible = torch.stack([_visible(row) for row in segments])
+    mask = torch.zeros(visible.shape, dtype=model.dtype).masked_fill_(~visible, torch.finfo(model.dtype).min)
     decoder = model.get_decoder()
-    return decoder(
+    states = decoder(
         input_ids=ids.to(model.device),
         position_ids=positions.to(model.device),
-        attention_mask=_mask(segments, model.dtype).to(model.device),
+        attention_mask=mask[:, None].to(model.device),
         use_cache=False,
     ).last_hidden_state
+    return states.flatten(0, 1)
 
 
 def _padded(lists: list[list[int]], padding: int) -> torch.Tensor:
@@ -130,25 +159,22 @@ def _padded(lists: list[list[int]], padding: int) -> torch.Tensor:
 
 
 def _target_values(
-    head: torch.nn.Module, hidden: torch.Tensor, positions: torch.Tensor, tokens: torch.Tensor
+    head: torch.nn.Module, states: torch.Tensor, indices: torch.Tensor, tokens: torch.Tensor
 ) -> torch.Tensor:
-    """The log-probability of each of `tokens` [targets] at its position in `hidden` [tokens of the batch, hidden]."""
-    distinct, distinct_index = positions.unique(return_inverse=True)
-    values = torch.empty(len(positions))
-    for start in range(0, len(distinct), HEAD_ROWS):
-        chunk = distinct[start : start + HEAD_ROWS]
-        in_chunk = ((distinct_index >= start) & (distinct_index < start + len(chunk))).nonzero().flatten()
-        logs = head(hidden[chunk.to(hidden.device)]).float().log_softmax(-1).cpu()
-        values[in_chunk] = logs[distinct_index[in_chunk] - start, tokens[in_chunk]]
+    """The log-probability of each of `tokens` [targets], by its index in `states` [positions, hidden]."""
+    values = torch.empty(len(tokens))
+    for start in range(0, len(states), HEAD_ROWS):
+        chunk = states[start : start + HEAD_ROWS]
+        in_chunk = ((indices >= start) & (indices < start + len(chunk))).nonzero().flatten()
+        logs = head(chunk).float().log_softmax(-1).cpu()
+        values[in_chunk] = logs[indices[in_chunk] - start, tokens[in_chunk]]
     return values
 
 
-def _mask(segments: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Additive attention mask [rows, 1, tokens, tokens]: each token sees what is before it in its own text, the shared
+def _visible(segments: torch.Tensor) -> torch.Tensor:
+    """Which tokens each token of a row sees [tokens, tokens]: what is before it in its own text and in the shared
     beginning (segment 0), and itself."""
-    count = segments.shape[1]
-    before = torch.ones(count, count, dtype=torch.bool).tril()
-    own = segments[:, :, None] == segments[:, None, :]
-    shared = (segments == 0)[:, None, :] & (segments >= 0)[:, :, None]
-    visible = before & (own | shared)
-    return torch.zeros(visible.shape, dtype=dtype).masked_fill_(~visible, torch.finfo(dtype).min)[:, None]
+    before = torch.ones(len(segments), len(segments), dtype=torch.bool).tril()
+    own = segments[:, None] == segments
+    shared = (segments == 0) & (segments >= 0)[:, None]
+    return before & (own | shared)

@@ -6,10 +6,9 @@ Definitions are those of lmms-eval, which the study's scores come from.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Container, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
-from itertools import groupby
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from quant_engine.data import sources
@@ -37,7 +36,7 @@ class Question:
     """One question about a picture, which is made when it is needed, so a thousand questions cost no memory.
 
     `options` are those of multiple choice without their letters; `group` and `category` are as in results.ItemOutput.
-    The questions of a group are about one picture, which is read once if they follow one another.
+    Questions with the same `picture_id` are about one picture, which is read once for them.
     """
 
     id: str
@@ -47,6 +46,7 @@ class Question:
     options: list[str] | None = None
     group: str | None = None
     category: str | None = None
+    picture_id: Callable[[], Hashable] | None = None
 
 
 class VisualQuestions(Task):
@@ -96,13 +96,8 @@ class VisualQuestions(Task):
         )
 
     def measure(self, loaded: Loaded, spec: RunSpec, watch: Watch) -> Outcome:
-        questions = self.questions(spec.limit)
-        revision = self.revision()
-        finished = watch.finished_items.open(revision)
-        for answered in batch.answers(loaded, by_picture(questions, finished), self.most_tokens, watch.check_stop):
-            output = self.output(questions[answered.index], answered.text)
-            watch.record([output], finished, len(questions))
-        return self.conclude([finished[question.id] for question in questions], revision)
+        (outcome,) = measure_together([self], loaded, spec, [watch])
+        return outcome
 
 
 class DemoItems(VisualQuestions):
@@ -112,7 +107,16 @@ class DemoItems(VisualQuestions):
         return [self.question(item) for item in suite.items(self.name, limit)]
 
     def question(self, item: DemoItem) -> Question:
-        return Question(item.id, item.image, self.prompt(item), item.answers, item.options, item.link, item.category)
+        return Question(
+            item.id,
+            item.image,
+            self.prompt(item),
+            item.answers,
+            item.options,
+            item.link,
+            item.category,
+            lambda: item.picture_id,
+        )
 
     def prompt(self, item: DemoItem) -> str:
         return item.question + self.suffix
@@ -146,7 +150,12 @@ class PublishedItems(VisualQuestions):
 
     def read(self, rows: sources.Rows) -> list[Question]:
         """The questions of all rows. Raises UserError where a row can't be asked or scored, or comes twice."""
-        questions = rows.read(lambda row, index: self.question(row, index, partial(rows.picture, index)))
+
+        def question(row: dict[str, Any], index: int) -> Question:
+            asked = self.question(row, index, partial(rows.picture, index))
+            return replace(asked, picture_id=partial(rows.picture_id, index))
+
+        questions = rows.read(question)
         if self.id_field:
             rows.check_unique(self.id_field, [question.id for question in questions])
         return questions
@@ -166,18 +175,59 @@ class PublishedItems(VisualQuestions):
         raise UserError(f"{self.title} has no item {item}.")
 
 
-def by_picture(questions: Sequence[Question], finished: Container[str]) -> list[Asked]:
-    """The questions that are not finished yet, those of a group that follow one another together, by their index."""
-    remaining = [index for index, question in enumerate(questions) if question.id not in finished]
+def measured_together(tasks: Sequence[Task]) -> list[list[Task]]:
+    """The tasks that are measured at once: those of the demo suite, which ask about the same pictures; each other one
+    by itself."""
+    groups: list[list[Task]] = []
+    demo: list[Task] = []
+    for task in tasks:
+        group = demo if isinstance(task, DemoItems) else []
+        group.append(task)
+        if len(group) == 1:
+            groups.append(group)
+    return groups
 
-    def picture(index: int) -> tuple:
-        question = questions[index]
-        return (index,) if question.group is None else (question.category, question.group)
 
-    groups = [list(indices) for _, indices in groupby(remaining, picture)]
+def measure_together(
+    tasks: Sequence[VisualQuestions], loaded: Loaded, spec: RunSpec, watches: Sequence[Watch]
+) -> list[Outcome]:
+    """The outcomes of tasks whose questions are asked together: a picture that several of them ask about is read once.
+
+    Each task has a watch of its own. Raises UserError where the data of one are missing, Stopped when asked to stop.
+    """
+    questions = [task.questions(spec.limit) for task in tasks]
+    revisions = [task.revision() for task in tasks]
+    finished = [watch.finished_items.open(revision) for watch, revision in zip(watches, revisions, strict=True)]
+    remaining = [
+        (number, question)
+        for number, of_task in enumerate(questions)
+        for question in of_task
+        if question.id not in finished[number]
+    ]
+    asked = by_picture([question for _, question in remaining], [tasks[number].most_tokens for number, _ in remaining])
+    for answered in batch.answers(loaded, asked, watches[0].check_stop):
+        number, question = remaining[answered.index]
+        output = tasks[number].output(question, answered.text)
+        watches[number].record([output], finished[number], len(questions[number]))
     return [
-        batch.Asked(questions[indices[0]].picture, [questions[index].prompt for index in indices], indices)
-        for indices in groups
+        task.conclude([of_items[question.id] for question in of_task], revision)
+        for task, of_items, of_task, revision in zip(tasks, finished, questions, revisions, strict=True)
+    ]
+
+
+def by_picture(questions: Sequence[Question], most_tokens: Sequence[int]) -> list[Asked]:
+    """The questions, each with the most tokens of its answer, by their picture and known by their index."""
+    of_picture: dict[Hashable, list[int]] = {}
+    for index, question in enumerate(questions):
+        of_picture.setdefault(question.picture_id() if question.picture_id else index, []).append(index)
+    return [
+        batch.Asked(
+            questions[indices[0]].picture,
+            [questions[index].prompt for index in indices],
+            indices,
+            [most_tokens[index] for index in indices],
+        )
+        for indices in of_picture.values()
     ]
 
 

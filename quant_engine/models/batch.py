@@ -35,7 +35,7 @@ ROWS = 16
 """Answers that are decoded together at most: as many activation rows as the low-bit kernels take."""
 CACHE_BYTES = {"cpu": 2 * 2**30, "cuda": 16 * 2**30}
 """Memory for keys and values, about: where texts are long, fewer answers are decoded together."""
-PICTURE_TOKENS = 3072
+PICTURE_TOKENS = 1280
 """Tokens of pictures that are read in one pass at most, so that low-bit weights are unpacked once for several."""
 LEAD = 1e-4
 """By how much of the largest logit a token of a batch must lead the next."""
@@ -43,11 +43,18 @@ LEAD = 1e-4
 
 @dataclass(frozen=True)
 class Asked:
-    """Questions about one picture, which is drawn or opened when it is needed. Answers are known by `indices`."""
+    """Questions about one picture, which is drawn or opened when it is needed. Answers are known by `indices`, and each
+    ends after its `most_tokens`."""
 
     picture: Callable[[], Image | None]
     questions: Sequence[str]
     indices: Sequence[int]
+    most_tokens: Sequence[int]
+
+    @property
+    def each(self) -> Iterator[tuple[int, str, int]]:
+        """The index of each question, the question, and the most tokens of its answer."""
+        return zip(self.indices, self.questions, self.most_tokens, strict=True)
 
 
 @dataclass(frozen=True)
@@ -63,11 +70,12 @@ class Answered:
 
 @dataclass
 class _Row:
-    """An answer in progress: the prompt's embeddings [tokens, hidden], those of them or of the answer that are read
-    next, and the answer so far. `alone` where it must not share a batch."""
+    """An answer in progress: the embeddings [tokens, hidden] of its prompt's beginning, which it has in common with
+    others, of the rest, and of what is read next; and the answer so far. `alone` where it must not share a batch."""
 
     index: int
-    prompt: torch.Tensor
+    beginning: torch.Tensor
+    rest: torch.Tensor
     cache: KeyValues
     pending: torch.Tensor
     limit: int
@@ -85,7 +93,7 @@ def is_reproducible(loaded: Loaded) -> bool:
 
 
 def answers(
-    loaded: Loaded, asked: Sequence[Asked], max_new_tokens: int, check_stop: Callable[[], None] = lambda: None
+    loaded: Loaded, asked: Sequence[Asked], check_stop: Callable[[], None] = lambda: None
 ) -> Iterator[Answered]:
     """Answer questions by always taking the most probable token; each answer comes when it is finished.
 
@@ -93,10 +101,10 @@ def answers(
     Raises UserError as `decode.answer` does.
     """
     if not is_supported(loaded.model.get_decoder()):
-        yield from _one_by_one(loaded, asked, max_new_tokens, check_stop)
+        yield from _one_by_one(loaded, asked, check_stop)
         return
     batched, ends = is_reproducible(loaded), end_tokens(loaded)
-    waiting = _rows(loaded, asked, max_new_tokens, alone=not batched, check_stop=check_stop)
+    waiting = _rows(loaded, asked, alone=not batched, check_stop=check_stop)
     active = list(islice(waiting, 1))
     most_rows = _most_rows(loaded, active[0]) if active and batched else 1
     while True:
@@ -113,39 +121,35 @@ def answers(
             yield Answered(row.index, row.tokens, text, torch.stack(row.states))
 
 
-def _one_by_one(
-    loaded: Loaded, asked: Sequence[Asked], max_new_tokens: int, check_stop: Callable[[], None]
-) -> Iterator[Answered]:
+def _one_by_one(loaded: Loaded, asked: Sequence[Asked], check_stop: Callable[[], None]) -> Iterator[Answered]:
     for group in asked:
         picture, prompt_cache = group.picture(), PromptCache()
-        for index, question in zip(group.indices, group.questions, strict=True):
+        for index, question, most_tokens in group.each:
             check_stop()
-            steps = list(answer(loaded, picture, question, max_new_tokens, prompt_cache))
+            steps = list(answer(loaded, picture, question, most_tokens, prompt_cache))
             yield Answered(index, [step.token for step in steps], steps[-1].text.strip(), None)
 
 
 def _most_rows(loaded: Loaded, row: _Row) -> int:
-    row_bytes = row.cache.token_bytes * (len(row.prompt) + min(row.limit, SPARE_TOKENS))
+    row_bytes = row.cache.token_bytes * (len(row.beginning) + len(row.rest) + min(row.limit, SPARE_TOKENS))
     return max(1, min(ROWS, CACHE_BYTES[loaded.model.device.type] // row_bytes))
 
 
-def _rows(
-    loaded: Loaded, asked: Sequence[Asked], max_new_tokens: int, *, alone: bool, check_stop: Callable[[], None]
-) -> Iterator[_Row]:
+def _rows(loaded: Loaded, asked: Sequence[Asked], *, alone: bool, check_stop: Callable[[], None]) -> Iterator[_Row]:
     """The rows of all questions, in order; a picture is read shortly before the first question about it comes."""
     model, decoder = loaded.model, loaded.model.get_decoder()
     unread: list[tuple[Piece, list[_Row]]] = []
     for group in asked:
         check_stop()
         picture, cache, rows = group.picture(), KeyValues(decoder), []
-        for index, question in zip(group.indices, group.questions, strict=True):
+        for index, question, most_tokens in group.each:
             inputs = prompt_inputs(loaded, picture, question)
             ids = inputs["input_ids"][0]
-            limit, prefix = answer_limit(model, len(ids), max_new_tokens), _picture_end(model, ids)
+            limit, prefix = answer_limit(model, len(ids), most_tokens), _picture_end(model, ids)
             if not rows:
                 beginning = embed(model, inputs)[:prefix]
             rest = embed(model, {"input_ids": ids[None, prefix:]})
-            rows.append(_Row(index, torch.cat([beginning, rest]), cache, rest, limit, alone))
+            rows.append(_Row(index, beginning, rest, cache, rest, limit, alone))
         if unread and (alone or _tokens(unread) + len(beginning) > PICTURE_TOKENS):
             yield from _read(decoder, unread)
             unread = []
@@ -195,7 +199,7 @@ def _step(loaded: Loaded, rows: Sequence[_Row], ends: set[int]) -> list[_Row]:
 
 def _answer_alone(loaded: Loaded, row: _Row, ends: set[int], check_stop: Callable[[], None]) -> None:
     """Decodes an answer anew by itself, from the start of its prompt to its end."""
-    row.cache, row.pending = KeyValues(loaded.model.get_decoder()), row.prompt
+    row.cache, row.pending = KeyValues(loaded.model.get_decoder()), torch.cat([row.beginning, row.rest])
     row.tokens, row.states, row.alone, row.finished = [], [], True, False
     while not row.finished:
         check_stop()

@@ -1,4 +1,4 @@
-"""The language model's forward pass for decoding: texts of any lengths together, none of them padded.
+"""The language model's forward pass: texts of any lengths together, none of them padded.
 
 The linears multiply the tokens of all texts at once, and each text attends to its own keys and values, which lie in
 memory that is allocated ahead. It calls the modules of a decoder's blocks, as the decoder itself does, without what a
@@ -8,7 +8,7 @@ forward up to the order in which sums are added up.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,6 +41,16 @@ class Piece:
     cache: KeyValues
 
 
+@dataclass(frozen=True)
+class PackedText:
+    """Several texts as one: its token ids, their positions, and which tokens [tokens, tokens] each of them sees; None
+    for those before it and itself."""
+
+    ids: Sequence[int]
+    positions: Sequence[int]
+    visible: torch.Tensor | None
+
+
 @torch.inference_mode()
 def last_states(decoder: nn.Module, pieces: Sequence[Piece]) -> torch.Tensor:
     """What the output head gets at the last token of each piece [pieces, hidden]; the caches are extended."""
@@ -48,64 +58,98 @@ def last_states(decoder: nn.Module, pieces: Sequence[Piece]) -> torch.Tensor:
     step = step_of(decoder) if counts.count(1) == len(counts) else None
     if step:
         return step(torch.cat([piece.embeddings for piece in pieces]), [piece.cache for piece in pieces])
-    ends = torch.tensor(counts).cumsum(0) - 1
     x = torch.cat([piece.embeddings for piece in pieces])
     positions = torch.cat([torch.arange(p.cache.length, p.cache.length + len(p.embeddings)) for p in pieces])
-    cos, sin = (t[0, :, None] for t in decoder.rotary_emb(x, positions[None].to(x.device)))
-    masks = [_mask(piece) for piece in pieces]
+    masks = [_mask(piece, decoder) for piece in pieces]
     for piece, count in zip(pieces, counts, strict=True):
         piece.cache.reserve(count)
-    last = len(decoder.layers) - 1
-    for index, block in enumerate(decoder.layers):
-        y = _norm(block.input_layernorm, x)
-        attended = _attention(block.self_attn, index, y, cos, sin, pieces, masks)
-        if index == last and len(x) > len(pieces):  # nothing else is asked of the other tokens
-            x, attended = x[ends], attended[ends]
-        x = x + block.self_attn.o_proj(attended)
-        x = x + block.mlp(_norm(block.post_attention_layernorm, x))
+
+    def attend(index: int, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scale: float) -> list:
+        outputs, start = [], 0
+        for piece, count, mask in zip(pieces, counts, masks, strict=True):
+            new = slice(start, start + count)
+            all_keys, all_values = piece.cache.append(index, keys[new], values[new])
+            outputs.append(_attend(queries[new], all_keys, all_values, mask, scale))
+            start += count
+        return outputs
+
+    states = _states(decoder, x, positions, attend, torch.tensor(counts).cumsum(0) - 1)
     for piece, count in zip(pieces, counts, strict=True):
         piece.cache.length += count
+    return states
+
+
+@torch.inference_mode()
+def states_at(decoder: nn.Module, texts: Sequence[PackedText], wanted: torch.Tensor) -> torch.Tensor:
+    """What the output head gets at the `wanted` tokens of whole texts, counted through all of them
+    [wanted tokens, hidden]."""
+    device = decoder.norm.weight.device
+    ids = torch.tensor([token for text in texts for token in text.ids], device=device)
+    positions = torch.tensor([position for text in texts for position in text.positions])
+    masks = [None if text.visible is None else _additive(text.visible, decoder) for text in texts]
+
+    def attend(index: int, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scale: float) -> list:
+        outputs, start = [], 0
+        for text, mask in zip(texts, masks, strict=True):
+            own = slice(start, start + len(text.ids))
+            outputs.append(_attend(queries[own], keys[own].transpose(0, 1), values[own].transpose(0, 1), mask, scale))
+            start = own.stop
+        return outputs
+
+    return _states(decoder, decoder.embed_tokens(ids), positions, attend, wanted.to(device))
+
+
+def _states(
+    decoder: nn.Module,
+    x: torch.Tensor,
+    positions: torch.Tensor,
+    attend: Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor, float], list[torch.Tensor]],
+    wanted: torch.Tensor,
+) -> torch.Tensor:
+    """What the output head gets at the `wanted` of the tokens embedded in `x` [tokens, hidden].
+
+    `attend` gets a block's index, its queries, keys and values [tokens, heads, head_dim] and their scale, and gives
+    what each text's tokens attend to [tokens, heads * head_dim].
+    """
+    cos, sin = (t[0, :, None] for t in decoder.rotary_emb(x, positions[None].to(x.device)))
+    last = len(decoder.layers) - 1
+    for index, block in enumerate(decoder.layers):
+        attention = block.self_attn
+        y = _norm(block.input_layernorm, x)
+        queries, keys, values = (
+            linear(y).view(len(y), -1, attention.head_dim)
+            for linear in (attention.q_proj, attention.k_proj, attention.v_proj)
+        )
+        heads = queries.shape[1]
+        rotated = _rotate(torch.cat([queries, keys], 1), cos, sin)
+        outputs = attend(index, rotated[:, :heads], rotated[:, heads:], values, attention.scaling)
+        attended = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+        if index == last and len(x) > len(wanted):  # nothing else is asked of the other tokens
+            x, attended = x[wanted], attended[wanted]
+        x += attention.o_proj(attended)
+        x += block.mlp(_norm(block.post_attention_layernorm, x))
     return _norm(decoder.norm, x)
 
 
-def _mask(piece: Piece) -> torch.Tensor | None:
-    """Which tokens [tokens, all tokens] each token of a piece attends to; None for all, or for those before it where
-    it begins a text."""
+def _mask(piece: Piece, decoder: nn.Module) -> torch.Tensor | None:
+    """The mask of a piece's tokens; None where each sees all before it and itself."""
     count, before = len(piece.embeddings), piece.cache.length
     if count == 1 or before == 0:
         return None
-    return torch.ones(count, before + count, dtype=torch.bool, device=piece.embeddings.device).tril(before)
+    return _additive(torch.ones(count, before + count, dtype=torch.bool).tril(before), decoder)
+
+
+def _additive(visible: torch.Tensor, decoder: nn.Module) -> torch.Tensor:
+    """A mask for the heads that share a key head [heads * tokens, all tokens] of which tokens each token sees."""
+    weight, config = decoder.norm.weight, decoder.config
+    mask = torch.zeros(visible.shape, dtype=weight.dtype).masked_fill_(~visible, -torch.inf)
+    return mask.repeat(config.num_attention_heads // config.num_key_value_heads, 1).to(weight.device)
 
 
 def _norm(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
     if x.dtype != torch.float32:
         return module(x)
     return rms_norm(x, x.shape[-1:], module.weight, module.variance_epsilon)
-
-
-def _attention(
-    attention: Any,
-    index: int,
-    y: torch.Tensor,
-    cos: torch.Tensor,
-    sin: torch.Tensor,
-    pieces: Sequence[Piece],
-    masks: Sequence[torch.Tensor | None],
-) -> torch.Tensor:
-    """What the tokens of all pieces [tokens, hidden] attend to in block `index`: [tokens, heads * head_dim]."""
-    queries, keys, values = (
-        linear(y).view(len(y), -1, attention.head_dim)
-        for linear in (attention.q_proj, attention.k_proj, attention.v_proj)
-    )
-    heads = queries.shape[1]
-    rotated = _rotate(torch.cat([queries, keys], 1), cos, sin)
-    outputs, start = [], 0
-    for piece, mask in zip(pieces, masks, strict=True):
-        end = start + len(piece.embeddings)
-        all_keys, all_values = piece.cache.append(index, rotated[start:end, heads:], values[start:end])
-        outputs.append(_attend(rotated[start:end, :heads], all_keys, all_values, mask, attention.scaling))
-        start = end
-    return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
 
 def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
@@ -131,7 +175,6 @@ def _attend(
         output = scaled_dot_product_attention(by_head, keys, values, is_causal=True, scale=scale, enable_gqa=shared > 1)
         return output[0].transpose(0, 1).reshape(count, -1)
     grouped = queries.view(count, -1, shared, head_dim).permute(1, 2, 0, 3).reshape(1, -1, shared * count, head_dim)
-    mask = None if mask is None else mask.repeat(shared, 1)
     output = scaled_dot_product_attention(grouped, keys, values, attn_mask=mask, scale=scale)
     return output.view(-1, shared, count, head_dim).permute(2, 0, 1, 3).reshape(count, -1)
 

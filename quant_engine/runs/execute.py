@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 
 from quant_engine import notation
 from quant_engine.checkpoints import Checkpoint
-from quant_engine.evaluate import Outcome, Task, Watch, reads_windows
+from quant_engine.evaluate import Outcome, Task, Watch, measure_together, measured_together, reads_windows
 from quant_engine.models.context import context_length
 from quant_engine.models.device import check_device
 from quant_engine.models.load import Loaded, check_pictures
@@ -78,13 +79,16 @@ class _Run:
             check_pictures(self.plan.weights.card, spec.weights.revision)
         loaded = self._load()
         outcomes, seconds = {}, {}
-        for index, task in enumerate(self.plan.tasks):
-            begun = time.monotonic()
-            outcome = outcomes[task.name] = self._measure(index, task, loaded)
-            seconds[task.name] = time.monotonic() - begun
-            number = "no number" if outcome.value is None else f"{notation.number(outcome.value)} {task.unit}"
-            shown = f"{number}, {outcome.items} items, {outcome.status}, {seconds[task.name]:.1f} s"
-            self._log(f"{task.title}: {shown}")
+        for tasks in measured_together(self.plan.tasks):
+            if len(tasks) > 1:
+                titles = ", ".join(task.title for task in tasks)
+                self._log(f"{titles} are asked together, their time is divided by their questions")
+            measured, seconds_of_task = self._measure(len(outcomes), tasks, loaded)
+            for task, outcome, task_seconds in zip(tasks, measured, seconds_of_task, strict=True):
+                outcomes[task.name], seconds[task.name] = outcome, task_seconds
+                number = "no number" if outcome.value is None else f"{notation.number(outcome.value)} {task.unit}"
+                shown = f"{number}, {outcome.items} items, {outcome.status}, {task_seconds:.1f} s"
+                self._log(f"{task.title}: {shown}")
         self.hooks.progress(Progress(stage="writing", fraction=1, message="writing the run folder"))
         about = provenance(spec, time.monotonic() - started)
         results: list[Result] = []
@@ -121,32 +125,52 @@ class _Run:
         """Of the linears' output errors: a moment between quantizing and the first task."""
         self.hooks.progress(progress.model_copy(update={"fraction": self.share}))
 
-    def _measure(self, index: int, task: Task, loaded: Loaded) -> Outcome:
-        finished = FinishedItemsFile(self.plan.spec.run_id, task.name)
-        report = self._report(index, task.title, finished)
-        report(0, 1)
-        checked_revision(task, self.plan.spec)  # before the work: quantizing may have taken hours
-        outcome = task.measure(loaded, self.plan.spec, Watch(report, self.hooks.should_stop, finished))
-        if outcome.data_revision != self.plan.spec.data[task.name]:
-            raise UserError(f"The data of {task.title} changed while they were measured: start a new run.")
-        return outcome
+    def _measure(self, before: int, tasks: list[Task], loaded: Loaded) -> tuple[list[Outcome], list[float]]:
+        """The outcomes and seconds of tasks that are measured at once, when so many tasks have been measured before."""
+        begun, spec = time.monotonic(), self.plan.spec
+        finished = [FinishedItemsFile(spec.run_id, task.name) for task in tasks]
+        reports = self._reports(before, [task.title for task in tasks], finished)
+        reports[0](0, 1)
+        for task in tasks:
+            checked_revision(task, spec)  # before the work: quantizing may have taken hours
+        watches = [Watch(report, self.hooks.should_stop, file) for report, file in zip(reports, finished, strict=True)]
+        if len(tasks) > 1:
+            outcomes = measure_together(tasks, loaded, spec, watches)
+        else:
+            outcomes = [tasks[0].measure(loaded, spec, watches[0])]
+        for task, outcome in zip(tasks, outcomes, strict=True):
+            if outcome.data_revision != spec.data[task.name]:
+                raise UserError(f"The data of {task.title} changed while they were measured: start a new run.")
+        new = [len(outcome.outputs) - file.earlier_count for outcome, file in zip(outcomes, finished, strict=True)]
+        seconds = time.monotonic() - begun
+        return outcomes, [seconds * count / max(sum(new), 1) for count in new]
 
-    def _report(self, index: int, title: str, finished: FinishedItemsFile) -> Callable[[int, int], None]:
-        """Progress of task `index`. Its rate is of what this process did: items of an earlier try took it no time."""
+    def _reports(
+        self, before: int, titles: list[str], finished: list[FinishedItemsFile]
+    ) -> list[Callable[[int, int], None]]:
+        """For each of the tasks that are measured at once, what reports its progress. The rate is of what this process
+        did for all of them: items of an earlier try took it no time."""
         started, tasks = time.monotonic(), len(self.plan.tasks)
+        counts: dict[int, tuple[int, int]] = {}  # of the tasks that have reported: done, total
 
-        def report(done: int, total: int) -> None:
-            rate = max(done - finished.earlier_count, 0) / max(time.monotonic() - started, 1e-9)
+        def report(index: int, done: int, total: int) -> None:
+            counts[index] = done, total
+            new = sum(max(done - finished[index].earlier_count, 0) for index, (done, _) in counts.items())
+            rate = new / max(time.monotonic() - started, 1e-9)
+            share = (1 - self.share) / tasks
+            fraction = before + sum(done / total for done, total in counts.values())
+            # A task that has not reported yet is taken for one like this.
+            left = sum(total - done for done, total in counts.values()) + (len(titles) - len(counts)) * total
             self.hooks.progress(
                 Progress(
                     stage="evaluating",
-                    fraction=self.share + (1 - self.share) * (index + done / total) / tasks,
-                    task=title,
+                    fraction=self.share + share * fraction,
+                    task=titles[index],
                     item=done,
                     items=total if total > 1 or done else None,
                     items_per_s=rate or None,
-                    eta_s=(total - done) / rate if rate else None,
+                    eta_s=left / rate if rate else None,
                 )
             )
 
-        return report
+        return [partial(report, index) for index in range(len(titles))]

@@ -6,7 +6,7 @@ import pytest
 from evaluate import tiny
 from evaluate.test_multiple_choice import InMemory
 
-from quant_engine.evaluate import TASKS, Watch
+from quant_engine.evaluate import TASKS, Watch, measure_together, measured_together
 from quant_engine.evaluate.ai2d import DemoAi2d, letter_match, letter_prompt
 from quant_engine.evaluate.mmbench import DemoMmBench, answered_letter, inferred_letter, rule_based_letter
 from quant_engine.evaluate.mme import DemoMme, PublishedMme, yes_or_no
@@ -203,9 +203,9 @@ def test_mme_without_pairs_is_one_sentence():
 def answer_with(monkeypatch, answer):
     """Puts answers in place of a model's."""
 
-    def answers(loaded, asked, max_new_tokens, check_stop):
+    def answers(loaded, asked, check_stop):
         for group in asked:
-            for index, prompt in zip(group.indices, group.questions, strict=True):
+            for index, prompt, _ in group.each:
                 yield Answered(index, [], answer(prompt), None)
 
     monkeypatch.setattr("quant_engine.models.batch.answers", answers)
@@ -277,3 +277,46 @@ def test_a_picture_is_read_once_for_its_questions_and_the_answers_are_the_same(m
     assert len(pictures) == 2
     for question, output in zip(task.questions(4), shared.outputs, strict=True):
         assert decode.answer_text(loaded, question.picture(), question.prompt, 4) == output.prediction
+
+
+def test_tasks_of_the_demo_suite_read_a_picture_once_for_all_and_each_gets_its_own_answers(monkeypatch):
+    loaded, limit = tiny.llava_next(), 4
+    loaded.model.config.text_config.max_position_embeddings = 4096
+    tasks = [TASKS[f"demo-{name}"] for name in ("docvqa", "mmbench", "mme")]
+    for task in tasks:
+        monkeypatch.setattr(type(task), "most_tokens", 3)
+    spec = RunSpec(weights=WeightSpec(model="demo"), tasks=tuple(task.name for task in tasks), limit=limit)
+    apart = [task.measure(loaded, spec, Watch()) for task in tasks]
+    pictures, encode = [], forward.picture_features
+    monkeypatch.setattr(forward, "picture_features", lambda *given: pictures.append(given) or encode(*given))
+    counts = {task.name: [] for task in tasks}
+    watches = [Watch(lambda *at, name=task.name: counts[name].append(at)) for task in tasks]
+    outcomes = measure_together(tasks, loaded, spec, watches)
+    assert outcomes == apart
+    assert len(pictures) == 7  # four forms, and of each family one for MMBench, two of which MME has too
+    for task, outcome in zip(tasks, outcomes, strict=True):
+        total = len(outcome.outputs)
+        assert counts[task.name] == [(done, total) for done in range(1, total + 1)]
+
+
+def test_what_one_of_several_tasks_has_finished_is_not_asked_again(monkeypatch):
+    answer_with(monkeypatch, lambda prompt: "Yes")
+    tasks = [TASKS["demo-ai2d"], TASKS["demo-mme"]]
+    spec = RunSpec(weights=WeightSpec(model="demo"), tasks=("demo-ai2d", "demo-mme"), limit=4)
+    stores = [InMemory(), InMemory()]
+    first = tasks[1].questions(4)[1]
+    stores[1].add([tasks[1].output(first, "an earlier answer")])
+    diagrams, pairs = measure_together(tasks, None, spec, [Watch(finished_items=store) for store in stores])
+    assert [output.prediction for output in diagrams.outputs] == ["Yes"] * 4
+    assert [output.prediction for output in pairs.outputs] == ["Yes", "an earlier answer", "Yes", "Yes"]
+
+
+def test_tasks_of_the_demo_suite_are_measured_at_once_and_others_by_themselves():
+    names = ("piqa", "demo-mme", "perplexity", "demo-docvqa", "mme")
+    groups = measured_together([TASKS[name] for name in names])
+    assert [[task.name for task in group] for group in groups] == [
+        ["piqa"],
+        ["demo-mme", "demo-docvqa"],
+        ["perplexity"],
+        ["mme"],
+    ]

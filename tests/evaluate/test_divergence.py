@@ -73,7 +73,7 @@ def test_answers_part_where_greedy_answers_part(make):
     parted = set()
     for amount in (0.0, 0.02, 0.1):
         low = perturbed(reference, amount)
-        (answered,) = batch.answers(reference, [Asked(lambda: picture, ["What is it?"], [0])], 12)
+        (answered,) = batch.answers(reference, [Asked(lambda: picture, ["What is it?"], [0], [12])])
         found = compare_along(reference, low, picture, "What is it?", answered)
         own = [step.token for step in answer(reference, picture, "What is it?", 12)]
         other = [step.token for step in answer(low, picture, "What is it?", 12)]

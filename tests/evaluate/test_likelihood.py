@@ -36,9 +36,11 @@ def collect(loaded, groups):
     return [values[number] for number in range(len(groups))]
 
 
+@pytest.mark.parametrize("padded", [True, False])
 @pytest.mark.parametrize("make", [tiny.llama, tiny.llava_next])
-def test_packed_is_the_same_as_alone_whatever_the_batch(make, monkeypatch):
+def test_packed_is_the_same_as_alone_whatever_the_batch(make, padded, monkeypatch):
     loaded = make()
+    monkeypatch.setattr(likelihood, "_is_padded", lambda model: padded)
     groups = groups_of(loaded)
     expected = [alone(loaded, text) for group in groups for text in group]
     for tokens in (1, 200, 100_000):
@@ -46,6 +48,24 @@ def test_packed_is_the_same_as_alone_whatever_the_batch(make, monkeypatch):
         found = [values for group in collect(loaded, groups) for values in group]
         for a, b in zip(found, expected, strict=True):
             assert a == pytest.approx(b, abs=1e-4)
+
+
+def test_a_batch_on_a_cpu_has_no_padding(monkeypatch):
+    loaded, read = tiny.llama(), []
+    loaded.model.get_decoder().embed_tokens.register_forward_pre_hook(lambda _, given: read.append(given[0].numel()))
+    groups = groups_of(loaded)
+    rows = [likelihood._pack(texts) for texts in groups]
+    lengths = {len(row.ids) for row in rows}
+    assert len(lengths) > len(rows) / 2
+    collect(loaded, groups)
+    assert sum(read) == sum(len(row.ids) for row in rows)
+    assert len(read) < len(rows)
+
+
+def test_a_decoder_of_another_type_gets_padded_batches():
+    loaded = tiny.llama()
+    loaded.model.config.rope_parameters = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
+    assert likelihood._is_padded(loaded.model)
 
 
 def test_the_head_in_slices_is_the_same(monkeypatch):

@@ -16,6 +16,7 @@ from quant_engine import folders
 from quant_engine.data import sources
 from quant_engine.data.sources import Source, load
 from quant_engine.evaluate import TASKS
+from quant_engine.evaluate.vqa import by_picture
 from quant_engine.spec import UserError
 
 COMMIT = "142f6d7367fd9877f0fb3b5734ea6a545f54cdd1"
@@ -263,6 +264,32 @@ def test_docvqa_questions(data):
     (question,) = questions(data, "docvqa", [row])
     assert (question.id, question.gold) == ("49153", ["1 a", "1a"])
     assert question.prompt == "What?\nAnswer the question using a single word or phrase."
+
+
+@pytest.mark.parametrize("stored", ["in rows", "beside them"])
+def test_questions_about_the_same_picture_are_asked_together_wherever_they_stand(data, stored):
+    colors = ("red", "blue", "red", "green", "blue", "red")
+    rows = [{"question": f"What {k}?", "answer": "1", "type": "human_test"} for k in range(len(colors))]
+    if stored == "in rows":
+        made = questions(
+            data, "chartqa", [row | {"image": local_sets.picture(c)} for row, c in zip(rows, colors, strict=True)]
+        )
+    else:
+        for color in colors:
+            (data / f"chartqa/{color}.png").parent.mkdir(exist_ok=True)
+            (data / f"chartqa/{color}.png").write_bytes(local_sets.picture(color)["bytes"])
+        local_sets.jsonl(
+            data / "chartqa/val.jsonl",
+            [
+                {"image": f"{c}.png", "question": row["question"], "label": "1"}
+                for row, c in zip(rows, colors, strict=True)
+            ],
+        )
+        made = TASKS["chartqa"].questions(None)
+    asked = by_picture(made, [5] * len(made))
+    assert [group.indices for group in asked] == [[0, 2, 5], [1, 4], [3]]
+    assert [group.picture().getpixel((0, 0)) for group in asked] == [(255, 0, 0), (0, 0, 255), (0, 128, 0)]
+    assert list(asked[1].questions) == [made[1].prompt, made[4].prompt]
 
 
 def test_mmbench_questions_come_with_their_rotations(data):

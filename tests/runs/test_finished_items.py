@@ -1,6 +1,8 @@
 """An evaluation that was interrupted goes on behind its last finished item."""
 
+import json
 import math
+import shutil
 import signal
 import subprocess
 import sys
@@ -128,3 +130,33 @@ def test_absent_data_is_said_before_any_work(piqa, monkeypatch, tmp_path):
     with pytest.raises(UserError, match="set LOWBIT_DATA to that folder"):
         do(spec, seen.append)
     assert seen == []
+
+
+@pytest.fixture
+def demo_tasks(lab, tiny_models, tmp_path, monkeypatch):
+    """A run of a tiny model on two tasks of the demo suite, two of whose pictures are the same."""
+    shutil.copytree(tiny_models / "llava", tmp_path / "llava")
+    config = json.loads((tmp_path / "llava" / "config.json").read_text())
+    config["text_config"]["max_position_embeddings"] = 4096  # a byte is a token here
+    (tmp_path / "llava" / "config.json").write_text(json.dumps(config))
+    tasks = ("demo-mmbench", "perplexity", "demo-mme")
+    monkeypatch.setattr("quant_engine.models.batch.ROWS", 2)
+    return resolve(RunSpec(weights=WeightSpec(model=str(tmp_path / "llava")), tasks=tasks, limit=2, window=64)).spec
+
+
+def test_tasks_that_are_asked_together_go_on_together_and_their_times_are_those_of_the_run(demo_tasks):
+    seen = []
+    with pytest.raises(Stopped):
+        do(demo_tasks, seen.append, lambda: seen[-1].task == "Demo MME" and seen[-1].item == 1)
+    before = {progress.task: progress.item for progress in seen if progress.item}
+    assert set(before) == {"Demo MMBench", "Demo MME"}, "questions about the same picture are asked at the same time"
+    seen.clear()
+    run = folder.read(path := do(demo_tasks, seen.append))
+    fractions = [progress.fraction for progress in seen]
+    assert fractions == sorted(fractions)
+    items = {task: [p.item for p in seen if p.task == task and p.item] for task in before}
+    for task, count in (("Demo MMBench", len(folder.read_items(path, "demo-mmbench"))), ("Demo MME", 2)):
+        assert items[task] == list(range(before[task] + 1, count + 1))
+    assert [result.task for result in run.results if result.duration_s is not None] == list(demo_tasks.tasks)
+    assert 0 < sum(result.duration_s or 0 for result in run.results) < run.about["duration_s"] + 0.01
+    assert "Demo MMBench, Demo MME are asked together" in (path / "log.txt").read_text()

@@ -51,6 +51,11 @@ class DemoItem:
     category: str = ""
     link: str | None = None
 
+    @property
+    def picture_id(self) -> str:
+        """What items about the same picture have in common, whatever their tasks."""
+        return f"{self.family}-{self.split}-{self.number}"
+
     def image(self) -> Image:
         """The picture, drawn now: an RGB image."""
         return _picture(self.family, self.split, self.number).drawing.image
