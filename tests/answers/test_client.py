@@ -296,6 +296,21 @@ def test_a_model_that_is_loaded_holds_up_no_open_answer(shared, tmp_path):
     streaming.close()
 
 
+def test_a_model_without_room_waits_for_open_answers_and_whoever_came_later_waits_behind_it():
+    service = AnswerService((*STAND_IN, "1"))
+    first = service.ask(request(sides=(SLOW,), max_new_tokens=400))
+    until(first, "token")
+    second = service.ask(request("other", max_new_tokens=2))
+    until_message(second, "Waiting until other models' answers leave memory for this one")
+    third = service.ask(request(sides=(SLOW,), max_new_tokens=2))
+    until_message(third, "Waiting for another model that comes first")
+    until(first, "token")
+    first.close()
+    assert last(second)[0].kind == "done"
+    assert last(third)[0].kind == "done"
+    service.close()
+
+
 def test_a_visitor_who_asks_again_after_an_answer_is_not_told_to_wait_for_it(shared):
     for _ in range(20):
         messages = [event.message for event in shared.ask(request(max_new_tokens=1))]
