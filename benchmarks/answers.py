@@ -3,7 +3,7 @@
 On a fresh cache: how long the answering process takes to load the demo model, and in a headless Chromium the seconds
 from the press of Ask on an example to the first token of FP16 and of RTN beside it, once pressed as soon as the page is
 there and once after the model was loaded. Then what a side by side costs against FP16 alone (alternating, medians),
-what eight and twenty visitors wait who ask at once, and what an idle page takes of a core.
+what eight and twenty visitors wait who ask at once and the memory that it takes, and what an idle page takes of a core.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ PROJECT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PROJECT))
 
 from leaderboard.ui.ask_tab import read_examples  # noqa: E402
-from quant_engine import folders  # noqa: E402
+from quant_engine import folders, notation  # noqa: E402
 from quant_engine.answers.client import AnswerService  # noqa: E402
 from quant_engine.answers.messages import AskRequest  # noqa: E402
 from quant_engine.spec import QuantSetting  # noqa: E402
@@ -139,6 +139,7 @@ def visitors(repeat: int) -> Iterator[tuple[str, str, str]]:
                 ends = [*pool.map(partial(ask, answers), requests)]
             yield f"{count} visitors at once: first answer", f"{min(ends):.2f}", f"{alone:.2f} alone"
             yield f"{count} visitors at once: last answer", f"{max(ends):.2f}", f"{count * alone:.2f} in turn"
+            yield f"{count} visitors at once: most memory of the answering process", "", peak_memory()
         again = ask(answers, requests[0].model_copy(update={"request_id": "again"}))
         yield "the same question again", f"{again:.3f}", ""
 
@@ -150,6 +151,13 @@ def idle(repeat: int) -> Iterator[tuple[str, str, str]]:
         spent = [cpu_time(page, IDLE_S) for _ in range(repeat)]
         core = statistics.median(spent) / IDLE_S
         yield f"processor time of an idle page in {IDLE_S:.0f} s", seconds(spent), f"{core:.1%} of a core"
+
+
+def peak_memory() -> str:
+    """The most memory that an answering process of this benchmark has had."""
+    workers = [p for p in psutil.Process().children() if "quant_engine.answers.worker" in p.cmdline()]
+    status = "\n".join(Path(f"/proc/{worker.pid}/status").read_text() for worker in workers)
+    return notation.size(max(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")) * 1024)
 
 
 def wait_until_idle(page: psutil.Process) -> None:

@@ -1,32 +1,34 @@
 """The questions that wait for answers, and whose turn it is.
 
-One thread computes all answers. A question that it has begun goes on until none of its sides can: they take turns token
-by token, so that they stream at the same time. Then comes the first in line that has a side whose weights are there.
-Sides whose weights are still being quantized keep nobody waiting.
+One thread computes all answers. In each round it reads one question whose weights are there, and computes one more
+token of every open answer: those of a model in one setting are decoded together. Sides whose weights are still being
+quantized or loaded keep nobody waiting. Only so many answers are open at once; who comes later reads how many come
+first.
 """
 
 from __future__ import annotations
 
-import hashlib
 import sys
 import threading
 import traceback
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from contextlib import contextmanager
 from typing import BinaryIO
 
 import torch
-from PIL.Image import Image
 from pydantic import ValidationError
 
-from quant_engine.answers.messages import AnswerEvent, AskRequest, ToWorker
-from quant_engine.answers.model_cache import ModelCache
+from quant_engine.answers.loading import Loading
+from quant_engine.answers.messages import AnswerEvent, ToWorker
+from quant_engine.answers.model_cache import ModelCache, ModelKey
 from quant_engine.answers.quantizing import Quantizing
-from quant_engine.data.open_picture import open_picture
+from quant_engine.answers.questions import Question, Side
 from quant_engine.failures import failure
-from quant_engine.models.decode import PictureCache, Step, answer
-from quant_engine.progress import Progress
+from quant_engine.models.batch import CACHE_BYTES, ROWS
+from quant_engine.models.decode import PictureCache, Step
+from quant_engine.models.load import Loaded
+from quant_engine.models.open_answers import OpenAnswer, OpenAnswers
 from quant_engine.spec import QuantSetting, UserError, WeightSpec, sentence
 
 Resolve = Callable[[str, QuantSetting], tuple[WeightSpec, bool]]
@@ -35,34 +37,6 @@ ANSWERS_KEPT = 256
 
 class _Cancelled(Exception):
     """The visitor no longer wants the answer."""
-
-
-@dataclass(eq=False)
-class _Side:
-    """One setting that is asked: its weights, whether they are still being quantized, and its tokens, once it began."""
-
-    setting: QuantSetting
-    spec: WeightSpec | None = None
-    quantizing: bool = False
-    steps: Iterator[Step] | None = None
-    text: str = ""
-
-
-@dataclass(eq=False)
-class _Question:
-    """A request in line with its open sides, by their numbers."""
-
-    request: AskRequest
-    sides: dict[int, _Side] = field(default_factory=dict)
-    picture: Image | None = None
-    picture_digest: str = ""
-    prepared: bool = False
-    cancelled: bool = False
-    position: tuple[int, list[int]] | None = None
-
-    def ready(self) -> list[int]:
-        """The sides that can be computed."""
-        return [number for number, side in self.sides.items() if not side.quantizing]
 
 
 class RequestLine:
@@ -87,15 +61,16 @@ class RequestLine:
         self._models, self._resolve, self._has_room, self._output = models, resolve, has_room, output
         self._pictures = PictureCache()
         self._answers: OrderedDict[tuple[str | int, ...], Step] = OrderedDict()  # the last steps of whole answers
-        self._quantizing = Quantizing(self._on_quantizing, self._on_quantized, command)
+        self._quantizing = Quantizing(self._on_progress, self._on_quantized, command)
         self._cores = torch.get_num_threads()
-        self._questions: list[_Question] = []
+        self._questions: list[Question] = []
+        self._batches: dict[ModelKey, OpenAnswers] = {}
         self._to_load: str | None = None  # a model that nobody has asked yet …
-        self._loading_ahead = False  # … and whether it is being loaded now
-        self._current: _Question | None = None  # whose turn it is
-        self._computing: _Question | None = None  # what the other thread works on at this moment
+        self._ahead: WeightSpec | None = None  # … and its weights, while they are loaded
+        self._computing: list[Question] = []  # what the other thread works on at this moment
         self._changed = threading.Condition(threading.RLock())
         self._writing = threading.Lock()
+        self._loading = Loading(models, self._in_use, self._on_progress, self._on_loaded)
 
     def read(self, lines: Iterator[bytes]) -> None:
         """Take what the page sends until it closes the line."""
@@ -107,11 +82,8 @@ class RequestLine:
                 continue
             with self._changed:
                 if message.ask:
-                    sides = {number: _Side(setting) for number, setting in enumerate(message.ask.sides)}
-                    self._questions.append(_Question(message.ask, sides))
-                    self._send_positions()
-                    for number in sides if self._loading_ahead else ():
-                        self._send(self._questions[-1], number, "status", message="Loading the model")
+                    sides = {number: Side(setting) for number, setting in enumerate(message.ask.sides)}
+                    self._questions.append(Question(message.ask, sides))
                 if message.load:
                     self._to_load = message.load
                 if message.cancel:
@@ -122,89 +94,144 @@ class RequestLine:
         """Answer requests for ever."""
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._next() or self._to_load)
-                question = self._computing = self._next()
-            if question is None:
-                self._load_ahead()
-                continue
+                self._changed.wait_for(self._has_work)
+                new = next((question for question in self._questions if not question.prepared), None)
             self._share_cores()
-            try:
-                if question.prepared:
-                    self._advance(question)
-                else:
-                    self._prepare(question)
-            except _Cancelled:
-                pass
+            if new:
+                with self._working_on([new]):
+                    self._prepare(new)
+            elif self._to_load:
+                self._load_ahead()
+            else:
+                self._round()
+
+    def _has_work(self) -> bool:
+        sides = [side for question in self._questions for side in question.sides.values()]
+        return bool(self._to_load) or any(not q.prepared for q in self._questions) or any(side.loaded for side in sides)
+
+    @contextmanager
+    def _working_on(self, questions: list[Question]) -> Iterator[None]:
+        """While these questions are computed, whoever cancels one of them leaves ending it to this thread."""
+        with self._changed:
+            self._computing = questions
+        try:
+            yield
+        except _Cancelled:
+            pass
+        finally:
             with self._changed:
-                self._computing = None
-                if question.cancelled:
-                    self._stop(question)
+                self._computing = []
+                for question in questions:
+                    if question.cancelled:
+                        self._stop(question)
 
     def _load_ahead(self) -> None:
-        """Load the model that the page offers first, and the libraries that rounding it takes, if there is memory."""
+        """Have the model loaded that the page offers first, and the libraries that rounding it takes, if there is
+        memory."""
         with self._changed:
-            model, self._to_load, self._loading_ahead = self._to_load, None, True
+            model, self._to_load = self._to_load, None
         try:
-            if self._has_room(model):
-                spec, _ = self._resolve(model, QuantSetting())
-                self._models.get(spec, set(), lambda progress: None)
-                self._quantizing.get_ready()
+            if not self._has_room(model):
+                return
+            spec, _ = self._resolve(model, QuantSetting())
         except Exception as error:  # whoever asks it is told
             print(f"{model} could not be loaded ahead: {error!r}", file=sys.stderr)
+            return
         with self._changed:
-            self._loading_ahead = False
+            self._ahead = spec
+            self._loading.add(spec)
 
     def _share_cores(self) -> None:
-        """Leave their cores to the processes that quantize: waiting for a thread that is not running costs most."""
-        threads = max(1, self._cores - self._quantizing.threads())
+        """Leave their cores to what quantizes and loads: waiting for a thread that is not running costs most."""
+        threads = max(1, self._cores - self._quantizing.threads() - self._loading.is_busy())
         if threads != torch.get_num_threads():
             torch.set_num_threads(threads)
 
-    def _next(self) -> _Question | None:
-        """What to work on: new questions are looked at first, which takes a moment."""
-        new = next((question for question in self._questions if not question.prepared), None)
-        if new:
-            return new
-        ready = [question for question in self._questions if question.ready()]
-        if self._current not in ready:
-            self._current = ready[0] if ready else None
-        return self._current
+    def _round(self) -> None:
+        """Begin the answers of one question for which there is room, and compute a token of each that is open."""
+        with self._changed:
+            groups = [(batch, group) for batch in self._batches.values() for group in batch.groups()]
+            self._hold_back()
+            question = next((question for question in self._questions if question.waiting()), None)
+            if question and not self._has_seats(question):
+                question = None
+        if question:
+            with self._working_on([question]):
+                for number in question.waiting():
+                    self._check(question)
+                    self._begin(question, number)
+        with self._changed:
+            self._send_positions()
+        for batch, group in groups:
+            self._advance(batch, group)
+
+    def _hold_back(self) -> None:
+        """While a model waits for memory, whoever came later gives up theirs, and gets it again after it. Called with
+        the lock held."""
+        blocked = self._loading.waits_for_room
+        first = next((i for i, q in enumerate(self._questions) for s in q.sides.values() if s.spec == blocked), None)
+        if blocked is None or first is None:
+            return
+        for question in self._questions[first + 1 :]:
+            for number in question.waiting():
+                side = question.sides[number]
+                side.loaded = None
+                self._loading.add(side.spec)
+                self._send(question, number, "status", message="Waiting for another model that comes first")
+
+    def _has_seats(self, question: Question) -> bool:
+        """Whether the waiting sides of a question can be decoded with what is open. Called with the lock held."""
+        answers = [answer for batch in self._batches.values() for answer in batch.answers]
+        if not answers:
+            return True
+        sides = [question.sides[number] for number in question.waiting()]
+        largest = max(answer.cache_bytes for answer in answers)
+        in_use = sum(answer.cache_bytes for answer in answers) + len(sides) * largest
+        batches = (self._batches.get(self._models.key(side.spec)) for side in sides)
+        rows = max(len(batch.answers) if batch else 0 for batch in batches)
+        return rows < ROWS and in_use <= CACHE_BYTES[sides[0].loaded.device.type]
 
     def _cancel(self, request_id: str) -> None:
         """A waiting request leaves the line at once; one that is being computed stops between two tokens."""
         for question in self._questions:
             if question.request.request_id == request_id:
                 question.cancelled = True
-                if question is not self._computing:
+                if question not in self._computing:
                     self._stop(question)
                 return
 
-    def _stop(self, question: _Question) -> None:
+    def _stop(self, question: Question) -> None:
         """End what is open of a cancelled question. Called with the lock held."""
         for number, side in list(question.sides.items()):
             self._end(question, number)
             self._send(question, number, "error", side.text, message="Stopped.")
 
-    def _end(self, question: _Question, number: int) -> None:
+    def _end(self, question: Question, number: int) -> None:
         """Take a side out of the line, before its visitor hears that it has ended and asks again."""
         with self._changed:
             side = question.sides.pop(number)
             if not question.sides:
                 self._questions.remove(question)
-            self._send_positions()
-            if side.quantizing and not self._waiting(side.spec):
+            if side.answer:
+                batch = self._batches.get(self._models.key(side.spec))
+                if batch:
+                    batch.leave(side.answer)
+                    if not batch.answers:
+                        del self._batches[self._models.key(side.spec)]
+            elif side.spec and not side.loaded and not self._waiting(side.spec):
                 self._quantizing.remove(side.spec)
+                if side.spec != self._ahead:
+                    self._loading.remove(side.spec)
+            self._send_positions()
 
-    def _prepare(self, question: _Question) -> None:
+    def _prepare(self, question: Question) -> None:
         """Open the picture, and have quantized what is not there yet.
 
         A side that was asked the same before ends here, and one for which that fails.
         """
         request = question.request
         try:
-            if request.image:
-                question.picture = open_picture(request.image)
-                question.picture_digest = _digest(question.picture)
+            question.open_picture()
         except Exception as error:
             for number in list(question.sides):
                 self._fail(question, number, error)
@@ -224,55 +251,73 @@ class RequestLine:
                 self._send(question, number, "done", before.text, stats=before.stats, message=message)
             elif to_quantize:
                 with self._changed:
-                    side.quantizing = True
                     self._send(question, number, "status", message=self._quantizing.add(side.spec))
+            else:
+                self._load(question, number)
         question.prepared = True
 
-    def _advance(self, question: _Question) -> None:
-        """One more token of each side that is ready, or its first."""
-        ready = question.ready()
-        for number in ready:
-            if question.sides[number].steps is None:
-                label = question.sides[number].setting.label
-                self._send(question, number, "status", message=f"Loading {label}")
-        for number in ready:
-            self._check(question)
+    def _load(self, question: Question, number: int) -> None:
+        """Have a side's model loaded, unless it is at hand."""
+        with self._changed:
             side = question.sides[number]
-            try:
-                side.steps = side.steps or self._load(question, number, side)
-                step = next(side.steps)
-            except _Cancelled:
-                raise
-            except Exception as error:
-                self._fail(question, number, error)
-                continue
-            side.text = step.text
-            if step.finished:
-                self._answers[self._key(question, side)] = step
-                if len(self._answers) > ANSWERS_KEPT:
-                    self._answers.popitem(last=False)
-                self._end(question, number)
-            self._send(question, number, "done" if step.finished else "token", step.text, stats=step.stats)
+            side.loaded = self._models.find(side.spec)
+            if side.loaded is None:
+                self._send(question, number, "status", message=f"Loading {side.setting.label}")
+                self._loading.add(side.spec)
 
-    def _load(self, question: _Question, number: int, side: _Side) -> Iterator[Step]:
-        """The steps of a side whose weights are there."""
-        request = question.request
-
-        def on_progress(progress: Progress) -> None:
-            self._check(question)
-            self._send(question, number, "status", message=progress.text())
-
-        needed = {self._models.key(other.spec) for other in question.sides.values() if other.steps}
-        loaded = self._models.get(side.spec, needed, on_progress)
+    def _begin(self, question: Question, number: int) -> None:
+        """Read the question for a side: its first token."""
+        request, side = question.request, question.sides[number]
+        key = self._models.key(side.spec)
         self._send(question, number, "status", message="Reading")
-        return answer(loaded, question.picture, request.question, request.max_new_tokens, pictures=self._pictures)
+        try:
+            batch = self._batches.get(key) or OpenAnswers(side.loaded, self._pictures)
+            begun = batch.join(question.picture, request.question, request.max_new_tokens)
+        except Exception as error:
+            self._fail(question, number, error)
+            return
+        with self._changed:
+            side.answer = begun
+            if batch.answers:
+                self._batches[key] = batch
+        self._send_step(question, number, side.answer.last)
 
-    def _key(self, question: _Question, side: _Side) -> tuple[str | int, ...]:
+    def _advance(self, batch: OpenAnswers, group: list[OpenAnswer]) -> None:
+        """One more token of the answers that are decoded together."""
+        with self._changed:
+            sides = {
+                side.answer: (question, number)
+                for question in self._questions
+                for number, side in question.sides.items()
+                if side.answer in group
+            }
+            questions = self._computing = [question for question, _ in sides.values()]
+        if not sides:
+            return
+        with self._working_on(questions):
+            try:
+                advanced = batch.advance([*sides])
+            except Exception as error:
+                for question, number in sides.values():
+                    self._fail(question, number, error)
+                return
+            for answer in advanced:
+                self._send_step(*sides[answer], answer.last)
+
+    def _send_step(self, question: Question, number: int, step: Step) -> None:
+        if step.finished:
+            self._answers[self._key(question, question.sides[number])] = step
+            if len(self._answers) > ANSWERS_KEPT:
+                self._answers.popitem(last=False)
+            self._end(question, number)
+        self._send(question, number, "done" if step.finished else "token", step.text, stats=step.stats)
+
+    def _key(self, question: Question, side: Side) -> tuple[str | int, ...]:
         """What an answer hangs on."""
         request = question.request
         return side.spec.model_dump_json(), question.picture_digest, request.question, request.max_new_tokens
 
-    def _fail(self, question: _Question, number: int, error: Exception) -> None:
+    def _fail(self, question: Question, number: int, error: Exception) -> None:
         if not isinstance(error, UserError):
             traceback.print_exception(error, file=sys.stderr)
         text = question.sides[number].text
@@ -280,57 +325,69 @@ class RequestLine:
         less_memory = "choose a smaller model or compare fewer settings at once"
         self._send(question, number, "error", text, message=failure(error, "answer", less_memory, "ask again"))
 
-    def _check(self, question: _Question) -> None:
+    def _check(self, question: Question) -> None:
         if question.cancelled:
             raise _Cancelled
 
-    def _waiting(self, spec: WeightSpec) -> list[tuple[_Question, int]]:
-        """The sides that wait for these weights."""
+    def _waiting(self, spec: WeightSpec) -> list[tuple[Question, int]]:
+        """The sides that wait for these weights, quantized or loaded. Called with the lock held."""
         return [
             (question, number)
             for question in self._questions
             for number, side in question.sides.items()
-            if side.quantizing and side.spec == spec
+            if side.spec == spec and not side.loaded
         ]
-
-    def _on_quantizing(self, spec: WeightSpec, text: str) -> None:
-        with self._changed:
-            for question, number in self._waiting(spec):
-                self._send(question, number, "status", message=text)
 
     def _on_quantized(self, spec: WeightSpec, problem: str) -> None:
         with self._changed:
             for question, number in self._waiting(spec):
-                question.sides[number].quantizing = False
                 if problem:
                     self._end(question, number)
                     self._send(question, number, "error", message=problem)
                 else:
                     self._send(question, number, "status", message=f"{question.sides[number].setting.label} is ready")
-            self._send_positions()
+                    self._load(question, number)
+            self._changed.notify()
+
+    def _in_use(self) -> set[ModelKey]:
+        """The models that answers are computed with, or are about to be."""
+        with self._changed:
+            sides = [side for question in self._questions for side in question.sides.values()]
+            return {self._models.key(side.spec) for side in sides if side.loaded}
+
+    def _on_progress(self, spec: WeightSpec, text: str) -> None:
+        with self._changed:
+            for question, number in self._waiting(spec):
+                self._send(question, number, "status", message=text)
+
+    def _on_loaded(self, spec: WeightSpec, loaded: Loaded | None, problem: Exception | None) -> None:
+        with self._changed:
+            if spec == self._ahead:
+                self._ahead = None
+                self._quantizing.get_ready()
+                if problem:
+                    print(f"{spec.model} could not be loaded ahead: {problem!r}", file=sys.stderr)
+            for question, number in self._waiting(spec):
+                if problem:
+                    self._fail(question, number, problem)
+                else:
+                    question.sides[number].loaded = loaded
             self._changed.notify()
 
     def _send_positions(self) -> None:
-        """Tell whoever waits for other answers how many come first, if that changed. Called with the lock held."""
-        busy = [question for question in self._questions if question.ready()]
-        if self._current in busy:
-            busy.remove(self._current)
-            busy.insert(0, self._current)
-        for ahead, question in enumerate(busy):
-            position = (ahead, question.ready())
-            if ahead and position != question.position:
-                text = "1 question is" if ahead == 1 else f"{ahead} questions are"
-                for number in question.ready():
-                    self._send(question, number, "status", message=f"In line: {text} answered first")
+        """Tell whoever could begin how many questions come first, if that changed. Called with the lock held."""
+        for ahead, question in enumerate(question for question in self._questions if question.waiting()):
+            position = (ahead, question.waiting())
+            if position != question.position:
+                text = "1 question comes" if ahead == 1 else f"{ahead} questions come"
+                for number in question.waiting():
+                    self._send(
+                        question, number, "status", message=f"In line: {text} first" if ahead else "Next in line"
+                    )
             question.position = position
 
-    def _send(self, question: _Question, number: int, kind: str, text: str = "", **fields: object) -> None:
+    def _send(self, question: Question, number: int, kind: str, text: str = "", **fields: object) -> None:
         event = AnswerEvent(request_id=question.request.request_id, side=number, kind=kind, text=text, **fields)
         with self._writing:
             self._output.write(event.model_dump_json().encode() + b"\n")
             self._output.flush()
-
-
-def _digest(picture: Image) -> str:
-    """Identifies the content of a picture."""
-    return hashlib.sha256(repr((picture.mode, picture.size)).encode() + picture.tobytes()).hexdigest()

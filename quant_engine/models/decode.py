@@ -1,8 +1,9 @@
 """Greedy decoding: one prefill of picture and prompt, then one token per step with the key-value cache.
 
-Times are honest on shared cores. Several answers are decoded in turns by one thread, so while one of them computes the
+Times are honest on shared cores. Several settings are decoded in turns by one thread, so while one of them computes the
 others stand still; each counts the time only while it computes itself. Its tokens per second are then what it would
-reach alone on this machine, and not a share of it that depends on what else is being compared.
+reach alone on this machine, and not a share of it that depends on what else is being compared. Answers that are decoded
+together (see open_answers.py) each count the whole of a step that they share.
 """
 
 from __future__ import annotations
@@ -38,6 +39,18 @@ class Step:
     text: str
     stats: AnswerStats
     finished: bool
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """A prompt that was read: the first token of its answer, the keys and values, how many tokens the prompt has and
+    the answer may have, and the seconds to the first token."""
+
+    token: int
+    cache: KeyValues | DynamicCache
+    prompt_tokens: int
+    limit: int
+    seconds: float
 
 
 @dataclass
@@ -122,14 +135,35 @@ def answer(
     Raises UserError for a picture given to a model that can't read it, a chat template that can't be used, and a prompt
     longer than the context.
     """
+    beginning = read_prompt(loaded, image, question, max_new_tokens, prompt_cache, pictures)
+    ends, weight_bytes, decoding = end_tokens(loaded), loaded.weight_bytes, 0.0
+    tokens = [beginning.token]
+    while True:
+        finished = tokens[-1] in ends or len(tokens) >= beginning.limit
+        yield step(loaded, beginning, tokens, decoding, weight_bytes, finished)
+        if finished:
+            return
+        started = time.perf_counter()  # after the yield: what others did meanwhile is not this answer's time
+        inputs = {"input_ids": torch.tensor([[tokens[-1]]], device=loaded.model.device)}
+        tokens.append(_next_token(loaded.model, beginning.cache, inputs))
+        decoding += time.perf_counter() - started
+
+
+def read_prompt(
+    loaded: Loaded,
+    image: Image | None,
+    question: str,
+    max_new_tokens: int,
+    prompt_cache: PromptCache | None = None,
+    pictures: PictureCache | None = None,
+) -> Beginning:
+    """Read picture and question, in one pass, as `answer` does. Raises UserError as `answer` does."""
     started = time.perf_counter()
     model = loaded.model
     inputs = prompt_inputs(loaded, image, question)
     ids = inputs["input_ids"]
-    prompt_tokens, limit = ids.shape[1], answer_limit(model, ids.shape[1], max_new_tokens)
-    ends, weight_bytes = end_tokens(loaded), loaded.weight_bytes
+    limit = answer_limit(model, ids.shape[1], max_new_tokens)
     cache, cached_tokens = (prompt_cache or PromptCache()).start(model, ids)
-
     spared = 0.0
     if cached_tokens:
         inputs = {"input_ids": ids[:, cached_tokens:]}
@@ -138,27 +172,23 @@ def answer(
         spared = encoded.seconds if at_hand else 0.0
         inputs = {"input_ids": ids, "image_features": encoded.features}
     token = _next_token(model, cache, inputs)
-    tokens = [token]
-    elapsed = time_to_first = time.perf_counter() - started + spared
-    while True:
-        finished = token in ends or len(tokens) >= limit
-        decoding = elapsed - time_to_first
-        stats = AnswerStats(
-            ttft_s=time_to_first,
-            tokens_per_s=(len(tokens) - 1) / decoding if decoding else None,
-            tokens=len(tokens),
-            prompt_tokens=prompt_tokens,
-            weight_bytes=weight_bytes,
-            stored_bits=loaded.stored_bits,
-            dtype=loaded.dtype,
-        )
-        yield Step(token, answer_so_far(loaded.tokenizer, tokens), stats, finished)
-        if finished:
-            return
-        started = time.perf_counter()  # after the yield: what others did meanwhile is not this answer's time
-        token = _next_token(model, cache, {"input_ids": torch.tensor([[token]], device=model.device)})
-        tokens.append(token)
-        elapsed += time.perf_counter() - started
+    return Beginning(token, cache, ids.shape[1], limit, time.perf_counter() - started + spared)
+
+
+def step(
+    loaded: Loaded, beginning: Beginning, tokens: list[int], decoding: float, weight_bytes: int, finished: bool
+) -> Step:
+    """The last of an answer's tokens as a step; `decoding` is the seconds that those after the first took."""
+    stats = AnswerStats(
+        ttft_s=beginning.seconds,
+        tokens_per_s=(len(tokens) - 1) / decoding if decoding else None,
+        tokens=len(tokens),
+        prompt_tokens=beginning.prompt_tokens,
+        weight_bytes=weight_bytes,
+        stored_bits=loaded.stored_bits,
+        dtype=loaded.dtype,
+    )
+    return Step(tokens[-1], answer_so_far(loaded.tokenizer, tokens), stats, finished)
 
 
 def answer_text(

@@ -1,0 +1,53 @@
+"""The questions of visitors while they are open, and their sides."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+
+from PIL.Image import Image
+
+from quant_engine.answers.messages import AskRequest
+from quant_engine.data.open_picture import open_picture
+from quant_engine.models.load import Loaded
+from quant_engine.models.open_answers import OpenAnswer
+from quant_engine.spec import QuantSetting, WeightSpec
+
+
+@dataclass(eq=False)
+class Side:
+    """One setting that is asked: its weights, its model once that is loaded, and its answer once it began."""
+
+    setting: QuantSetting
+    spec: WeightSpec | None = None
+    loaded: Loaded | None = None
+    answer: OpenAnswer | None = None
+
+    @property
+    def text(self) -> str:
+        """What was answered so far."""
+        return self.answer.last.text if self.answer else ""
+
+
+@dataclass(eq=False)
+class Question:
+    """A request in line with its open sides, by their numbers."""
+
+    request: AskRequest
+    sides: dict[int, Side] = field(default_factory=dict)
+    picture: Image | None = None
+    picture_digest: str = ""
+    prepared: bool = False
+    cancelled: bool = False
+    position: tuple[int, list[int]] | None = None
+
+    def open_picture(self) -> None:
+        """Open the picture, if there is one. Raises UserError for a file that is none."""
+        if self.request.image:
+            self.picture = open_picture(self.request.image)
+            content = repr((self.picture.mode, self.picture.size)).encode() + self.picture.tobytes()
+            self.picture_digest = hashlib.sha256(content).hexdigest()
+
+    def waiting(self) -> list[int]:
+        """The sides that can begin."""
+        return [number for number, side in self.sides.items() if side.loaded and not side.answer]
