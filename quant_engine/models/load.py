@@ -19,12 +19,14 @@ from transformers import AutoTokenizer
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import rename_source_key
 
+from quant_engine.kernels.linear import QuantEmbedding, QuantLinear
 from quant_engine.models.architecture import empty_model
 from quant_engine.models.catalog import ModelCard
 from quant_engine.models.check import DENSE, TOKENIZERS, StoredTensor, reason
-from quant_engine.models.files import TensorFiles, all_finite, folder_of
+from quant_engine.models.files import ModelFiles, TensorFiles, all_finite, folder_of
 from quant_engine.models.processor import load_processor
 from quant_engine.spec import UserError
+from quant_engine.weights.form import StoredWeight
 
 _UNREAD = (r"rotary_emb\.inv_freq", r"(^|\.)position_ids$")
 """Names of tensors that older releases stored, and that are computed: transformers passes over them, too."""
@@ -83,14 +85,21 @@ class Skeleton:
 
     Making one holds files, configuration and tokenizer against each other: raises UserError, one sentence, for a
     folder whose model would not be what transformers makes of it. A `sibling` is the same model loaded in another
-    setting: what both have in common is then held once, on the sibling's device.
+    setting: what both have in common is then held once, on the sibling's device. `files` are the folder's own, if they
+    hold no quantized weights.
     """
 
     def __init__(
-        self, card: ModelCard, folder: Path, dtype: torch.dtype, device: str, sibling: Loaded | None = None
+        self,
+        card: ModelCard,
+        folder: Path,
+        dtype: torch.dtype,
+        device: str,
+        sibling: Loaded | None = None,
+        files: ModelFiles | None = None,
     ) -> None:
         self.card, self.folder, self.dtype, self.device, self._sibling = card, folder, dtype, device, sibling
-        self._files = TensorFiles(folder)
+        self._files = files or TensorFiles(folder)
         self.model = empty_model(card, folder, dtype)
         for module in self.model.modules():
             for name, buffer in module.named_buffers(recurse=False):
@@ -167,6 +176,10 @@ class Skeleton:
         return f"{'model.language_model' if self.card.pictures else 'model'}.layers.{index}."
 
     def _fill(self, names: list[str]) -> None:
+        packed = [name for name in names if self._is_packed(name)]
+        for name in packed:
+            self._set_packed(name, self._files.packed[self._file_name[name]]().to(self.device))
+        names = [name for name in names if name not in packed]
         tensors = self._files.read([self._file_name[name] for name in names])
         for name in names:
             value = tensors[self._file_name[name]].to(self.device, self.dtype)
@@ -181,6 +194,21 @@ class Skeleton:
     def _set(self, name: str, parameter: nn.Parameter) -> None:
         path, _, leaf = name.rpartition(".")
         setattr(self.model.get_submodule(path), leaf, parameter)
+
+    def _is_packed(self, name: str) -> bool:
+        return self._file_name.get(name) in self._files.packed
+
+    def _set_packed(self, name: str, weight: StoredWeight) -> None:
+        """Puts a layer that multiplies by a stored weight, or looks rows up in it, where the dense one was."""
+        path, _, leaf = name.rpartition(".")
+        parent, _, child = path.rpartition(".")
+        dense = self.model.get_submodule(path)
+        if leaf != "weight" or not isinstance(dense, nn.Linear | nn.Embedding):
+            raise UserError(f"{name} in {self.folder} is quantized, and only linear layers and embeddings can be.")
+        layer = QuantLinear(weight, dense.bias)
+        if isinstance(dense, nn.Embedding):
+            layer = QuantEmbedding(weight, self.dtype)
+        setattr(self.model.get_submodule(parent), child, layer)
 
     def fill_outside_blocks(self) -> None:
         """Fill embedding, output head, norm, and the vision side of a multimodal model."""
@@ -197,7 +225,9 @@ class Skeleton:
 
     def _tie(self, target: str, source: str) -> None:
         """One tensor for both names, as transformers decides: where the files have both with different values, they
-        stay two, whatever config.json says."""
+        stay two, whatever config.json says. Packed ones are as the files have them."""
+        if self._is_packed(target) or self._is_packed(source):
+            return
         target_weight, source_weight = self.model.get_parameter(target), self.model.get_parameter(source)
         if source not in self._file_name:
             target, source_weight = source, target_weight
