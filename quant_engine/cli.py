@@ -395,6 +395,28 @@ def merge(
 
 
 @app.command()
+def export(
+    checkpoint: Annotated[Path, typer.Argument(help="A folder that quantize printed, or a run's log names.")],
+    target: Annotated[Path, typer.Argument(help="The new folder to write the checkpoint to.")],
+    to: Annotated[str, typer.Option(help="gptq, gptq_v2 or awq.")],
+) -> None:
+    """Write quantized weights as a checkpoint that transformers, GPTQModel or vLLM load, value for value.
+
+    A setting that the format can't say exactly is refused.
+
+    Example: export FOLDER my-model-gptq --to gptq_v2
+    """
+    from quant_engine.checkpoints import Checkpoint  # these load torch
+    from quant_engine.formats.export import export as write
+    from quant_engine.runs.model_card import model_card
+
+    if not Checkpoint(checkpoint).is_complete():
+        raise UserError(f"{checkpoint} holds no finished quantized weights; make them with the command quantize.")
+    write(checkpoint, target, to, model_card(Checkpoint(checkpoint), to))
+    console.print(f"{target}", highlight=False, soft_wrap=True)
+
+
+@app.command()
 def ask(
     question: Annotated[str, typer.Argument(help="What to ask.")],
     model: BaseModel = None,

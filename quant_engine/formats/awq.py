@@ -10,7 +10,7 @@ For a linear with in_features n and out_features m, in groups of g columns, w = 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from quant_engine.deferred import deferred
@@ -20,8 +20,10 @@ from quant_engine.formats.contract import (
     Quantization,
     check_shape,
     check_types,
+    integers,
     whole_number,
     writer,
+    written_by,
 )
 from quant_engine.formats.gptq import SCALE_TYPES, half
 from quant_engine.models.check import StoredTensor
@@ -32,6 +34,7 @@ grouped = deferred("quant_engine.weights.grouped")
 packing = deferred("quant_engine.weights.packing")
 
 if TYPE_CHECKING:
+    from quant_engine.weights.form import StoredWeight
     from quant_engine.weights.grouped import GroupedInt
 
 BITS = 4
@@ -106,6 +109,41 @@ def _by_outputs(words: torch.Tensor) -> torch.Tensor:
     return ordered.flatten(1)
 
 
+def write(weight: StoredWeight, layout: str) -> dict[str, torch.Tensor]:
+    weight, codes, zeros = integers(weight, "AWQ checkpoints")
+    if weight.bits != BITS:
+        raise LayoutError(f"AWQ checkpoints have {BITS} bits, not {weight.bits}: export to gptq or gptq_v2")
+    if weight.ordered:
+        raise LayoutError("its columns are in an order of their own (act-order), which AWQ can't say: export to gptq")
+    if weight.in_features % weight.group or weight.out_features % CODES:
+        raise LayoutError(f"[{weight.out_features}, {weight.in_features}] is not whole groups and words")
+    return {
+        "qweight": _words_by_outputs(codes.T),
+        "qzeros": _words_by_outputs(zeros.T),
+        "scales": weight.scales.T.contiguous(),
+    }
+
+
+def _words_by_outputs(codes: torch.Tensor) -> torch.Tensor:
+    """Codes [k, m] as gemm words [k, m / 8]."""
+    return packing.pack(codes.unflatten(1, (-1, CODES))[..., list(ORDER)].flatten(1), BITS)
+
+
+def config(weights: Sequence[GroupedInt], layout: str) -> Quantization:
+    first = weights[0]
+    if any(weight.group != first.group for weight in weights if weight.groups > 1):
+        raise LayoutError("its layers differ in group size")
+    return {
+        "quant_method": "awq",
+        "bits": BITS,
+        "group_size": -1 if first.groups == 1 else first.group,
+        "zero_point": True,
+        "version": GEMM,
+        "modules_to_not_convert": ["lm_head", "vision_tower", "multi_modal_projector"],
+        "meta": written_by(),
+    }
+
+
 FORMAT = Format(
     name="awq",
     title="AWQ",
@@ -114,4 +152,7 @@ FORMAT = Format(
     optional=(),
     shape=shape,
     weight=weight,
+    layouts=("awq",),
+    write=write,
+    config=config,
 )

@@ -6,17 +6,22 @@ itself. What files hold was written by others, so every size is checked before i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from quant_engine import __version__
+from quant_engine.deferred import deferred
 from quant_engine.spec import QuantSetting
+
+packing = deferred("quant_engine.weights.packing")
 
 if TYPE_CHECKING:
     import torch
 
     from quant_engine.models.check import StoredTensor
     from quant_engine.weights.form import StoredWeight
+    from quant_engine.weights.grouped import GroupedInt
 
 Quantization = dict[str, Any]
 """The quantization_config of a config.json."""
@@ -37,6 +42,9 @@ class Format:
     `shape(tensors, quantization)` is (out_features, in_features), and `weight(tensors, quantization)` the weight in a
     storage form, from the tensors by their last names. Both raise LayoutError where tensors are not as the format has
     them; `weight` gets tensors whose shapes `shape` has seen.
+    `write(weight, layout)` is the other way: a stored weight as the tensors of one of the `layouts` that are written.
+    It raises LayoutError, the end of a sentence, where the layout can't say the weight exactly. `config(weights,
+    layout)` is then the quantization_config of a model whose linears are these.
     """
 
     name: str
@@ -46,6 +54,9 @@ class Format:
     optional: tuple[str, ...]
     shape: Callable[[Mapping[str, StoredTensor], Quantization], tuple[int, int]]
     weight: Callable[[Mapping[str, torch.Tensor], Quantization], StoredWeight]
+    layouts: tuple[str, ...]
+    write: Callable[[StoredWeight, str], dict[str, torch.Tensor]]
+    config: Callable[[Sequence[StoredWeight], str], Quantization]
 
 
 def writer(quantization: Quantization) -> str:
@@ -74,3 +85,20 @@ def check_types(tensors: Mapping[str, StoredTensor], types: Mapping[str, tuple[s
 def check_shape(name: str, tensor: StoredTensor, shape: tuple[int, ...]) -> None:
     if tensor.shape != shape:
         raise LayoutError(f"{name} is {list(tensor.shape)}, and should be {list(shape)}")
+
+
+def integers(weight: StoredWeight, formats: str) -> tuple[GroupedInt, torch.Tensor, torch.Tensor]:
+    """A weight of grouped integers with rows as files have them, its codes [m, n] in the original order of columns and
+    its zeros [m, groups]. Raises LayoutError for any other form: `formats` have no words for it."""
+    if weight.form != "grouped_int":
+        raise LayoutError(f"its weights are stored as {weight.form.replace('_', ' ')}, which {formats} can't say")
+    weight = weight.canonical()
+    codes = packing.unpack(weight.codes, weight.bits, weight.in_features)
+    if weight.ordered:
+        codes = codes[:, weight.order.long().argsort()]
+    return weight, codes, weight.zero_points()
+
+
+def written_by() -> dict[str, Any]:
+    """What a configuration says of the program that wrote it."""
+    return {"quantizer": [f"low-bit-lab:{__version__}"]}

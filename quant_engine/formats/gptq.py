@@ -16,7 +16,7 @@ they are. With act-order the columns of a group lie apart. Widths may differ fro
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from quant_engine.deferred import deferred
@@ -26,8 +26,10 @@ from quant_engine.formats.contract import (
     Quantization,
     check_shape,
     check_types,
+    integers,
     whole_number,
     writer,
+    written_by,
 )
 from quant_engine.models.check import StoredTensor
 from quant_engine.spec import QuantSetting, UserError
@@ -38,6 +40,7 @@ grouped = deferred("quant_engine.weights.grouped")
 packing = deferred("quant_engine.weights.packing")
 
 if TYPE_CHECKING:
+    from quant_engine.weights.form import StoredWeight
     from quant_engine.weights.grouped import GroupedInt
 
 BITS = (2, 3, 4, 8)
@@ -123,6 +126,44 @@ def half(scales: torch.Tensor) -> torch.Tensor:
     return in_half.contiguous()
 
 
+def write(weight: StoredWeight, layout: str) -> dict[str, torch.Tensor]:
+    weight, codes, zeros = integers(weight, "GPTQ checkpoints")
+    bits, columns = weight.bits, weight.in_features
+    if bits not in BITS:
+        raise LayoutError(f"GPTQ checkpoints have {', '.join(map(str, BITS))} bits, not {bits}")
+    if columns * bits % WORD or weight.out_features * bits % WORD:
+        raise LayoutError(f"codes of {bits} bits of [{weight.out_features}, {columns}] don't fill whole words")
+    if layout == V1:
+        if not zeros.all():
+            raise LayoutError("it has zero points of 0, which version 1 can't say: export to gptq_v2")
+        zeros = zeros - 1
+    groups_of = torch.arange(columns) // weight.group
+    if weight.ordered:
+        groups_of = groups_of[weight.order.long().argsort()]
+    return {
+        "qweight": packing.pack(codes, bits).T.contiguous(),
+        "qzeros": packing.pack(zeros.T, bits),
+        "scales": weight.scales.T.contiguous(),
+        "g_idx": groups_of.to(torch.int32),
+    }
+
+
+def config(weights: Sequence[GroupedInt], layout: str) -> Quantization:
+    first = weights[0]
+    if any((weight.bits, weight.group) != (first.bits, first.group) for weight in weights if weight.groups > 1):
+        raise LayoutError("its layers differ in width or group size")
+    return {
+        "quant_method": "gptq",
+        "bits": first.bits,
+        "group_size": -1 if first.groups == 1 else first.group,
+        "desc_act": any(weight.ordered for weight in weights),
+        "sym": all(weight.symmetric for weight in weights),
+        "checkpoint_format": layout,
+        "lm_head": False,
+        "meta": written_by(),
+    }
+
+
 FORMAT = Format(
     name="gptq",
     title="GPTQ",
@@ -131,4 +172,7 @@ FORMAT = Format(
     optional=("g_idx",),
     shape=shape,
     weight=weight,
+    layouts=(V1, V2),
+    write=write,
+    config=config,
 )

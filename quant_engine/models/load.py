@@ -31,6 +31,7 @@ from quant_engine.weights.form import StoredWeight
 _UNREAD = (r"rotary_emb\.inv_freq", r"(^|\.)position_ids$")
 """Names of tensors that older releases stored, and that are computed: transformers passes over them, too."""
 
+_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _WRAPPERS = ("module.", "_orig_mod.", "base_model.model.", "model.")
 
 
@@ -174,6 +175,19 @@ class Skeleton:
 
     def block_prefix(self, index: int) -> str:
         return f"{'model.language_model' if self.card.pictures else 'model'}.layers.{index}."
+
+    def file_name(self, index: int, name: str) -> str:
+        """The name that a parameter of block `index` has in the files."""
+        return self._file_name[self.block_prefix(index) + name]
+
+    def file_dtype(self, index: int, name: str) -> torch.dtype:
+        """The type that it has there."""
+        return _DTYPES[self._files.stored[self.file_name(index, name)].dtype]
+
+    def tensors_outside_blocks(self) -> dict[str, torch.Tensor]:
+        """What lies outside of the decoder blocks, as the files have it: their names, types and values."""
+        blocks = self.block_prefix(0).removesuffix("0.")
+        return self._files.read([file for name, file in self._file_name.items() if not name.startswith(blocks)])
 
     def _fill(self, names: list[str]) -> None:
         packed = [name for name in names if self._is_packed(name)]
