@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from quant_engine.formats.gguf_files import GgufFiles, model_folder
 from quant_engine.formats.packed_files import PackedFiles
 from quant_engine.formats.published import Published
 from quant_engine.kernels.linear import QuantEmbedding, QuantLinear
@@ -22,8 +23,11 @@ def skeleton_of(published: Published, card: ModelCard, dtype: str, device: str) 
 
     Raises UserError, one sentence, for files that contradict each other or the configuration.
     """
-    files = PackedFiles(published.folder, published.format, published.quantization)
-    return Skeleton(card, published.folder, getattr(torch, dtype), device, files=files)
+    if published.gguf:
+        folder, files = model_folder(published), GgufFiles(published.gguf, published.config)
+    else:
+        folder, files = published.folder, PackedFiles(published.folder, published.format, published.quantization)
+    return Skeleton(card, folder, getattr(torch, dtype), device, files=files)
 
 
 def load_published(published: Published, card: ModelCard, dtype: str, device: str) -> Loaded:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from quant_engine import folders, hub
-from quant_engine.formats import FORMATS, Format
+from quant_engine.formats import FORMATS, Format, gguf
+from quant_engine.formats.gguf_header import GgufFile, read_header
 from quant_engine.models import check
 from quant_engine.models.catalog import FAMILIES, MODELS, ModelCard, model_card
 from quant_engine.models.context import CONFIG, stated_length
@@ -20,21 +21,23 @@ OLDER_CONFIGS = ("quantize_config.json", "quant_config.json")
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 _BASE = re.compile(r"^base_model:[ \t]*(?:\n\s*-\s*)?[\"']?([^\s\"'\[\]]+)", re.MULTILINE)
 _SAME = ("hidden_size", "num_hidden_layers", "intermediate_size", "num_attention_heads")
+GGUF = ".gguf"
 LONGEST_CARD = 2**20
 
 
 @dataclass(frozen=True)
 class Published:
     """A checkpoint whose files are on this machine in `folder`. `source` names it with its revision, `config` is its
-    config.json and `quantization` what that says of the weights."""
+    config.json; either `format` and `quantization` say how its safetensors are read, or it is the file `gguf`."""
 
     source: PublishedCheckpoint
     folder: Path
     config: dict[str, Any]
-    format: Format
-    quantization: dict[str, Any]
     setting: QuantSetting
     family: Literal["llama", "llava_next"]
+    format: Format | None = None
+    quantization: dict[str, Any] = field(default_factory=dict)
+    gguf: GgufFile | None = None
 
     def context_length(self) -> int | None:
         """The tokens of its longest text; None where nothing says it."""
@@ -72,6 +75,8 @@ def find(source: PublishedCheckpoint) -> Published:
     Raises UserError if there is none, if its files changed since its revision was stated, or if it is in no format that
     is read here.
     """
+    if source.location.endswith(GGUF):
+        return _gguf(source)
     folder, revision = _folder(source)
     check.check_pointers(folder)
     config = check.read_json(folder / CONFIG)
@@ -85,8 +90,31 @@ def find(source: PublishedCheckpoint) -> Published:
     if not isinstance(kind, str) or kind not in FAMILIES:
         raise UserError(f"{source.location} holds a {kind!r} model; only {' and '.join(FAMILIES)} models are read.")
     format = FORMATS[name.lower()]
+    named, setting = PublishedCheckpoint(location=source.location, revision=revision), format.setting(quantization)
+    return Published(named, folder, config, setting, FAMILIES[kind], format, quantization)
+
+
+def _gguf(source: PublishedCheckpoint) -> Published:
+    """The checkpoint of a GGUF file: a path, or OWNER/NAME/FILE.gguf on the hub."""
+    path = folders.named(source.location)
+    if path.is_file():
+        path = path.resolve()
+        revision = digest([path.name, path.stat().st_size, path.stat().st_mtime_ns])
+        if source.revision not in (None, revision):
+            raise UserError(f"{path} is revision {revision}, not {source.revision}: it has changed.")
+    else:
+        repository, _, name = source.location.rpartition("/")
+        if not _REPOSITORY.fullmatch(repository):
+            raise UserError(f"{quoted(source.location)} is no file: give a path, or OWNER/NAME/FILE.gguf on the hub.")
+        revision = hub.commit(repository, "model", source.revision, title=source.location)
+        patterns = [name, "README.md"]
+        folder = hub.snapshot(repository, "model", revision, patterns, title=source.location)
+        path = folder / name
+        if not path.is_file():
+            raise UserError(f"The repository {repository} has no file {name}.")
+    file = read_header(path)
     named = PublishedCheckpoint(location=source.location, revision=revision)
-    return Published(named, folder, config, format, quantization, format.setting(quantization), FAMILIES[kind])
+    return Published(named, path.parent, gguf.config(file), gguf.setting(file), "llama", gguf=file)
 
 
 def _folder(source: PublishedCheckpoint) -> tuple[Path, str]:

@@ -219,9 +219,8 @@ class Skeleton:
         dense = self.model.get_submodule(path)
         if leaf != "weight" or not isinstance(dense, nn.Linear | nn.Embedding):
             raise UserError(f"{name} in {self.folder} is quantized, and only linear layers and embeddings can be.")
-        layer = QuantLinear(weight, dense.bias)
-        if isinstance(dense, nn.Embedding):
-            layer = QuantEmbedding(weight, self.dtype)
+        embeds = isinstance(dense, nn.Embedding)
+        layer = QuantEmbedding(weight, self.dtype) if embeds else QuantLinear(weight, dense.bias)
         setattr(self.model.get_submodule(parent), child, layer)
 
     def fill_outside_blocks(self) -> None:
