@@ -21,7 +21,7 @@ from quant_engine.methods import METHODS, Method
 from quant_engine.models.catalog import MODELS
 from quant_engine.results import Result
 from quant_engine.runs import folder as run_folder
-from quant_engine.spec import UserError, digest
+from quant_engine.spec import UserError, digest, published_title
 
 PAPER = folders.ASSETS / "paper" / "results.csv"
 NOTES = folders.ASSETS / "paper" / "notes.csv"
@@ -182,7 +182,7 @@ def method_name(method: str) -> str:
     for name in PAPER_METHODS:
         if _key(name) == key:
             return name
-    return METHODS[method].card.title if method in METHODS else method.upper()
+    return METHODS[method].card.title if method in METHODS else published_title(method) or method.upper()
 
 
 def method_called(name: str) -> Method | None:

@@ -18,6 +18,7 @@ from rich.table import Table
 from quant_engine import folders, notation, terminal
 from quant_engine.evaluate import reads_windows, split_tasks
 from quant_engine.failures import exits_plainly
+from quant_engine.formats import published
 from quant_engine.models import catalog
 from quant_engine.models.device import check_device, default_device, default_dtype
 from quant_engine.progress import Hooks, Progress
@@ -27,6 +28,7 @@ from quant_engine.runs.resolve import resolve, resolve_weights
 from quant_engine.spec import (
     Calibration,
     OptionValue,
+    PublishedCheckpoint,
     QuantSetting,
     RunSpec,
     UserError,
@@ -72,6 +74,23 @@ app = typer.Typer(
 
 Model = Annotated[
     str, typer.Option("--model", "-m", help="A model's id (see [bold]list models[/bold]) or the path of its folder.")
+]
+BaseModel = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        "-m",
+        help="A model's id (see [bold]list models[/bold]) or the path of its folder; with --checkpoint, the model that "
+        "it was made from, where it does not say so itself.",
+    ),
+]
+PublishedAt = Annotated[
+    str | None,
+    typer.Option(
+        "--checkpoint",
+        help="Weights that another program quantized (GPTQ, AWQ, GGUF): a folder or a .gguf file, or OWNER/NAME or "
+        "OWNER/NAME/FILE.gguf on the Hugging Face Hub.",
+    ),
 ]
 Method = Annotated[str, typer.Option(help="fp16 (unquantized) or a method of [bold]list methods[/bold].")]
 Bits = Annotated[float, typer.Option("--bits", "-b", help="Weight bits, 1 to 8; 16 for fp16.")]
@@ -130,6 +149,14 @@ def _setting(method: str, bits: float, a_bits: int, group_size: int | None, opti
         except ValueError:
             parsed[name] = value
     return QuantSetting(method=method, w_bits=bits, a_bits=a_bits, group_size=group_size, options=parsed)
+
+
+def _published(location: str, model: str | None, revision: str | None, setting: QuantSetting) -> WeightSpec:
+    """The weights of a published checkpoint, and the model that they were made from."""
+    if setting != QuantSetting():
+        raise UserError("A checkpoint is quantized already: leave out --method and its options.")
+    checkpoint = PublishedCheckpoint(location=location, revision=revision)
+    return WeightSpec(model=model or published.find(checkpoint).base().id, checkpoint=checkpoint)
 
 
 def _run(
@@ -212,8 +239,9 @@ def get(
 @app.command()
 def run(
     context: typer.Context,
-    model: Model,
     tasks: Tasks,
+    model: BaseModel = None,
+    checkpoint: PublishedAt = None,
     method: Method = "fp16",
     bits: Bits = 16,
     a_bits: ABits = 16,
@@ -232,21 +260,23 @@ def run(
     revision: Revision = None,
     as_json: AsJson = False,
 ) -> None:
-    """Quantize a model, measure it on tasks, and keep the run: the numbers appear on the page's leaderboard.
+    """Quantize a model (or take a checkpoint), measure it on tasks, and keep the run: its numbers appear on the page.
 
     The same run asked for again is found, not computed. A run that was stopped or killed goes on behind its last
     finished block.
 
     Example: run --model demo-llm --method rtn --bits 4 --group-size 64 --tasks perplexity --limit 8
     """
-    weights = WeightSpec(
-        model=model,
-        revision=revision,
-        setting=_setting(method, bits, a_bits, group_size, option),
-        calibration=Calibration(source=calibration, samples=samples, length=length, seed=calibration_seed),
-        seed=seed,
-        dtype=quantize_dtype,
-    )
+    setting = _setting(method, bits, a_bits, group_size, option)
+    if checkpoint:
+        weights = _published(checkpoint, model, revision, setting)
+    elif model:
+        text = Calibration(source=calibration, samples=samples, length=length, seed=calibration_seed)
+        weights = WeightSpec(
+            model=model, revision=revision, setting=setting, calibration=text, seed=seed, dtype=quantize_dtype
+        )
+    else:
+        raise UserError("Say what to measure: --model, or --checkpoint for weights that were quantized elsewhere.")
     _do(_run(weights, tasks, limit, window, dtype, device), as_json, context)
 
 
@@ -366,9 +396,32 @@ def merge(
 
 
 @app.command()
+def export(
+    checkpoint: Annotated[Path, typer.Argument(help="A folder that quantize printed, or a run's log names.")],
+    target: Annotated[Path, typer.Argument(help="The new folder to write the checkpoint to.")],
+    to: Annotated[str, typer.Option(help="gptq, gptq_v2 or awq.")],
+) -> None:
+    """Write quantized weights as a checkpoint that transformers, GPTQModel or vLLM load, value for value.
+
+    A setting that the format can't say exactly is refused.
+
+    Example: export FOLDER my-model-gptq --to gptq_v2
+    """
+    from quant_engine.checkpoints import Checkpoint  # these load torch
+    from quant_engine.formats.export import export as write
+    from quant_engine.runs.model_card import model_card
+
+    if not Checkpoint(checkpoint).is_complete():
+        raise UserError(f"{checkpoint} holds no finished quantized weights; make them with the command quantize.")
+    write(checkpoint, target, to, model_card(Checkpoint(checkpoint), to))
+    console.print(f"{target}", highlight=False, soft_wrap=True)
+
+
+@app.command()
 def ask(
     question: Annotated[str, typer.Argument(help="What to ask.")],
-    model: Model = "demo",
+    model: BaseModel = None,
+    checkpoint: PublishedAt = None,
     picture: Annotated[Path | None, typer.Option("--picture", "-p", help="The picture that is asked about.")] = None,
     method: Method = "fp16",
     bits: Bits = 16,
@@ -383,7 +436,11 @@ def ask(
     if not question.strip():
         raise UserError("The question is empty; type what to ask.")
     setting = _setting(method, bits, a_bits, group_size, option)
-    plan = resolve_weights(WeightSpec(model=model, setting=setting))
+    if checkpoint:
+        plan = resolve_weights(_published(checkpoint, model, None, setting))
+        setting = plan.spec.setting
+    else:
+        plan = resolve_weights(WeightSpec(model=model or "demo", setting=setting))
     from quant_engine.data.open_picture import open_picture
     from quant_engine.models.decode import answer
     from quant_engine.runs import weights

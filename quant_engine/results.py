@@ -109,7 +109,7 @@ class AnswerStats(BaseModel):
     Times count only what this side computed itself (see `quant_engine.models.decode`). `ttft_s` is the time to the
     first token: picture, prompt and all. `tokens_per_s` is the rate after the first token, None before the second.
     `weight_bytes` is the memory of all the model's weights, `stored_bits` the bits stored per quantized weight, and
-    `dtype` the type in memory of the weights that are not quantized, such as float32.
+    `dtype` the type that the model computes in, such as float32.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -125,5 +125,5 @@ class AnswerStats(BaseModel):
     def describe_weights(self, setting: QuantSetting) -> str:
         """How the weights of a model in this setting are held, in words."""
         if setting.method == "fp16":
-            return f"{self.dtype} in memory"
-        return f"{self.stored_bits:.2f} bits stored per quantized weight, the rest {self.dtype}"
+            return f"computed in {self.dtype}"
+        return f"{self.stored_bits:.2f} bits stored per quantized weight, computed in {self.dtype}"

@@ -84,6 +84,24 @@ class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+_FORMATS = {"gptq": "GPTQ", "awq": "AWQ", "gguf": "GGUF", "bitsandbytes": "bitsandbytes"}
+_WRITERS = {"gptqmodel": "GPTQModel", "auto-gptq": "AutoGPTQ", "autoawq": "AutoAWQ", "low-bit-lab": "Low-Bit Lab"}
+"""The programs that write checkpoints, as they call themselves in files and as they are written."""
+
+
+def published_title(method: str) -> str | None:
+    """The name of what made a published checkpoint: "gptq:gptqmodel 7.6.0" is GPTQ, by GPTQModel 7.6.0, and
+    "gguf:q4_k_m" is GGUF Q4_K_M. None for a method of ours, whose name has no colon."""
+    family, colon, detail = method.partition(":")
+    if not colon:
+        return None
+    title = _FORMATS.get(family, family)
+    if family in ("gguf", "bitsandbytes"):
+        return f"{title} {detail.upper()}"
+    writer, _, version = detail.partition(" ")
+    return f"{title}, by {_WRITERS.get(writer, writer)} {version}".rstrip() if writer else f"{title} checkpoint"
+
+
 class QuantSetting(_Frozen):
     """A method with its bits and options, such as GPTQ W4A16 g128.
 
@@ -149,7 +167,8 @@ class QuantSetting(_Frozen):
         if self.method == "fp16":
             return "FP16"
         group = f" g{self.group_size}" if self.group_size else ""
-        return f"{self.method.upper()} W{self.w_bits:g}A{self.a_bits}{group}"
+        method = published_title(self.method) or self.method.upper()
+        return f"{method} W{self.w_bits:g}A{self.a_bits}{group}"
 
 
 class Calibration(_Frozen):
@@ -165,10 +184,20 @@ class Calibration(_Frozen):
     seed: int = 0
 
 
+class PublishedCheckpoint(_Frozen):
+    """Weights as another program wrote them: `location` is a folder, a GGUF file, or a repository on the Hugging Face
+    Hub (OWNER/NAME, or OWNER/NAME/FILE.gguf), `revision` a commit of it, or what identifies the files of a folder."""
+
+    location: Identifier
+    revision: Identifier | None = None
+
+
 class WeightSpec(_Frozen):
     """All that decides a model's weights, quantized or not, and nothing else: the same ones on every device.
 
-    `dtype` is what quantizing computes in. What the model then answers in is for whoever loads it to say.
+    `dtype` is what quantizing computes in. What the model then answers in is for whoever loads it to say. With a
+    `checkpoint` all weights are read from there: `model` is then the one that they were made from, and the setting what
+    the checkpoint says of itself.
     """
 
     model: Identifier
@@ -177,6 +206,7 @@ class WeightSpec(_Frozen):
     calibration: Calibration | None = None
     seed: int = Field(default=0, ge=0, lt=2**32)
     dtype: Dtype = "float32"
+    checkpoint: PublishedCheckpoint | None = Field(default=None, exclude_if=lambda checkpoint: checkpoint is None)
 
 
 class RunSpec(_Frozen):

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from quant_engine.kernels.matmul import matmul, matmul_back
+from quant_engine.kernels.matmul import matmul, matmul_back, stored_rows
 from quant_engine.weights.form import StoredWeight
 from quant_engine.weights.half import Half
 from quant_engine.weights.registry import empty_weight
@@ -78,3 +78,20 @@ class HalfEmbedding(nn.Module):
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         """The rows of `tokens` [...]: float32 [..., embedding_dim]."""
         return self.weight.rows(tokens)
+
+
+class QuantEmbedding(nn.Module):
+    """Rows of a stored weight [num_embeddings, embedding_dim] by their numbers, dequantized as they are asked for."""
+
+    def __init__(self, weight: StoredWeight, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.weight, self.dtype = weight, dtype
+        self.num_embeddings, self.embedding_dim = weight.out_features, weight.in_features
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        """`ids` [...] to [..., embedding_dim] in `dtype`."""
+        rows, index = ids.unique(return_inverse=True)
+        found = torch.empty((len(rows), self.embedding_dim), dtype=self.dtype, device=ids.device)
+        for number, row in enumerate(rows.tolist()):
+            found[number] = stored_rows(self.weight, row, row + 1)[0]
+        return found[index]

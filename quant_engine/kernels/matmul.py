@@ -122,6 +122,12 @@ def _tiles(weight: StoredWeight, kernel: ModuleType | None) -> Iterator[tuple[in
         yield start, min(start + step, weight.out_features)
 
 
+def stored_rows(weight: StoredWeight, start: int, end: int) -> torch.Tensor:
+    """Rows `start` to `end` of a weight whose stored rows are its own, float32, on any device."""
+    kernel = CPU_KERNELS.get(weight.form) if weight.device.type == "cpu" else None
+    return kernel.dequantize_rows(weight, start, end) if kernel else weight.dequantize(start, end)
+
+
 def matmul_back(gradient: torch.Tensor, weight: StoredWeight) -> torch.Tensor:
     """`gradient` [rows, out_features] times the weight: [rows, in_features], the gradient of the product's input."""
     # A kernel gives the stored rows, which are the weight's own where nothing is transformed on the way.

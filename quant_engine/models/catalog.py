@@ -96,7 +96,7 @@ MODELS: dict[str, ModelCard] = {
     )
 }
 
-_FAMILIES: dict[str, Literal["llama", "llava_next"]] = {"llama": "llama", "llava_next": "llava_next"}
+FAMILIES: dict[str, Literal["llama", "llava_next"]] = {"llama": "llama", "llava_next": "llava_next"}
 
 
 def model_card(model: str) -> ModelCard:
@@ -118,10 +118,10 @@ def _folder_card(folder: Path) -> ModelCard:
         raise UserError(f"{folder} holds an adapter and no model: merge it into its base model first.")
     check.check_pointers(folder)
     kind = check.read_json(folder / "config.json").get("model_type")
-    if not isinstance(kind, str) or kind not in _FAMILIES:
+    if not isinstance(kind, str) or kind not in FAMILIES:
         raise UserError(f"{folder} holds a {kind!r} model; only llama and llava_next models can be quantized here.")
     check.check_folder(folder)
-    return ModelCard(id=str(folder), title=folder.name, family=_FAMILIES[kind], origin="folder", location=str(folder))
+    return ModelCard(id=str(folder), title=folder.name, family=FAMILIES[kind], origin="folder", location=str(folder))
 
 
 def demo_folder(card: ModelCard) -> Path:

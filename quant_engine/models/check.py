@@ -73,14 +73,21 @@ def check_pointers(folder: Path) -> None:
 
 def check_unquantized(config: dict[str, Any], where: str) -> None:
     """Raises UserError if a configuration says that its weights are quantized; `where` says whose it is."""
+    quantization = quantization_of(config)
+    if quantization:
+        raise UserError(
+            f"{where} is quantized already ({_format(quantization)}): give the unquantized model that it was made from."
+        )
+
+
+def quantization_of(config: dict[str, Any]) -> Any:
+    """What a configuration says of how its weights are quantized; None if it says nothing."""
     text_config = config.get("text_config")
     for part in (config, text_config if isinstance(text_config, dict) else {}):
         quantization = part.get("quantization_config") or part.get("compression_config")
         if quantization:
-            raise UserError(
-                f"{where} is quantized already ({_format(quantization)}): give the unquantized model that it was made "
-                "from."
-            )
+            return quantization
+    return None
 
 
 def _format(quantization: Any) -> str:
@@ -94,9 +101,21 @@ def _format(quantization: Any) -> str:
 
 
 def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
+    """Every tensor of an unquantized model's weights by name. Raises UserError as `all_tensors` does, and if weights
+    are quantized already."""
+    tensors = all_tensors(folder)
+    quantized = next((name for name in tensors if name.rpartition(".")[2] in QUANTIZED), None)
+    if quantized:
+        raise UserError(
+            f"{folder} is quantized already (it holds {quantized}): give the unquantized model that it was made from."
+        )
+    return tensors
+
+
+def all_tensors(folder: Path) -> dict[str, StoredTensor]:
     """Every tensor of the folder's weights by name, in the files that transformers would read.
 
-    Raises UserError if a file is missing or cut off, a name stands in two files, or weights are quantized already.
+    Raises UserError if a file is missing or cut off, or a name stands in two files.
     """
     tensors: dict[str, StoredTensor] = {}
     for file in weight_files(folder):
@@ -105,11 +124,6 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
                 raise UserError(
                     f"The weights in {folder} hold {name} twice, in {tensors[name].file} and {file}: remove the file "
                     "that is left over from another save."
-                )
-            if name.rpartition(".")[2] in QUANTIZED:
-                raise UserError(
-                    f"{folder} is quantized already (it holds {name}): give the unquantized model that it was made "
-                    "from."
                 )
             tensors[name] = tensor
     if not tensors:

@@ -24,7 +24,21 @@ def context_length(card: ModelCard, revision: str | None) -> int | None:
     number of tokens, or says that the weights are quantized already: before gigabytes of them are fetched.
     """
     path = _folder(card, revision) / CONFIG
-    text_config = _text_config(card, path)
+    config = model_config(card, revision)
+    check_unquantized(config, card.title)
+    return stated_length(config, path, card.pictures)
+
+
+def model_config(card: ModelCard, revision: str | None) -> dict[str, Any]:
+    """What a model's config.json holds. Raises UserError if it can't be had."""
+    return read_json(_folder(card, revision) / CONFIG)
+
+
+def stated_length(config: dict[str, Any], path: Path, pictures: bool) -> int | None:
+    """The same of the configuration that was read from `path`; `pictures` says whose text_config it has."""
+    text_config = (config.get("text_config") or {}) if pictures else config
+    if not isinstance(text_config, dict):
+        raise UserError(f"{path} says text_config {text_config!r}, where the settings of a language model belong.")
     length = text_config.get(KEY, DEFAULTS.get(text_config.get("model_type", "llama")))
     if length is None and KEY not in text_config:
         return None
@@ -40,13 +54,3 @@ def _folder(card: ModelCard, revision: str | None) -> Path:
         return Path(card.location)
     cached = hub.find_cached(card.location, "model", revision, [CONFIG])
     return cached or hub.snapshot(card.location, "model", revision, [CONFIG], title=card.title)
-
-
-def _text_config(card: ModelCard, path: Path) -> dict[str, Any]:
-    """The part of the configuration that is about text."""
-    config = read_json(path)
-    check_unquantized(config, card.title)
-    text_config = (config.get("text_config") or {}) if card.pictures else config
-    if not isinstance(text_config, dict):
-        raise UserError(f"{path} says text_config {text_config!r}, where the settings of a language model belong.")
-    return text_config

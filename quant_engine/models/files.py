@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -11,6 +12,7 @@ from quant_engine import hub
 from quant_engine.models.catalog import ModelCard, demo_folder
 from quant_engine.models.check import PATTERNS, StoredTensor, check_folder, stored_tensors
 from quant_engine.spec import UserError
+from quant_engine.weights.form import StoredWeight
 
 
 def folder_of(card: ModelCard, revision: str | None) -> Path:
@@ -31,33 +33,60 @@ def folder_of(card: ModelCard, revision: str | None) -> Path:
     return folder
 
 
-class TensorFiles:
-    """Reads tensors by name from a folder's safetensors files, without loading the rest."""
+class ModelFiles:
+    """The tensors of a model's files by name: dense ones, and weights that are packed there.
+
+    `stored` describes them all as a dense model would have them; `packed` gives those that are quantized in the files,
+    each in a storage form.
+    """
+
+    stored: Mapping[str, StoredTensor]
+    packed: Mapping[str, Callable[[], StoredWeight]]
+
+    def read(self, names: list[str]) -> dict[str, torch.Tensor]:
+        """The dense tensors of `names`. Raises UserError if a file is gone or damaged, or a value is no finite
+        number."""
+        raise NotImplementedError
+
+
+class TensorFiles(ModelFiles):
+    """An unquantized model's safetensors files, read tensor by tensor, without loading the rest."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self.stored: dict[str, StoredTensor] = stored_tensors(folder)
+        self.stored = stored_tensors(folder)
+        self.packed = {}
 
     def read(self, names: list[str]) -> dict[str, torch.Tensor]:
-        """The tensors of `names`. Raises UserError if a file is gone or damaged, or a value is no finite number."""
-        tensors = {}
-        for file_name in sorted({self.stored[name].file for name in names}):
-            try:
-                with safe_open(self._folder / file_name, "pt") as file:
-                    for name in names:
-                        if self.stored[name].file == file_name:
-                            tensors[name] = file.get_tensor(name)
-            except (OSError, SafetensorError):
-                raise UserError(
-                    f"The weights file {file_name} in {self._folder} is missing or damaged; fetch the model again."
-                ) from None
-        for name, tensor in tensors.items():
-            if not all_finite(tensor):
-                raise UserError(
-                    f"The tensor {name} in {self._folder / self.stored[name].file} has values that are not finite (NaN "
-                    "or infinity): save or fetch the model again."
-                )
-        return tensors
+        return read_tensors(self._folder, {name: self.stored[name] for name in names})
+
+
+def read_tensors(folder: Path, stored: Mapping[str, StoredTensor]) -> dict[str, torch.Tensor]:
+    """The tensors that `stored` names, from the safetensors files of a folder. Raises UserError if a file is gone or
+    damaged, or a value is no finite number."""
+    tensors = {}
+    for file_name in sorted({tensor.file for tensor in stored.values()}):
+        try:
+            with safe_open(folder / file_name, "pt") as file:
+                for name, tensor in stored.items():
+                    if tensor.file == file_name:
+                        tensors[name] = file.get_tensor(name)
+        except (OSError, SafetensorError):
+            raise UserError(
+                f"The weights file {file_name} in {folder} is missing or damaged; fetch the model again."
+            ) from None
+    for name, tensor in tensors.items():
+        check_finite(tensor, name, folder / stored[name].file)
+    return tensors
+
+
+def check_finite(tensor: torch.Tensor, name: str, file: Path) -> None:
+    """Raises UserError if a value of a file's tensor is NaN or infinite."""
+    if not all_finite(tensor):
+        raise UserError(
+            f"The tensor {name} in {file} has values that are not finite (NaN or infinity): save or fetch the model "
+            "again."
+        )
 
 
 def all_finite(tensor: torch.Tensor) -> bool:

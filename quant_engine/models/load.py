@@ -19,21 +19,23 @@ from transformers import AutoTokenizer
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import rename_source_key
 
-from quant_engine.kernels.linear import HalfEmbedding, HalfLinear, StoredLinear
+from quant_engine.kernels.linear import HalfEmbedding, HalfLinear, QuantEmbedding, QuantLinear, StoredLinear
 from quant_engine.kernels.matmul import warm_up
 from quant_engine.models.architecture import LINEARS, empty_model
 from quant_engine.models.catalog import ModelCard
 from quant_engine.models.check import DENSE, TOKENIZERS, StoredTensor, reason
-from quant_engine.models.files import TensorFiles, all_finite, folder_of
+from quant_engine.models.files import ModelFiles, TensorFiles, all_finite, folder_of
 from quant_engine.models.key_values import KeyValues
 from quant_engine.models.processor import load_processor
 from quant_engine.models.step import step_of
 from quant_engine.spec import UserError
+from quant_engine.weights.form import StoredWeight
 from quant_engine.weights.half import Half
 
 _UNREAD = (r"rotary_emb\.inv_freq", r"(^|\.)position_ids$")
 """Names of tensors that older releases stored, and that are computed: transformers passes over them, too."""
 
+_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _WRAPPERS = ("module.", "_orig_mod.", "base_model.model.", "model.")
 
 
@@ -91,7 +93,8 @@ class Skeleton:
 
     Making one holds files, configuration and tokenizer against each other: raises UserError, one sentence, for a
     folder whose model would not be what transformers makes of it. A `sibling` is the same model loaded in another
-    setting: what both have in common is then held once, on the sibling's device.
+    setting: what both have in common is then held once, on the sibling's device. `files` are the folder's own, if they
+    hold no quantized weights.
     """
 
     def __init__(
@@ -102,11 +105,12 @@ class Skeleton:
         device: str,
         sibling: Loaded | None = None,
         *,
+        files: ModelFiles | None = None,
         in_halves: bool = False,
     ) -> None:
         self.card, self.folder, self.dtype, self.device, self._sibling = card, folder, dtype, device, sibling
         self._in_halves = in_halves and device == "cpu" and dtype == torch.float32
-        self._files = TensorFiles(folder)
+        self._files = files or TensorFiles(folder)
         self.model = empty_model(card, folder, dtype)
         for module in self.model.modules():
             for name, buffer in module.named_buffers(recurse=False):
@@ -182,7 +186,24 @@ class Skeleton:
     def block_prefix(self, index: int) -> str:
         return f"{'model.language_model' if self.card.pictures else 'model'}.layers.{index}."
 
+    def file_name(self, index: int, name: str) -> str:
+        """The name that a parameter of block `index` has in the files."""
+        return self._file_name[self.block_prefix(index) + name]
+
+    def file_dtype(self, index: int, name: str) -> torch.dtype:
+        """The type that it has there."""
+        return _DTYPES[self._files.stored[self.file_name(index, name)].dtype]
+
+    def tensors_outside_blocks(self) -> dict[str, torch.Tensor]:
+        """What lies outside of the decoder blocks, as the files have it: their names, types and values."""
+        blocks = self.block_prefix(0).removesuffix("0.")
+        return self._files.read([file for name, file in self._file_name.items() if not name.startswith(blocks)])
+
     def _fill(self, names: list[str]) -> None:
+        packed = [name for name in names if self._is_packed(name)]
+        for name in packed:
+            self._set_packed(name, self._files.packed[self._file_name[name]]().to(self.device))
+        names = [name for name in names if name not in packed]
         tensors = self._files.read([self._file_name[name] for name in names])
         for name in names:
             dtype = self._dtype_in_memory(name, tensors[self._file_name[name]].dtype)
@@ -197,8 +218,8 @@ class Skeleton:
 
     def _dtype_in_memory(self, name: str, stored: torch.dtype) -> torch.dtype:
         path, _, leaf = name.rpartition(".")
-        module = self.model.get_submodule(path)
-        by_rows = leaf == "weight" and (path.endswith(LINEARS) or module in self._vocabulary)
+        in_block = name.startswith(self.block_prefix(0).removesuffix("0.")) and path.endswith(LINEARS)
+        by_rows = leaf == "weight" and (in_block or self.model.get_submodule(path) in self._vocabulary)
         halves = (torch.float16, torch.bfloat16)
         return stored if self._in_halves and by_rows and stored in halves else self.dtype
 
@@ -209,6 +230,20 @@ class Skeleton:
     def _set(self, name: str, parameter: nn.Parameter) -> None:
         path, _, leaf = name.rpartition(".")
         setattr(self.model.get_submodule(path), leaf, parameter)
+
+    def _is_packed(self, name: str) -> bool:
+        return self._file_name.get(name) in self._files.packed
+
+    def _set_packed(self, name: str, weight: StoredWeight) -> None:
+        """Puts a layer that multiplies by a stored weight, or looks rows up in it, where the dense one was."""
+        path, _, leaf = name.rpartition(".")
+        parent, _, child = path.rpartition(".")
+        dense = self.model.get_submodule(path)
+        if leaf != "weight" or not isinstance(dense, nn.Linear | nn.Embedding):
+            raise UserError(f"{name} in {self.folder} is quantized, and only linear layers and embeddings can be.")
+        embeds = isinstance(dense, nn.Embedding)
+        layer = QuantEmbedding(weight, self.dtype) if embeds else QuantLinear(weight, dense.bias)
+        setattr(self.model.get_submodule(parent), child, layer)
 
     def fill_outside_blocks(self) -> None:
         """Fill embedding, output head, norm, and the vision side of a multimodal model."""
@@ -232,10 +267,10 @@ class Skeleton:
             others = self._sibling.model.get_input_embeddings(), self._sibling.model.get_output_embeddings()
         else:
             others = embedding, head
-        if embedding.weight.dtype != self.dtype:
+        if isinstance(embedding, nn.Embedding) and embedding.weight.dtype != self.dtype:
             shared = isinstance(others[0], HalfEmbedding)
             self.model.set_input_embeddings(others[0] if shared else HalfEmbedding(Half.pack(embedding.weight.data)))
-        if head.weight.dtype != self.dtype:
+        if isinstance(head, nn.Linear) and head.weight.dtype != self.dtype:
             tied = head.weight is embedding.weight
             weight = self.model.get_input_embeddings().weight if tied else Half.pack(head.weight.data)
             shared = isinstance(others[1], HalfLinear)
@@ -250,7 +285,9 @@ class Skeleton:
 
     def _tie(self, target: str, source: str) -> None:
         """One tensor for both names, as transformers decides: where the files have both with different values, they
-        stay two, whatever config.json says."""
+        stay two, whatever config.json says. Packed ones are as the files have them."""
+        if self._is_packed(target) or self._is_packed(source):
+            return
         target_weight, source_weight = self.model.get_parameter(target), self.model.get_parameter(source)
         if source not in self._file_name:
             target, source_weight = source, target_weight
@@ -268,7 +305,7 @@ class Skeleton:
         self._fill([prefix + name for name, _ in block.named_parameters()])
         for path in LINEARS if self._in_halves else ():
             linear = block.get_submodule(path)
-            if linear.weight.dtype != self.dtype:
+            if isinstance(linear, nn.Linear) and linear.weight.dtype != self.dtype:
                 parent, _, leaf = path.rpartition(".")
                 setattr(block.get_submodule(parent), leaf, HalfLinear(Half.pack(linear.weight.data), linear.bias))
         return block

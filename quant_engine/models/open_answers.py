@@ -17,7 +17,8 @@ import torch
 
 from quant_engine.models.batch import LEAD, is_reproducible
 from quant_engine.models.decode import Beginning, PictureCache, Step, answer, end_tokens, read_prompt, step
-from quant_engine.models.forward import SPARE_TOKENS, KeyValues, Piece, is_supported, last_states
+from quant_engine.models.forward import Piece, is_supported, last_states
+from quant_engine.models.key_values import SPARE_TOKENS, KeyValues
 
 if TYPE_CHECKING:
     from PIL.Image import Image

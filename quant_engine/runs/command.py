@@ -4,14 +4,30 @@ from __future__ import annotations
 
 import shlex
 
+from quant_engine.hub import COMMIT
 from quant_engine.models.catalog import model_card
-from quant_engine.spec import RunSpec
+from quant_engine.spec import RunSpec, WeightSpec
 
 
 def command(spec: RunSpec) -> str:
     """The `run` command of a resolved spec, to be typed in the project's folder."""
-    weights, setting, calibration = spec.weights, spec.weights.setting, spec.weights.calibration
-    words = ["python", "-m", "quant_engine", "run", "--model", weights.model, "--method", setting.method]
+    weights = spec.weights
+    words = checkpoint_words(weights) if weights.checkpoint else setting_words(weights)
+    return shlex.join(["python", "-m", "quant_engine", "run", *words, *_measuring(spec)])
+
+
+def checkpoint_words(weights: WeightSpec) -> list[str]:
+    """The options that name a published checkpoint and its base model."""
+    words = ["--model", weights.model, "--checkpoint", weights.checkpoint.location]
+    # The revision of a folder is a hash of its files: it can be checked, but not asked for.
+    commit = COMMIT.fullmatch(weights.checkpoint.revision or "")
+    return [*words, "--revision", weights.checkpoint.revision] if commit else words
+
+
+def setting_words(weights: WeightSpec) -> list[str]:
+    """The options that name a model and how it is quantized."""
+    setting, calibration = weights.setting, weights.calibration
+    words = ["--model", weights.model, "--method", setting.method]
     # The revision of a demo model or a folder is a hash of its files: it can be checked, but not asked for.
     if weights.revision and model_card(weights.model).origin == "hub":
         words += ["--revision", weights.revision]
@@ -28,8 +44,12 @@ def command(spec: RunSpec) -> str:
         words += ["--length", str(calibration.length), "--calibration-seed", str(calibration.seed)]
     if weights.dtype != "float32":
         words += ["--quantize-dtype", weights.dtype]
-    words += ["--tasks", ",".join(spec.tasks)]
-    if spec.limit is not None:
-        words += ["--limit", str(spec.limit)]
-    words += ["--window", str(spec.window), "--seed", str(weights.seed), "--dtype", spec.dtype, "--device", spec.device]
-    return shlex.join(words)
+    return words
+
+
+def _measuring(spec: RunSpec) -> list[str]:
+    limit = [] if spec.limit is None else ["--limit", str(spec.limit)]
+    return [
+        *("--tasks", ",".join(spec.tasks), *limit, "--window", str(spec.window)),
+        *("--seed", str(spec.weights.seed), "--dtype", spec.dtype, "--device", spec.device),
+    ]

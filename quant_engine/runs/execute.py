@@ -15,9 +15,9 @@ import torch
 from quant_engine import notation
 from quant_engine.checkpoints import Checkpoint
 from quant_engine.evaluate import Outcome, Task, Watch, measure_together, measured_together, reads_windows
-from quant_engine.models.context import context_length
+from quant_engine.formats.load import model_ledger
 from quant_engine.models.device import check_device
-from quant_engine.models.load import Loaded, check_pictures
+from quant_engine.models.load import Loaded
 from quant_engine.progress import Hooks, Progress
 from quant_engine.results import LayerRecord, Result
 from quant_engine.runs import finished_items, folder, weights
@@ -70,13 +70,13 @@ class _Run:
         if spec.device == "cuda":
             torch.cuda.reset_peak_memory_stats()  # the peak is of this run, not of what the process did before
         if reads_windows(spec.tasks):
-            context = context_length(self.plan.weights.card, spec.weights.revision)
+            context = self.plan.weights.context_length()
             most = ", which is all that the model reads" if spec.window == context else ""
             self._log(f"texts are read in windows of {spec.window:,} tokens{most}")
         for task in self.plan.tasks:
             task.prepare()
         if any(task.pictures for task in self.plan.tasks):
-            check_pictures(self.plan.weights.card, spec.weights.revision)
+            weights.check_takes_pictures(self.plan.weights, spec.dtype, spec.device)
         loaded = self._load()
         outcomes, seconds = {}, {}
         for tasks in measured_together(self.plan.tasks):
@@ -108,6 +108,12 @@ class _Run:
             weights.quantize(plan, spec.device, hooks)
             self.layers = weights.layer_records(plan, spec.device, replace(hooks, progress=self._measuring))
         loaded = weights.load(plan, spec.dtype, spec.device, hooks)
+        if plan.published:
+            whole = model_ledger(loaded.model)
+            bits = (
+                f"{loaded.stored_bits:.4f} stored bits per weight, {whole.bits_per_weight:.4f} with embedding and head"
+            )
+            self._log(f"published weights: {spec.weights.checkpoint.revision}, {bits}")
         if plan.method:
             checkpoint = Checkpoint(weights.checkpoint_folder(spec.weights))
             if plan.fine_tunes:

@@ -6,12 +6,13 @@ from dataclasses import dataclass
 
 from quant_engine.data import pictures, texts
 from quant_engine.evaluate import Task, parse_task
+from quant_engine.formats import published
 from quant_engine.methods import METHODS, Method, resolve_setting
 from quant_engine.methods.qlora import QloraOptions
-from quant_engine.models.catalog import ModelCard, fingerprint, model_card
-from quant_engine.models.context import context_length
+from quant_engine.models.catalog import ModelCard, available, fingerprint, model_card
+from quant_engine.models.context import context_length, model_config
 from quant_engine.quantize.plan import WeightPlan
-from quant_engine.spec import Calibration, RunSpec, UserError, WeightSpec
+from quant_engine.spec import Calibration, PublishedCheckpoint, RunSpec, UserError, WeightSpec
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ def resolve(spec: RunSpec) -> RunPlan:
     changes = {
         "weights": weights.spec,
         "tasks": names,
-        "window": _at_most(spec.window, context_length(weights.card, weights.spec.revision)),
+        "window": _at_most(spec.window, weights.context_length()),
         "data": {name: checked_revision(tasks[name], spec) for name in names},
     }
     resolved = spec.model_copy(update=changes)
@@ -62,6 +63,8 @@ def checked_revision(task: Task, spec: RunSpec) -> str:
 def resolve_weights(spec: WeightSpec) -> WeightPlan:
     """The weights with every default spelled out. Raises UserError as `resolve` does."""
     card = model_card(spec.model)
+    if spec.checkpoint:
+        return _published_weights(card, spec.checkpoint)
     revision = _revision(card, spec.revision)
     context = context_length(card, revision)
     method = METHODS.get(spec.setting.method)
@@ -78,6 +81,16 @@ def resolve_weights(spec: WeightSpec) -> WeightPlan:
         "calibration": _calibration(spec.calibration, card, context, method) if method.card.calibrated else None,
     }
     return WeightPlan(spec.model_copy(update=changes), card, method, options)
+
+
+def _published_weights(card: ModelCard, checkpoint: PublishedCheckpoint) -> WeightPlan:
+    """Weights that another program made of the model `card`, which need not be on this machine itself."""
+    found = published.find(checkpoint)
+    at_hand = available(card)
+    found.check_base(card, model_config(card, None) if at_hand else None)
+    revision = fingerprint(card) if at_hand else None
+    spec = WeightSpec(model=card.id, revision=revision, setting=found.setting, checkpoint=found.source)
+    return WeightPlan(spec, card, None, None, found)
 
 
 def _revision(card: ModelCard, asked: str | None) -> str | None:

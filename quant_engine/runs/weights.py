@@ -12,7 +12,8 @@ from filelock import FileLock, Timeout
 
 from quant_engine import __version__, disk, folders
 from quant_engine.checkpoints.folder import Checkpoint, checkpoint_id, load_quantized
-from quant_engine.models.load import Loaded, load_dense
+from quant_engine.formats.load import load_published, skeleton_of
+from quant_engine.models.load import Loaded, check_pictures, load_dense
 from quant_engine.progress import Hooks, Progress
 from quant_engine.quantize.output_errors import output_errors
 from quant_engine.quantize.plan import WeightPlan
@@ -30,7 +31,10 @@ def load(plan: WeightPlan, dtype: str, device: str, hooks: Hooks, sibling: Loade
 
     Raises UserError where the user can change something, and Stopped when asked to stop.
     """
-    if plan.method is None:
+    if plan.published:
+        hooks.progress(Progress(stage="loading", message=f"loading {plan.published.source.location}"))
+        loaded = load_published(plan.published, plan.card, dtype, device)
+    elif plan.method is None:
         hooks.progress(Progress(stage="loading", message=f"loading {plan.card.title}"))
         loaded = load_dense(plan.card, plan.spec.revision, dtype, device, sibling, in_halves=True)
     else:
@@ -38,8 +42,16 @@ def load(plan: WeightPlan, dtype: str, device: str, hooks: Hooks, sibling: Loade
         gc.collect()  # models refer to themselves in circles: what quantizing held makes room first
         hooks.progress(Progress(stage="loading", fraction=1, message="loading the quantized model"))
         loaded = load_quantized(path, dtype, device, sibling)
-    loaded.revision = plan.spec.revision
+    loaded.revision = (plan.spec.checkpoint or plan.spec).revision
     return loaded
+
+
+def check_takes_pictures(plan: WeightPlan, dtype: str, device: str) -> None:
+    """Raises UserError, before any work, if questions about pictures can't be put to a plan's model."""
+    if plan.published:
+        skeleton_of(plan.published, plan.card, dtype, device).load_processor()
+    else:
+        check_pictures(plan.card, plan.spec.revision)
 
 
 def quantize(plan: WeightPlan, device: str, hooks: Hooks) -> Path:

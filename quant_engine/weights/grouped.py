@@ -172,10 +172,7 @@ class GroupedInt(StoredWeight):
         """Rows `start` to `end`, columns in stored order."""
         stored = self.canonical()
         words, scales = stored.codes[start:end], stored.scales[start:end, :, None]
-        zeros = None
-        if not self.symmetric:
-            zeros = unpack(stored.zeros[None], self.bits, self.out_features * self.groups)
-            zeros = zeros.view(self.out_features, self.groups, 1)[start:end]
+        zeros = None if self.symmetric else stored.zero_points()[start:end, :, None]
         weight = torch.empty((len(words), self.in_features), device=words.device)
         for part in parts(*weight.shape):
             codes = in_groups(unpack(words[part], self.bits, self.in_features).float(), self.group)
@@ -183,11 +180,19 @@ class GroupedInt(StoredWeight):
             weight[part] = codes.flatten(1)[:, : self.in_features]
         return weight
 
+    def zero_points(self) -> torch.Tensor:
+        """The zero points uint8 [m, groups] of a weight whose rows lie as files have them."""
+        if self.symmetric:
+            shape = self.out_features, self.groups
+            return torch.full(shape, self.middle, dtype=torch.uint8, device=self.device)
+        zeros = unpack(self.zeros[None], self.bits, self.out_features * self.groups)
+        return zeros.view(self.out_features, self.groups)
+
     def interleave(self) -> None:
+        zeros = self.zero_points()
         super().interleave()
         if self.zeros is not None:
-            zeros = unpack(self.zeros[None], self.bits, self.out_features * self.groups)
-            zeros = interleaved(zeros.view(self.out_features, self.groups))
+            zeros = interleaved(zeros)
             self.zeros = pack(zeros.view(1, -1), self.bits)[0]
 
     def restore(self) -> None:

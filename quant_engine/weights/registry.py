@@ -8,6 +8,7 @@ from quant_engine.weights.binary import Binary, PartlyBinary, ResidualBinary
 from quant_engine.weights.codebook import Codebook
 from quant_engine.weights.dual_binary import DualBinary
 from quant_engine.weights.form import StoredWeight
+from quant_engine.weights.gguf_blocks import GgufBlocks
 from quant_engine.weights.grouped import GroupedInt
 from quant_engine.weights.half import Half
 from quant_engine.weights.int_activations import IntActivations
@@ -18,7 +19,7 @@ from quant_engine.weights.rotated import RotatedInt
 FORMS: dict[str, type[StoredWeight]] = {
     form.form: form for form in (
         GroupedInt, IntActivations, Codebook, LowRank, Binary, PartlyBinary, ResidualBinary, DualBinary, MixedWidth,
-        RotatedInt, Half,
+        RotatedInt, Half, GgufBlocks,
     )
 }  # fmt: skip
 

@@ -135,7 +135,7 @@ def test_a_side_grows_with_its_events_and_keeps_its_text_when_stopped():
 def test_the_unquantized_side_says_what_type_its_weights_have_in_memory():
     stats = AnswerStats(**STATS | {"stored_bits": 16.0, "dtype": "bfloat16"})
     html = pane(Side(QuantSetting()).after(event("token", text="A", stats=stats)))
-    assert "<span>bfloat16 in memory</span>" in html
+    assert "<span>computed in bfloat16</span>" in html
     assert "bits stored" not in html
 
 
