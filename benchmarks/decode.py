@@ -9,7 +9,7 @@ the memory of the weights. "float16" is the unquantized model as it is answered 
 in float32. With --busy another process keeps a core busy. Methods that look at data see a single window of it: what
 they make is as fast as any.
 
-llama.cpp takes part where --peer names the Python of an environment that has it (see README.md): the same weights as
+llama.cpp takes part where --peer names the Python of an environment that has it (make peers): the same weights as
 its Q4_1 file, and Q8_0 and Q2_K made from that. Its products round activations to 8 bits; ours are exact in float32.
 """
 

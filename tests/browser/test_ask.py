@@ -120,7 +120,7 @@ def test_an_example_gets_two_answers_with_their_costs(asking):
         costs = asking.locator(f"{side} dd").all_inner_texts()
         assert "–" not in (costs[0], costs[2]), costs
     expect(asking.locator("#answer-0 header")).to_contain_text("computed in float32")
-    expect(asking.locator("#answer-1 header")).to_contain_text("bits stored per quantized weight, the rest float32")
+    expect(asking.locator("#answer-1 header")).to_contain_text("bits stored per quantized weight, computed in float32")
     expect(asking.locator("#ask")).to_be_visible()
 
 
