@@ -40,7 +40,7 @@ def jsonl(path, rows, compressed=False):
     path.parent.mkdir(parents=True, exist_ok=True)
     text = "".join(json.dumps(row) + "\n" for row in rows)
     if compressed:
-        path.with_name(path.name + ".gz").write_bytes(gzip.compress(text.encode()))
+        path.with_name(path.name + ".gz").write_bytes(gzip.compress(text.encode(), mtime=0))
     else:
         path.write_text(text)
 

@@ -163,7 +163,7 @@ def test_a_picture_of_a_row_is_turned_as_the_hubs_library_turns_it_and_a_damaged
         ("[" * 100_000, "set_test.jsonl begins as a list and is no JSON .nested too deeply"),
         ('{"goal": ' + "9" * 5000 + "}\n{", "set_test.jsonl, line 2 is no JSON object .Expecting"),
         (b"\x1f\x8bnothing", "set_test.jsonl can't be read .it is cut off or damaged"),
-        (gzip.compress(b'{"goal": 1}\n' * 999)[:-9], "set_test.jsonl can't be read .it is cut off or damaged"),
+        (gzip.compress(b'{"goal": 1}\n' * 999, mtime=0)[:-9], "set_test.jsonl can't be read .it is cut off or damaged"),
         (b'{"goal": 1}\n{"goal": "\xff"}\n', "set_test.jsonl, line 2 is not UTF-8 text: save the file as UTF-8"),
         ('{"goal": 1}'.encode("utf-16"), "set_test.jsonl is UTF-16 text: save it as UTF-8"),
         (local_sets.LFS_POINTER, "set_test.jsonl is a Git LFS pointer, not the file itself: run git lfs pull"),
@@ -194,7 +194,7 @@ WRITTEN = '{"goal": "a\u2028b\x85c\u2029d"}\n{"goal": "second"}\n'
         b"\n  " + WRITTEN.replace("\n", "\n\n").encode().rstrip(),
         f"[{WRITTEN.strip().replace(chr(10), ', ')}]".encode(),
         b"\xef\xbb\xbf" + json.dumps([json.loads(line) for line in WRITTEN.split("\n")[:2]], indent=1).encode(),
-        gzip.compress(b"\xef\xbb\xbf" + WRITTEN.encode()),
+        gzip.compress(b"\xef\xbb\xbf" + WRITTEN.encode(), mtime=0),
     ],
 )
 def test_json_rows_are_read_however_they_are_written(data, content):
