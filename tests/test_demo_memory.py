@@ -150,7 +150,9 @@ def first_block(lab, tmp_path):
 @pytest.mark.timeout(1800)
 def test_memory_and_files_of_every_storage_form_agree_with_the_ledger_within_3_percent(first_block):
     """The first block of the demo LLM in each form, as a method makes it; copies of it stand for the others."""
-    paths, files, stored, forms = {}, {}, {}, {"grouped_int", "binary"}  # RTN above, and the 1-bit parts of mixed width
+    paths, files, stored = {}, {}, {}
+    forms = {"grouped_int", "binary"}  # RTN above, and the 1-bit parts of mixed width
+    forms |= {"half", "gguf_blocks"}  # no method makes these: tests/weights holds their bytes against their ledgers
     for name, setting in FORMS.items():
         spec = WeightSpec(model=str(first_block), setting=setting, calibration=TINY)
         paths[name] = quantize(resolve_weights(spec), "cpu", Hooks())
