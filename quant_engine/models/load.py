@@ -25,7 +25,6 @@ from quant_engine.models.architecture import LINEARS, empty_model
 from quant_engine.models.catalog import ModelCard
 from quant_engine.models.check import DENSE, TOKENIZERS, StoredTensor, reason
 from quant_engine.models.files import ModelFiles, TensorFiles, all_finite, folder_of
-from quant_engine.models.key_values import KeyValues
 from quant_engine.models.processor import load_processor
 from quant_engine.models.step import step_of
 from quant_engine.spec import UserError
@@ -386,10 +385,9 @@ def load_dense(
 def get_ready(model: nn.Module, dtype: torch.dtype) -> None:
     """Lays all stored weights of a model as kernels read them and compiles the kernels, so that no answer waits."""
     warm_up((module.weight for module in model.modules() if isinstance(module, StoredLinear)), dtype)
-    decoder = model.get_decoder()
-    step = step_of(decoder)
+    step = step_of(model.get_decoder())
     if step:
-        step(decoder.embed_tokens(torch.zeros(1, dtype=torch.long)), [KeyValues(decoder)])
+        step.warm_up()
 
 
 def check_pictures(card: ModelCard, revision: str | None) -> None:

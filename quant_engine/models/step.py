@@ -21,7 +21,7 @@ from torch import nn
 from quant_engine.kernels import cpu, decoding
 from quant_engine.kernels.linear import StoredLinear
 from quant_engine.kernels.matmul import CPU_KERNELS
-from quant_engine.kernels.threads import Pace
+from quant_engine.kernels.threads import Pace, share_threads
 from quant_engine.models.architecture import LINEARS, SEQUENTIAL_SETS
 from quant_engine.models.key_values import KeyValues
 from quant_engine.weights.binary import Binary
@@ -148,14 +148,28 @@ class Step:
             text.reserve(1)
         where = np.array([text.location for text in texts], np.int64)
         with self._lock, self._paces[len(texts)].threads() as threads:
-            scores = np.empty((threads, self._heads // self._key_heads, max(positions) + 1), np.float32)
-            decoding.stepper(self._head_size, self._heads // self._key_heads, threads > 1)(
-                self._entries, self._sets, self._norms, np.float32(self._eps), x, *angles, where, self._key_heads,
-                np.float32(self._scale), *self._room(len(texts)), scores, threads,
-            )  # fmt: skip
+            self._run(x, angles, where, max(positions) + 1, threads)
         for text in texts:
             text.length += 1
         return torch.from_numpy(x)
+
+    def _run(self, x: np.ndarray, angles: torch.Tensor, where: np.ndarray, length: int, threads: int) -> None:
+        shared = self._heads // self._key_heads
+        scores = np.empty((threads, shared, length), np.float32)
+        decoding.stepper(self._head_size, shared, threads > 1)(
+            self._entries, self._sets, self._norms, np.float32(self._eps), x, *angles, where, self._key_heads,
+            np.float32(self._scale), *self._room(len(x)), scores, threads,
+        )  # fmt: skip
+
+    def warm_up(self) -> None:
+        """Compiles the step, or loads it from earlier, for one thread and for all, so that no answer waits for it."""
+        text = KeyValues(self._decoder())
+        text.reserve(1)
+        angles = self._angles_to(1)[:, :1].contiguous().numpy()
+        for threads in {1, share_threads()}:
+            x = np.zeros((1, self._norms.shape[1]), np.float32)
+            with self._lock:
+                self._run(x, angles, np.array([text.location], np.int64), 1, threads)
 
     def _angles_to(self, positions: int) -> torch.Tensor:
         """Cosine and sine of the rotary angles [2, at least so many positions, head_size]."""
