@@ -24,8 +24,6 @@ from numba.extending import intrinsic
 
 from quant_engine.kernels.compiled import SOURCES, multiply_tiles, prepare
 
-SETS = 4
-"""Sets of linears that share their input, in each block: q, k, v; o; gate, up; down."""
 ENTRY = np.dtype(
     [
         ("kernel", np.int64),
@@ -39,7 +37,8 @@ ENTRY = np.dtype(
         ("output", np.int64),
     ]
 )
-"""An entry of the table: the kernel's address and the numbers that it takes first, how many groups a row has; addresses
+"""An entry of the table of linears, which stand in sets that share their input: in each block q, k, v; o; gate, up;
+down. It holds the kernel's address and the numbers that it takes first, how many groups a row has; addresses
 of `vectors.input_factors`, of the order of columns int32, of which columns are live float32, and of the bias float32, 0
 where there is none; the number in its set of the entry whose prepared input it takes, and of that which its product is
 added to, its own in most cases."""
@@ -170,44 +169,41 @@ def _rotate(x, heads, cos, sin):  # type: ignore[no-untyped-def]
                 x[row, head * size + half + j] = second * cos[row, half + j] + first * sin[row, half + j]
 
 
-@cache
-def _attention(size: int, shared: int) -> Callable[..., None]:
-    """Attention of the `shared` query heads of a key head, heads of `size` numbers, which are known when compiling."""
-
-    def attend(block, task, q, k, v, texts, key_heads, scale, scores, out):  # type: ignore[no-untyped-def]
-        """`task` counts rows and key heads. The row's key and value are written behind those of its text."""
-        row, head = task // key_heads, task % key_heads
-        capacity, length = texts[row, 1], texts[row, 2]
-        all_keys = 4 * size * capacity * ((2 * block) * key_heads + head)
-        all_values = all_keys + 4 * size * capacity * key_heads
-        keys = carray(_pointer(texts[row, 0] + all_keys), (capacity, size), np.float32)
-        values = carray(_pointer(texts[row, 0] + all_values), (capacity, size), np.float32)
+@njit(nogil=True, cache=True, fastmath=True, error_model="numpy")
+def _attend(block, task, q, k, v, texts, key_heads, scale, scores, out):  # type: ignore[no-untyped-def]
+    """Attention of the query heads that share a key head; `task` counts rows and key heads. The row's key and value
+    are written behind those of its text."""
+    row, head = task // key_heads, task % key_heads
+    size, shared = out.shape[2], out.shape[1] // key_heads
+    capacity, length = texts[row, 1], texts[row, 2]
+    all_keys = 4 * size * capacity * ((2 * block) * key_heads + head)
+    all_values = all_keys + 4 * size * capacity * key_heads
+    keys = carray(_pointer(texts[row, 0] + all_keys), (capacity, size), np.float32)
+    values = carray(_pointer(texts[row, 0] + all_values), (capacity, size), np.float32)
+    for j in range(size):
+        keys[length, j] = k[row, head * size + j]
+        values[length, j] = v[row, head * size + j]
+    for number in range(shared):
+        query, mine = q[row, (head * shared + number) * size :], scores[number]
+        for token in range(length + 1):
+            dot = np.float32(0)
+            for j in range(size):
+                dot += query[j] * keys[token, j]
+            mine[token] = dot * scale
+        highest, total = mine[0], np.float32(0)
+        for token in range(length + 1):
+            highest = max(highest, mine[token])
+        for token in range(length + 1):
+            mine[token] = _exp(mine[token] - highest)
+            total += mine[token]
+        weighed = out[row, head * shared + number]
         for j in range(size):
-            keys[length, j] = k[row, head * size + j]
-            values[length, j] = v[row, head * size + j]
-        for number in range(shared):
-            query, mine = q[row, (head * shared + number) * size :], scores[number]
-            for token in range(length + 1):
-                dot = np.float32(0)
-                for j in range(size):
-                    dot += query[j] * keys[token, j]
-                mine[token] = dot * scale
-            highest, total = mine[0], np.float32(0)
-            for token in range(length + 1):
-                highest = max(highest, mine[token])
-            for token in range(length + 1):
-                mine[token] = _exp(mine[token] - highest)
-                total += mine[token]
-            weighed = out[row, head * shared + number]
+            weighed[j] = np.float32(0)
+        for token in range(length + 1):
             for j in range(size):
-                weighed[j] = np.float32(0)
-            for token in range(length + 1):
-                for j in range(size):
-                    weighed[j] += mine[token] * values[token, j]
-            for j in range(size):
-                weighed[j] /= total
-
-    return njit(nogil=True, cache=True, fastmath=True, error_model="numpy")(attend)
+                weighed[j] += mine[token] * values[token, j]
+        for j in range(size):
+            weighed[j] /= total
 
 
 @njit(nogil=True, cache=True, fastmath=True, error_model="numpy")
@@ -226,20 +222,19 @@ def _add(x, y):  # type: ignore[no-untyped-def]
 
 
 @cache
-def stepper(size: int, shared: int, parallel: bool) -> Callable[..., None]:
+def stepper(parallel: bool) -> Callable[..., None]:
     """`step(entries, sets, norms, eps, x, cos, sin, texts, key_heads, scale, h, hidden, attended, inputs, sums,
     outputs, picked, scores, parts)`: `x` [rows, hidden_size], the embeddings of a token of each text, becomes what the
     last norm makes of them.
 
-    Heads have `size` numbers, and `shared` of them share a key head; if `parallel`, `parts` threads work at once.
-    `entries` int64 [n, FIELDS] are those of all linears, and `sets` [4 * blocks + 1] says where each set begins;
-    `norms` [2 * blocks + 1, hidden_size]; `cos` and `sin` [rows, head_size] of each text's position. `texts` int64
-    [rows, 3] are the address of a text's keys and values [blocks, 2, key_heads, capacity, head_size], its capacity and
-    its length. The others are room to work in: `h` like x, `hidden` [rows, intermediate_size], `attended` [rows, heads,
-    head_size], `inputs`, `sums`, `outputs` [entries of a set, as much as the largest takes], `picked` as one of them,
-    and `scores` [parts, heads of a key head, longest length + 1].
+    If `parallel`, `parts` threads work at once. `entries` int64 [n, FIELDS] are those of all linears, and `sets`
+    [4 * blocks + 1] says where each set begins; `norms` [2 * blocks + 1, hidden_size]; `cos` and `sin` [rows,
+    head_size] of each text's position. `texts` int64 [rows, 3] are the address of a text's keys and values [blocks, 2,
+    key_heads, capacity, head_size], its capacity and its length. The others are room to work in: `h` like x, `hidden`
+    [rows, intermediate_size], `attended` [rows, heads, head_size], `inputs`, `sums`, `outputs` [entries of a set, as
+    much as the largest takes], `picked` as one of them, and `scores` [parts, heads of a key head, longest length + 1].
     """
-    sources, attend = SOURCES, _attention(size, shared)
+    sources = SOURCES  # numbers and texts alone: what else a closure holds is another in each process
 
     def step(  # type: ignore[no-untyped-def]
         entries, sets, norms, eps, x, cos, sin, texts, key_heads, scale, h, hidden, attended, inputs, sums,
@@ -262,7 +257,7 @@ def stepper(size: int, shared: int, parallel: bool) -> Callable[..., None]:
             _rotate(k, key_heads, cos, sin)
             for part in prange(parts):
                 for task in range(rows * key_heads * part // parts, rows * key_heads * (part + 1) // parts):
-                    attend(block, task, q, k, v, texts, key_heads, scale, scores[part], attended)
+                    _attend(block, task, q, k, v, texts, key_heads, scale, scores[part], attended)
             _prepare_set(entries, b, c, of_heads, padded, inputs, sums, picked)
             for part in prange(parts):
                 _multiply_set(entries, b, c, padded, inputs, sums, outputs, part, parts)

@@ -156,7 +156,7 @@ class Step:
     def _run(self, x: np.ndarray, angles: torch.Tensor, where: np.ndarray, length: int, threads: int) -> None:
         shared = self._heads // self._key_heads
         scores = np.empty((threads, shared, length), np.float32)
-        decoding.stepper(self._head_size, shared, threads > 1)(
+        decoding.stepper(threads > 1)(
             self._entries, self._sets, self._norms, np.float32(self._eps), x, *angles, where, self._key_heads,
             np.float32(self._scale), *self._room(len(x)), scores, threads,
         )  # fmt: skip

@@ -1,5 +1,9 @@
 """The compiled step against the model's own forward pass over dense weights, for every storage form."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 from kernels import test_codebook_kernels, test_matmul
@@ -118,3 +122,18 @@ def test_what_the_step_can_not_do_goes_module_by_module():
     check(dense, stored, 2)
     other = MODELS["llama"](hidden_act="gelu")
     assert step_of(other.get_decoder()) is None
+
+
+def test_the_compiled_step_is_found_again_by_another_process(tmp_path):
+    code = (
+        "from models import test_step; from quant_engine.kernels import decoding\n"
+        "dense, stored = test_step.models('llama', 'grouped')\n"
+        "test_step.check(dense, stored, 1)\n"
+        "counts = decoding.stepper(False).stats\n"
+        "print(sum(counts.cache_hits.values()), sum(counts.cache_misses.values()))"
+    )
+    environment = {
+        **os.environ, "NUMBA_CACHE_DIR": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1",
+    }  # fmt: skip
+    runs = [subprocess.check_output([sys.executable, "-c", code], env=environment, text=True) for _ in range(2)]
+    assert [run.split() for run in runs] == [["0", "1"], ["1", "0"]]
