@@ -14,10 +14,10 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import torch
 
-from quant_engine.kernels import compiled, vectors
+from quant_engine.kernels import compiled, salient, vectors
 from quant_engine.kernels.threads import share_threads
 from quant_engine.kernels.vectors import Halves, Integers, Levels, TwoPlanes
-from quant_engine.weights.binary import Binary, ResidualBinary
+from quant_engine.weights.binary import Binary, PartlyBinary, ResidualBinary
 from quant_engine.weights.codebook import BLOCKS_PER_STEP, Codebook, dynamic_map
 from quant_engine.weights.dual_binary import DualBinary
 from quant_engine.weights.form import StoredWeight
@@ -81,6 +81,12 @@ def _read(weight: StoredWeight) -> Plan:
     elif isinstance(weight, ResidualBinary):
         form, variant, words, group = 3, TwoPlanes.RESIDUAL, weight.signs, weight.group
         side = (weight.scales, weight.marks, weight.salient)
+    elif isinstance(weight, PartlyBinary):
+        form, variant, words, group = vectors.PARTLY_BINARY, 0, weight.signs, weight.group
+        side = (
+            weight.scales, weight.marks, weight.codes, weight.starts, weight.grid_scales, weight.grid_zeros,
+            salient.FLOAT16.ctypes.data, weight.out_features, len(weight.codes),
+        )  # fmt: skip
     elif isinstance(weight, Binary):
         form, variant, words, side, group = 2, 0, weight.signs, (weight.scales, 0), weight.group
     elif isinstance(weight, DualBinary):

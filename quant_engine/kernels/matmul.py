@@ -14,7 +14,7 @@ from types import ModuleType
 
 import torch
 
-from quant_engine.kernels import cpu, cpu_binary
+from quant_engine.kernels import cpu
 from quant_engine.weights.form import StoredWeight
 from quant_engine.weights.int_activations import IntActivations, quantize_tokens
 from quant_engine.weights.interleaving import ROWS
@@ -31,7 +31,7 @@ CPU_KERNELS = {
     "rotated_int": cpu,
     "codebook": cpu,
     "binary": cpu,
-    "partly_binary": cpu_binary,
+    "partly_binary": cpu,
     "residual_binary": cpu,
     "dual_binary": cpu,
     "half": cpu,
