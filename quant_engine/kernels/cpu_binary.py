@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numba import njit, prange
 
-from quant_engine.kernels.threads import share_threads
+from quant_engine.kernels.threads import parallel_kernels
 from quant_engine.weights.binary import LOW_BITS, PartlyBinary
 
 FEW_ROWS = 4
@@ -46,8 +46,8 @@ def prepare(weight: PartlyBinary) -> None:
 
 def multiply(x: torch.Tensor, weight: PartlyBinary) -> torch.Tensor:
     """`x` [rows, in_features] float32 to [rows, out_features] float32. The weight must be one that `fits`."""
-    share_threads()
-    return torch.stack([_multiply_row(row, weight) for row in x])
+    with parallel_kernels():
+        return torch.stack([_multiply_row(row, weight) for row in x])
 
 
 def _multiply_row(x: torch.Tensor, weight: PartlyBinary) -> torch.Tensor:
@@ -66,9 +66,9 @@ def dequantize_rows(weight: PartlyBinary, start: int, end: int) -> torch.Tensor:
     out = np.empty((end - start, weight.in_features), np.float32)
     signs, scales = bytes_of(weight.signs), weight.scales.view(torch.uint16).numpy()
     live = _column_bits(weight.live)
-    share_threads()
-    _dequantize(signs, scales, weight.group, live, FLOAT16, start, out)
-    _dequantize_salient(signs, bytes_of(weight.marks), *_salient(weight), live, FLOAT16, start, out)
+    with parallel_kernels():
+        _dequantize(signs, scales, weight.group, live, FLOAT16, start, out)
+        _dequantize_salient(signs, bytes_of(weight.marks), *_salient(weight), live, FLOAT16, start, out)
     return torch.from_numpy(out)
 
 
