@@ -12,7 +12,7 @@ from PIL import Image
 from quant_engine.answers import worker
 from quant_engine.checkpoints import Checkpoint
 from quant_engine.models.decode import answer_text
-from quant_engine.models.load import load_dense
+from quant_engine.models.load import Skeleton, load_dense
 from quant_engine.progress import Hooks, Stopped
 from quant_engine.runs import weights
 from quant_engine.runs.execute import execute
@@ -165,7 +165,11 @@ def test_what_a_model_takes_in_memory_is_known_before_it_is_loaded(tmp_path, dty
     tiny.model.to(dtype).save_pretrained(tmp_path)
     tiny.processor.save_pretrained(tmp_path)
     loaded = worker.load_weights(worker.resolve(str(tmp_path), QuantSetting())[0], None, lambda progress: None)
-    for available, enough in ((2 * loaded.weight_bytes + 2, True), (2 * loaded.weight_bytes, False)):
+    skeleton = Skeleton(loaded.card, tmp_path, torch.float32, "cpu", in_halves=True)
+    assert skeleton.weight_bytes == loaded.weight_bytes
+    on_disk = sum(file.stat().st_size for file in tmp_path.glob("*.safetensors"))
+    most = min(loaded.weight_bytes, 2 * on_disk)  # weights that the model would hold in 32 bits at most
+    for available, enough in ((2 * loaded.weight_bytes + 2, True), (2 * most, False)):
         memory = SimpleNamespace(total=2**40, available=available)
         monkeypatch.setattr(worker.psutil, "virtual_memory", lambda memory=memory: memory)
         assert worker.has_room(str(tmp_path)) == enough
