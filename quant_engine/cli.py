@@ -20,7 +20,7 @@ from quant_engine.evaluate import reads_windows, split_tasks
 from quant_engine.failures import exits_plainly
 from quant_engine.formats import published
 from quant_engine.models import catalog
-from quant_engine.models.device import check_device, default_device, default_dtype
+from quant_engine.models.device import check_device, default_device, default_dtype, prompt_dtype
 from quant_engine.progress import Hooks, Progress
 from quant_engine.runs import folder
 from quant_engine.runs.command import command
@@ -450,6 +450,7 @@ def ask(
     check_device(device)
     with terminal.progress_bar(errors) as show:
         loaded = weights.load(plan, default_dtype(device), device, Hooks(show))
+    loaded.prompt_dtype = prompt_dtype(device)
     text, step = "", None
     for step in answer(loaded, image, question, most_tokens):
         console.print(step.text[len(text) :], end="", highlight=False, markup=False, soft_wrap=True)

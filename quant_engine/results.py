@@ -108,8 +108,8 @@ class AnswerStats(BaseModel):
 
     Times count only what this side computed itself (see `quant_engine.models.decode`). `ttft_s` is the time to the
     first token: picture, prompt and all. `tokens_per_s` is the rate after the first token, None before the second.
-    `weight_bytes` is the memory of all the model's weights, `stored_bits` the bits stored per quantized weight, and
-    `dtype` the type that the model computes in, such as float32.
+    `weight_bytes` is the memory of all the model's weights, `stored_bits` the bits stored per quantized weight, `dtype`
+    the type that the model computes in, such as float32, and `prompt_dtype` that of the prompt's products.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -121,9 +121,12 @@ class AnswerStats(BaseModel):
     weight_bytes: int
     stored_bits: float
     dtype: str
+    prompt_dtype: str = ""
 
     def describe_weights(self, setting: QuantSetting) -> str:
         """How the weights of a model in this setting are held, in words."""
+        other = self.prompt_dtype not in ("", self.dtype)
+        computed = f"computed in {self.dtype}" + (f", the prompt in {self.prompt_dtype}" if other else "")
         if setting.method == "fp16":
-            return f"computed in {self.dtype}"
-        return f"{self.stored_bits:.2f} bits stored per quantized weight, computed in {self.dtype}"
+            return computed
+        return f"{self.stored_bits:.2f} bits stored per quantized weight, {computed}"

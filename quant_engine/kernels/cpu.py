@@ -8,16 +8,17 @@ here is which addresses and numbers it takes.
 from __future__ import annotations
 
 import threading
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 
-from quant_engine.kernels import compiled, vectors
-from quant_engine.kernels.threads import share_threads
+from quant_engine.kernels import compiled, salient, vectors
+from quant_engine.kernels.threads import parallel_kernels
 from quant_engine.kernels.vectors import Halves, Integers, Levels, TwoPlanes
-from quant_engine.weights.binary import Binary, ResidualBinary
+from quant_engine.weights.binary import Binary, PartlyBinary, ResidualBinary
 from quant_engine.weights.codebook import BLOCKS_PER_STEP, Codebook, dynamic_map
 from quant_engine.weights.dual_binary import DualBinary
 from quant_engine.weights.form import StoredWeight
@@ -81,6 +82,12 @@ def _read(weight: StoredWeight) -> Plan:
     elif isinstance(weight, ResidualBinary):
         form, variant, words, group = 3, TwoPlanes.RESIDUAL, weight.signs, weight.group
         side = (weight.scales, weight.marks, weight.salient)
+    elif isinstance(weight, PartlyBinary):
+        form, variant, words, group = vectors.PARTLY_BINARY, 0, weight.signs, weight.group
+        side = (
+            weight.scales, weight.marks, weight.codes, weight.starts, weight.grid_scales, weight.grid_zeros,
+            salient.FLOAT16.ctypes.data, weight.out_features, len(weight.codes),
+        )  # fmt: skip
     elif isinstance(weight, Binary):
         form, variant, words, side, group = 2, 0, weight.signs, (weight.scales, 0), weight.group
     elif isinstance(weight, DualBinary):
@@ -127,11 +134,11 @@ def multiply(x: torch.Tensor, weight: StoredWeight) -> torch.Tensor:
     padded = padded_rows(rows)
     scaled, sums = np.empty((padded, columns), np.float32), np.empty((padded, read.groups), np.float32)
     y = np.empty((padded, read.tiles * ROWS), np.float32)
-    parts = _threads(weight.out_features * columns * rows)
     inputs = x.detach().contiguous().numpy()
     if isinstance(weight, Binary):
         inputs = inputs * live_columns(weight)
-    compiled.multiplier(parts > 1)(inputs, read.factors, read.product, read.weight, scaled, sums, y, parts)
+    with _threads(weight.out_features * columns * rows) as parts:
+        compiled.multiplier(parts > 1)(inputs, read.factors, read.product, read.weight, scaled, sums, y, parts)
     whole = torch.from_numpy(y)
     return whole if whole.shape == (rows, weight.out_features) else whole[:rows, : weight.out_features]
 
@@ -158,9 +165,9 @@ def _columns(
     """The transpose of `dequantize_rows`."""
     first, last = start // ROWS, -(-end // ROWS)
     out = torch.empty((weight.in_features, (last - first) * ROWS), dtype=dtype)
-    parts = _threads(4 * out.numel())
     kernel = compiled.dequantizer(read.form, read.bits, read.variant).address
-    compiled.unpacker(parts > 1)(kernel, read.weight, out.numpy(), first, parts)
+    with _threads(4 * out.numel()) as parts:
+        compiled.unpacker(parts > 1)(kernel, read.weight, out.numpy(), first, parts)
     return out[:, start - first * ROWS : end - first * ROWS]
 
 
@@ -171,9 +178,9 @@ def integer_rows(weight: GroupedInt, start: int, end: int) -> torch.Tensor:
     return _columns(weight, whole, start, end, torch.int8).T
 
 
-def _threads(work: int) -> int:
-    """How many threads so much work is worth."""
-    return 1 if work < SERIAL_WORK or torch.get_num_threads() == 1 else share_threads()
+def _threads(work: int) -> AbstractContextManager[int]:
+    """How many threads so much work is worth, which is then done."""
+    return nullcontext(1) if work < SERIAL_WORK or torch.get_num_threads() == 1 else parallel_kernels()
 
 
 def live_columns(weight: Binary) -> np.ndarray:

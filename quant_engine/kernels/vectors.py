@@ -76,6 +76,12 @@ class Emitter:
         """a * b + c, in one rounding where the CPU can."""
         return self.call("llvm.fmuladd.v16f32", FLOATS, a, b, c)
 
+    def sum(self, vector: ir.Value) -> ir.Value:
+        """All lanes added up, in whatever order is fastest."""
+        kind = ir.FunctionType(F32, [F32, FLOATS])
+        add = cgutils.get_or_insert_function(self.builder.module, kind, "llvm.vector.reduce.fadd.v16f32")
+        return self.builder.call(add, [F32(0.0), vector], fastmath=("reassoc",))
+
     def call(self, name: str, returned: ir.Type, *args: ir.Value) -> ir.Value:
         kind = ir.FunctionType(returned, [arg.type for arg in args])
         return self.builder.call(cgutils.get_or_insert_function(self.builder.module, kind, name), args)
@@ -371,7 +377,37 @@ class Halves:
         return value
 
 
-FORMS = (Integers, Levels, Signs, TwoPlanes, Halves)
+class MarkedSigns:
+    """mean + spread, or mean - spread, but 0 where the second plane has a mark: what stands there is added by
+    salient.py. Side data: addresses of means and spreads, float16 in turns, and of the marks."""
+
+    shifts = False
+
+    def __init__(self, e: Emitter, bits: int, variant: int, side: ir.Value) -> None:
+        self.e, self.bits = e, bits
+        self.scales, marks = (e.load(I64, side, 8 * n) for n in range(2))
+        self.more_planes = [marks]
+
+    def coefficients(self, at: Group, apart: bool) -> tuple[ir.Value, ir.Value]:
+        e, b = self.e, self.e.builder
+        mean, spread = (e.halves(self.scales, b.add(at.index, at.index), 2 * LANES * n) for n in range(2))
+        self.negative, self.positive = b.fsub(mean, spread), b.fadd(mean, spread)
+        return e.floats(1), e.floats(0)
+
+    def values(self, words: list[list[ir.Value]], shifted: bool, block: ir.Value) -> Iterator[ir.Value]:
+        e, b = self.e, self.e.builder
+        for j in range(BLOCK):
+            sign, mark = (
+                b.icmp_unsigned("!=", b.and_(plane[0], e.ints(_signed(1 << j))), e.ints(0)) for plane in words
+            )
+            yield b.select(mark, e.floats(0), b.select(sign, self.positive, self.negative))
+
+    def weight(self, value: ir.Value, factor: ir.Value, constant: ir.Value) -> ir.Value:
+        return value
+
+
+FORMS = (Integers, Levels, Signs, TwoPlanes, Halves, MarkedSigns)
+PARTLY_BINARY = FORMS.index(MarkedSigns)
 
 
 def product(e: Emitter, form: Any, rows: int, numbers: list[ir.Value]) -> None:

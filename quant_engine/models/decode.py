@@ -11,8 +11,9 @@ from __future__ import annotations
 import hashlib
 import time
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import wraps
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -104,7 +105,8 @@ class PictureCache:
     ) -> tuple[EncodedPicture, bool]:
         """The encoded picture, and whether it was at hand."""
         pixels = hashlib.sha256(pixel_values.cpu().view(torch.uint8).numpy()).hexdigest()
-        key = (loaded.card.id, loaded.revision, loaded.dtype, str(loaded.device), pixels, str(image_sizes.tolist()))
+        types = f"{loaded.dtype} {loaded.prompt_dtype}"
+        key = (loaded.card.id, loaded.revision, types, str(loaded.device), pixels, str(image_sizes.tolist()))
         at_hand = key in self._pictures
         if not at_hand:
             started = time.perf_counter()
@@ -149,6 +151,24 @@ def answer(
         decoding += time.perf_counter() - started
 
 
+def _in_prompt_type(read: Callable[..., Beginning]) -> Callable[..., Beginning]:
+    """Computes the large products of a function of a model in its type for prompts."""
+
+    @wraps(read)
+    def wrapped(loaded: Loaded, *args: Any, **options: Any) -> Beginning:
+        with torch.autocast(loaded.device.type, torch.bfloat16, enabled=reads_prompts_in_bfloat16(loaded)):
+            return read(loaded, *args, **options)
+
+    return wrapped
+
+
+def reads_prompts_in_bfloat16(loaded: Loaded) -> bool:
+    """Whether a model that computes in float32 reads prompts in bfloat16."""
+    supported = loaded.dtype == "float32" and is_supported(loaded.model.get_decoder())
+    return supported and loaded.prompt_dtype == "bfloat16"
+
+
+@_in_prompt_type
 def read_prompt(
     loaded: Loaded,
     image: Image | None,
@@ -187,6 +207,7 @@ def step(
         weight_bytes=weight_bytes,
         stored_bits=loaded.stored_bits,
         dtype=loaded.dtype,
+        prompt_dtype="bfloat16" if reads_prompts_in_bfloat16(loaded) else loaded.dtype,
     )
     return Step(tokens[-1], answer_so_far(loaded.tokenizer, tokens), stats, finished)
 
@@ -204,7 +225,8 @@ def _next_token(model: Any, cache: KeyValues | DynamicCache, inputs: dict[str, A
     """The most probable next token. Inference mode ends with each step: it must not leak out of a waiting generator."""
     if isinstance(cache, KeyValues):
         states = last_states(model.get_decoder(), [Piece(embed(model, inputs), cache)])
-        logits = model.get_output_embeddings()(states)
+        with torch.autocast(states.device.type, enabled=False):  # a word hangs on their last digits
+            logits = model.get_output_embeddings()(states)
     else:
         features = inputs.pop("image_features", None)
         if features is not None:

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from quant_engine.kernels import cpu, decoding
+from quant_engine.kernels import attention, cpu, decoding
 from quant_engine.kernels.linear import StoredLinear
 from quant_engine.kernels.matmul import CPU_KERNELS
 from quant_engine.kernels.threads import Pace, share_threads
@@ -48,6 +48,8 @@ def step_of(decoder: nn.Module) -> Step | None:
 def _is_supported(decoder: nn.Module) -> bool:
     norm = decoder.norm.weight
     if norm.device.type != "cpu" or norm.dtype != torch.float32 or decoder.config.hidden_act != "silu":
+        return False
+    if not attention.fits(decoder.layers[0].self_attn.head_dim):
         return False
     linears = (block.get_submodule(path) for block in decoder.layers for path in LINEARS)
     return all(isinstance(linear, StoredLinear) and _fits(linear.weight) for linear in linears)
@@ -91,10 +93,11 @@ class Step:
         self._entries, self._sets = np.concatenate(tables), np.array(sets)
         norms = [n.weight for b in decoder.layers for n in (b.input_layernorm, b.post_attention_layernorm)]
         self._norms = torch.stack([*norms, decoder.norm.weight]).detach().numpy()
-        attention, config = decoder.layers[0].self_attn, decoder.config
+        own, config = decoder.layers[0].self_attn, decoder.config
         self._eps = decoder.norm.variance_epsilon
-        self._head_size, self._scale = attention.head_dim, attention.scaling
+        self._head_size, self._scale = own.head_dim, np.array([own.scaling], np.float32)
         self._heads, self._key_heads = config.num_attention_heads, config.num_key_value_heads
+        self._attend = attention.attention(self._head_size, self._heads // self._key_heads).address
         self._intermediate = config.intermediate_size
         self._angles = torch.empty((2, 0, self._head_size))
         self._rooms: dict[int, tuple[np.ndarray, ...]] = {}
@@ -157,8 +160,8 @@ class Step:
         shared = self._heads // self._key_heads
         scores = np.empty((threads, shared, length), np.float32)
         decoding.stepper(threads > 1)(
-            self._entries, self._sets, self._norms, np.float32(self._eps), x, *angles, where, self._key_heads,
-            np.float32(self._scale), *self._room(len(x)), scores, threads,
+            self._entries, self._sets, self._norms, np.float32(self._eps), x, *angles, where, self._attend,
+            self._key_heads, self._scale, *self._room(len(x)), scores, threads,
         )  # fmt: skip
 
     def warm_up(self) -> None:

@@ -26,6 +26,7 @@ FORMS = {
     "ordered": lambda rows, columns: test_matmul.stored(2, rows, columns, 64, ordered=True, seed=rows),
     "codebook": lambda rows, columns: test_codebook_kernels.stored(4, rows, columns, 32),
     "binary": lambda rows, columns: test_binary.made("binary", rows, columns, 32)[0],
+    "partly": lambda rows, columns: test_binary.made("partly", rows, columns, 32)[0],
     "residual": lambda rows, columns: test_binary.made("residual", rows, columns, 32)[0],
     "mixed": lambda rows, columns: test_mixed_width.made([2, 1, 3][: columns // 32], 2, 32, columns, rows)[0],
     "rotated": lambda rows, columns: RotatedInt.pack(
