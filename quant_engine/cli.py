@@ -399,9 +399,9 @@ def merge(
 def export(
     checkpoint: Annotated[Path, typer.Argument(help="A folder that quantize printed, or a run's log names.")],
     target: Annotated[Path, typer.Argument(help="The new folder to write the checkpoint to.")],
-    to: Annotated[str, typer.Option(help="gptq, gptq_v2 or awq.")],
+    to: Annotated[str, typer.Option(help="gptq, gptq_v2, awq or gguf.")],
 ) -> None:
-    """Write quantized weights as a checkpoint that transformers, GPTQModel or vLLM load, value for value.
+    """Write quantized weights as a checkpoint that transformers, GPTQModel, vLLM or llama.cpp load, value for value.
 
     A setting that the format can't say exactly is refused.
 
