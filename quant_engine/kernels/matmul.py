@@ -36,6 +36,10 @@ CPU_KERNELS = {
     "residual_binary": cpu,
     "dual_binary": cpu,
     "half": cpu,
+    "scaled_int": cpu,
+    "float8": cpu,
+    "fp4_codebook": cpu,
+    "gguf_blocks": cpu,
 }
 """By storage form, the module with its functions `fits`, `prepare`, `multiply` and `dequantize_rows` for the CPU."""
 
