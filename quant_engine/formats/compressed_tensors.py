@@ -49,7 +49,8 @@ NAME = "compressed-tensors"
 FORMATS = ("pack-quantized", "int-quantized", "float-quantized", "naive-quantized", "mixed-precision")
 BITS = range(1, 9)
 FLOAT8, INT8 = "F8_E4M3", "I8"
-INPUT_GRIDS = {("int", 8): "int8", ("float", 8): "float8"}
+INPUT_GRIDS = {"int8": "int8", "float8": "float8"}
+"""By the type and bits of rounded inputs, the name of their grid."""
 _TYPES = {
     "weight_packed": ("I32",),
     "weight": (INT8, FLOAT8),
@@ -68,8 +69,8 @@ def setting(quantization: Quantization) -> QuantSetting:
         raise UserError(
             f"The {NAME} checkpoint has the format {stated!r}; those that are read are {', '.join(FORMATS)}."
         )
-    weights = schemes[0].get("weights")
-    kind, bits = (weights.get(name) for name in ("type", "num_bits")) if isinstance(weights, dict) else (None, None)
+    weights = _weights(schemes[0])
+    kind, bits = weights.get("type"), weights.get("num_bits")
     if (kind, bits) not in [*(("int", bits) for bits in BITS), ("float", 8)]:
         raise UserError(
             f"The {NAME} checkpoint has {kind!r} weights of {bits!r} bits; what is read is integers of 1 to 8 bits "
@@ -91,6 +92,11 @@ def _schemes(quantization: Quantization) -> list[dict[str, Any]]:
     return schemes
 
 
+def _weights(scheme: dict[str, Any]) -> dict[str, Any]:
+    weights = scheme.get("weights")
+    return weights if isinstance(weights, dict) else {}
+
+
 def _input_grid(quantization: Quantization) -> str | None:
     """The grid that inputs are rounded to, the same for all linears; None where they stay as they are."""
     grids = set()
@@ -100,7 +106,7 @@ def _input_grid(quantization: Quantization) -> str | None:
             grids.add(None)
             continue
         stated = inputs if isinstance(inputs, dict) else {}
-        kind, per_token = (stated.get("type"), stated.get("num_bits")), stated.get("strategy") == "token"
+        kind, per_token = f"{stated.get('type')}{stated.get('num_bits')}", stated.get("strategy") == "token"
         known = kind in INPUT_GRIDS and stated.get("symmetric", True) is True
         if not known or not (per_token if stated.get("dynamic") else stated.get("strategy") == "tensor"):
             raise UserError(
@@ -154,7 +160,7 @@ def _size(tensors: Mapping[str, StoredTensor]) -> tuple[int, int]:
 def _bits(words: int, columns: int, quantization: Quantization) -> int:
     """The width whose codes of a row take so many words."""
     fitting = [bits for bits in BITS if words_per_row(columns, bits) == words]
-    stated = [scheme["weights"].get("num_bits") for scheme in _schemes(quantization) if scheme.get("weights")]
+    stated = [_weights(scheme).get("num_bits") for scheme in _schemes(quantization)]
     bits = next((bits for bits in (*stated, *fitting) if bits in fitting), None)
     if bits is None:
         raise LayoutError(f"{words} words do not hold codes of {columns} columns in 1 to 8 bits")
@@ -174,8 +180,7 @@ def _groups(scale: tuple[int, ...], rows: int, columns: int, quantization: Quant
 
 
 def _block(quantization: Quantization) -> tuple[int, int] | None:
-    weights = _schemes(quantization)[0].get("weights")
-    stated = weights.get("block_structure") if isinstance(weights, dict) else None
+    stated = _weights(_schemes(quantization)[0]).get("block_structure")
     whole = isinstance(stated, list) and len(stated) == 2 and all(type(n) is int and n > 0 for n in stated)
     return tuple(stated) if whole else None
 
