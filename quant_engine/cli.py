@@ -88,8 +88,8 @@ PublishedAt = Annotated[
     str | None,
     typer.Option(
         "--checkpoint",
-        help="Weights that another program quantized (GPTQ, AWQ, compressed-tensors, bitsandbytes, GGUF): a folder or a "
-        ".gguf file, or OWNER/NAME or OWNER/NAME/FILE.gguf on the Hugging Face Hub.",
+        help="Weights that another program quantized (GPTQ, AWQ, compressed-tensors, bitsandbytes, GGUF): a folder or "
+        "a .gguf file, or OWNER/NAME or OWNER/NAME/FILE.gguf on the Hugging Face Hub.",
     ),
 ]
 Method = Annotated[str, typer.Option(help="fp16 (unquantized) or a method of [bold]list methods[/bold].")]

@@ -174,11 +174,11 @@ class GgufBlocks(StoredWeight):
 
     def dequantize(self, start: int = 0, end: int | None = None) -> torch.Tensor:
         stored, about = self.canonical(), self.about
-        words = stored.codes[start:end]
-        scales = stored._of_groups(stored.scales, stored.scale_codes, about.scale_middle)[start:end]
+        words, rows = stored.codes[start:end], slice(start, self.out_features if end is None else end)
+        scales = stored._of_groups(stored.scales, stored.scale_codes, about.scale_middle, rows)
         added = None
         if about.minimums:
-            added = stored._of_groups(stored.minimums, stored.minimum_codes, 0)[start:end]
+            added = stored._of_groups(stored.minimums, stored.minimum_codes, 0, rows)
             added = -added if about.scale_bits else added
         levels = torch.tensor(LEVELS, dtype=torch.float32, device=words.device) if self.kind == "iq4_nl" else None
         weight = torch.empty((len(words), self.in_features), device=words.device)
@@ -189,20 +189,24 @@ class GgufBlocks(StoredWeight):
             weight[part] = (values if added is None else values.add_(added[part, :, None])).flatten(1)
         return weight
 
-    def _of_groups(self, halves: torch.Tensor, codes: torch.Tensor | None, middle: int) -> torch.Tensor:
-        """The scales or minimums of groups, float32 [m, groups]."""
-        values = halves.float()
+    def _of_groups(self, halves: torch.Tensor, codes: torch.Tensor | None, middle: int, rows: slice) -> torch.Tensor:
+        """The scales or minimums of the groups of some rows, float32 [rows, groups]."""
+        values = halves[rows].float()
         if codes is None:
             return values
-        factors = self._unpacked(codes, self.out_features).float().sub_(middle)
-        return (factors.view(self.out_features, self.blocks, -1) * values[..., None]).flatten(1)
+        factors = self._unpacked(codes, rows).float().sub_(middle)
+        return (factors.view(len(values), self.blocks, -1) * values[..., None]).flatten(1)
 
-    def _unpacked(self, codes: torch.Tensor, rows: int) -> torch.Tensor:
-        """s or t of so many rows, uint8 [rows, groups]."""
-        return unpack(codes[None], self.about.scale_bits, rows * self.groups).view(rows, self.groups)
+    def _unpacked(self, codes: torch.Tensor, rows: slice) -> torch.Tensor:
+        """s or t of some rows, uint8 [rows, groups]. Those of a row are whole bytes."""
+        size = self.groups * self.about.scale_bits // 8
+        row_bytes = codes.view(torch.uint8)[rows.start * size : rows.stop * size]
+        words = torch.nn.functional.pad(row_bytes, (0, -len(row_bytes) % 4)).view(1, -1).view(torch.int32)
+        count = rows.stop - rows.start
+        return unpack(words, self.about.scale_bits, count * self.groups).view(count, self.groups)
 
     def interleave(self) -> None:
-        streams = {name: self._unpacked(codes, self.out_features) for name, codes in self._streams()}
+        streams = {name: self._unpacked(codes, slice(0, self.out_features)) for name, codes in self._streams()}
         super().interleave()
         for name, codes in streams.items():
             setattr(self, name, pack(interleaved(codes).view(1, -1), self.about.scale_bits)[0])
@@ -211,7 +215,7 @@ class GgufBlocks(StoredWeight):
         super().restore()
         tiles = -(-self.out_features // ROWS)
         for name, words in self._streams():
-            codes = self._unpacked(words, tiles * ROWS).view(tiles, self.groups, ROWS)
+            codes = self._unpacked(words, slice(0, tiles * ROWS)).view(tiles, self.groups, ROWS)
             codes = restored(codes, self.out_features)
             setattr(self, name, pack(codes.view(1, -1), self.about.scale_bits)[0])
 
