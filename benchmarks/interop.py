@@ -88,7 +88,19 @@ def through_transformers(folder: Path, base: Path, quantization: object) -> floa
     )
     model.save_pretrained(folder)
     transformers.AutoTokenizer.from_pretrained(base).save_pretrained(folder)
-    return apart(read_here(folder, base), logits_of(model))
+    # LLM.int8() lets all tokens that it reads at once have the outliers of each: it reads them alone here.
+    theirs = token_by_token(model) if quantization.load_in_8bit else logits_of(model)
+    return apart(read_here(folder, base), theirs)
+
+
+@torch.inference_mode()
+def token_by_token(model: torch.nn.Module) -> torch.Tensor:
+    logits, cache = [], None
+    for token in IDS[0]:
+        read = model(input_ids=token.view(1, 1), past_key_values=cache, use_cache=True)
+        cache = read.past_key_values
+        logits.append(read.logits.float())
+    return torch.cat(logits, 1)
 
 
 def bitsandbytes_cases(root: Path, base: Path) -> Iterator[Case]:

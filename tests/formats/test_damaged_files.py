@@ -109,34 +109,41 @@ def test_a_damaged_file_is_read_or_refused_in_a_sentence(
     assert all(words.endswith(".") and "\n" not in words for words in refusals)
 
 
+OLDER = (
+    {"group_size": 0},
+    {"group_size": "sixteen"},
+    {"group_size": 10**12},
+    {"bits": "4"},
+    {"bits": None},
+    {"checkpoint_format": {}},
+    {"meta": [1]},
+    {"meta": {"quantizer": [None]}},
+)
+GROUPS = (
+    {},
+    {"group_0": []},
+    {"group_0": {"weights": [1]}},
+    {"group_0": PACKED | {"input_activations": {"type": [], "num_bits": {}}}},
+    {"group_0": PACKED, "group_1": {"weights": "x"}},
+)
+
+
 @pytest.mark.parametrize(
-    "change",
+    ("format", "change"),
     [
-        {"group_size": 0},
-        {"group_size": "sixteen"},
-        {"group_size": 10**12},
-        {"bits": "4"},
-        {"bits": None},
-        {"checkpoint_format": {}},
-        {"meta": [1]},
-        {"meta": {"quantizer": [None]}},
-        {"config_groups": {}},
-        {"config_groups": {"group_0": []}},
-        {"config_groups": {"group_0": {"weights": [1]}}},
-        {"config_groups": {"group_0": PACKED | {"input_activations": {"type": [], "num_bits": {}}}}},
-        {"config_groups": {"group_0": PACKED, "group_1": {"weights": "x"}}},
-        {"bnb_4bit_quant_type": ["nf4"]},
-        {"load_in_8bit": True},
+        *((format, change) for format in ("gptq", "awq") for change in OLDER),
+        *(("compressed-tensors", {"config_groups": groups}) for groups in GROUPS),
+        ("bitsandbytes", {"bnb_4bit_quant_type": ["nf4"]}),
+        ("bitsandbytes", {"load_in_8bit": True}),
     ],
 )
 def test_a_configuration_that_makes_no_sense_is_read_or_refused_in_a_sentence(
-    change, checkpoints, tiny_models, tmp_path
+    format, change, checkpoints, tiny_models, tmp_path
 ):
-    for name in CONFIGURATIONS:
-        folder = tmp_path / name
-        shutil.copytree(checkpoints[name].parent, folder)
-        config = json.loads((folder / "config.json").read_text())
-        config["quantization_config"] |= change
-        (folder / "config.json").write_text(json.dumps(config))
-        words = refusal(folder, model_card(str(tiny_models / "llama")))
-        assert words is None or words.endswith(".")
+    folder = tmp_path / format
+    shutil.copytree(checkpoints[format].parent, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] |= change
+    (folder / "config.json").write_text(json.dumps(config))
+    words = refusal(folder, model_card(str(tiny_models / "llama")))
+    assert words is None or words.endswith(".")
