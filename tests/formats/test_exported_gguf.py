@@ -1,10 +1,12 @@
 """Our weights in GGUF files: read back here and by the gguf package as what was written, or nothing is written."""
 
+import io
 import json
 import shutil
 
 import gguf
 import pytest
+import sentencepiece
 import torch
 from formats.test_exported_checkpoints import quantized
 from typer.testing import CliRunner
@@ -12,8 +14,11 @@ from typer.testing import CliRunner
 from quant_engine.checkpoints.folder import load_quantized
 from quant_engine.cli import app
 from quant_engine.formats import published
+from quant_engine.formats.contract import LayoutError
 from quant_engine.formats.export import export
 from quant_engine.formats.gguf import their_order
+from quant_engine.formats.gguf_export import _add_pieces
+from quant_engine.formats.gguf_header import read_header
 from quant_engine.formats.load import load_published
 from quant_engine.models.architecture import LINEARS
 from quant_engine.models.catalog import model_card
@@ -80,6 +85,30 @@ def test_the_tokenizer_and_its_chat_template_are_the_base_models(base, tmp_path,
         assert read(text)["input_ids"] == written(text)["input_ids"]
     assert len(written("the")["input_ids"]) == 1
     assert read.chat_template == written.chat_template
+
+
+def test_pieces_of_a_sentencepiece_model_are_written_with_their_scores(tmp_path):
+    trained = io.BytesIO()
+    words = (word for text in ("the sea and the ship", "a shell on the shore") for word in text.split())
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=words, model_writer=trained, vocab_size=280, model_type="bpe", byte_fallback=True,
+        hard_vocab_limit=False, minloglevel=2,
+    )  # fmt: skip
+    with pytest.raises(LayoutError, match=r"tokenizer\.model"):
+        _add_pieces(None, tmp_path, 300)
+    (tmp_path / "tokenizer.model").write_bytes(trained.getvalue())
+    writer = gguf.GGUFWriter(tmp_path / "m.gguf", "llama")
+    _add_pieces(writer, tmp_path, 300)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    fields = read_header(tmp_path / "m.gguf").fields
+    pieces = sentencepiece.SentencePieceProcessor(model_proto=trained.getvalue())
+    count = pieces.vocab_size()
+    tokens, scores = fields["tokenizer.ggml.tokens"], fields["tokenizer.ggml.scores"]
+    assert tokens == [pieces.id_to_piece(i) for i in range(count)] + [f"[PAD{i}]" for i in range(count, 300)]
+    assert scores[:count] == [pieces.get_score(i) for i in range(count)]
+    assert fields["tokenizer.ggml.token_type"].count(gguf.TokenType.BYTE) == 256
 
 
 @pytest.mark.parametrize(
