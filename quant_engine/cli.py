@@ -88,8 +88,8 @@ PublishedAt = Annotated[
     str | None,
     typer.Option(
         "--checkpoint",
-        help="Weights that another program quantized (GPTQ, AWQ, GGUF): a folder or a .gguf file, or OWNER/NAME or "
-        "OWNER/NAME/FILE.gguf on the Hugging Face Hub.",
+        help="Weights that another program quantized (GPTQ, AWQ, compressed-tensors, bitsandbytes, GGUF): a folder or "
+        "a .gguf file, or OWNER/NAME or OWNER/NAME/FILE.gguf on the Hugging Face Hub.",
     ),
 ]
 Method = Annotated[str, typer.Option(help="fp16 (unquantized) or a method of [bold]list methods[/bold].")]
@@ -283,21 +283,32 @@ def run(
 @app.command()
 def evaluate(
     context: typer.Context,
-    checkpoint: Annotated[Path, typer.Argument(help="A folder that [bold]quantize[/bold] made.")],
+    checkpoint: Annotated[
+        Path,
+        typer.Argument(help="A folder that [bold]quantize[/bold] made, or a folder or .gguf file of another program."),
+    ],
     tasks: Tasks,
+    model: BaseModel = None,
     limit: Limit = None,
     window: Window = None,
     dtype: Dtype = None,
     device: Device = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure weights that were quantized before, here or elsewhere, and keep the run.
+    """Measure weights that were quantized before, here or elsewhere, by this program or another, and keep the run.
 
-    A folder from elsewhere is copied to where runs look for its weights; what it was calibrated on must be here too.
+    A folder that quantize made elsewhere is copied to where runs look for its weights; what it was calibrated on must
+    be here too.
     """
     from quant_engine.checkpoints import Checkpoint  # these load torch
     from quant_engine.runs.weights import adopt
 
+    if checkpoint.is_file() or (checkpoint / "config.json").exists():
+        weights = _published(str(checkpoint), model, None, QuantSetting())
+        _do(_run(weights, tasks, limit, window, dtype, device), as_json, context)
+        return
+    if model:
+        raise UserError(f"Leave out --model: weights that quantize made say themselves which model {checkpoint} is of.")
     if not Checkpoint(checkpoint).is_complete():
         raise UserError(f"{checkpoint} holds no finished quantized weights; make them with the command quantize.")
     weights = Checkpoint(checkpoint).spec()
@@ -399,9 +410,9 @@ def merge(
 def export(
     checkpoint: Annotated[Path, typer.Argument(help="A folder that quantize printed, or a run's log names.")],
     target: Annotated[Path, typer.Argument(help="The new folder to write the checkpoint to.")],
-    to: Annotated[str, typer.Option(help="gptq, gptq_v2 or awq.")],
+    to: Annotated[str, typer.Option(help="gptq, gptq_v2, awq, compressed-tensors or gguf.")],
 ) -> None:
-    """Write quantized weights as a checkpoint that transformers, GPTQModel or vLLM load, value for value.
+    """Write quantized weights as a checkpoint that transformers, GPTQModel, vLLM or llama.cpp load, value for value.
 
     A setting that the format can't say exactly is refused.
 

@@ -84,7 +84,9 @@ class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-_FORMATS = {"gptq": "GPTQ", "awq": "AWQ", "gguf": "GGUF", "bitsandbytes": "bitsandbytes"}
+_FORMATS = {"gptq": "GPTQ", "awq": "AWQ", "gguf": "GGUF", "bitsandbytes": "bitsandbytes"} | {
+    "compressed-tensors": "compressed-tensors"
+}
 _WRITERS = {"gptqmodel": "GPTQModel", "auto-gptq": "AutoGPTQ", "autoawq": "AutoAWQ", "low-bit-lab": "Low-Bit Lab"}
 """The programs that write checkpoints, as they call themselves in files and as they are written."""
 
@@ -96,7 +98,7 @@ def published_title(method: str) -> str | None:
     if not colon:
         return None
     title = _FORMATS.get(family, family)
-    if family in ("gguf", "bitsandbytes"):
+    if family in ("gguf", "bitsandbytes", "compressed-tensors"):
         return f"{title} {detail.upper()}"
     writer, _, version = detail.partition(" ")
     return f"{title}, by {_WRITERS.get(writer, writer)} {version}".rstrip() if writer else f"{title} checkpoint"

@@ -26,7 +26,8 @@ from transformers import LlamaConfig, LlamaModel
 from quant_engine.children import end_with_parent, start_child
 from quant_engine.kernels import attention, compiled, matmul
 from quant_engine.kernels.linear import HalfLinear
-from quant_engine.kernels.vectors import PARTLY_BINARY, Halves, Integers, Levels, TwoPlanes
+from quant_engine.kernels.stored_vectors import PARTLY_BINARY
+from quant_engine.kernels.vectors import Halves, Integers, Levels, TwoPlanes
 from quant_engine.models.load import get_ready
 from quant_engine.weights.grouped import GroupedInt
 from quant_engine.weights.half import Half

@@ -17,11 +17,11 @@ import numpy as np
 from numba import cfunc, njit, prange, types
 from numba.extending import intrinsic
 
-from quant_engine.kernels import vectors
+from quant_engine.kernels import stored_vectors, vectors
 from quant_engine.kernels.salient import each_salient
 from quant_engine.kernels.vectors import I64
 
-SOURCES = hashlib.sha256(Path(vectors.__file__).read_bytes()).hexdigest()
+SOURCES = hashlib.sha256(b"".join(Path(m.__file__).read_bytes() for m in (vectors, stored_vectors))).hexdigest()
 """What the instructions are made of. numba makes a function anew when its own file changes, or a value in its closure:
 this is such a value."""
 
@@ -33,7 +33,7 @@ def _multiply_tile(  # type: ignore[no-untyped-def]
     literals = (sources, form, bits, variant, rows)
 
     def code(context, builder, signature, args):  # type: ignore[no-untyped-def]
-        e, emitted = vectors.emitted(context, builder, *(kind.literal_value for kind in literals[1:4]), args[5])
+        e, emitted = stored_vectors.emitted(context, builder, *(kind.literal_value for kind in literals[1:4]), args[5])
         vectors.product(e, emitted, rows.literal_value, args[6:])
 
     return types.void(*literals, *(types.intp,) * 9), code
@@ -46,7 +46,7 @@ def _dequantize_tile(  # type: ignore[no-untyped-def]
     literals = (sources, form, bits, variant)
 
     def code(context, builder, signature, args):  # type: ignore[no-untyped-def]
-        e, emitted = vectors.emitted(context, builder, *(kind.literal_value for kind in literals[1:]), args[4])
+        e, emitted = stored_vectors.emitted(context, builder, *(kind.literal_value for kind in literals[1:]), args[4])
         vectors.weights(e, emitted, args[5:])
 
     return types.void(*literals, *(types.intp,) * 8), code
@@ -63,9 +63,9 @@ def product(form: int, bits: int, variant: int) -> Any:
     activation rows with the tiles from `first` to before `last`, of `tiles` in all.
 
     `side` and `words` are where the weight's data stand; `x` [rows, 32 * blocks] the activations, each column times
-    `vectors.input_factors`, and `sums` [rows, groups] those of their groups; `y` [rows, 16 * tiles] is written.
+    `stored_vectors.input_factors`, and `sums` [rows, groups] those of their groups; `y` [rows, 16 * tiles] is written.
     """
-    sources, salient = SOURCES, form == vectors.PARTLY_BINARY
+    sources, salient = SOURCES, form == stored_vectors.PARTLY_BINARY
 
     @_function(11)
     def multiply(side, words, per_group, blocks, tiles, rows, x, sums, y, first, last):  # type: ignore[no-untyped-def]
@@ -92,7 +92,7 @@ def dequantizer(form: int, bits: int, variant: int) -> Any:
     """A function of (side, words, per_group, blocks, tiles, out, stride, step, first, last): the weights of the tiles
     from `first` to before `last`, as columns. `out` is where those of `first` begin, with `step` bytes from tile to
     tile and `stride` from a column of the weight to the next."""
-    sources, salient = SOURCES, form == vectors.PARTLY_BINARY
+    sources, salient = SOURCES, form == stored_vectors.PARTLY_BINARY
 
     @_function(10)
     def dequantize(side, words, per_group, blocks, tiles, out, stride, step, first, last):  # type: ignore[no-untyped-def]

@@ -15,17 +15,20 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import torch
 
-from quant_engine.kernels import compiled, salient, vectors
+from quant_engine.kernels import compiled, salient, stored_vectors, vectors
+from quant_engine.kernels.stored_vectors import PARTLY_BINARY, SCALE_TYPES, ScaledIntegers
 from quant_engine.kernels.threads import parallel_kernels
 from quant_engine.kernels.vectors import Halves, Integers, Levels, TwoPlanes
 from quant_engine.weights.binary import Binary, PartlyBinary, ResidualBinary
-from quant_engine.weights.codebook import BLOCKS_PER_STEP, Codebook, dynamic_map
+from quant_engine.weights.codebook import BLOCKS_PER_STEP, Codebook, Fp4Codebook, dynamic_map
 from quant_engine.weights.dual_binary import DualBinary
 from quant_engine.weights.form import StoredWeight
+from quant_engine.weights.gguf_blocks import KINDS, GgufBlocks
 from quant_engine.weights.grouped import GroupedInt
 from quant_engine.weights.half import Half
 from quant_engine.weights.interleaving import ROWS
 from quant_engine.weights.rotated import RotatedInt
+from quant_engine.weights.scaled import Float8, ScaledInt
 
 BLOCK = vectors.BLOCK
 FEW_ROWS = 16
@@ -76,14 +79,15 @@ def _read(weight: StoredWeight) -> Plan:
     if isinstance(weight, RotatedInt):
         form, variant, words, side, group = 0, Integers.ROTATED, weight.codes, (weight.scale, 0), weight.in_features
     elif isinstance(weight, Codebook):
-        form, variant, words = 1, Levels.DOUBLE * weight.double | Levels.SHIFTED * weight.shifted, weight.codes
+        form, variant = 1, Levels.DOUBLE * weight.double | Levels.SHIFTED * weight.shifted
+        form, words = 7 if isinstance(weight, Fp4Codebook) else form, weight.codes
         side = (weight.scales, weight.shifts, weight.scale_steps, weight.shift_steps, weight.scale_mean)
         side, group = (*side, dynamic_map(), -(-weight.blocks // BLOCKS_PER_STEP) - 1), weight.block
     elif isinstance(weight, ResidualBinary):
         form, variant, words, group = 3, TwoPlanes.RESIDUAL, weight.signs, weight.group
         side = (weight.scales, weight.marks, weight.salient)
     elif isinstance(weight, PartlyBinary):
-        form, variant, words, group = vectors.PARTLY_BINARY, 0, weight.signs, weight.group
+        form, variant, words, group = PARTLY_BINARY, 0, weight.signs, weight.group
         side = (
             weight.scales, weight.marks, weight.codes, weight.starts, weight.grid_scales, weight.grid_zeros,
             salient.FLOAT16.ctypes.data, weight.out_features, len(weight.codes),
@@ -96,6 +100,8 @@ def _read(weight: StoredWeight) -> Plan:
     elif isinstance(weight, Half):
         form, words, side, group = 4, weight.values, (0,), weight.in_features
         variant = Halves.BFLOAT16 if weight.dtype == "bfloat16" else Halves.FLOAT16
+    elif isinstance(weight, ScaledInt | Float8 | GgufBlocks):
+        form, variant, words, side, group = _of_other_programs(weight)
     else:
         form, variant = 0, Integers.MIDDLE if weight.symmetric else Integers.ZEROS
         words, side, group = weight.codes, (weight.scales, weight.zeros), weight.group
@@ -106,13 +112,28 @@ def _read(weight: StoredWeight) -> Plan:
     groups, tiles = -(-weight.in_features // group), -(-weight.out_features // ROWS)
     first = np.array([numbers.ctypes.data, words.data_ptr(), per_group, blocks, tiles], np.int64)
     product = compiled.product(form, bits, variant).address
-    return Plan(form, bits, variant, first, numbers, product, vectors.input_factors(form, bits), groups)
+    return Plan(form, bits, variant, first, numbers, product, stored_vectors.input_factors(form, bits), groups)
+
+
+def _of_other_programs(weight: ScaledInt | Float8 | GgufBlocks) -> tuple[int, int, torch.Tensor, tuple, int]:
+    """Form, variant, words, side data and columns of a group of a form that other programs' files have."""
+    if isinstance(weight, GgufBlocks):
+        side = weight.scales, weight.minimums, weight.scale_codes, weight.minimum_codes
+        form = 8 if weight.kind == "iq4_nl" else 9 if weight.group == BLOCK else 10
+        return form, list(KINDS).index(weight.kind), weight.codes, side, 256 if form == 10 else BLOCK
+    variant = SCALE_TYPES.index(weight.scale_dtype)
+    if isinstance(weight, Float8):
+        return 6, variant, weight.codes, (weight.scales,), weight.group
+    zeros = 0 if weight.symmetric else ScaledIntegers.WITH_ZEROS
+    return 5, variant + zeros, weight.codes, (weight.scales, weight.zeros), weight.group
 
 
 def fits(weight: StoredWeight) -> bool:
     """Whether the kernels can take this weight: whole blocks of 32 columns, which do not lie across groups."""
     if isinstance(weight, Codebook):
         return weight.block % BLOCK == 0 and weight.in_features % weight.block == 0
+    if isinstance(weight, GgufBlocks):
+        return True
     return weight.in_features % BLOCK == 0 and (weight.group % BLOCK == 0 or weight.groups == 1)
 
 

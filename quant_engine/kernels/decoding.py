@@ -38,7 +38,7 @@ ENTRY = np.dtype(
 )
 """An entry of the table of linears, which stand in sets that share their input: in each block q, k, v; o; gate, up;
 down. It holds the kernel's address and the numbers that it takes first, how many groups a row has; addresses
-of `vectors.input_factors`, of the order of columns int32, of which columns are live float32, and of the bias float32, 0
+of `input_factors`, of the order of columns int32, of which columns are live float32, and of the bias float32, 0
 where there is none; the number in its set of the entry whose prepared input it takes, and of that which its product is
 added to, its own in most cases."""
 (_KERNEL, _WEIGHT, _GROUPS, _FACTORS, _ORDER, _LIVE, _BIAS, _INPUT, _OUTPUT) = (0, 1, 6, 7, 8, 9, 10, 11, 12)

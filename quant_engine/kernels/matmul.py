@@ -20,6 +20,7 @@ from quant_engine.weights.int_activations import IntActivations, quantize_tokens
 from quant_engine.weights.interleaving import ROWS
 from quant_engine.weights.low_rank import LowRank
 from quant_engine.weights.mixed_width import MixedWidth
+from quant_engine.weights.rounded_inputs import RoundedInputs
 
 TILE_WEIGHTS = 2**20
 """Weights that are dense at once: 4 MiB in float32."""
@@ -35,6 +36,10 @@ _CPU_KERNELS = {
     "residual_binary": cpu,
     "dual_binary": cpu,
     "half": cpu,
+    "scaled_int": cpu,
+    "float8": cpu,
+    "fp4_codebook": cpu,
+    "gguf_blocks": cpu,
 }
 CPU_KERNELS = dict(_CPU_KERNELS)
 """By storage form, the module with its functions `fits`, `prepare`, `multiply` and `dequantize_rows` for the CPU."""
@@ -52,6 +57,8 @@ def matmul(x: torch.Tensor, weight: StoredWeight) -> torch.Tensor:
     if isinstance(weight, LowRank):
         a, b = weight.a.to(x.dtype), weight.b.to(x.dtype)
         return matmul(x, weight.base).add_(x @ a.T @ b.T, alpha=weight.scale)
+    if isinstance(weight, RoundedInputs):
+        return matmul(weight.round(x), weight.base)
     if isinstance(weight, IntActivations):
         codes, scale = quantize_tokens(x, weight.a_bits)
         return (_by_integers(codes, weight) * scale).to(x.dtype)

@@ -18,7 +18,6 @@ from functools import reduce
 from typing import Any
 
 import llvmlite.ir as ir
-import numpy as np
 from numba.core import cgutils
 
 from quant_engine.weights.binary import RESIDUAL_TERMS
@@ -182,7 +181,7 @@ class Integers:
             if shifted and stays_shifted(self.bits, offset):
                 code = b.and_(words[0][word], self.e.ints(mask << offset))
             else:
-                code = _cut(self.e, words[0], word, offset, self.bits)
+                code = cut(self.e, words[0], word, offset, self.bits)
                 code = code if offset + self.bits == 32 else b.and_(code, self.e.ints(mask))
             yield b.sitofp(code, FLOATS)
 
@@ -194,7 +193,7 @@ class Integers:
         return b.fptosi(weight, ir.VectorType(ir.IntType(8), LANES)) if self.variant == self.WHOLE else weight
 
 
-def _cut(e: Emitter, words: list[ir.Value], word: int, offset: int, bits: int) -> ir.Value:
+def cut(e: Emitter, words: list[ir.Value], word: int, offset: int, bits: int) -> ir.Value:
     """A code in the lowest bits of each lane; what lies above it in its word is still there."""
     b = e.builder
     code = b.lshr(words[word], e.ints(offset)) if offset else words[word]
@@ -240,7 +239,7 @@ class Levels:
 
     def values(self, words: list[list[ir.Value]], shifted: bool, block: ir.Value) -> Iterator[ir.Value]:
         for word, offset in code_offsets(self.bits):
-            yield self._level(_cut(self.e, words[0], word, offset, self.bits))
+            yield self._level(cut(self.e, words[0], word, offset, self.bits))
 
     def _level(self, code: ir.Value) -> ir.Value:
         """The level of each lane's code; what lies above the code is not looked at."""
@@ -406,10 +405,6 @@ class MarkedSigns:
         return value
 
 
-FORMS = (Integers, Levels, Signs, TwoPlanes, Halves, MarkedSigns)
-PARTLY_BINARY = FORMS.index(MarkedSigns)
-
-
 def product(e: Emitter, form: Any, rows: int, numbers: list[ir.Value]) -> None:
     """A tile's product with so many activation rows.
 
@@ -482,19 +477,3 @@ def _load_block(
     index = e.builder.add(e.builder.mul(tile, blocks), block)
     planes = [e.after(plane, (index, 4 * LANES * form.bits)) for plane in (words, *form.more_planes)]
     return [[e.load(INTS, plane, 4 * LANES * word) for word in range(form.bits)] for plane in planes]
-
-
-def emitted(
-    context: Any, builder: ir.IRBuilder, form: int, bits: int, variant: int, side: ir.Value
-) -> tuple[Emitter, Any]:
-    """The form of this number, ready to give its instructions. `side` is the address of its side data."""
-    e = Emitter(context, builder)
-    return e, FORMS[form](e, bits, variant, side)
-
-
-def input_factors(form: int, bits: int) -> np.ndarray:
-    """What each of a block's 32 inputs is multiplied with, since its code stays shifted: float32 [32]."""
-    if not FORMS[form].shifts:
-        return np.ones(BLOCK, np.float32)
-    shifts = [offset if stays_shifted(bits, offset) else 0 for _, offset in code_offsets(bits)]
-    return np.array([2.0**-shift for shift in shifts], np.float32)

@@ -207,6 +207,11 @@ class Skeleton:
         )
         return weights + sum(buffer.nbytes for buffer in self.model.buffers())
 
+    @property
+    def parameter_names(self) -> dict[str, str]:
+        """The parameter of each name in the files."""
+        return {file_name: name for name, file_name in self._file_name.items()}
+
     def tensors_outside_blocks(self) -> dict[str, torch.Tensor]:
         """What lies outside of the decoder blocks, as the files have it: their names, types and values."""
         blocks = self.block_prefix(0).removesuffix("0.")
