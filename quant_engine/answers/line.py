@@ -12,7 +12,7 @@ import sys
 import threading
 import traceback
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from typing import BinaryIO
 
@@ -60,7 +60,7 @@ class RequestLine:
     ) -> None:
         self._models, self._resolve, self._has_room, self._output = models, resolve, has_room, output
         self._pictures = PictureCache()
-        self._answers: OrderedDict[tuple[str | int, ...], Step] = OrderedDict()  # the last steps of whole answers
+        self._answers: OrderedDict[tuple[Hashable, ...], Step] = OrderedDict()  # the last steps of whole answers
         self._quantizing = Quantizing(self._on_progress, self._on_quantized, command)
         self._cores = torch.get_num_threads()
         self._questions: list[Question] = []
@@ -243,9 +243,10 @@ class RequestLine:
             except Exception as error:
                 self._fail(question, number, error)
                 continue
-            before = self._answers.get(self._key(question, side))
+            key = self._key(question, number)
+            before = self._answers.get(key)
             if before:
-                self._answers.move_to_end(self._key(question, side))
+                self._answers.move_to_end(key)
                 self._end(question, number)
                 message = "Answered before; the times are those of then."
                 self._send(question, number, "done", before.text, stats=before.stats, message=message)
@@ -272,7 +273,8 @@ class RequestLine:
         self._send(question, number, "status", message="Reading")
         try:
             batch = self._batches.get(key) or OpenAnswers(side.loaded, self._pictures)
-            begun = batch.join(question.picture, request.question, request.max_new_tokens)
+            earlier = request.conversation(number)
+            begun = batch.join(question.picture, request.question, request.max_new_tokens, earlier)
         except Exception as error:
             self._fail(question, number, error)
             return
@@ -306,16 +308,17 @@ class RequestLine:
 
     def _send_step(self, question: Question, number: int, step: Step) -> None:
         if step.finished:
-            self._answers[self._key(question, question.sides[number])] = step
+            self._answers[self._key(question, number)] = step
             if len(self._answers) > ANSWERS_KEPT:
                 self._answers.popitem(last=False)
             self._end(question, number)
         self._send(question, number, "done" if step.finished else "token", step.text, stats=step.stats)
 
-    def _key(self, question: Question, side: Side) -> tuple[str | int, ...]:
+    def _key(self, question: Question, number: int) -> tuple[Hashable, ...]:
         """What an answer hangs on."""
-        request = question.request
-        return side.spec.model_dump_json(), question.picture_digest, request.question, request.max_new_tokens
+        request, spec = question.request, question.sides[number].spec
+        asked = request.question, request.conversation(number), request.max_new_tokens
+        return spec.model_dump_json(), question.picture_digest, *asked
 
     def _fail(self, question: Question, number: int, error: Exception) -> None:
         if not isinstance(error, UserError):

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 from uuid import uuid4
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from quant_engine.progress import Progress
 from quant_engine.results import AnswerStats
@@ -15,10 +15,23 @@ from quant_engine.spec import Identifier, QuantSetting, Text
 MOST_QUESTION_CHARACTERS = 4000
 MOST_NEW_TOKENS = 1024
 MOST_SIDES = 8
+MOST_EARLIER = 16
+
+
+class Turn(BaseModel):
+    """A question that was asked before in a conversation, with the answer of each side."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    question: Text
+    answers: tuple[Text, ...]
 
 
 class AskRequest(BaseModel):
-    """One question for one model, answered once per setting in `sides`. `image` is the path of a picture, or None."""
+    """One question for one model, answered once per setting in `sides`. `image` is the path of a picture, or None.
+
+    `earlier` are the questions before it: each side goes on from its own answers.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -26,6 +39,7 @@ class AskRequest(BaseModel):
     image: Path | None = None
     question: Text
     sides: tuple[QuantSetting, ...]
+    earlier: tuple[Turn, ...] = ()
     max_new_tokens: int = Field(default=128, ge=1, le=MOST_NEW_TOKENS)
     request_id: str = Field(default_factory=lambda: uuid4().hex)
 
@@ -47,6 +61,18 @@ class AskRequest(BaseModel):
         if not 1 <= len(sides) <= MOST_SIDES:
             raise ValueError(f"Choose from 1 to {MOST_SIDES} settings to compare, not {len(sides)}.")
         return sides
+
+    @model_validator(mode="after")
+    def _goes_on(self) -> AskRequest:
+        if len(self.earlier) > MOST_EARLIER:
+            raise ValueError(f"A conversation has at most {MOST_EARLIER + 1} questions: begin a new one.")
+        if any(len(turn.answers) != len(self.sides) for turn in self.earlier):
+            raise ValueError("The settings are not those of the conversation so far: begin a new one.")
+        return self
+
+    def conversation(self, side: int) -> tuple[tuple[str, str], ...]:
+        """The earlier questions with a side's answers."""
+        return tuple((turn.question, turn.answers[side]) for turn in self.earlier)
 
 
 class AnswerEvent(BaseModel):

@@ -12,7 +12,7 @@ import pytest
 from pydantic import ValidationError
 
 from quant_engine.answers.client import AnswerService
-from quant_engine.answers.messages import AskRequest
+from quant_engine.answers.messages import AskRequest, Turn
 from quant_engine.spec import QuantSetting, sentence
 
 STAND_IN = (sys.executable, str(Path(__file__).with_name("stand_in.py")))
@@ -225,6 +225,17 @@ def test_the_same_question_to_the_same_setting_is_answered_at_once_and_says_so(s
     assert (
         "Answered before" in last(shared.ask(request("pictures", **asked | {"image": tmp_path / "red.png"})))[0].message
     )
+
+
+def test_each_side_goes_on_from_its_own_answers(shared):
+    turn = Turn(question="What?", answers=("A cat.", "A dog."))
+    asked = {"question": "Where?", "max_new_tokens": 6}
+    ends = last(shared.ask(request(sides=(FP16, RTN), earlier=(turn,), **asked)))
+    assert ends[0].text != ends[1].text  # both stand for the same weights
+    swapped = turn.model_copy(update={"answers": turn.answers[::-1]})
+    again = last(shared.ask(request(sides=(FP16, RTN), earlier=(swapped,), **asked)))
+    assert (again[0].text, again[1].text) == (ends[1].text, ends[0].text)
+    assert last(shared.ask(request(**asked)))[0].text not in (ends[0].text, ends[1].text)
 
 
 def test_a_stopped_answer_is_computed_anew(shared):
@@ -462,6 +473,8 @@ def test_what_quantizes_ends_with_the_answering_process(service, tmp_path):
         ({"question": "  "}, "Type a question."),
         ({"question": "x" * 5000}, "5,000 characters; shorten it to 4,000"),
         ({"sides": ()}, "Choose from 1 to 8 settings"),
+        ({"earlier": (Turn(question="Why?", answers=("a", "b")),)}, "not those of the conversation so far"),
+        ({"earlier": (Turn(question="Why?", answers=("a",)),) * 17}, "at most 17 questions"),
     ],
 )
 def test_a_request_that_makes_no_sense_is_a_sentence(wrong, said):

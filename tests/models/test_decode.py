@@ -282,3 +282,25 @@ def test_the_time_to_the_first_token_counts_a_picture_that_was_at_hand_as_if_enc
     pictures = PictureCache()
     firsts = [next(answer(llava, picture(), "What?", 1, None, pictures)).stats.ttft_s for _ in range(2)]
     assert firsts == [7.0, 7.0]
+
+
+def test_a_conversation_goes_on_from_its_questions_and_answers_with_the_picture_in_the_first(llava):
+    prompt = "<s>user: <image>\nWhat?</s><s>assistant: A cat.</s><s>user: Where?</s><s>assistant: "
+    inputs = llava.processor(images=picture(), text=prompt, return_tensors="pt", add_special_tokens=False)
+    steps = list(answer(llava, picture(), "Where?", 20, earlier=[("What?", "A cat.")]))
+    assert [step.token for step in steps] == generated(llava, 20, **inputs)
+
+
+def test_a_model_without_a_chat_format_reads_a_conversation_as_text():
+    loaded = tiny.llama()
+    loaded.tokenizer.chat_template = None
+    read = decode.prompt_inputs(loaded, None, "Why?", [("What?", "A cat.")])["input_ids"][0]
+    assert loaded.tokenizer.decode(read) == "What?\nA cat.\n\nWhy?"
+
+
+def test_an_answer_goes_on_from_the_tokens_that_it_begins_with(llama):
+    whole = [step.token for step in answer(llama, None, "Why?", 12)]
+    steps = list(answer(llama, None, "Why?", 7, prefix=whole[:5]))
+    assert list(steps[-1].tokens) == whole
+    assert [step.token for step in steps] == whole[5:]
+    assert steps[0].text == decode.answer_so_far(llama.tokenizer, whole[:6])
