@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from html import escape
 
 from leaderboard.ui.table import bit_bar
 from quant_engine import notation
-from quant_engine.answers.messages import AnswerEvent
+from quant_engine.answers.messages import AnswerEvent, AskRequest
 from quant_engine.results import AnswerStats
 from quant_engine.spec import QuantSetting
 
 
 @dataclass(frozen=True)
 class Side:
-    """The state of one side after its last event: `state` is empty, status, token, done or error."""
+    """The state of one side after its last event: `state` is empty, status, token, done or error. `earlier` are the
+    questions of the conversation before its last `question`, with this side's answers."""
 
     setting: QuantSetting
     state: str = "empty"
     text: str = ""
     message: str = ""
     stats: AnswerStats | None = None
+    question: str = ""
+    earlier: tuple[tuple[str, str], ...] = ()
 
     def after(self, event: AnswerEvent) -> Side:
         """The side after one more event; an error keeps the text that came before it."""
@@ -29,15 +33,31 @@ class Side:
         )
 
 
+def first_sides(request: AskRequest) -> list[Side]:
+    """The sides of a question that was just asked."""
+    return [
+        Side(setting, "status", message="Asking", question=request.question, earlier=request.conversation(number))
+        for number, setting in enumerate(request.sides)
+    ]
+
+
 def pane(side: Side) -> str:
     """The side as HTML, whatever state it is in."""
     label, bits = escape(side.setting.label), side.setting.w_bits
-    weights = escape(side.stats.describe_weights(side.setting)) if side.stats else ""
+    dtype = f"computed in {escape(side.stats.dtype)}" if side.stats else ""
     return (
         f'<article class="answer at-{side.state}" aria-busy="{str(side.state in ("status", "token")).lower()}">'
-        f"<header><b>{label}</b>{bit_bar(bits)}<span>{weights}</span></header>"
-        f'<div class="said" aria-live="polite">{_answer(side)}</div>{_costs(side.stats)}</article>'
+        f"<header><b>{label}</b>{bit_bar(bits)}<span>{dtype}</span></header>{_costs(side.stats)}"
+        f'<div class="said" aria-live="polite"><div>{_earlier(side)}{_answer(side)}</div></div></article>'
     )
+
+
+def _earlier(side: Side) -> str:
+    """The conversation before the answer; nothing for a first question, which stands above the answers."""
+    if not side.earlier:
+        return ""
+    turns = "".join(f'<p class="asked">{escape(q)}</p><p class="before">{escape(a)}</p>' for q, a in side.earlier)
+    return f'{turns}<p class="asked">{escape(side.question)}</p>'
 
 
 def _answer(side: Side) -> str:
@@ -56,11 +76,12 @@ def _answer(side: Side) -> str:
 
 
 def _costs(stats: AnswerStats | None) -> str:
-    speed = f"{stats.tokens_per_s:.1f}" if stats and stats.tokens_per_s else "–"
-    first = notation.seconds(stats.ttft_s) if stats else "–"
-    memory = notation.size(stats.weight_bytes) if stats else "–"
-    return (
-        f"<dl><div><dt>First token</dt><dd>{first}</dd></div>"
-        f"<div><dt>Tokens/s</dt><dd>{speed}</dd></div>"
-        f"<div><dt>Weight memory</dt><dd>{memory}</dd></div></dl>"
+    figures: Sequence[tuple[str, str]] = (
+        ("First token", notation.seconds(stats.ttft_s) if stats else "–"),
+        ("Tokens/s", f"{stats.tokens_per_s:.1f}" if stats and stats.tokens_per_s else "–"),
+        ("Weight memory", notation.size(stats.weight_bytes) if stats else "–"),
+        ("Stored bits", f"{stats.stored_bits:.2f}" if stats else "–"),
     )
+    titles = {"Stored bits": ' title="Bits stored per quantized weight, side data counted"'}
+    cells = (f"<div{titles.get(name, '')}><dt>{name}</dt><dd>{value}</dd></div>" for name, value in figures)
+    return f"<dl>{''.join(cells)}</dl>"

@@ -1,9 +1,7 @@
-"""The Ask a picture tab: one picture, one question, FP16 at the left and a quantized setting beside it."""
+"""The Ask a picture tab: one picture, one question, FP16 at the left and one to three quantized settings after it."""
 
 from __future__ import annotations
 
-import json
-import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from html import escape
@@ -13,47 +11,30 @@ from typing import Any
 import gradio as gr
 
 from leaderboard import pictures, requests
+from leaderboard.conversation import Conversation, Example, read_examples
 from leaderboard.lab import Lab
-from leaderboard.ui import setting_picker
-from leaderboard.ui.answer_pane import Side, pane
+from leaderboard.ui.answer_pane import first_sides, pane
+from leaderboard.ui.ask_columns import Columns
 from leaderboard.ui.theme import QUICK, html
+from leaderboard.view import Asked, PageView, address
 from quant_engine.answers.messages import AskRequest
-from quant_engine.folders import ASSETS
 from quant_engine.models.catalog import MODELS
 from quant_engine.spec import UserError
 
-logger = logging.getLogger(__name__)
-
-EXAMPLES = ASSETS / "demo" / "examples" / "examples.json"
 ASKING_AT_ONCE = 24
 """Each open question holds one of Gradio's 40 threads; the answering process puts them in line and says so."""
-LENGTHS = [16, 32, 64, 128, 256]
 _PICK_JS = """
 element.addEventListener('click', (event) => {
   const example = event.target.closest('[data-example]');
   if (example) trigger('pick', { index: Number(example.dataset.example) });
 });
 """
-
-
-@dataclass(frozen=True)
-class Example:
-    """A picture that ships with the project, a question about it, and the right answer."""
-
-    picture: Path
-    question: str
-    answer: str
-
-
-def read_examples(file: Path = EXAMPLES) -> list[Example]:
-    """The examples whose pictures are there; none, with a line in the log, if the list can't be read."""
-    try:
-        entries = json.loads(file.read_text(encoding="utf-8"))
-        listed = [Example(file.parent / entry["image"], entry["question"], entry["answer"]) for entry in entries]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        logger.warning("No example pictures: %s can't be read (%s).", file.name, error)
-        return []
-    return [example for example in listed if example.picture.is_file()]
+_ESCAPE_JS = """
+document.addEventListener('keydown', (event) => {
+  const choosing = event.target.closest?.('[aria-expanded="true"]');
+  if (event.key === 'Escape' && !choosing) document.querySelector('#stop')?.click();
+});
+"""
 
 
 def strip(examples: list[Example]) -> str:
@@ -88,15 +69,25 @@ def model_note(model: str) -> str:
     return f'<p class="remark">{escape(note)}</p>'
 
 
-def build(lab: Lab) -> None:
-    """Lays out the tab and connects it."""
-    with gr.Row(elem_classes="bench"):
-        with gr.Column(elem_classes="bench-side"):
-            picture = PicturePart()
-        with gr.Column(elem_classes="bench-main"):
-            question = QuestionPart(lab)
-    picture.connect(question)
-    question.connect(picture)
+class AskTab:
+    """The tab on the page. `outputs` is what `fill` sets to a view."""
+
+    def __init__(self, lab: Lab) -> None:
+        """Lays out the tab and connects it."""
+        with gr.Row(elem_classes="bench asking-bench"):
+            with gr.Column(elem_classes="bench-side"):
+                self.picture = PicturePart()
+            with gr.Column(elem_classes="bench-main"):
+                self.question = QuestionPart(lab)
+        self.picture.connect(self.question)
+        self.question.connect(self.picture)
+        self.outputs = [self.picture.path, self.picture.frame, *self.question.outputs]
+
+    def fill(self, asked: Asked) -> list[Any]:
+        """Updates of `outputs` that set the tab to a link. A link that asks nothing leaves it as it is."""
+        if asked == Asked():
+            return [gr.skip()] * len(self.outputs)
+        return [*self.picture.fill(asked), *self.question.fill(asked)]
 
 
 class PicturePart:
@@ -118,6 +109,18 @@ class PicturePart:
         outputs = [self.path, self.frame, self.upload, part.problem]
         # Not preprocessed: Gradio would answer a file type of its own list's with an error, and leave an empty file.
         self.upload.upload(self._accept, [self.upload, self.path], outputs, preprocess=False, **QUICK)
+
+    def number(self, path: Path | None) -> int | None:
+        """The number of the example that a picture is; None for a visitor's own."""
+        files = [example.picture for example in self.examples]
+        return files.index(path) + 1 if path in files else None
+
+    def fill(self, asked: Asked) -> list[Any]:
+        """The example of a link. Without it the picture stays: a visitor's own is in no link."""
+        if asked.example is None or asked.example > len(self.examples):
+            return [gr.skip(), gr.skip()]
+        example = self.examples[asked.example - 1]
+        return [str(example.picture), picture_html(str(example.picture), example.answer)]
 
     def _accept(self, upload: Mapping[str, Any] | None, path: str | None) -> tuple:
         """Takes an uploaded picture, whose file is deleted; a refused one leaves the picture before it."""
@@ -143,81 +146,115 @@ class PicturePart:
         return str(example.picture), picture_html(str(example.picture), example.answer), example.question, ""
 
 
+@dataclass(frozen=True)
+class Asking:
+    """A question on its way, and the column that each of its sides stands in."""
+
+    request: AskRequest
+    columns: tuple[int, ...]
+
+
 class QuestionPart:
-    """The question, the model and setting that are asked, and the two answers."""
+    """The question, the columns that it is asked, and their answers. `outputs` are what `fill` sets to a link."""
 
     def __init__(self, lab: Lab) -> None:
         """Lays out the part."""
         self.lab = lab
         self.halted: set[str] = set()  # requests that Stop was pressed for
-        cards = requests.picture_models()
-        self.request = gr.State(None)
+        self.asking = gr.State(None)
+        self.conversation = gr.State(None)
+        self.address = gr.Textbox("", visible="hidden")
         with gr.Row(elem_classes="asking"):
             self.question = gr.Textbox(
                 label="Question", placeholder="What is in the picture?", lines=1, max_lines=4, elem_id="question"
             )
             self.ask = gr.Button("Ask", variant="primary", elem_id="ask", min_width=88)
             self.stop = gr.Button("Stop", visible=False, elem_id="stop", min_width=88)
-        with gr.Row(elem_classes="asking-of"):
-            self.model = gr.Dropdown(
-                [(card.title, card.id) for card in cards], value=cards[0].id, label="Model", filterable=False
-            )
-            self.picker = setting_picker.build(fp16=False)
-            self.length = gr.Dropdown(LENGTHS, value=64, label="Most tokens", filterable=False)
-        self.problem = html("", elem_id="ask-problem")
-        with gr.Row(elem_classes="answers"):
-            self.panes = [
-                html(pane(Side(setting)), elem_id=f"answer-{index}")
-                for index, setting in enumerate((requests.FP16, setting_picker.FIRST_SETTING))
-            ]
-        self.remark = html(model_note(cards[0].id))
+            self.follow = gr.Button("Follow up", interactive=False, elem_id="follow", min_width=88)
+            self.add = gr.Button("Add a setting", elem_id="add", min_width=88)
+        self.problem = html("", elem_id="ask-problem", js_on_load=_ESCAPE_JS)
+        self.columns = Columns()
+        self.remark = html(model_note(self.columns.model.value))
+        self.outputs = [self.question, *self.columns.outputs, self.add, self.remark]
 
     def connect(self, picture: PicturePart) -> None:
-        form = [self.model, picture.path, self.question, *self.picker, self.length]
-        outputs = [self.request, self.problem, *self.panes, self.ask, self.stop]
-        self.model.input(model_note, self.model, self.remark, **QUICK)
-        gr.on([self.ask.click, self.question.submit], self._prepare, form, outputs, **QUICK).then(
-            self._answer,
-            self.request,
-            self.panes,
-            show_progress="hidden",
-            concurrency_limit=ASKING_AT_ONCE,
-            api_visibility="private",
-        ).then(self._end, None, [self.ask, self.stop], **QUICK)
-        self.stop.click(self._halt, self.request, None, **QUICK)
+        """Connects the part with itself, and with the picture that is asked about."""
+        self._number_of = picture.number
+        form = [self.conversation, picture.path, self.question, *self.columns.controls]
+        buttons = [self.ask, self.stop, self.follow, self.add]
+        outputs = [self.asking, self.problem, self.address, *self.columns.panes, *buttons]
+        self.columns.connect(self.add)
+        self.columns.model.input(model_note, self.columns.model, self.remark, **QUICK)
+        for event, prepare in (
+            ([self.ask.click, self.question.submit], self._prepare),
+            ([self.follow.click], self._prepare_follow_up),
+        ):
+            gr.on(event, prepare, form, outputs, **QUICK).then(
+                self._answer,
+                self.asking,
+                [*self.columns.panes, self.conversation],
+                show_progress="hidden",
+                concurrency_limit=ASKING_AT_ONCE,
+                concurrency_id="ask",
+                api_visibility="private",
+            ).then(self._end, [self.conversation, self.columns.shown], buttons, **QUICK)
+        self.stop.click(self._halt, self.asking, None, **QUICK)
+        self.address.change(None, self.address, None, js="(search) => { lowbit.go('ask', search); }", **QUICK)
 
-    def _prepare(self, model, picture, question, method, bits, a_bits, group, most_tokens) -> tuple:
+    def fill(self, asked: Asked) -> list[Any]:
+        """Updates of `outputs` that set question and columns to a link."""
+        columns = self.columns.fill(asked)
+        return [asked.question, *columns, gr.skip(), model_note(asked.model or self.columns.model.value)]
+
+    def _prepare(self, _: Conversation | None, *form: Any) -> tuple:
+        return self._prepare_follow_up(None, *form)
+
+    def _prepare_follow_up(self, before: Conversation | None, picture, question, model, length, *columns) -> tuple:
         """Checks everything first, so that a refusal is a sentence beside the form."""
+        panes = [gr.skip()] * len(self.columns.panes)
         try:
-            setting = requests.setting(method, bits, group, a_bits=a_bits)
-            request = requests.question(model, picture, question, setting, most_tokens)
+            settings, shown = self.columns.read(model, length, *columns)
+            request = requests.question(model, picture, question, settings, length, before.turns if before else ())
+            if before:
+                before.check_follows(request)
         except UserError as refusal:
-            return None, notice(str(refusal)), gr.skip(), gr.skip(), gr.skip(), gr.skip()
-        panes = [pane(side) for side in _first_sides(request)]
-        return request, "", *panes, gr.update(visible=False), gr.update(visible=True)
+            return None, notice(str(refusal)), gr.skip(), *panes, *[gr.skip()] * 4
+        for column, side in zip(shown, first_sides(request), strict=True):
+            panes[column] = pane(side)
+        asked = Asked(
+            model=model,
+            settings=",".join(setting.code for setting in settings),
+            question=request.question,
+            example=self._number_of(request.image),
+            tokens=length,
+        )
+        off = gr.update(interactive=False)
+        buttons = gr.update(visible=False), gr.update(visible=True), off, off
+        return Asking(request, shown), "", address(PageView(asked=asked)), *panes, *buttons
 
-    def _answer(self, request: AskRequest | None) -> Iterator[tuple[str, ...]]:
-        """Both panes, anew after each event."""
-        if request is None:
-            yield gr.skip(), gr.skip()
+    def _answer(self, asking: Asking | None) -> Iterator[list[Any]]:
+        """The panes that change, anew after each event; at the end the conversation."""
+        unchanged = [gr.skip()] * (len(self.columns.panes) + 1)
+        if asking is None:
+            yield unchanged
             return
-        sides = _first_sides(request)
+        request, sides = asking.request, first_sides(asking.request)
         for event in self.lab.answers.ask(request):
             if request.request_id in self.halted:  # Stop may have been pressed before the question was on its way
                 self.halted.discard(request.request_id)
                 self.lab.answers.cancel(request.request_id)
             sides[event.side] = sides[event.side].after(event)
-            yield tuple(map(pane, sides))
+            update = [*unchanged]
+            update[asking.columns[event.side]] = pane(sides[event.side])
+            yield update
         self.halted.discard(request.request_id)
+        yield [*unchanged[:-1], Conversation(request, tuple(side.text.strip() for side in sides))]
 
-    def _end(self) -> tuple:
-        return gr.update(visible=True), gr.update(visible=False)
+    def _end(self, conversation: Conversation | None, shown: tuple[bool, ...]) -> tuple:
+        can_follow = gr.update(interactive=conversation is not None)
+        return gr.update(visible=True), gr.update(visible=False), can_follow, gr.update(interactive=not all(shown))
 
-    def _halt(self, request: AskRequest | None) -> None:
-        if request is not None:
-            self.halted.add(request.request_id)
-            self.lab.answers.cancel(request.request_id)
-
-
-def _first_sides(request: AskRequest) -> list[Side]:
-    return [Side(setting, "status", message="Asking") for setting in request.sides]
+    def _halt(self, asking: Asking | None) -> None:
+        if asking is not None:
+            self.halted.add(asking.request.request_id)
+            self.lab.answers.cancel(asking.request.request_id)

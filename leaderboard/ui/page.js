@@ -2,10 +2,11 @@
 window.lowbit = (() => {
   // --- the view in the address. Each part of the page owns its parameters; the rest is left as it is. ---
   const owns = {
-    board: (name) => !/^(x\.|fit\.|tab$|row$|pin$|__)/.test(name),
+    board: (name) => !/^(x\.|fit\.|ask\.|tab$|row$|pin$|__)/.test(name),
     details: (name) => name === 'row' || name === 'pin',
     explore: (name) => name.startsWith('x.'),
     fit: (name) => name.startsWith('fit.'),
+    ask: (name) => name.startsWith('ask.'),
     tab: (name) => name === 'tab',
   };
   let restoring = true; // what the page puts in the address by itself, until a visitor does something, is no new step

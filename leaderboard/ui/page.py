@@ -15,7 +15,8 @@ from leaderboard.boards import Boards
 from leaderboard.lab import Lab
 from leaderboard.provenance import row_run
 from leaderboard.store import model_name
-from leaderboard.ui import ask_tab, methods_tab, theme
+from leaderboard.ui import methods_tab, theme
+from leaderboard.ui.ask_tab import AskTab
 from leaderboard.ui.explore_tab import ExploreTab
 from leaderboard.ui.leaderboard_tab import LeaderboardTab, Updates, page_view
 from leaderboard.ui.pressed import pressed
@@ -57,7 +58,7 @@ class _Page:
             with gr.Tab("Explore", id="explore") as self.explore_tab:
                 self.explore = ExploreTab(self.boards)
             with gr.Tab("Ask a picture", id="ask") as self.ask_tab:
-                ask_tab.build(lab)
+                self.ask = AskTab(lab)
             with gr.Tab("Run", id="run"):
                 self.run = RunTab(lab)
             with gr.Tab("Methods", id="methods"):
@@ -68,7 +69,7 @@ class _Page:
         history = theme.html("", js_on_load=_BACK_JS)
         search = gr.Textbox("", visible="hidden")
         to_leaderboard = [self.tabs, *self.leaderboard.outputs]
-        everything = [*to_leaderboard, *self.explore.outputs]
+        everything = [*to_leaderboard, *self.explore.outputs, *self.ask.outputs]
         opening = page.load(self._load, search, everything, js="() => [location.search]", **QUICK)
         self.leaderboard.connect_refresh(opening.then(None, None, None, js="() => lowbit.shown()", **QUICK).then)
         # A step during another waits for it, and then reads the address of the last one.
@@ -92,7 +93,8 @@ class _Page:
         """Every tab as an address says."""
         view = read_address(search)
         explored = dict(zip(self.explore.outputs, self.explore.fill(view), strict=True))
-        return {self.tabs: gr.Tabs(selected=view.tab)} | self.leaderboard.fill(view) | explored
+        asked = dict(zip(self.ask.outputs, self.ask.fill(view.asked), strict=True))
+        return {self.tabs: gr.Tabs(selected=view.tab)} | self.leaderboard.fill(view) | explored | asked
 
     def _load(self, search: str) -> Updates:
         """The page as an address says; without a view in it as it is, for the visitor may have begun to use it."""
