@@ -159,7 +159,7 @@ class RequestLine:
             with self._working_on([question]):
                 for number in question.waiting():
                     self._check(question)
-                    self._begin(question, number)
+                    (self._read_along if question.request.along else self._begin)(question, number)
         with self._changed:
             self._send_positions()
         for batch, group in groups:
@@ -249,7 +249,8 @@ class RequestLine:
                 self._answers.move_to_end(key)
                 self._end(question, number)
                 message = "Answered before; the times are those of then."
-                self._send(question, number, "done", before.text, stats=before.stats, message=message)
+                fields = {"stats": before.stats, "tokens": before.tokens, "message": message}
+                self._send(question, number, "done", before.text, **fields)
             elif to_quantize:
                 with self._changed:
                     self._send(question, number, "status", message=self._quantizing.add(side.spec))
@@ -274,7 +275,8 @@ class RequestLine:
         try:
             batch = self._batches.get(key) or OpenAnswers(side.loaded, self._pictures)
             earlier = request.conversation(number)
-            begun = batch.join(question.picture, request.question, request.max_new_tokens, earlier)
+            limits = request.max_new_tokens, earlier, request.prefix
+            begun = batch.join(question.picture, request.question, *limits)
         except Exception as error:
             self._fail(question, number, error)
             return
@@ -283,6 +285,17 @@ class RequestLine:
             if batch.answers:
                 self._batches[key] = batch
         self._send_step(question, number, side.answer.last)
+
+    def _read_along(self, question: Question, number: int) -> None:
+        """Have a side say what it finds of FP16's answer."""
+        self._send(question, number, "status", message="Reading FP16's answer")
+        try:
+            shifts = question.read_along(number, self._pictures)
+        except Exception as error:
+            self._fail(question, number, error)
+            return
+        self._end(question, number)
+        self._send(question, number, "done", shifts=shifts)
 
     def _advance(self, batch: OpenAnswers, group: list[OpenAnswer]) -> None:
         """One more token of the answers that are decoded together."""
@@ -312,21 +325,27 @@ class RequestLine:
             if len(self._answers) > ANSWERS_KEPT:
                 self._answers.popitem(last=False)
             self._end(question, number)
-        self._send(question, number, "done" if step.finished else "token", step.text, stats=step.stats)
+        if step.finished:
+            self._send(question, number, "done", step.text, stats=step.stats, tokens=step.tokens)
+        else:
+            self._send(question, number, "token", step.text, stats=step.stats)
 
     def _key(self, question: Question, number: int) -> tuple[Hashable, ...]:
         """What an answer hangs on."""
         request, spec = question.request, question.sides[number].spec
-        asked = request.question, request.conversation(number), request.max_new_tokens
+        asked = request.question, request.conversation(number), request.max_new_tokens, request.prefix, request.along
         return spec.model_dump_json(), question.picture_digest, *asked
 
     def _fail(self, question: Question, number: int, error: Exception) -> None:
         if not isinstance(error, UserError):
             traceback.print_exception(error, file=sys.stderr)
-        text = question.sides[number].text
-        self._end(question, number)
         less_memory = "choose a smaller model or compare fewer settings at once"
-        self._send(question, number, "error", text, message=failure(error, "answer", less_memory, "ask again"))
+        message = failure(error, "answer", less_memory, "ask again")
+        # Along FP16's answer nobody can go on without FP16.
+        for failed in [*question.sides] if question.request.along and number == 0 else [number]:
+            text = question.sides[failed].text
+            self._end(question, failed)
+            self._send(question, failed, "error", text, message=message)
 
     def _check(self, question: Question) -> None:
         if question.cancelled:

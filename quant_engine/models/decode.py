@@ -221,7 +221,7 @@ def _next_token(model: Any, cache: KeyValues | DynamicCache, inputs: dict[str, A
     else:
         features = inputs.pop("image_features", None)
         if features is not None:
-            inputs["mm_encoder_outputs"] = {"image": BaseModelOutputWithPooling(pooler_output=[features])}
+            inputs["mm_encoder_outputs"] = _as_encoded(features)
         logits = model(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[0]
     return int(logits[-1].float().argmax())
 
@@ -257,6 +257,30 @@ def prompt_inputs(
     if "pixel_values" in inputs:
         tensors["pixel_values"] = inputs["pixel_values"].to(model.device, model.dtype)
     return tensors
+
+
+@torch.inference_mode()
+def answer_states(
+    loaded: Loaded,
+    image: Image | None,
+    question: str,
+    answer: Sequence[int],
+    earlier: Sequence[Exchange] = (),
+    pictures: PictureCache | None = None,
+) -> torch.Tensor:
+    """What the output head gets at each position that a token of an answer is predicted from [tokens, hidden], in one
+    pass over prompt and answer. Raises UserError as `answer` does."""
+    inputs = prompt_inputs(loaded, image, question, earlier, answer[:-1])
+    answer_limit(loaded.model, inputs["input_ids"].shape[1], 1)
+    if pictures and "pixel_values" in inputs:
+        encoded, _ = pictures.encode(loaded, inputs.pop("pixel_values"), inputs.pop("image_sizes"))
+        inputs["mm_encoder_outputs"] = _as_encoded(encoded.features)
+    return loaded.model.model(**inputs, use_cache=False).last_hidden_state[0][-len(answer) :]
+
+
+def _as_encoded(features: torch.Tensor) -> dict[str, BaseModelOutputWithPooling]:
+    """The features of a picture as transformers takes those that were made before."""
+    return {"image": BaseModelOutputWithPooling(pooler_output=[features])}
 
 
 def _messages(loaded: Loaded, image: Image | None, question: str, earlier: Sequence[Exchange]) -> list[dict[str, Any]]:
@@ -298,3 +322,11 @@ def answer_so_far(tokenizer: Any, tokens: list[int]) -> str:
     until the rest has come. Whatever stands before them is final, so the text only ever grows.
     """
     return tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False).rstrip("\ufffd")
+
+
+def next_text(loaded: Loaded, tokens: Sequence[int], token: int) -> str | None:
+    """What a token adds to the text of those before it; None if it ends the answer."""
+    if token in end_tokens(loaded):
+        return None
+    before = answer_so_far(loaded.tokenizer, list(tokens))
+    return answer_so_far(loaded.tokenizer, [*tokens, token])[len(before) :]
