@@ -6,17 +6,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from html import escape
 
+from leaderboard.ui.along import along_html
 from leaderboard.ui.table import bit_bar
 from quant_engine import notation
 from quant_engine.answers.messages import AnswerEvent, AskRequest
-from quant_engine.results import AnswerStats
+from quant_engine.answers.parting import Parting, parting
+from quant_engine.results import AnswerStats, TokenShift
 from quant_engine.spec import QuantSetting
 
 
 @dataclass(frozen=True)
 class Side:
     """The state of one side after its last event: `state` is empty, status, token, done or error. `earlier` are the
-    questions of the conversation before its last `question`, with this side's answers."""
+    questions of the conversation before its last `question`, with this side's answers.
+
+    `shifts` are what it finds of FP16's answer, which is `reference`; until they come `reading` says what is being
+    done. `onward` is its answer from the fork on, behind the text `prefix` of FP16's.
+    """
 
     setting: QuantSetting
     state: str = "empty"
@@ -25,20 +31,40 @@ class Side:
     stats: AnswerStats | None = None
     question: str = ""
     earlier: tuple[tuple[str, str], ...] = ()
+    tokens: tuple[int, ...] = ()
+    reference: str = ""
+    shifts: tuple[TokenShift, ...] = ()
+    reading: str = ""
+    prefix: str = ""
+    onward: Side | None = None
 
     def after(self, event: AnswerEvent) -> Side:
         """The side after one more event; an error keeps the text that came before it."""
         return replace(
-            self, state=event.kind, text=event.text or self.text, message=event.message, stats=event.stats or self.stats
+            self,
+            state=event.kind,
+            text=event.text or self.text,
+            message=event.message,
+            stats=event.stats or self.stats,
+            tokens=event.tokens,
         )
 
+    def after_reading(self, event: AnswerEvent, reference: str) -> Side:
+        """The side after one more event of the question what it finds of FP16's answer."""
+        return replace(self, reference=reference, shifts=event.shifts, reading=event.message)
 
-def first_sides(request: AskRequest) -> list[Side]:
+    @property
+    def parting(self) -> Parting | None:
+        """How its answer parts from FP16's; None where that is not known."""
+        return parting(self.reference, self.text, self.shifts) if self.shifts else None
+
+
+def first_sides(request: AskRequest) -> tuple[Side, ...]:
     """The sides of a question that was just asked."""
-    return [
+    return tuple(
         Side(setting, "status", message="Asking", question=request.question, earlier=request.conversation(number))
         for number, setting in enumerate(request.sides)
-    ]
+    )
 
 
 def pane(side: Side) -> str:
@@ -48,7 +74,7 @@ def pane(side: Side) -> str:
     return (
         f'<article class="answer at-{side.state}" aria-busy="{str(side.state in ("status", "token")).lower()}">'
         f"<header><b>{label}</b>{bit_bar(bits)}<span>{dtype}</span></header>{_costs(side.stats)}"
-        f'<div class="said" aria-live="polite"><div>{_earlier(side)}{_answer(side)}</div></div></article>'
+        f'<div class="said" aria-live="polite"><div>{_earlier(side)}{_answer(side)}</div></div>{_along(side)}</article>'
     )
 
 
@@ -73,6 +99,23 @@ def _answer(side: Side) -> str:
         return (f"<p>{text}</p>" if text else "") + f'<p class="{kind}" role="alert">{escape(side.message)}</p>'
     answer = f"<p>{text}</p>" if text.strip() else '<p class="hint">The model ended its answer without a word.</p>'
     return answer + (f'<p class="hint">{escape(side.message)}</p>' if side.message else "")
+
+
+def _along(side: Side) -> str:
+    """What a quantized side finds of FP16's answer, and how it goes on from there."""
+    if side.setting.method == "fp16":
+        return ""
+    if not side.shifts:
+        return f'<section class="along"><p class="hint">{escape(side.reading)}</p></section>' if side.reading else ""
+    onward = ""
+    if side.onward:
+        text = side.onward.text.removeprefix(side.prefix)
+        answer = _answer(replace(side.onward, text=text)) if text else _answer(side.onward)
+        onward = (
+            '<section class="onward" aria-live="polite"><h4>From the fork on</h4>'
+            f"<div><q>{escape(side.prefix)}</q>{answer}</div></section>"
+        )
+    return along_html(side.parting, side.shifts, can_go_on=side.onward is None) + onward
 
 
 def _costs(stats: AnswerStats | None) -> str:

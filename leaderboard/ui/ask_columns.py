@@ -22,6 +22,12 @@ FIRST_SETTINGS = tuple(QuantSetting(method="rtn", w_bits=bits, group_size=64) fo
 """What the columns of quantized settings begin with."""
 FIRST_SHOWN = (True, False, False)
 
+_FORK_JS = """
+element.addEventListener('click', (event) => {
+  if (event.target.closest('[data-fork]')) trigger('fork');
+});
+"""
+
 Shown = tuple[bool, ...]
 
 
@@ -64,7 +70,7 @@ class Columns:
                     self._pickers.append(setting_picker.build(fp16=False, first=setting))
                     if not visible:
                         self._removers.append(gr.Button("Remove", size="sm", elem_classes="remove", min_width=0))
-                    self.panes.append(html(pane(Side(setting)), elem_id=f"answer-{number}"))
+                    self.panes.append(html(pane(Side(setting)), elem_id=f"answer-{number}", js_on_load=_FORK_JS))
                 self._columns.append(column)
         self.controls = [self.model, self.length, self.shown, *(part for picker in self._pickers for part in picker)]
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,11 @@ import gradio as gr
 from leaderboard import pictures, requests
 from leaderboard.conversation import Conversation, Example, read_examples
 from leaderboard.lab import Lab
-from leaderboard.ui.answer_pane import first_sides, pane
+from leaderboard.ui.answer_pane import Side, first_sides, pane
 from leaderboard.ui.ask_columns import Columns
 from leaderboard.ui.theme import QUICK, html
 from leaderboard.view import Asked, PageView, address
-from quant_engine.answers.messages import AskRequest
+from quant_engine.answers.messages import AnswerEvent, AskRequest, Turn
 from quant_engine.models.catalog import MODELS
 from quant_engine.spec import UserError
 
@@ -147,11 +148,55 @@ class PicturePart:
 
 
 @dataclass(frozen=True)
-class Asking:
-    """A question on its way, and the column that each of its sides stands in."""
+class Answered:
+    """Answers as they stand on the page: the question, the column of each of its sides, and the sides."""
 
     request: AskRequest
     columns: tuple[int, ...]
+    sides: tuple[Side, ...]
+
+    @property
+    def conversation(self) -> Conversation:
+        return Conversation(self.request, tuple(side.text.strip() for side in self.sides))
+
+    def along(self) -> tuple[AskRequest, list[int]] | None:
+        """The question what each quantized side finds of FP16's answer, and the numbers of its sides here; None where
+        FP16 or all others have no whole answer. It is stopped as the question itself is."""
+        numbers = [number for number, side in enumerate(self.sides) if side.state == "done" and side.tokens]
+        if len(numbers) < 2 or numbers[0] != 0:
+            return None
+        earlier = tuple(
+            Turn(question=turn.question, answers=tuple(turn.answers[number] for number in numbers))
+            for turn in self.request.earlier
+        )
+        fields = {"sides": tuple(self.request.sides[number] for number in numbers), "earlier": earlier}
+        return AskRequest(**dict(self.request) | fields | {"along": self.sides[0].tokens}), numbers
+
+    def onward(self, number: int) -> AskRequest:
+        """The question that has a side go on from the fork, behind FP16's own token there."""
+        request, side = self.request, self.sides[number]
+        earlier = tuple(Turn(question=turn.question, answers=(turn.answers[number],)) for turn in request.earlier)
+        return AskRequest(
+            model=request.model,
+            image=request.image,
+            question=request.question,
+            sides=(side.setting,),
+            earlier=earlier,
+            prefix=self.sides[0].tokens[: side.parting.fork + 1],
+            max_new_tokens=request.max_new_tokens,
+        )
+
+
+@dataclass(frozen=True)
+class Asking:
+    """A question on its way: to all sides in their columns, or to the side that goes on `onward` from its fork in the
+    answer to the question `before`."""
+
+    request: AskRequest
+    columns: tuple[int, ...]
+    sides: tuple[Side, ...]
+    onward: int | None = None
+    before: AskRequest | None = None
 
 
 class QuestionPart:
@@ -162,7 +207,7 @@ class QuestionPart:
         self.lab = lab
         self.halted: set[str] = set()  # requests that Stop was pressed for
         self.asking = gr.State(None)
-        self.conversation = gr.State(None)
+        self.answered = gr.State(None)
         self.address = gr.Textbox("", visible="hidden")
         with gr.Row(elem_classes="asking"):
             self.question = gr.Textbox(
@@ -180,24 +225,29 @@ class QuestionPart:
     def connect(self, picture: PicturePart) -> None:
         """Connects the part with itself, and with the picture that is asked about."""
         self._number_of = picture.number
-        form = [self.conversation, picture.path, self.question, *self.columns.controls]
+        form = [self.answered, picture.path, self.question, *self.columns.controls]
         buttons = [self.ask, self.stop, self.follow, self.add]
         outputs = [self.asking, self.problem, self.address, *self.columns.panes, *buttons]
         self.columns.connect(self.add)
         self.columns.model.input(model_note, self.columns.model, self.remark, **QUICK)
-        for event, prepare in (
-            ([self.ask.click, self.question.submit], self._prepare),
-            ([self.follow.click], self._prepare_follow_up),
+        quantized = enumerate(self.columns.panes[1:], 1)
+        for begun in (
+            gr.on([self.ask.click, self.question.submit], self._prepare, form, outputs, **QUICK),
+            self.follow.click(self._prepare_follow_up, form, outputs, **QUICK),
+            *(
+                answer.fork(partial(self._prepare_onward, column), self.answered, outputs, **QUICK)
+                for column, answer in quantized
+            ),
         ):
-            gr.on(event, prepare, form, outputs, **QUICK).then(
+            begun.then(
                 self._answer,
                 self.asking,
-                [*self.columns.panes, self.conversation],
+                [*self.columns.panes, self.answered],
                 show_progress="hidden",
                 concurrency_limit=ASKING_AT_ONCE,
                 concurrency_id="ask",
                 api_visibility="private",
-            ).then(self._end, [self.conversation, self.columns.shown], buttons, **QUICK)
+            ).then(self._end, [self.answered, self.columns.shown], buttons, **QUICK)
         self.stop.click(self._halt, self.asking, None, **QUICK)
         self.address.change(None, self.address, None, js="(search) => { lowbit.go('ask', search); }", **QUICK)
 
@@ -206,21 +256,19 @@ class QuestionPart:
         columns = self.columns.fill(asked)
         return [asked.question, *columns, gr.skip(), model_note(asked.model or self.columns.model.value)]
 
-    def _prepare(self, _: Conversation | None, *form: Any) -> tuple:
+    def _prepare(self, _: Answered | None, *form: Any) -> tuple:
         return self._prepare_follow_up(None, *form)
 
-    def _prepare_follow_up(self, before: Conversation | None, picture, question, model, length, *columns) -> tuple:
+    def _prepare_follow_up(self, answered: Answered | None, picture, question, model, length, *columns) -> tuple:
         """Checks everything first, so that a refusal is a sentence beside the form."""
-        panes = [gr.skip()] * len(self.columns.panes)
+        before = answered.conversation if answered else None
         try:
             settings, shown = self.columns.read(model, length, *columns)
             request = requests.question(model, picture, question, settings, length, before.turns if before else ())
             if before:
                 before.check_follows(request)
         except UserError as refusal:
-            return None, notice(str(refusal)), gr.skip(), *panes, *[gr.skip()] * 4
-        for column, side in zip(shown, first_sides(request), strict=True):
-            panes[column] = pane(side)
+            return self._refuse(refusal)
         asked = Asked(
             model=model,
             settings=",".join(setting.code for setting in settings),
@@ -228,30 +276,76 @@ class QuestionPart:
             example=self._number_of(request.image),
             tokens=length,
         )
+        return self._begin(Asking(request, shown, first_sides(request)), address(PageView(asked=asked)))
+
+    def _prepare_onward(self, column: int, answered: Answered | None) -> tuple:
+        """Has the side of a column go on from where it parts from FP16."""
+        number = answered.columns.index(column) if answered and column in answered.columns else 0
+        side = answered.sides[number] if answered else None
+        if side is None or side.parting is None or side.parting.fork is None:
+            return self._refuse(UserError("Ask first: there is no fork to go on from."))
+        prefix = "".join(shift.text or "" for shift in side.shifts[: side.parting.fork + 1])
+        sides = [*answered.sides]
+        sides[number] = replace(side, prefix=prefix, onward=Side(side.setting, "status", message="Asking"))
+        onward = Asking(answered.onward(number), answered.columns, tuple(sides), number, answered.request)
+        return self._begin(onward, gr.skip())
+
+    def _refuse(self, refusal: UserError) -> tuple:
+        return None, notice(str(refusal)), *[gr.skip()] * (len(self.columns.panes) + 5)
+
+    def _begin(self, asking: Asking, link: Any) -> tuple:
+        panes = [gr.skip()] * len(self.columns.panes)
+        for column, side in zip(asking.columns, asking.sides, strict=True):
+            panes[column] = pane(side)
         off = gr.update(interactive=False)
-        buttons = gr.update(visible=False), gr.update(visible=True), off, off
-        return Asking(request, shown), "", address(PageView(asked=asked)), *panes, *buttons
+        return asking, "", link, *panes, gr.update(visible=False), gr.update(visible=True), off, off
 
     def _answer(self, asking: Asking | None) -> Iterator[list[Any]]:
-        """The panes that change, anew after each event; at the end the conversation."""
+        """The panes that change, anew after each event; at the end all answers."""
         unchanged = [gr.skip()] * (len(self.columns.panes) + 1)
         if asking is None:
             yield unchanged
             return
-        request, sides = asking.request, first_sides(asking.request)
+        sides = [*asking.sides]
+        steps = self._steps(asking, sides) if asking.onward is None else self._onward_steps(asking, sides)
+        for number in steps:
+            update = [*unchanged]
+            update[asking.columns[number]] = pane(sides[number])
+            yield update
+        self.halted.discard(asking.request.request_id)
+        request = asking.request if asking.onward is None else asking.before
+        yield [*unchanged[:-1], Answered(request, asking.columns, tuple(sides))]
+
+    def _steps(self, asking: Asking, sides: list[Side]) -> Iterator[int]:
+        """Answers, then what each side finds of FP16's. Changes `sides`, and gives the number of each that changed."""
+        for event in self._events(asking.request):
+            sides[event.side] = sides[event.side].after(event)
+            yield event.side
+        along = Answered(asking.request, asking.columns, tuple(sides)).along()
+        if along is None:
+            return
+        request, numbers = along
+        for event in self._events(request):
+            number = numbers[event.side]
+            sides[number] = sides[number].after_reading(event, sides[0].text)
+            yield number
+
+    def _onward_steps(self, asking: Asking, sides: list[Side]) -> Iterator[int]:
+        """The answer of one side from its fork on."""
+        number = asking.onward
+        for event in self._events(asking.request):
+            sides[number] = replace(sides[number], onward=sides[number].onward.after(event))
+            yield number
+
+    def _events(self, request: AskRequest) -> Iterator[AnswerEvent]:
         for event in self.lab.answers.ask(request):
             if request.request_id in self.halted:  # Stop may have been pressed before the question was on its way
                 self.halted.discard(request.request_id)
                 self.lab.answers.cancel(request.request_id)
-            sides[event.side] = sides[event.side].after(event)
-            update = [*unchanged]
-            update[asking.columns[event.side]] = pane(sides[event.side])
-            yield update
-        self.halted.discard(request.request_id)
-        yield [*unchanged[:-1], Conversation(request, tuple(side.text.strip() for side in sides))]
+            yield event
 
-    def _end(self, conversation: Conversation | None, shown: tuple[bool, ...]) -> tuple:
-        can_follow = gr.update(interactive=conversation is not None)
+    def _end(self, answered: Answered | None, shown: tuple[bool, ...]) -> tuple:
+        can_follow = gr.update(interactive=answered is not None)
         return gr.update(visible=True), gr.update(visible=False), can_follow, gr.update(interactive=not all(shown))
 
     def _halt(self, asking: Asking | None) -> None:

@@ -151,5 +151,26 @@ window.lowbit = (() => {
     library.downloadImage(chart, { format: button.dataset.image, filename: `low-bit-lab-${chart.id}`, scale: 2,
       width: chart.clientWidth, height: chart.clientHeight });
   });
+  // --- tokens that say more when they are pointed at, or gone along with the arrow keys ---
+  const tell = (event) => {
+    const token = event.target.closest?.('.token');
+    if (!token) return;
+    const all = token.closest('.along');
+    all.querySelector('.token[aria-selected="true"]')?.setAttribute('aria-selected', 'false');
+    token.setAttribute('aria-selected', 'true');
+    all.querySelector('.detail').textContent = token.dataset.detail;
+  };
+  document.addEventListener('mouseover', tell);
+  document.addEventListener('focusin', tell);
+  document.addEventListener('keydown', (event) => {
+    const token = event.target.closest?.('.token'), step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+    if (!token || !step) return;
+    const tokens = [...token.parentElement.children], next = tokens[tokens.indexOf(token) + step];
+    if (!next) return;
+    event.preventDefault();
+    token.tabIndex = -1;
+    next.tabIndex = 0;
+    next.focus();
+  });
   return { go, shown, figures, save, say };
 })();

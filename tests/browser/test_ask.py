@@ -117,11 +117,18 @@ def columns(page: Page) -> list[str]:
     ]
 
 
+def linked(lab, opened, link: str, **window) -> Page:
+    """The tab as a link opens it."""
+    page = opened(lab, **window)
+    page.goto(f"{lab.url}/{link}")
+    return page
+
+
 LINK = "?tab=ask&ask.settings=gptq-3-g64,smoothquant-8-a8&ask.question=Where%3F&ask.example=2&ask.tokens=32"
 
 
 def test_a_link_holds_the_settings_the_question_and_the_example(lab, opened):
-    page = opened(lab, search=LINK)
+    page = linked(lab, opened, LINK)
     expect(page.get_by_label("Question")).to_have_value("Where?")
     expect(page.locator("#picture figcaption")).to_contain_text("The deadline is")
     expect(page.get_by_label("Most tokens")).to_have_value("32")
@@ -138,7 +145,7 @@ def test_a_link_holds_the_settings_the_question_and_the_example(lab, opened):
 
 
 def test_a_link_of_one_setting_that_no_method_has_opens_the_first(lab, opened):
-    page = opened(lab, search="?tab=ask&ask.settings=rtn-9-g64&ask.question=Where%3F")
+    page = linked(lab, opened, "?tab=ask&ask.settings=rtn-9-g64&ask.question=Where%3F")
     expect(page.get_by_label("Question")).to_have_value("Where?")
     assert columns(page) == ["RTN 4 64"]
 
@@ -146,7 +153,7 @@ def test_a_link_of_one_setting_that_no_method_has_opens_the_first(lab, opened):
 @pytest.mark.demo
 def test_four_columns_are_swiped_on_a_narrow_screen_and_a_follow_up_keeps_the_conversation(lab, opened):
     link = "?tab=ask&ask.settings=rtn-4-g64,rtn-3-g64,rtn-2-g64&ask.example=1&ask.tokens=16&ask.question="
-    page = opened(lab, width=390, height=844, search=f"{link}Which+bar%3F")
+    page = linked(lab, opened, f"{link}Which+bar%3F", width=390, height=844)
     expect(page.locator("#picture img")).to_be_visible()
     page.get_by_label("Question").press("Enter")
     for side in range(4):
@@ -182,6 +189,31 @@ def test_an_example_gets_two_answers_with_their_costs(asking):
         expect(asking.locator(f"{side} header")).to_contain_text("computed in float32")
     assert 4 < float(asking.locator("#answer-1 dd").nth(3).inner_text()) < 5
     expect(asking.locator("#ask")).to_be_visible()
+
+
+@pytest.mark.demo
+def test_fp16s_tokens_are_gone_along_by_keyboard_and_the_quantized_model_goes_on_from_the_fork(lab, opened):
+    link = "?tab=ask&ask.settings=rtn-2-g64&ask.example=1&ask.tokens=16&ask.question=Which+bar%3F"
+    page = linked(lab, opened, link)
+    expect(page.locator("#picture img")).to_be_visible()
+    page.get_by_label("Question").press("Enter")
+    expect(page.locator("#answer-1 .verdict")).to_contain_text("Parted at token", timeout=180_000)
+    tokens = page.locator("#answer-1 .token")
+    assert "".join(tokens.all_inner_texts()).startswith(page.locator("#answer-0 .said").inner_text().strip()[:8])
+    expect(page.locator("#answer-1 .token.fork")).to_have_count(1)
+    tokens.first.focus()
+    first = page.locator("#answer-1 .detail").inner_text()
+    assert "nats" in first
+    page.keyboard.press("ArrowRight")
+    expect(tokens.nth(1)).to_be_focused()
+    expect(page.locator("#answer-1 .detail")).not_to_have_text(first)
+    tokens.first.hover()
+    expect(page.locator("#answer-1 .detail")).to_have_text(first)
+    page.locator("#answer-1 [data-fork]").click()
+    expect(page.locator("#answer-1 .onward q")).not_to_be_empty()
+    expect(page.locator("#ask")).to_be_visible(timeout=180_000)
+    expect(page.locator("#answer-1 .onward .wait")).to_have_count(0)
+    expect(page.locator("#follow")).to_be_enabled()
 
 
 WATCH_PANES = """panes => {
