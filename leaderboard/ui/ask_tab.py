@@ -18,6 +18,7 @@ from leaderboard.ui.answer_pane import Side, first_sides, pane
 from leaderboard.ui.ask_columns import Columns
 from leaderboard.ui.theme import QUICK, html
 from leaderboard.view import Asked, PageView, address
+from quant_engine.answers.compare import along_fp16
 from quant_engine.answers.messages import AnswerEvent, AskRequest, Turn
 from quant_engine.models.catalog import MODELS
 from quant_engine.spec import UserError
@@ -158,19 +159,6 @@ class Answered:
     @property
     def conversation(self) -> Conversation:
         return Conversation(self.request, tuple(side.text.strip() for side in self.sides))
-
-    def along(self) -> tuple[AskRequest, list[int]] | None:
-        """The question what each quantized side finds of FP16's answer, and the numbers of its sides here; None where
-        FP16 or all others have no whole answer. It is stopped as the question itself is."""
-        numbers = [number for number, side in enumerate(self.sides) if side.state == "done" and side.tokens]
-        if len(numbers) < 2 or numbers[0] != 0:
-            return None
-        earlier = tuple(
-            Turn(question=turn.question, answers=tuple(turn.answers[number] for number in numbers))
-            for turn in self.request.earlier
-        )
-        fields = {"sides": tuple(self.request.sides[number] for number in numbers), "earlier": earlier}
-        return AskRequest(**dict(self.request) | fields | {"along": self.sides[0].tokens}), numbers
 
     def onward(self, number: int) -> AskRequest:
         """The question that has a side go on from the fork, behind FP16's own token there."""
@@ -321,7 +309,7 @@ class QuestionPart:
         for event in self._events(asking.request):
             sides[event.side] = sides[event.side].after(event)
             yield event.side
-        along = Answered(asking.request, asking.columns, tuple(sides)).along()
+        along = along_fp16(asking.request, [side.tokens for side in sides])
         if along is None:
             return
         request, numbers = along

@@ -27,6 +27,8 @@ from quant_engine.models.catalog import MODELS
 from quant_engine.spec import UserError
 
 FORGET_UPLOADS_S = 1800
+PROGRAMS_AT_ONCE = 4
+"""Programs that ask about pictures at the same time; the others stand in the queue."""
 QUEUE_LOOK_S = 0.05
 """How often Gradio's queue looks for work: as under Windows. Elsewhere a thousand times a second, 7% of a core."""
 NO_PROGRESS_S = 1.0
@@ -85,8 +87,10 @@ class _Page:
             name = "" if tab.id == "leaderboard" else f"tab={tab.id}"
             tab.select(None, None, None, js=f"() => {{ lowbit.go('tab', '{name}'); }}", **QUICK)
         self.ask_tab.select(self.lab.warm_up, None, None, **QUICK)  # the answering process ends when nobody asks
-        for function in api.endpoints(self.boards.current, self.boards.notes):
-            gr.api(_refusing(function), api_name=function.__name__, queue=False)
+        for function in api.endpoints(self.boards.current, self.boards.notes, self.lab.answers):
+            name = function.__name__
+            waits = {"concurrency_limit": PROGRAMS_AT_ONCE} if name in api.SLOW else {"queue": False}
+            gr.api(_refusing(function), api_name=name, **waits)
             _describe(page, function)
 
     def _restore(self, search: str) -> Updates:

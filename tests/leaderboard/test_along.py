@@ -25,7 +25,7 @@ def test_a_token_says_its_probabilities_and_the_first_choice():
 def test_tokens_are_shaded_by_the_drop_in_probability_and_the_first_fork_is_marked():
     found = along_html(parting("<b> is", "<b> was", SHIFTS), SHIFTS, can_go_on=True)
     assert re.findall(r"--s:([\d.]+)", found) == ["0.100", "0.619", "0.000"]
-    assert re.findall(r'class="(token[^"]*)"', found) == ["token", "token fork", "token end"]
+    assert re.findall(r"<span class=\"([^\"]*)\"", found) == ["token", "token fork", "token end"]
     assert re.findall(r'tabindex="(-?\d)"', found) == ["0", "-1", "-1"]
     assert "<b>" not in found
     assert "Parted at token 2; mean KL 0.24 nats" in found
