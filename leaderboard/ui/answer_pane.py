@@ -69,12 +69,15 @@ def first_sides(request: AskRequest) -> tuple[Side, ...]:
 
 def pane(side: Side) -> str:
     """The side as HTML, whatever state it is in."""
-    label, bits = escape(side.setting.label), side.setting.w_bits
+    # The controls above say what will be asked; a setting stands here once it is asked.
+    is_asked = side.state != "empty" or side.setting.method == "fp16"
+    name = f"<b>{escape(side.setting.label)}</b>{bit_bar(side.setting.w_bits)}" if is_asked else "<b>&nbsp;</b>"
     dtype = f"computed in {escape(side.stats.dtype)}" if side.stats else ""
     return (
         f'<article class="answer at-{side.state}" aria-busy="{str(side.state in ("status", "token")).lower()}">'
-        f"<header><b>{label}</b>{bit_bar(bits)}<span>{dtype}</span></header>{_costs(side.stats)}"
-        f'<div class="said" aria-live="polite"><div>{_earlier(side)}{_answer(side)}</div></div>{_along(side)}</article>'
+        f"<header>{name}<span>{dtype}</span></header>{_costs(side.stats)}"
+        f'<div class="said" aria-live="polite"><div>{_earlier(side)}{answer_html(side)}</div></div>'
+        f"{_along(side)}</article>"
     )
 
 
@@ -86,7 +89,8 @@ def _earlier(side: Side) -> str:
     return f'{turns}<p class="asked">{escape(side.question)}</p>'
 
 
-def _answer(side: Side) -> str:
+def answer_html(side: Side) -> str:
+    """What a side said so far, or what is being done for it."""
     text = escape(side.text)
     if side.state == "empty":
         return '<p class="hint">The answer will stand here.</p>'
@@ -110,7 +114,7 @@ def _along(side: Side) -> str:
     onward = ""
     if side.onward:
         text = side.onward.text.removeprefix(side.prefix)
-        answer = _answer(replace(side.onward, text=text)) if text else _answer(side.onward)
+        answer = answer_html(replace(side.onward, text=text)) if text else answer_html(side.onward)
         onward = (
             '<section class="onward" aria-live="polite"><h4>From the fork on</h4>'
             f"<div><q>{escape(side.prefix)}</q>{answer}</div></section>"

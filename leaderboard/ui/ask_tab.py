@@ -16,25 +16,43 @@ from leaderboard.conversation import Conversation, Example, read_examples
 from leaderboard.lab import Lab
 from leaderboard.ui.answer_pane import Side, first_sides, pane
 from leaderboard.ui.ask_columns import Columns
+from leaderboard.ui.notice import model_note, notice
+from leaderboard.ui.pressed import pressed
+from leaderboard.ui.questions import Questions
+from leaderboard.ui.sweep_part import SweepPart
 from leaderboard.ui.theme import QUICK, html
 from leaderboard.view import Asked, PageView, address
 from quant_engine.answers.compare import along_fp16
-from quant_engine.answers.messages import AnswerEvent, AskRequest, Turn
-from quant_engine.models.catalog import MODELS
+from quant_engine.answers.messages import AskRequest, Turn
 from quant_engine.spec import UserError
 
 ASKING_AT_ONCE = 24
 """Each open question holds one of Gradio's 40 threads; the answering process puts them in line and says so."""
+SUGGESTIONS = (
+    "What is shown in this picture?",
+    "Write a tweet to go with this picture.",
+    "What is the mood of the animal in this picture?",
+    "What does this cartoon mean?",
+    "Whose painting is this? Answer in three sentences.",
+)
+"""Questions for a picture of one's own: what the study's Figures 2 to 6 ask, in our words."""
 _PICK_JS = """
 element.addEventListener('click', (event) => {
   const example = event.target.closest('[data-example]');
   if (example) trigger('pick', { index: Number(example.dataset.example) });
 });
 """
+_SUGGEST_JS = """
+element.addEventListener('click', (event) => {
+  const suggestion = event.target.closest('[data-suggestion]');
+  if (suggestion) trigger('suggest', { suggestion: suggestion.dataset.suggestion });
+});
+"""
 _ESCAPE_JS = """
 document.addEventListener('keydown', (event) => {
   const choosing = event.target.closest?.('[aria-expanded="true"]');
-  if (event.key === 'Escape' && !choosing) document.querySelector('#stop')?.click();
+  if (event.key !== 'Escape' || choosing) return;
+  for (const stop of document.querySelectorAll('#stop, #stop-sweep')) stop.click();
 });
 """
 
@@ -52,23 +70,21 @@ def strip(examples: list[Example]) -> str:
 
 
 def picture_html(path: str | None, answer: str = "") -> str:
-    """The picture that is asked about, with the right answer below it where that is known."""
+    """The picture that is asked about, with the right answer below it where that is known, and else with what could be
+    asked."""
     if not path:
         return ""
     caption = f"<figcaption>Right answer: {escape(answer)}</figcaption>" if answer else ""
     image = f'<img src="{pictures.preview(Path(path))}" alt="The picture asked about">'
-    return f'<figure class="picture">{image}{caption}</figure>'
+    return f'<figure class="picture">{image}{caption}</figure>{"" if answer else _suggestions()}'
 
 
-def notice(sentence: str) -> str:
-    """A refusal as HTML; nothing for an empty sentence."""
-    return f'<div class="notice" role="alert">{escape(sentence)}</div>' if sentence else ""
-
-
-def model_note(model: str) -> str:
-    """What the model can be expected to know, in its own words."""
-    note = MODELS[model].note if model in MODELS else ""
-    return f'<p class="remark">{escape(note)}</p>'
+def _suggestions() -> str:
+    buttons = (
+        f'<button type="button" data-suggestion="{escape(text, quote=True)}">{escape(text)}</button>'
+        for text in SUGGESTIONS
+    )
+    return f'<div class="suggestions"><p>As the study asks in its Figures 2 to 6</p>{"".join(buttons)}</div>'
 
 
 class AskTab:
@@ -81,8 +97,11 @@ class AskTab:
                 self.picture = PicturePart()
             with gr.Column(elem_classes="bench-main"):
                 self.question = QuestionPart(lab)
+                self.sweep = SweepPart(lab)
         self.picture.connect(self.question)
         self.question.connect(self.picture)
+        columns = self.question.columns
+        self.sweep.connect(columns.model, self.picture.path, self.question.question, columns.length)
         self.outputs = [self.picture.path, self.picture.frame, *self.question.outputs]
 
     def fill(self, asked: Asked) -> list[Any]:
@@ -99,7 +118,7 @@ class PicturePart:
         """Lays out the part."""
         self.examples = read_examples()
         self.path = gr.State(None, delete_callback=pictures.forget)
-        self.frame = html(picture_html(None), elem_id="picture")
+        self.frame = html(picture_html(None), js_on_load=_SUGGEST_JS, elem_id="picture")
         self.upload = gr.File(
             label="Picture", file_types=["image"], type="filepath", height=64, elem_id="drop", show_label=False
         )
@@ -108,6 +127,7 @@ class PicturePart:
     def connect(self, part: QuestionPart) -> None:
         outputs = [self.path, self.frame, part.question, part.problem]
         self.gallery.pick(self._pick, self.path, outputs, **QUICK)
+        self.frame.suggest(self._suggest, None, part.question, **QUICK)
         outputs = [self.path, self.frame, self.upload, part.problem]
         # Not preprocessed: Gradio would answer a file type of its own list's with an error, and leave an empty file.
         self.upload.upload(self._accept, [self.upload, self.path], outputs, preprocess=False, **QUICK)
@@ -137,6 +157,9 @@ class PicturePart:
             pictures.discard(file)
         pictures.forget(path)
         return accepted, picture_html(accepted), None, ""
+
+    def _suggest(self, event: gr.EventData) -> str:
+        return pressed(event, "suggestion")
 
     def _pick(self, event: gr.EventData, path: str | None) -> tuple:
         """Takes an example with its question."""
@@ -192,8 +215,7 @@ class QuestionPart:
 
     def __init__(self, lab: Lab) -> None:
         """Lays out the part."""
-        self.lab = lab
-        self.halted: set[str] = set()  # requests that Stop was pressed for
+        self.questions = Questions(lab.answers)
         self.asking = gr.State(None)
         self.answered = gr.State(None)
         self.address = gr.Textbox("", visible="hidden")
@@ -300,7 +322,7 @@ class QuestionPart:
             update = [*unchanged]
             update[asking.columns[number]] = pane(sides[number])
             yield update
-        self.halted.discard(asking.request.request_id)
+        self.questions.end(asking.request)
         request = asking.request if asking.onward is None else asking.before
         yield [*unchanged[:-1], Answered(request, asking.columns, tuple(sides))]
 
@@ -325,18 +347,10 @@ class QuestionPart:
             sides[number] = replace(sides[number], onward=sides[number].onward.after(event))
             yield number
 
-    def _events(self, request: AskRequest) -> Iterator[AnswerEvent]:
-        for event in self.lab.answers.ask(request):
-            if request.request_id in self.halted:  # Stop may have been pressed before the question was on its way
-                self.halted.discard(request.request_id)
-                self.lab.answers.cancel(request.request_id)
-            yield event
-
     def _end(self, answered: Answered | None, shown: tuple[bool, ...]) -> tuple:
         can_follow = gr.update(interactive=answered is not None)
         return gr.update(visible=True), gr.update(visible=False), can_follow, gr.update(interactive=not all(shown))
 
     def _halt(self, asking: Asking | None) -> None:
         if asking is not None:
-            self.halted.add(asking.request.request_id)
-            self.lab.answers.cancel(asking.request.request_id)
+            self.questions.stop(asking.request)

@@ -141,8 +141,10 @@ window.lowbit = (() => {
     say(button, 'Copied');
   };
   document.addEventListener('click', async (event) => {
-    const button = event.target.closest?.('button[data-copy], button[data-image], button[data-link]');
+    const button = event.target.closest?.('button[data-copy], button[data-image], button[data-link], button[data-save]');
     if (!button) return;
+    const { save: name, type, content } = button.dataset;
+    if (name) return save(name, type, content);
     if ('link' in button.dataset) return copy(button, location.href);
     if ('copy' in button.dataset) return copy(button, button.dataset.copy);
     const chart = button.closest('.figure').querySelector('[data-figure]');

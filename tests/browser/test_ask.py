@@ -256,3 +256,27 @@ def test_stop_ends_the_answers_and_another_question_can_be_asked(asking):
     said = asking.locator(".answer .said").all_inner_texts()
     assert any("Stopped." in text for text in said), said  # a side may have come to its end just before
     expect(asking.locator("#ask")).to_be_visible()
+
+
+@pytest.mark.demo
+def test_a_question_is_answered_at_every_width_and_saved(lab, opened):
+    page = linked(lab, opened, "?tab=ask&ask.example=1&ask.tokens=16&ask.question=Which+bar%3F")
+    expect(page.locator("#picture img")).to_be_visible()
+    page.get_by_label("Method of the sweep").click()
+    page.get_by_role("option", name="NormalFloat").click()
+    page.locator("#sweep").click()
+    expect(page.locator(".swept .at-done")).to_have_count(4, timeout=240_000)
+    expect(page.locator(".swept b")).to_have_text(["FP16", *(f"NORMAL_FLOAT W{bits}A16" for bits in (4, 3, 2))])
+    expect(page.locator(".swept .parted").last).to_contain_text("mean KL", timeout=60_000)
+    for ending in ("md", "csv", "png"):
+        with page.expect_download() as saved:
+            page.locator(f'[data-save="low-bit-lab-sweep.{ending}"]').click()
+        assert Path(saved.value.path()).stat().st_size > 100
+    expect(page.locator("#sweep")).to_be_visible()
+
+
+def test_a_picture_of_ones_own_comes_with_questions_of_the_study(asking, tmp_path):
+    Image.new("RGB", (200, 100), "teal").save(tmp_path / "teal.jpg")
+    give(asking, tmp_path / "teal.jpg")
+    asking.locator("[data-suggestion]").last.click()
+    expect(asking.get_by_label("Question")).to_have_value("Whose painting is this? Answer in three sentences.")
