@@ -16,6 +16,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from quant_engine import folders, notation, terminal
+from quant_engine.answers.client import AnswerService
+from quant_engine.answers.compare import compare as compare_answers
+from quant_engine.answers.compare import read_settings, sweep_settings
+from quant_engine.answers.messages import AskRequest
 from quant_engine.evaluate import reads_windows, split_tasks
 from quant_engine.failures import exits_plainly
 from quant_engine.formats import published
@@ -24,7 +28,7 @@ from quant_engine.models.device import check_device, default_device, default_dty
 from quant_engine.progress import Hooks, Progress
 from quant_engine.runs import folder
 from quant_engine.runs.command import command
-from quant_engine.runs.resolve import resolve, resolve_weights
+from quant_engine.runs.resolve import WeightPlan, resolve, resolve_weights
 from quant_engine.spec import (
     Calibration,
     OptionValue,
@@ -430,7 +434,7 @@ def export(
 
 @app.command()
 def ask(
-    question: Annotated[str, typer.Argument(help="What to ask.")],
+    words: Annotated[list[str], typer.Argument(help="The file of a picture, or none; then what to ask.")],
     model: BaseModel = None,
     checkpoint: PublishedAt = None,
     picture: Annotated[Path | None, typer.Option("--picture", "-p", help="The picture that is asked about.")] = None,
@@ -439,19 +443,43 @@ def ask(
     a_bits: ABits = 16,
     group_size: GroupSize = None,
     option: Option = None,
+    settings: Annotated[
+        str | None, typer.Option(help="Settings that all answer, with commas between them: fp16,gptq-4,rtn-3-g64.")
+    ] = None,
+    sweep: Annotated[
+        str | None, typer.Option(help="A method that answers at 16, 8, 6, 4, 3 and 2 bits, with --group-size.")
+    ] = None,
+    divergence: Annotated[
+        bool, typer.Option("--divergence", help="Hold each answer against FP16's, token by token.")
+    ] = False,
     most_tokens: Annotated[int, typer.Option(min=1, max=1024, help="The longest answer, in tokens.")] = 128,
     device: Device = None,
+    as_json: AsJson = False,
 ) -> None:
-    """Ask one model in one setting, about a picture or not; the answer is printed as it comes."""
-    question = clean_text(question)
-    if not question.strip():
-        raise UserError("The question is empty; type what to ask.")
+    """Ask a model, about a picture or not. One setting's answer is printed as it comes; several answer together.
+
+    Example: ask chart.png "Which bar is highest?" --settings fp16,rtn-4-g64,rtn-3-g64 --divergence
+    """
+    picture, question = _picture_and_question(words, picture)
+    if settings or sweep:
+        if checkpoint or device or option or method != "fp16":
+            raise UserError("--settings and --sweep leave out --method, --option, --checkpoint and --device.")
+        chosen = sweep_settings(sweep, group_size) if sweep else read_settings(settings)
+        request = AskRequest(
+            model=model or "demo", image=picture, question=question, sides=chosen, max_new_tokens=most_tokens
+        )
+        _compare_answers(request, divergence or bool(sweep), as_json)
+        return
+    if divergence or as_json:
+        raise UserError("--divergence and --json compare settings: name them with --settings or --sweep.")
     setting = _setting(method, bits, a_bits, group_size, option)
-    if checkpoint:
-        plan = resolve_weights(_published(checkpoint, model, None, setting))
-        setting = plan.spec.setting
-    else:
-        plan = resolve_weights(WeightSpec(model=model or "demo", setting=setting))
+    own = WeightSpec(model=model or "demo", setting=setting)
+    plan = resolve_weights(_published(checkpoint, model, None, setting) if checkpoint else own)
+    _answer_alone(plan, picture, question, most_tokens, device)
+
+
+def _answer_alone(plan: WeightPlan, picture: Path | None, question: str, most_tokens: int, device: str | None) -> None:
+    """Prints the answer of one setting as it comes."""
     from quant_engine.data.open_picture import open_picture
     from quant_engine.models.decode import answer
     from quant_engine.runs import weights
@@ -468,12 +496,46 @@ def ask(
         text = step.text
     console.print()
     if step:
-        stats = step.stats
+        stats, setting = step.stats, plan.spec.setting
         rate = "" if stats.tokens_per_s is None else f", {stats.tokens_per_s:.1f} tokens/s"
         console.print(
             f"[dim]{setting.label}: first token after {stats.ttft_s:.2f} s{rate}, weights "
             f"{notation.size(stats.weight_bytes)}, {stats.describe_weights(setting)}[/dim]"
         )
+
+
+def _picture_and_question(words: list[str], picture: Path | None) -> tuple[Path | None, str]:
+    """What the arguments of `ask` name."""
+    if len(words) > 2 or (picture and len(words) == 2):
+        raise UserError("Give one picture and one question, the question in quotation marks.")
+    question = clean_text(words[-1])
+    if not question.strip():
+        raise UserError("The question is empty; type what to ask.")
+    return Path(words[0]) if len(words) == 2 else picture, question
+
+
+def _compare_answers(request: AskRequest, divergence: bool, as_json: bool) -> None:
+    """Prints the answers of several settings."""
+    service = AnswerService()
+    try:
+        with errors.status("Starting") as status:
+            answers = compare_answers(
+                service,
+                request,
+                divergence=divergence,
+                watch=lambda setting, event: (
+                    event.message and status.update(f"{setting.label}: {escape(event.message)}")
+                ),
+            )
+    finally:
+        service.close()
+    if as_json:
+        sys.stdout.write(json.dumps([answer.model_dump(mode="json") for answer in answers], indent=1) + "\n")
+    else:
+        for line in terminal.answer_lines(answers):
+            console.print(line, highlight=False, soft_wrap=True)
+    if all(answer.problem for answer in answers):
+        raise typer.Exit(1)
 
 
 def _do(spec: RunSpec, as_json: bool, context: typer.Context) -> None:

@@ -103,6 +103,25 @@ class LayerRecord(BaseModel):
     weights_after: list[int] | None = None
 
 
+class TokenShift(BaseModel):
+    """What a quantized model finds of one token of the unquantized model's answer, both having read the same before it.
+
+    `p` is the token's probability to the unquantized model and `q` to the quantized one, `divergence` the KL(P || Q) of
+    their distributions in nats. `choice` is the quantized model's own first choice, with its probability there; it
+    `agrees` if that is the token. Texts are None for the end of the answer.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    text: str | None
+    p: float
+    q: float
+    divergence: float
+    choice: str | None
+    choice_q: float
+    agrees: bool
+
+
 class AnswerStats(BaseModel):
     """What an answer cost so far.
 

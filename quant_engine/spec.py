@@ -172,6 +172,31 @@ class QuantSetting(_Frozen):
         method = published_title(self.method) or self.method.upper()
         return f"{method} W{self.w_bits:g}A{self.a_bits}{group}"
 
+    @property
+    def code(self) -> str:
+        """As links and commands write it: gptq-4-g64, smoothquant-8-a8, fp16. Options are not in it."""
+        if self.method == "fp16":
+            return "fp16"
+        a_bits = "" if self.a_bits == 16 else f"-a{self.a_bits}"
+        return f"{self.method}-{self.w_bits:g}{a_bits}{f'-g{self.group_size}' if self.group_size else ''}"
+
+
+_CODE = re.compile(r"(?P<method>[a-z_]+)-(?P<w_bits>\d+(\.\d+)?)(-a(?P<a_bits>\d+))?(-g(?P<group_size>\d+))?")
+
+
+def read_code(code: str) -> QuantSetting:
+    """The setting that `QuantSetting.code` wrote, in any case. Raises UserError for anything else."""
+    text = code.strip().lower()
+    match = _CODE.fullmatch(text)
+    if text == "fp16":
+        return QuantSetting()
+    if match is None:
+        raise UserError(f"A setting is written such as gptq-4, rtn-3-g64 or fp16, not {quoted(code)}.")
+    try:
+        return QuantSetting(**{name: value for name, value in match.groupdict().items() if value})
+    except ValidationError as error:
+        raise UserError(sentence(error)) from None
+
 
 class Calibration(_Frozen):
     """What a method looks at: `samples` windows of `length` tokens drawn from `source` with `seed`.

@@ -36,7 +36,8 @@ def load(spec, sibling, on_progress):
         Path(detail, f"loading-{time.monotonic()}").touch()
         while not Path(detail, "go").exists():
             time.sleep(0.02)
-    loaded = tiny_chat.llava_next() if what == "pictures" else tiny_chat.llama(seed=1)
+    seed = 2 if setting.method == "other" else 1
+    loaded = tiny_chat.llava_next() if what == "pictures" else tiny_chat.llama(seed=seed)
     if setting.method == "slow":
         loaded.model.get_output_embeddings().register_forward_pre_hook(lambda *_: time.sleep(0.1))
     return loaded

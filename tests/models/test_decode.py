@@ -311,3 +311,25 @@ def test_an_answer_may_read_its_prompt_in_bfloat16_and_says_so(kernels):
     rtn = QuantSetting(method="rtn", w_bits=4)
     assert stats.describe_weights(QuantSetting()) == "computed in float32"
     assert other.describe_weights(rtn).endswith("computed in float32, the prompt in bfloat16")
+
+
+def test_a_conversation_goes_on_from_its_questions_and_answers_with_the_picture_in_the_first(llava):
+    prompt = "<s>user: <image>\nWhat?</s><s>assistant: A cat.</s><s>user: Where?</s><s>assistant: "
+    inputs = llava.processor(images=picture(), text=prompt, return_tensors="pt", add_special_tokens=False)
+    steps = list(answer(llava, picture(), "Where?", 20, earlier=[("What?", "A cat.")]))
+    assert [step.token for step in steps] == generated(llava, 20, **inputs)
+
+
+def test_a_model_without_a_chat_format_reads_a_conversation_as_text():
+    loaded = tiny.llama()
+    loaded.tokenizer.chat_template = None
+    read = decode.prompt_inputs(loaded, None, "Why?", [("What?", "A cat.")])["input_ids"][0]
+    assert loaded.tokenizer.decode(read) == "What?\nA cat.\n\nWhy?"
+
+
+def test_an_answer_goes_on_from_the_tokens_that_it_begins_with(llama):
+    whole = [step.token for step in answer(llama, None, "Why?", 12)]
+    steps = list(answer(llama, None, "Why?", 7, prefix=whole[:5]))
+    assert list(steps[-1].tokens) == whole
+    assert [step.token for step in steps] == whole[5:]
+    assert steps[0].text == decode.answer_so_far(llama.tokenizer, whole[:6])
