@@ -22,6 +22,7 @@ from numba import carray, njit, prange
 from quant_engine.kernels.attention import exp
 from quant_engine.kernels.compiled import SOURCES, call, multiply_tiles, prepare
 from quant_engine.kernels.salient import pointer
+from quant_engine.weights.int_activations import SMALLEST_MAXIMUM
 
 ENTRY = np.dtype(
     [
@@ -34,14 +35,18 @@ ENTRY = np.dtype(
         ("bias", np.int64),
         ("input", np.int64),
         ("output", np.int64),
+        ("input_levels", np.int64),
+        ("output_levels", np.int64),
     ]
 )
 """An entry of the table of linears, which stand in sets that share their input: in each block q, k, v; o; gate, up;
 down. It holds the kernel's address and the numbers that it takes first, how many groups a row has; addresses
 of `input_factors`, of the order of columns int32, of which columns are live float32, and of the bias float32, 0
 where there is none; the number in its set of the entry whose prepared input it takes, and of that which its product is
-added to, its own in most cases."""
-(_KERNEL, _WEIGHT, _GROUPS, _FACTORS, _ORDER, _LIVE, _BIAS, _INPUT, _OUTPUT) = (0, 1, 6, 7, 8, 9, 10, 11, 12)
+added to, its own in most cases; and the highest code to which each token's inputs, or outputs, are rounded, 0 where
+they are not."""
+_KERNEL, _WEIGHT = 0, 1
+_GROUPS, _FACTORS, _ORDER, _LIVE, _BIAS, _INPUT, _OUTPUT, _INPUT_LEVELS, _OUTPUT_LEVELS = range(6, 15)
 FIELDS = ENTRY.itemsize // 8
 
 
@@ -58,14 +63,26 @@ def _normalize(x, weight, eps, out):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def _prepare_set(entries, start, end, x, rows, inputs, sums, picked):  # type: ignore[no-untyped-def]
+def _round_to(x, highest, codes):  # type: ignore[no-untyped-def]
+    """`codes` of a token's `x`, whole numbers up to `highest`, whose scale is returned: as `quantize_tokens`."""
+    most = np.float32(SMALLEST_MAXIMUM)
+    for j in range(x.shape[0]):
+        most = max(most, abs(x[j]))
+    scale = most / np.float32(highest)
+    for j in range(x.shape[0]):
+        codes[j] = np.rint(x[j] / scale)
+    return scale
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _prepare_set(entries, start, end, x, rows, inputs, sums, picked, scales):  # type: ignore[no-untyped-def]
     """What the products of a set take of `x` [rows, columns]."""
     for number in range(end - start):
         entry = entries[start + number]
         if entry[_INPUT] != number:
             continue
         columns, source = entry[_WEIGHT + 3] * 32, x
-        if entry[_ORDER] or entry[_LIVE]:
+        if entry[_ORDER] or entry[_LIVE] or entry[_INPUT_LEVELS]:
             source = carray(pointer(picked.ctypes.data), (x.shape[0], columns), np.float32)
             for row in range(x.shape[0]):
                 for j in range(columns):
@@ -80,6 +97,9 @@ def _prepare_set(entries, start, end, x, rows, inputs, sums, picked):  # type: i
                 for row in range(x.shape[0]):
                     for j in range(columns):
                         source[row, j] *= live[j]
+            if entry[_INPUT_LEVELS]:
+                for row in range(x.shape[0]):
+                    scales[number, row] = _round_to(source[row], entry[_INPUT_LEVELS], source[row])
         factors = carray(pointer(entry[_FACTORS]), 32, np.float32)
         scaled = carray(pointer(inputs[number].ctypes.data), (rows, columns), np.float32)
         of_groups = carray(pointer(sums[number].ctypes.data), (rows, entry[_GROUPS]), np.float32)
@@ -97,7 +117,7 @@ def _multiply_set(entries, start, end, rows, inputs, sums, outputs, part, parts)
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def _result(entries, start, end, linear, rows, outputs):  # type: ignore[no-untyped-def]
+def _result(entries, start, end, linear, rows, outputs, scales):  # type: ignore[no-untyped-def]
     """The product of one of a set's linears [rows, 16 * tiles], its parts added up, with the bias."""
     number = 0
     for candidate in range(end - start):
@@ -115,11 +135,20 @@ def _result(entries, start, end, linear, rows, outputs):  # type: ignore[no-unty
             for row in range(rows):
                 for j in range(columns):
                     y[row, j] += more[row, j]
+    if entry[_INPUT_LEVELS]:
+        for row in range(scales.shape[1]):
+            for j in range(columns):
+                y[row, j] *= scales[entry[_INPUT], row]
     if entry[_BIAS]:
         bias = carray(pointer(entry[_BIAS]), columns, np.float32)
         for row in range(rows):
             for j in range(columns):
                 y[row, j] += bias[j]
+    if entry[_OUTPUT_LEVELS]:
+        for row in range(scales.shape[1]):
+            scale = _round_to(y[row], entry[_OUTPUT_LEVELS], y[row])
+            for j in range(columns):
+                y[row, j] *= scale
     return y
 
 
@@ -176,8 +205,8 @@ def _add(x, y):  # type: ignore[no-untyped-def]
 @cache
 def stepper(parallel: bool) -> Callable[..., None]:
     """`step(entries, sets, norms, eps, x, cos, sin, texts, attend, key_heads, scale, h, hidden, attended, inputs, sums,
-    outputs, picked, scores, parts)`: `x` [rows, hidden_size], the embeddings of a token of each text, becomes what the
-    last norm makes of them.
+    outputs, picked, scales, scores, parts)`: `x` [rows, hidden_size], the embeddings of a token of each text, becomes
+    what the last norm makes of them.
 
     If `parallel`, `parts` threads work at once. `entries` int64 [n, FIELDS] are those of all linears, and `sets`
     [4 * blocks + 1] says where each set begins; `norms` [2 * blocks + 1, hidden_size]; `cos` and `sin` [rows,
@@ -185,13 +214,14 @@ def stepper(parallel: bool) -> Callable[..., None]:
     key_heads, capacity, head_size], its capacity and its length. `attend` is the address of an `attention`, and `scale`
     float32 [1] what its scores are multiplied with. The others are room to work in: `h` like x, `hidden`
     [rows, intermediate_size], `attended` [rows, heads, head_size], `inputs`, `sums`, `outputs` [entries of a set, as
-    much as the largest takes], `picked` as one of them, and `scores` [parts, heads of a key head, longest length + 1].
+    much as the largest takes], `picked` as one of them, `scales` [entries of a set, rows], and `scores` [parts, heads
+    of a key head, longest length + 1].
     """
     sources = SOURCES  # numbers and texts alone: what else a closure holds is another in each process
 
     def step(  # type: ignore[no-untyped-def]
         entries, sets, norms, eps, x, cos, sin, texts, attend, key_heads, scale, h, hidden, attended, inputs, sums,
-        outputs, picked, scores, parts,
+        outputs, picked, scales, scores, parts,
     ):  # fmt: skip
         assert sources
         parts = parts if parallel else 1
@@ -201,30 +231,36 @@ def stepper(parallel: bool) -> Callable[..., None]:
         for block in range(norms.shape[0] // 2):
             a, b, c, d, e = sets[4 * block : 4 * block + 5]
             _normalize(x, norms[2 * block], eps, h)
-            _prepare_set(entries, a, b, h, padded, inputs, sums, picked)
+            _prepare_set(entries, a, b, h, padded, inputs, sums, picked, scales)
             for part in prange(parts):
                 _multiply_set(entries, a, b, padded, inputs, sums, outputs, part, parts)
-            q, k = _result(entries, a, b, 0, padded, outputs), _result(entries, a, b, 1, padded, outputs)
-            v = _result(entries, a, b, 2, padded, outputs)
+            q, k = (
+                _result(entries, a, b, 0, padded, outputs, scales),
+                _result(entries, a, b, 1, padded, outputs, scales),
+            )
+            v = _result(entries, a, b, 2, padded, outputs, scales)
             _rotate(q, heads, cos, sin)
             _rotate(k, key_heads, cos, sin)
             for part in prange(parts):
                 for task in range(rows * key_heads * part // parts, rows * key_heads * (part + 1) // parts):
                     _attend(attend, block, task, q, k, v, texts, key_heads, scale, scores[part], attended)
-            _prepare_set(entries, b, c, of_heads, padded, inputs, sums, picked)
+            _prepare_set(entries, b, c, of_heads, padded, inputs, sums, picked, scales)
             for part in prange(parts):
                 _multiply_set(entries, b, c, padded, inputs, sums, outputs, part, parts)
-            _add(x, _result(entries, b, c, 0, padded, outputs))
+            _add(x, _result(entries, b, c, 0, padded, outputs, scales))
             _normalize(x, norms[2 * block + 1], eps, h)
-            _prepare_set(entries, c, d, h, padded, inputs, sums, picked)
+            _prepare_set(entries, c, d, h, padded, inputs, sums, picked, scales)
             for part in prange(parts):
                 _multiply_set(entries, c, d, padded, inputs, sums, outputs, part, parts)
-            gate, up = _result(entries, c, d, 0, padded, outputs), _result(entries, c, d, 1, padded, outputs)
+            gate, up = (
+                _result(entries, c, d, 0, padded, outputs, scales),
+                _result(entries, c, d, 1, padded, outputs, scales),
+            )
             _gate(gate, up, hidden)
-            _prepare_set(entries, d, e, hidden, padded, inputs, sums, picked)
+            _prepare_set(entries, d, e, hidden, padded, inputs, sums, picked, scales)
             for part in prange(parts):
                 _multiply_set(entries, d, e, padded, inputs, sums, outputs, part, parts)
-            _add(x, _result(entries, d, e, 0, padded, outputs))
+            _add(x, _result(entries, d, e, 0, padded, outputs, scales))
         _normalize(x, norms[norms.shape[0] - 1], eps, x)
 
     return njit(parallel=parallel, nogil=True, cache=True, error_model="numpy")(step)

@@ -27,6 +27,7 @@ from quant_engine.models.key_values import KeyValues
 from quant_engine.weights.binary import Binary
 from quant_engine.weights.form import StoredWeight
 from quant_engine.weights.grouped import GroupedInt
+from quant_engine.weights.int_activations import IntActivations, highest_code
 from quant_engine.weights.interleaving import ROWS
 from quant_engine.weights.mixed_width import MixedWidth
 
@@ -66,7 +67,7 @@ def _is_plain(weight: StoredWeight) -> bool:
         for name in ("transform_input", "transform_output", "finish")
         if getattr(type(weight), name) is not getattr(StoredWeight, name)
     ]
-    return not changed or (isinstance(weight, GroupedInt) and changed == ["transform_input"])
+    return not changed or (isinstance(weight, GroupedInt) and set(changed) <= {"transform_input", "finish"})
 
 
 def _parts(weight: StoredWeight) -> Iterator[tuple[torch.Tensor | None, StoredWeight]]:
@@ -115,12 +116,16 @@ class Step:
                 self._plans.append((weight, plan))
                 live = cpu.live_columns(weight).astype(np.float32) if isinstance(weight, Binary) else None
                 order_bytes = b"" if order is None else order.numpy().tobytes()
-                kind = (plan.factors.tobytes(), plan.weight[2], order_bytes, b"" if live is None else live.tobytes())
+                rounded = highest_code(weight.a_bits) if isinstance(weight, IntActivations) else 0
+                finished = rounded if rounded and weight.quantized_output else 0
+                live_bytes = b"" if live is None else live.tobytes()
+                kind = (plan.factors.tobytes(), plan.weight[2], order_bytes, live_bytes, rounded)
                 bias = self._bias(linear, plan) if output == len(table) else 0
                 table.append(
                     (
                         plan.product, plan.weight, plan.groups, plan.factors.ctypes.data,
                         self._address(order), self._address(live), bias, inputs.setdefault(kind, len(table)), output,
+                        rounded, finished,
                     )
                 )  # fmt: skip
         return np.array(table, decoding.ENTRY).view(np.int64).reshape(len(table), decoding.FIELDS)
@@ -194,5 +199,6 @@ class Step:
                 empty((rows, self._norms.shape[1])), empty((rows, self._intermediate)),
                 empty((rows, self._heads, self._head_size)), empty((entries, padded * columns)),
                 empty((entries, padded * groups)), empty((entries, padded * outputs)), empty(padded * columns),
+                empty((entries, rows)),
             )  # fmt: skip
         return self._rooms[rows]
