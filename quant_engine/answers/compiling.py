@@ -14,12 +14,13 @@ import subprocess
 import sys
 import threading
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import llvmlite.binding as llvm
 import numba
 import torch
+from filelock import FileLock
 from torch import nn
 from transformers import LlamaConfig, LlamaModel
 
@@ -83,8 +84,19 @@ def _marker() -> Path:
 
 
 def main() -> None:
-    """Compile everything that is not on disk."""
+    """Compile everything that is not on disk, unless another process does: then wait until it has."""
     threading.Thread(target=end_with_parent, daemon=True).start()
+    marker, alone = _marker(), ExitStack()
+    with suppress(OSError):
+        alone.enter_context(FileLock(marker.with_suffix(".lock")))
+    with alone:
+        if not marker.exists():
+            _compile()
+            with suppress(OSError):
+                marker.touch()
+
+
+def _compile() -> None:
     shape, groups = (1024, 1024), (1024, 16)
     codes, numbers = torch.zeros(shape, dtype=torch.uint8), torch.zeros(groups, dtype=torch.uint8)
     rounded = GroupedInt.pack(codes, torch.ones(groups), numbers, 4, 64)
@@ -99,8 +111,6 @@ def main() -> None:
     for kind in KINDS:
         compiled.product(*kind)
         compiled.dequantizer(*kind)
-    with suppress(OSError):
-        _marker().touch()
 
 
 def _small_decoder() -> nn.Module:

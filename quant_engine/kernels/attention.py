@@ -3,7 +3,8 @@
     out = softmax(scale * q K^T) V
 
 Keys and values are read once for all heads that share them. A lane is a number of a head; what is known when compiling
-is a head's size and how many share a key head. Everything is computed in float32.
+is a head's size and how many share a key head; sizes that are no whole vectors go one number at a time. Everything is
+computed in float32.
 """
 
 from __future__ import annotations
@@ -113,9 +114,22 @@ def _softmax(scores, scale):  # type: ignore[no-untyped-def]
             scores[head, token] /= total
 
 
-def fits(size: int) -> bool:
-    """Whether heads of this size are whole vectors."""
-    return size % LANES == 0
+@njit(nogil=True, cache=True, error_model="numpy")
+def _score_one_by_one(queries, keys, scores):  # type: ignore[no-untyped-def]
+    for head in range(scores.shape[0]):
+        for token in range(scores.shape[1]):
+            scores[head, token] = 0
+            for j in range(keys.shape[1]):
+                scores[head, token] += queries[head, j] * keys[token, j]
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _weigh_one_by_one(weights, values, out):  # type: ignore[no-untyped-def]
+    out[:] = 0
+    for head in range(weights.shape[0]):
+        for token in range(weights.shape[1]):
+            for j in range(values.shape[1]):
+                out[head, j] += weights[head, token] * values[token, j]
 
 
 @cache
@@ -127,11 +141,21 @@ def attention(size: int, heads: int) -> Any:
     [heads, tokens], all float32.
     """
     sources = SOURCES  # numbers and texts alone: what else a closure holds is another in each process
+    vectors = size % LANES == 0
 
     @cfunc(types.void(*(types.intp,) * 7), cache=True, error_model="numpy")
     def attend(queries, keys, values, tokens, scale, scores, out):  # type: ignore[no-untyped-def]
-        _score(sources, size, heads, queries, keys, tokens, scores)
-        _softmax(carray(pointer(scores), (heads, tokens), np.float32), carray(pointer(scale), 1, np.float32)[0])
-        _weigh(sources, size, heads, scores, values, tokens, out)
+        found = carray(pointer(scores), (heads, tokens), np.float32)
+        if vectors:
+            _score(sources, size, heads, queries, keys, tokens, scores)
+        else:
+            own, others = carray(pointer(queries), (heads, size), np.float32), (tokens, size)
+            _score_one_by_one(own, carray(pointer(keys), others, np.float32), found)
+        _softmax(found, carray(pointer(scale), 1, np.float32)[0])
+        if vectors:
+            _weigh(sources, size, heads, scores, values, tokens, out)
+        else:
+            whole = carray(pointer(values), (tokens, size), np.float32)
+            _weigh_one_by_one(found, whole, carray(pointer(out), (heads, size), np.float32))
 
     return attend

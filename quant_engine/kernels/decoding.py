@@ -234,10 +234,8 @@ def stepper(parallel: bool) -> Callable[..., None]:
             _prepare_set(entries, a, b, h, padded, inputs, sums, picked, scales)
             for part in prange(parts):
                 _multiply_set(entries, a, b, padded, inputs, sums, outputs, part, parts)
-            q, k = (
-                _result(entries, a, b, 0, padded, outputs, scales),
-                _result(entries, a, b, 1, padded, outputs, scales),
-            )
+            q = _result(entries, a, b, 0, padded, outputs, scales)
+            k = _result(entries, a, b, 1, padded, outputs, scales)
             v = _result(entries, a, b, 2, padded, outputs, scales)
             _rotate(q, heads, cos, sin)
             _rotate(k, key_heads, cos, sin)
@@ -252,10 +250,8 @@ def stepper(parallel: bool) -> Callable[..., None]:
             _prepare_set(entries, c, d, h, padded, inputs, sums, picked, scales)
             for part in prange(parts):
                 _multiply_set(entries, c, d, padded, inputs, sums, outputs, part, parts)
-            gate, up = (
-                _result(entries, c, d, 0, padded, outputs, scales),
-                _result(entries, c, d, 1, padded, outputs, scales),
-            )
+            gate = _result(entries, c, d, 0, padded, outputs, scales)
+            up = _result(entries, c, d, 1, padded, outputs, scales)
             _gate(gate, up, hidden)
             _prepare_set(entries, d, e, hidden, padded, inputs, sums, picked, scales)
             for part in prange(parts):

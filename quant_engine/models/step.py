@@ -50,8 +50,6 @@ def _is_supported(decoder: nn.Module) -> bool:
     norm = decoder.norm.weight
     if norm.device.type != "cpu" or norm.dtype != torch.float32 or decoder.config.hidden_act != "silu":
         return False
-    if not attention.fits(decoder.layers[0].self_attn.head_dim):
-        return False
     linears = (block.get_submodule(path) for block in decoder.layers for path in LINEARS)
     return all(isinstance(linear, StoredLinear) and _fits(linear.weight) for linear in linears)
 
