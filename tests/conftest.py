@@ -50,7 +50,10 @@ def tiny_models(tmp_path_factory):
     return root
 
 
-SLOWEST = ("test_demo_runs.py", "test_demo_memory.py", "test_real_run.py", "test_real_answer.py", "browser")
+SLOWEST = (
+    "test_demo_runs.py", "test_demo_memory.py", "test_real_run.py", "test_real_answer.py", "browser",
+    "test_client.py", "test_gpu_kernels.py", "test_model_folder.py",
+)  # fmt: skip
 """Files whose few tests take longest: they begin first, so that two processes end at about the same time."""
 
 
