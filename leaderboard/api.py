@@ -15,13 +15,15 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, ConfigDict, ValidationError, validate_call
 
-from leaderboard import analysis, export, figures, fit
+from leaderboard import analysis, export, figures, fit, pictures, requests
 from leaderboard.analysis import MODES, Board, Mode
 from leaderboard.export import Format
 from leaderboard.provenance import provenance_of
 from leaderboard.queries import choose, choose_model, choose_row, parse_address, read_query
 from leaderboard.store import Notes, method_name
 from leaderboard.view import Explored, Fitted
+from quant_engine.answers.client import AnswerService
+from quant_engine.answers.compare import compare, read_settings, sweep_settings
 from quant_engine.methods import METHODS
 from quant_engine.spec import Text, UserError, sentence
 
@@ -30,9 +32,14 @@ Values = dict[str, Any]
 NO_ROW = "No row matches all of this: leave out a filter or the search."
 
 
-def endpoints(board: Callable[[], Board], notes: Notes) -> list[Callable[..., Values]]:
-    """The functions, over the results that `board` gives at the time of each call. They raise UserError alone."""
-    answers = _Answers(board, notes)
+SLOW = ("ask_picture",)
+"""The functions whose answers take longer than a page should wait: they stand in the queue."""
+
+
+def endpoints(board: Callable[[], Board], notes: Notes, service: AnswerService) -> list[Callable[..., Values]]:
+    """The functions, over the results that `board` gives at the time of each call, and the process that answers about
+    pictures. They raise UserError alone."""
+    answers = _Answers(board, notes, service)
     return [
         _checked(function)
         for function in (
@@ -42,6 +49,7 @@ def endpoints(board: Callable[[], Board], notes: Notes) -> list[Callable[..., Va
             answers.what_fits,
             answers.cheapest_setting,
             answers.methods,
+            answers.ask_picture,
         )
     ]
 
@@ -72,8 +80,8 @@ def _in_any_case(what: str, values: tuple[str, ...]) -> BeforeValidator:
 class _Answers:
     """The functions with what they read. Their names, arguments and docstrings are what callers see."""
 
-    def __init__(self, board: Callable[[], Board], notes: Notes) -> None:
-        self._board, self._notes = board, notes
+    def __init__(self, board: Callable[[], Board], notes: Notes, service: AnswerService) -> None:
+        self._board, self._notes, self._service = board, notes, service
 
     def leaderboard(
         self,
@@ -202,3 +210,35 @@ class _Answers:
             One object per method, by its id.
         """
         return {name: vars(method.card) | {"title": method_name(name)} for name, method in METHODS.items()}
+
+    def ask_picture(
+        self,
+        picture: Text,
+        question: Text,
+        settings: Text = "fp16,rtn-4-g64",
+        sweep: Text = "",
+        divergence: bool = False,
+        model: Text = "",
+        most_tokens: int = 64,
+    ) -> Values:
+        """Ask a model about a picture in several settings, and hold their answers against FP16's.
+
+        Args:
+            picture: The picture's file in base64, as it is or as a data: address; or example:1 to example:6.
+            question: What to ask, at most 4000 characters.
+            settings: Settings with commas between them, fp16 first, such as fp16,gptq-4-g64,smoothquant-8-a8.
+            sweep: A method that answers at 16, 8, 6, 4, 3 and 2 bits instead, such as rtn-g64 or awq; empty for none.
+            divergence: Whether each token of FP16's answer is held against what the other settings find of it.
+            model: A model that takes pictures, such as demo; empty for the page's first.
+            most_tokens: The longest answer in tokens, 1 to 1024.
+
+        Returns:
+            The answers in the settings' order: text, cost, how it parts from FP16's, and each token's probabilities.
+        """
+        method, _, group = sweep.partition("-g")
+        sides = sweep_settings(method, int(group) if group.isdecimal() else None) if sweep else read_settings(settings)
+        with pictures.given(picture) as file:
+            asked = requests.question(model or requests.picture_models()[0].id, file, question, sides[1:], most_tokens)
+            request = asked.model_copy(update={"sides": sides})
+            answers = compare(self._service, request, divergence=divergence or bool(sweep))
+        return {"answers": [answer.model_dump(mode="json") for answer in answers]}

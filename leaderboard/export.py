@@ -51,9 +51,9 @@ def frame(view: View) -> pd.DataFrame:
 
 def csv(view: View) -> bytes:
     table = frame(view)
-    table.columns = [_no_formula(name) for name in table]
+    table.columns = [no_formula(name) for name in table]
     for name in table.columns[: len(FIELDS)]:
-        table[name] = table[name].map(_no_formula)
+        table[name] = table[name].map(no_formula)
     return table.to_csv(index=False).encode()
 
 
@@ -194,7 +194,7 @@ def _plain(value: object) -> object:
     return None if value is pd.NA else value
 
 
-def _no_formula(value: object) -> object:
+def no_formula(value: object) -> object:
     """A text that no spreadsheet takes for a formula, with line ends that CSV quotes; other values as they are."""
     if not isinstance(value, str):
         return value

@@ -5,15 +5,17 @@ from __future__ import annotations
 import base64
 import io
 import tempfile
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from PIL import Image
 
+from leaderboard.conversation import read_examples
 from quant_engine.data.open_picture import open_picture
 from quant_engine.evaluate import VisualQuestions, parse_result_name
 from quant_engine.runs.folder import RunFolder
-from quant_engine.spec import UserError
+from quant_engine.spec import UserError, quoted
 
 LONGEST_SIDE = 1600  # LLaVA-NeXT looks at 1344 pixels at most
 PREVIEW_SIDE = 960
@@ -40,6 +42,30 @@ def accept(upload: Path) -> Path:
             f"The picture can't be stored: {folder}, for temporary files, is full or not writable."
         ) from None
     return Path(file.name)
+
+
+@contextmanager
+def given(text: str) -> Iterator[str]:
+    """The file of a picture that a program gives: in base64, as a data: address, or as example:NUMBER. Raises UserError
+    for what is none."""
+    kind, _, number = text.strip().partition(":")
+    if kind == "example":
+        examples = read_examples()
+        if not (number.isdecimal() and 0 < int(number) <= len(examples)):
+            raise UserError(f"The examples are example:1 to example:{len(examples)}, not {quoted(text)}.")
+        yield str(examples[int(number) - 1].picture)
+        return
+    with tempfile.TemporaryDirectory(prefix=_PREFIX) as folder:
+        file = Path(folder) / "picture"
+        try:
+            file.write_bytes(base64.b64decode(text.rpartition(",")[2], validate=True))
+        except ValueError:
+            raise UserError("picture is no base64: give a picture's file in base64, or example:1.") from None
+        accepted = accept(file)
+    try:
+        yield str(accepted)
+    finally:
+        forget(str(accepted))
 
 
 def discard(upload: Path) -> None:

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from leaderboard import analysis, search
 from leaderboard.analysis import MODES, STATUSES, TRACKS, Board, Choices, Query, Range
 from leaderboard.store import method_name
-from leaderboard.view import EVERY_MODEL, FIRST_MODEL, LISTS, Explored, Fitted, find_row, finite, part_of, row_key
+from leaderboard.view import EVERY_MODEL, FIRST_MODEL, LISTS, PARTS, find_row, finite, part_of, row_key
 from quant_engine.methods import METHODS
 from quant_engine.models.catalog import MODELS
 from quant_engine.spec import UserError, clean_text, quoted, sentence
@@ -39,7 +39,7 @@ _PARAMETERS = (
     "row",
     "tab",
 )
-_PARTS = {"x.": Explored, "fit.": Fitted}
+_PARTS = {f"{prefix}.": kind for prefix, (_, kind) in PARTS.items()}
 
 
 def choose(what: str, given: str, names: Mapping[str, str] | Iterable[str], where: str = "") -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from quant_engine import hub
-from quant_engine.answers.messages import AskRequest
+from quant_engine.answers.messages import AskRequest, Turn
 from quant_engine.evaluate import TASKS
 from quant_engine.methods import METHODS, resolve_setting
 from quant_engine.models.catalog import MODELS, ModelCard, available, model_card
@@ -136,8 +136,15 @@ def calibration(source: str, samples: str | float | None, length: str | float | 
         raise UserError(sentence(error)) from None
 
 
-def question(model: str, picture: str | None, text: str, setting: QuantSetting, most_tokens: int) -> AskRequest:
-    """A question about a picture, for FP16 and one other setting."""
+def question(
+    model: str,
+    picture: str | None,
+    text: str,
+    settings: Sequence[QuantSetting],
+    most_tokens: int,
+    earlier: Sequence[Turn] = (),
+) -> AskRequest:
+    """A question about a picture, for FP16 and other settings; `earlier` are those that it follows."""
     if model not in [card.id for card in picture_models()]:
         raise UserError("Choose a model from the list.")
     if not picture:
@@ -147,7 +154,8 @@ def question(model: str, picture: str | None, text: str, setting: QuantSetting, 
             model=model,
             image=Path(picture),
             question="" if text is None else text,
-            sides=(FP16, setting),
+            sides=(FP16, *settings),
+            earlier=tuple(earlier),
             max_new_tokens=most_tokens,
         )
     except ValidationError as error:

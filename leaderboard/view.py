@@ -15,6 +15,7 @@ import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from leaderboard.analysis import Board, Query, Range
+from quant_engine.answers.messages import MOST_NEW_TOKENS, MOST_QUESTION_CHARACTERS
 from quant_engine.spec import Text
 
 FIRST_MODEL = "LLaMA3-8B"
@@ -52,6 +53,19 @@ class Fitted(BaseModel):
     pictures: int = Field(0, ge=0, le=64)
 
 
+class Asked(BaseModel):
+    """What the Ask tab is set to. `settings` are codes (`QuantSetting.code`) with commas between them, FP16 left out;
+    `example` is the number of a picture that comes with the project: a visitor's own is in no link."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: Text | None = None
+    settings: Text = "rtn-4-g64"
+    question: Text = Field("", max_length=MOST_QUESTION_CHARACTERS)
+    example: int | None = Field(None, ge=1, le=99)
+    tokens: int = Field(64, ge=1, le=MOST_NEW_TOKENS)
+
+
 class PageView(BaseModel):
     """Everything that a link carries. `pins` and `row` are row keys (see `row_key`); `row` is the open one."""
 
@@ -63,6 +77,15 @@ class PageView(BaseModel):
     row: Text | None = None
     explored: Explored = Explored()
     fitted: Fitted = Fitted()
+    asked: Asked = Asked()
+
+
+PARTS: dict[str, tuple[str, type[BaseModel]]] = {
+    "x": ("explored", Explored),
+    "fit": ("fitted", Fitted),
+    "ask": ("asked", Asked),
+}
+"""The parts of a view whose parameters have a prefix and a dot before their names, with the type of each."""
 
 
 def address(view: PageView) -> str:
@@ -86,9 +109,9 @@ def address(view: PageView) -> str:
     add("sort", (query.sort, query.reverse), (None, False), lambda sort: f"{'-' * sort[1]}{sort[0] or ''}")
     parameters += [("pin", key) for key in view.pins]
     add("row", view.row, None)
-    for prefix, part, default in (("x", view.explored, first.explored), ("fit", view.fitted, first.fitted)):
-        for field, value in part.model_dump().items():
-            add(f"{prefix}.{field}", value, getattr(default, field), _short)
+    for prefix, (name, _) in PARTS.items():
+        for field, value in getattr(view, name).model_dump().items():
+            add(f"{prefix}.{field}", value, getattr(getattr(first, name), field), _short)
     return urlencode(parameters)
 
 
@@ -113,8 +136,7 @@ def read_address(search: str | None) -> PageView:
     fields: dict[str, Any] = {
         "query": as_valid(Query, query),
         "pins": tuple(dict.fromkeys(filter(None, parameters.get("pin", []))))[:MOST_PINS],
-        "explored": as_valid(Explored, part_of(last, "x.")),
-        "fitted": as_valid(Fitted, part_of(last, "fit.")),
+        **{name: as_valid(kind, part_of(last, f"{prefix}.")) for prefix, (name, kind) in PARTS.items()},
     }
     return as_valid(PageView, fields | {name: last[name] for name in ("tab", "row") if last.get(name)})
 

@@ -16,15 +16,19 @@ from rich.markup import escape
 from rich.table import Table
 
 from quant_engine import folders, notation, terminal
+from quant_engine.answers.client import AnswerService
+from quant_engine.answers.compare import compare as compare_answers
+from quant_engine.answers.compare import read_settings, sweep_settings
+from quant_engine.answers.messages import AskRequest
 from quant_engine.evaluate import reads_windows, split_tasks
 from quant_engine.failures import exits_plainly
 from quant_engine.formats import published
 from quant_engine.models import catalog
-from quant_engine.models.device import check_device, default_device, default_dtype
+from quant_engine.models.device import check_device, default_device, default_dtype, prompt_dtype
 from quant_engine.progress import Hooks, Progress
 from quant_engine.runs import folder
 from quant_engine.runs.command import command
-from quant_engine.runs.resolve import resolve, resolve_weights
+from quant_engine.runs.resolve import WeightPlan, resolve, resolve_weights
 from quant_engine.spec import (
     Calibration,
     OptionValue,
@@ -88,8 +92,8 @@ PublishedAt = Annotated[
     str | None,
     typer.Option(
         "--checkpoint",
-        help="Weights that another program quantized (GPTQ, AWQ, GGUF): a folder or a .gguf file, or OWNER/NAME or "
-        "OWNER/NAME/FILE.gguf on the Hugging Face Hub.",
+        help="Weights that another program quantized (GPTQ, AWQ, compressed-tensors, bitsandbytes, GGUF): a folder or "
+        "a .gguf file, or OWNER/NAME or OWNER/NAME/FILE.gguf on the Hugging Face Hub.",
     ),
 ]
 Method = Annotated[str, typer.Option(help="fp16 (unquantized) or a method of [bold]list methods[/bold].")]
@@ -283,21 +287,32 @@ def run(
 @app.command()
 def evaluate(
     context: typer.Context,
-    checkpoint: Annotated[Path, typer.Argument(help="A folder that [bold]quantize[/bold] made.")],
+    checkpoint: Annotated[
+        Path,
+        typer.Argument(help="A folder that [bold]quantize[/bold] made, or a folder or .gguf file of another program."),
+    ],
     tasks: Tasks,
+    model: BaseModel = None,
     limit: Limit = None,
     window: Window = None,
     dtype: Dtype = None,
     device: Device = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure weights that were quantized before, here or elsewhere, and keep the run.
+    """Measure weights that were quantized before, here or elsewhere, by this program or another, and keep the run.
 
-    A folder from elsewhere is copied to where runs look for its weights; what it was calibrated on must be here too.
+    A folder that quantize made elsewhere is copied to where runs look for its weights; what it was calibrated on must
+    be here too.
     """
     from quant_engine.checkpoints import Checkpoint  # these load torch
     from quant_engine.runs.weights import adopt
 
+    if checkpoint.is_file() or (checkpoint / "config.json").exists():
+        weights = _published(str(checkpoint), model, None, QuantSetting())
+        _do(_run(weights, tasks, limit, window, dtype, device), as_json, context)
+        return
+    if model:
+        raise UserError(f"Leave out --model: weights that quantize made say themselves which model {checkpoint} is of.")
     if not Checkpoint(checkpoint).is_complete():
         raise UserError(f"{checkpoint} holds no finished quantized weights; make them with the command quantize.")
     weights = Checkpoint(checkpoint).spec()
@@ -399,9 +414,9 @@ def merge(
 def export(
     checkpoint: Annotated[Path, typer.Argument(help="A folder that quantize printed, or a run's log names.")],
     target: Annotated[Path, typer.Argument(help="The new folder to write the checkpoint to.")],
-    to: Annotated[str, typer.Option(help="gptq, gptq_v2 or awq.")],
+    to: Annotated[str, typer.Option(help="gptq, gptq_v2, awq, compressed-tensors or gguf.")],
 ) -> None:
-    """Write quantized weights as a checkpoint that transformers, GPTQModel or vLLM load, value for value.
+    """Write quantized weights as a checkpoint that transformers, GPTQModel, vLLM or llama.cpp load, value for value.
 
     A setting that the format can't say exactly is refused.
 
@@ -419,7 +434,7 @@ def export(
 
 @app.command()
 def ask(
-    question: Annotated[str, typer.Argument(help="What to ask.")],
+    words: Annotated[list[str], typer.Argument(help="The file of a picture, or none; then what to ask.")],
     model: BaseModel = None,
     checkpoint: PublishedAt = None,
     picture: Annotated[Path | None, typer.Option("--picture", "-p", help="The picture that is asked about.")] = None,
@@ -428,19 +443,43 @@ def ask(
     a_bits: ABits = 16,
     group_size: GroupSize = None,
     option: Option = None,
+    settings: Annotated[
+        str | None, typer.Option(help="Settings that all answer, with commas between them: fp16,gptq-4,rtn-3-g64.")
+    ] = None,
+    sweep: Annotated[
+        str | None, typer.Option(help="A method that answers at 16, 8, 6, 4, 3 and 2 bits, with --group-size.")
+    ] = None,
+    divergence: Annotated[
+        bool, typer.Option("--divergence", help="Hold each answer against FP16's, token by token.")
+    ] = False,
     most_tokens: Annotated[int, typer.Option(min=1, max=1024, help="The longest answer, in tokens.")] = 128,
     device: Device = None,
+    as_json: AsJson = False,
 ) -> None:
-    """Ask one model in one setting, about a picture or not; the answer is printed as it comes."""
-    question = clean_text(question)
-    if not question.strip():
-        raise UserError("The question is empty; type what to ask.")
+    """Ask a model, about a picture or not. One setting's answer is printed as it comes; several answer together.
+
+    Example: ask chart.png "Which bar is highest?" --settings fp16,rtn-4-g64,rtn-3-g64 --divergence
+    """
+    picture, question = _picture_and_question(words, picture)
+    if settings or sweep:
+        if checkpoint or device or option or method != "fp16":
+            raise UserError("--settings and --sweep leave out --method, --option, --checkpoint and --device.")
+        chosen = sweep_settings(sweep, group_size) if sweep else read_settings(settings)
+        request = AskRequest(
+            model=model or "demo", image=picture, question=question, sides=chosen, max_new_tokens=most_tokens
+        )
+        _compare_answers(request, divergence or bool(sweep), as_json)
+        return
+    if divergence or as_json:
+        raise UserError("--divergence and --json compare settings: name them with --settings or --sweep.")
     setting = _setting(method, bits, a_bits, group_size, option)
-    if checkpoint:
-        plan = resolve_weights(_published(checkpoint, model, None, setting))
-        setting = plan.spec.setting
-    else:
-        plan = resolve_weights(WeightSpec(model=model or "demo", setting=setting))
+    own = WeightSpec(model=model or "demo", setting=setting)
+    plan = resolve_weights(_published(checkpoint, model, None, setting) if checkpoint else own)
+    _answer_alone(plan, picture, question, most_tokens, device)
+
+
+def _answer_alone(plan: WeightPlan, picture: Path | None, question: str, most_tokens: int, device: str | None) -> None:
+    """Prints the answer of one setting as it comes."""
     from quant_engine.data.open_picture import open_picture
     from quant_engine.models.decode import answer
     from quant_engine.runs import weights
@@ -450,18 +489,53 @@ def ask(
     check_device(device)
     with terminal.progress_bar(errors) as show:
         loaded = weights.load(plan, default_dtype(device), device, Hooks(show))
+    loaded.prompt_dtype = prompt_dtype(device)
     text, step = "", None
     for step in answer(loaded, image, question, most_tokens):
         console.print(step.text[len(text) :], end="", highlight=False, markup=False, soft_wrap=True)
         text = step.text
     console.print()
     if step:
-        stats = step.stats
+        stats, setting = step.stats, plan.spec.setting
         rate = "" if stats.tokens_per_s is None else f", {stats.tokens_per_s:.1f} tokens/s"
         console.print(
             f"[dim]{setting.label}: first token after {stats.ttft_s:.2f} s{rate}, weights "
             f"{notation.size(stats.weight_bytes)}, {stats.describe_weights(setting)}[/dim]"
         )
+
+
+def _picture_and_question(words: list[str], picture: Path | None) -> tuple[Path | None, str]:
+    """What the arguments of `ask` name."""
+    if len(words) > 2 or (picture and len(words) == 2):
+        raise UserError("Give one picture and one question, the question in quotation marks.")
+    question = clean_text(words[-1])
+    if not question.strip():
+        raise UserError("The question is empty; type what to ask.")
+    return Path(words[0]) if len(words) == 2 else picture, question
+
+
+def _compare_answers(request: AskRequest, divergence: bool, as_json: bool) -> None:
+    """Prints the answers of several settings."""
+    service = AnswerService()
+    try:
+        with errors.status("Starting") as status:
+            answers = compare_answers(
+                service,
+                request,
+                divergence=divergence,
+                watch=lambda setting, event: (
+                    event.message and status.update(f"{setting.label}: {escape(event.message)}")
+                ),
+            )
+    finally:
+        service.close()
+    if as_json:
+        sys.stdout.write(json.dumps([answer.model_dump(mode="json") for answer in answers], indent=1) + "\n")
+    else:
+        for line in terminal.answer_lines(answers):
+            console.print(line, highlight=False, soft_wrap=True)
+    if all(answer.problem for answer in answers):
+        raise typer.Exit(1)
 
 
 def _do(spec: RunSpec, as_json: bool, context: typer.Context) -> None:

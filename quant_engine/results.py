@@ -103,13 +103,32 @@ class LayerRecord(BaseModel):
     weights_after: list[int] | None = None
 
 
+class TokenShift(BaseModel):
+    """What a quantized model finds of one token of the unquantized model's answer, both having read the same before it.
+
+    `p` is the token's probability to the unquantized model and `q` to the quantized one, `divergence` the KL(P || Q) of
+    their distributions in nats. `choice` is the quantized model's own first choice, with its probability there; it
+    `agrees` if that is the token. Texts are None for the end of the answer.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    text: str | None
+    p: float
+    q: float
+    divergence: float
+    choice: str | None
+    choice_q: float
+    agrees: bool
+
+
 class AnswerStats(BaseModel):
     """What an answer cost so far.
 
     Times count only what this side computed itself (see `quant_engine.models.decode`). `ttft_s` is the time to the
     first token: picture, prompt and all. `tokens_per_s` is the rate after the first token, None before the second.
-    `weight_bytes` is the memory of all the model's weights, `stored_bits` the bits stored per quantized weight, and
-    `dtype` the type that the model computes in, such as float32.
+    `weight_bytes` is the memory of all the model's weights, `stored_bits` the bits stored per quantized weight, `dtype`
+    the type that the model computes in, such as float32, and `prompt_dtype` that of the prompt's products.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -121,9 +140,12 @@ class AnswerStats(BaseModel):
     weight_bytes: int
     stored_bits: float
     dtype: str
+    prompt_dtype: str = ""
 
     def describe_weights(self, setting: QuantSetting) -> str:
         """How the weights of a model in this setting are held, in words."""
+        other = self.prompt_dtype not in ("", self.dtype)
+        computed = f"computed in {self.dtype}" + (f", the prompt in {self.prompt_dtype}" if other else "")
         if setting.method == "fp16":
-            return f"computed in {self.dtype}"
-        return f"{self.stored_bits:.2f} bits stored per quantized weight, computed in {self.dtype}"
+            return computed
+        return f"{self.stored_bits:.2f} bits stored per quantized weight, {computed}"

@@ -84,7 +84,9 @@ class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-_FORMATS = {"gptq": "GPTQ", "awq": "AWQ", "gguf": "GGUF", "bitsandbytes": "bitsandbytes"}
+_FORMATS = {"gptq": "GPTQ", "awq": "AWQ", "gguf": "GGUF", "bitsandbytes": "bitsandbytes"} | {
+    "compressed-tensors": "compressed-tensors"
+}
 _WRITERS = {"gptqmodel": "GPTQModel", "auto-gptq": "AutoGPTQ", "autoawq": "AutoAWQ", "low-bit-lab": "Low-Bit Lab"}
 """The programs that write checkpoints, as they call themselves in files and as they are written."""
 
@@ -96,7 +98,7 @@ def published_title(method: str) -> str | None:
     if not colon:
         return None
     title = _FORMATS.get(family, family)
-    if family in ("gguf", "bitsandbytes"):
+    if family in ("gguf", "bitsandbytes", "compressed-tensors"):
         return f"{title} {detail.upper()}"
     writer, _, version = detail.partition(" ")
     return f"{title}, by {_WRITERS.get(writer, writer)} {version}".rstrip() if writer else f"{title} checkpoint"
@@ -169,6 +171,31 @@ class QuantSetting(_Frozen):
         group = f" g{self.group_size}" if self.group_size else ""
         method = published_title(self.method) or self.method.upper()
         return f"{method} W{self.w_bits:g}A{self.a_bits}{group}"
+
+    @property
+    def code(self) -> str:
+        """As links and commands write it: gptq-4-g64, smoothquant-8-a8, fp16. Options are not in it."""
+        if self.method == "fp16":
+            return "fp16"
+        a_bits = "" if self.a_bits == 16 else f"-a{self.a_bits}"
+        return f"{self.method}-{self.w_bits:g}{a_bits}{f'-g{self.group_size}' if self.group_size else ''}"
+
+
+_CODE = re.compile(r"(?P<method>[a-z_]+)-(?P<w_bits>\d+(\.\d+)?)(-a(?P<a_bits>\d+))?(-g(?P<group_size>\d+))?")
+
+
+def read_code(code: str) -> QuantSetting:
+    """The setting that `QuantSetting.code` wrote, in any case. Raises UserError for anything else."""
+    text = code.strip().lower()
+    match = _CODE.fullmatch(text)
+    if text == "fp16":
+        return QuantSetting()
+    if match is None:
+        raise UserError(f"A setting is written such as gptq-4, rtn-3-g64 or fp16, not {quoted(code)}.")
+    try:
+        return QuantSetting(**{name: value for name, value in match.groupdict().items() if value})
+    except ValidationError as error:
+        raise UserError(sentence(error)) from None
 
 
 class Calibration(_Frozen):

@@ -22,6 +22,7 @@ from quant_engine.runs import folder
 from quant_engine.spec import UserError
 
 if TYPE_CHECKING:
+    from quant_engine.answers.compare import SideAnswer
     from quant_engine.runs.paired import Comparison
 
 Rows = tuple[list[str], list[list[str]]]
@@ -90,6 +91,35 @@ def results_table(run: folder.RunFolder) -> Table:
             escape(result.task), result.metric, notation.number(result.value), error, str(result.items), result.status
         )
     return table
+
+
+def answer_lines(answers: Sequence[SideAnswer]) -> Iterator[str]:
+    """The answers of several settings, each under its setting and what it cost, with where it parts from FP16's."""
+    for answer in answers:
+        yield f"[bold]{escape(answer.setting.label)}[/bold] [dim]{escape(_costs(answer))}[/dim]"
+        if answer.text or not answer.problem:
+            yield f"  {escape(answer.text.strip())}"
+        if answer.problem:
+            yield f"  [red]{escape(answer.problem)}[/red]"
+        if answer.parted:
+            yield f"  [dim]{escape(answer.parted)}[/dim]"
+        for number, shift in enumerate(answer.shifts, 1):
+            choice = "" if shift.agrees else f"  first choice {_token(shift.choice)} {shift.choice_q:.1%}"
+            numbers = f"{shift.p:6.1%} → {shift.q:6.1%}  KL {shift.divergence:.4f}"
+            yield f"[dim]{escape(f'  {number:4} {_token(shift.text):16} {numbers}{choice}')}[/dim]"
+
+
+def _costs(answer: SideAnswer) -> str:
+    stats = answer.stats
+    if stats is None:
+        return ""
+    rate = "" if stats.tokens_per_s is None else f", {stats.tokens_per_s:.1f} tokens/s"
+    weights = f"weights {notation.size(stats.weight_bytes)}, {stats.describe_weights(answer.setting)}"
+    return f"first token after {stats.ttft_s:.2f} s{rate}, {weights}"
+
+
+def _token(text: str | None) -> str:
+    return "(end)" if text is None else repr(text)
 
 
 def comparison_table(a: folder.RunFolder, b: folder.RunFolder, rows: Sequence[Comparison]) -> Table:

@@ -123,6 +123,17 @@ def test_ask_prints_the_answer_of_the_quantized_model_and_its_bits(llama):
     assert f"{loaded.stored_bits:.2f} bits stored per quantized weight" in " ".join(figures.split())
 
 
+def test_several_settings_answer_together_and_are_held_against_fp16(llama):
+    low = json.loads(done("ask", "Why?", "-m", llama, "--sweep", "rtn", "-g", 32, "--most-tokens", 8, "--json"))
+    assert [answer["setting"]["w_bits"] for answer in low] == [16, 8, 6, 4, 3, 2]
+    assert not any(answer["problem"] for answer in low)
+    assert [len(answer["shifts"]) for answer in low] == [0] + [len(low[0]["tokens"])] * 5
+    assert low[1]["divergence"] < low[5]["divergence"]
+    text = done("ask", "Why?", "-m", llama, "--settings", "fp16,rtn-2-g32", "--divergence", "--most-tokens", 8)
+    assert low[5]["parted"] in text
+    assert "RTN W2A16 g32" in text
+
+
 def test_a_path_with_commas_is_one_task_and_a_task_named_twice_is_measured_once(llama, tmp_path):
     text = tmp_path / "a, b,c.txt"
     text.write_text("Some words to be read. " * 40)
@@ -156,6 +167,13 @@ def test_a_path_with_commas_is_one_task_and_a_task_named_twice_is_measured_once(
         (["merge", "/no/such/folder", "/no/such/target"], "holds no finished quantized weights"),
         (["merge", "/no/such/folder", "/no/such/target", "--dtype", "int3"], "dtype is float32"),
         (["ask", "  "], "The question is empty"),
+        (["ask", "a.png", "What", "is", "it?"], "in quotation marks"),
+        (["ask", "What?", "--settings", "gptq"], "written such as gptq-4"),
+        (["ask", "What?", "--settings", "gptq-9"], "from 1 to 8"),
+        (["ask", "What?", "--sweep", "gtq"], "no method 'gtq'"),
+        (["ask", "What?", "--settings", "rtn-4,fp16", "--divergence"], "name fp16 first"),
+        (["ask", "What?", "--divergence"], "name them with --settings"),
+        (["ask", "What?", "--settings", "fp16", "--method", "rtn"], "leave out --method"),
         (["ask", "What is this?", "-p", "/no/such.png"], "There is no picture"),
         (["ask", "What is this?", "-p", __file__], "picture"),
         (["get", "llama"], "There is only demo to get"),

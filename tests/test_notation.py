@@ -3,6 +3,7 @@ import math
 import pytest
 
 from quant_engine import notation
+from quant_engine.spec import QuantSetting, UserError, read_code
 
 
 @pytest.mark.parametrize(
@@ -54,3 +55,29 @@ def test_small_words():
     assert notation.seconds(7800) == "2 h 10 min"
     assert notation.size(94_700_000) == "95 MB"
     assert notation.size(16_060_000_000) == "16.1 GB"
+
+
+@pytest.mark.parametrize(
+    ("code", "setting"),
+    [
+        ("fp16", QuantSetting()),
+        ("gptq-4-g64", QuantSetting(method="gptq", w_bits=4, group_size=64)),
+        ("smoothquant-8-a8", QuantSetting(method="smoothquant", w_bits=8, a_bits=8)),
+        ("pb_llm-1.7-g128", QuantSetting(method="pb_llm", w_bits=1.7, group_size=128)),
+    ],
+)
+def test_a_setting_is_read_as_it_is_written(code, setting):
+    assert setting.code == code
+    assert read_code(f" {code.upper()} ") == setting
+
+
+@pytest.mark.parametrize("code", ["", "gptq", "gptq-", "gptq-4-", "gptq-4-64", "gptq--4", "rtn-nan", "4-gptq", "rtn 4"])
+def test_what_is_no_setting_is_a_sentence_with_examples(code):
+    with pytest.raises(UserError, match=r"such as gptq-4, rtn-3-g64 or fp16, not "):
+        read_code(code)
+
+
+@pytest.mark.parametrize(("code", "words"), [("rtn-9", "from 1 to 8"), ("rtn-4-g0", "1 or more"), ("x-4-a2", "4 to 8")])
+def test_a_setting_that_cannot_be_is_refused(code, words):
+    with pytest.raises(UserError, match=words):
+        read_code(code)

@@ -1,11 +1,10 @@
-"""The Ask a picture tab: one picture, one question, FP16 at the left and a quantized setting beside it."""
+"""The Ask a picture tab: one picture, one question, FP16 at the left and one to three quantized settings after it."""
 
 from __future__ import annotations
 
-import json
-import logging
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -13,47 +12,49 @@ from typing import Any
 import gradio as gr
 
 from leaderboard import pictures, requests
+from leaderboard.conversation import Conversation, Example, read_examples
 from leaderboard.lab import Lab
-from leaderboard.ui import setting_picker
-from leaderboard.ui.answer_pane import Side, pane
+from leaderboard.ui.answer_pane import Side, first_sides, pane
+from leaderboard.ui.ask_columns import Columns
+from leaderboard.ui.notice import model_note, notice
+from leaderboard.ui.pressed import pressed
+from leaderboard.ui.questions import Questions
+from leaderboard.ui.sweep_part import SweepPart
 from leaderboard.ui.theme import QUICK, html
-from quant_engine.answers.messages import AskRequest
-from quant_engine.folders import ASSETS
-from quant_engine.models.catalog import MODELS
+from leaderboard.view import Asked, PageView, address
+from quant_engine.answers.compare import along_fp16
+from quant_engine.answers.messages import AskRequest, Turn
 from quant_engine.spec import UserError
 
-logger = logging.getLogger(__name__)
-
-EXAMPLES = ASSETS / "demo" / "examples" / "examples.json"
 ASKING_AT_ONCE = 24
 """Each open question holds one of Gradio's 40 threads; the answering process puts them in line and says so."""
-LENGTHS = [16, 32, 64, 128, 256]
+SUGGESTIONS = (
+    "What is shown in this picture?",
+    "Write a tweet to go with this picture.",
+    "What is the mood of the animal in this picture?",
+    "What does this cartoon mean?",
+    "Whose painting is this? Answer in three sentences.",
+)
+"""Questions for a picture of one's own: what the study's Figures 2 to 6 ask, in our words."""
 _PICK_JS = """
 element.addEventListener('click', (event) => {
   const example = event.target.closest('[data-example]');
   if (example) trigger('pick', { index: Number(example.dataset.example) });
 });
 """
-
-
-@dataclass(frozen=True)
-class Example:
-    """A picture that ships with the project, a question about it, and the right answer."""
-
-    picture: Path
-    question: str
-    answer: str
-
-
-def read_examples(file: Path = EXAMPLES) -> list[Example]:
-    """The examples whose pictures are there; none, with a line in the log, if the list can't be read."""
-    try:
-        entries = json.loads(file.read_text(encoding="utf-8"))
-        listed = [Example(file.parent / entry["image"], entry["question"], entry["answer"]) for entry in entries]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        logger.warning("No example pictures: %s can't be read (%s).", file.name, error)
-        return []
-    return [example for example in listed if example.picture.is_file()]
+_SUGGEST_JS = """
+element.addEventListener('click', (event) => {
+  const suggestion = event.target.closest('[data-suggestion]');
+  if (suggestion) trigger('suggest', { suggestion: suggestion.dataset.suggestion });
+});
+"""
+_ESCAPE_JS = """
+document.addEventListener('keydown', (event) => {
+  const choosing = event.target.closest?.('[aria-expanded="true"]');
+  if (event.key !== 'Escape' || choosing) return;
+  for (const stop of document.querySelectorAll('#stop, #stop-sweep')) stop.click();
+});
+"""
 
 
 def strip(examples: list[Example]) -> str:
@@ -69,34 +70,45 @@ def strip(examples: list[Example]) -> str:
 
 
 def picture_html(path: str | None, answer: str = "") -> str:
-    """The picture that is asked about, with the right answer below it where that is known."""
+    """The picture that is asked about, with the right answer below it where that is known, and else with what could be
+    asked."""
     if not path:
         return ""
     caption = f"<figcaption>Right answer: {escape(answer)}</figcaption>" if answer else ""
     image = f'<img src="{pictures.preview(Path(path))}" alt="The picture asked about">'
-    return f'<figure class="picture">{image}{caption}</figure>'
+    return f'<figure class="picture">{image}{caption}</figure>{"" if answer else _suggestions()}'
 
 
-def notice(sentence: str) -> str:
-    """A refusal as HTML; nothing for an empty sentence."""
-    return f'<div class="notice" role="alert">{escape(sentence)}</div>' if sentence else ""
+def _suggestions() -> str:
+    buttons = (
+        f'<button type="button" data-suggestion="{escape(text, quote=True)}">{escape(text)}</button>'
+        for text in SUGGESTIONS
+    )
+    return f'<div class="suggestions"><p>As the study asks in its Figures 2 to 6</p>{"".join(buttons)}</div>'
 
 
-def model_note(model: str) -> str:
-    """What the model can be expected to know, in its own words."""
-    note = MODELS[model].note if model in MODELS else ""
-    return f'<p class="remark">{escape(note)}</p>'
+class AskTab:
+    """The tab on the page. `outputs` is what `fill` sets to a view."""
 
+    def __init__(self, lab: Lab) -> None:
+        """Lays out the tab and connects it."""
+        with gr.Row(elem_classes="bench asking-bench"):
+            with gr.Column(elem_classes="bench-side"):
+                self.picture = PicturePart()
+            with gr.Column(elem_classes="bench-main"):
+                self.question = QuestionPart(lab)
+                self.sweep = SweepPart(lab)
+        self.picture.connect(self.question)
+        self.question.connect(self.picture)
+        columns = self.question.columns
+        self.sweep.connect(columns.model, self.picture.path, self.question.question, columns.length)
+        self.outputs = [self.picture.path, self.picture.frame, *self.question.outputs]
 
-def build(lab: Lab) -> None:
-    """Lays out the tab and connects it."""
-    with gr.Row(elem_classes="bench"):
-        with gr.Column(elem_classes="bench-side"):
-            picture = PicturePart()
-        with gr.Column(elem_classes="bench-main"):
-            question = QuestionPart(lab)
-    picture.connect(question)
-    question.connect(picture)
+    def fill(self, asked: Asked) -> list[Any]:
+        """Updates of `outputs` that set the tab to a link. A link that asks nothing leaves it as it is."""
+        if asked == Asked():
+            return [gr.skip()] * len(self.outputs)
+        return [*self.picture.fill(asked), *self.question.fill(asked)]
 
 
 class PicturePart:
@@ -106,7 +118,7 @@ class PicturePart:
         """Lays out the part."""
         self.examples = read_examples()
         self.path = gr.State(None, delete_callback=pictures.forget)
-        self.frame = html(picture_html(None), elem_id="picture")
+        self.frame = html(picture_html(None), js_on_load=_SUGGEST_JS, elem_id="picture")
         self.upload = gr.File(
             label="Picture", file_types=["image"], type="filepath", height=64, elem_id="drop", show_label=False
         )
@@ -115,9 +127,22 @@ class PicturePart:
     def connect(self, part: QuestionPart) -> None:
         outputs = [self.path, self.frame, part.question, part.problem]
         self.gallery.pick(self._pick, self.path, outputs, **QUICK)
+        self.frame.suggest(self._suggest, None, part.question, **QUICK)
         outputs = [self.path, self.frame, self.upload, part.problem]
         # Not preprocessed: Gradio would answer a file type of its own list's with an error, and leave an empty file.
         self.upload.upload(self._accept, [self.upload, self.path], outputs, preprocess=False, **QUICK)
+
+    def number(self, path: Path | None) -> int | None:
+        """The number of the example that a picture is; None for a visitor's own."""
+        files = [example.picture for example in self.examples]
+        return files.index(path) + 1 if path in files else None
+
+    def fill(self, asked: Asked) -> list[Any]:
+        """The example of a link. Without it the picture stays: a visitor's own is in no link."""
+        if asked.example is None or asked.example > len(self.examples):
+            return [gr.skip(), gr.skip()]
+        example = self.examples[asked.example - 1]
+        return [str(example.picture), picture_html(str(example.picture), example.answer)]
 
     def _accept(self, upload: Mapping[str, Any] | None, path: str | None) -> tuple:
         """Takes an uploaded picture, whose file is deleted; a refused one leaves the picture before it."""
@@ -133,6 +158,9 @@ class PicturePart:
         pictures.forget(path)
         return accepted, picture_html(accepted), None, ""
 
+    def _suggest(self, event: gr.EventData) -> str:
+        return pressed(event, "suggestion")
+
     def _pick(self, event: gr.EventData, path: str | None) -> tuple:
         """Takes an example with its question."""
         index = event._data.get("index") if isinstance(event._data, dict) else None
@@ -143,81 +171,186 @@ class PicturePart:
         return str(example.picture), picture_html(str(example.picture), example.answer), example.question, ""
 
 
+@dataclass(frozen=True)
+class Answered:
+    """Answers as they stand on the page: the question, the column of each of its sides, and the sides."""
+
+    request: AskRequest
+    columns: tuple[int, ...]
+    sides: tuple[Side, ...]
+
+    @property
+    def conversation(self) -> Conversation:
+        return Conversation(self.request, tuple(side.text.strip() for side in self.sides))
+
+    def onward(self, number: int) -> AskRequest:
+        """The question that has a side go on from the fork, behind FP16's own token there."""
+        request, side = self.request, self.sides[number]
+        earlier = tuple(Turn(question=turn.question, answers=(turn.answers[number],)) for turn in request.earlier)
+        return AskRequest(
+            model=request.model,
+            image=request.image,
+            question=request.question,
+            sides=(side.setting,),
+            earlier=earlier,
+            prefix=self.sides[0].tokens[: side.parting.fork + 1],
+            max_new_tokens=request.max_new_tokens,
+        )
+
+
+@dataclass(frozen=True)
+class Asking:
+    """A question on its way: to all sides in their columns, or to the side that goes on `onward` from its fork in the
+    answer to the question `before`."""
+
+    request: AskRequest
+    columns: tuple[int, ...]
+    sides: tuple[Side, ...]
+    onward: int | None = None
+    before: AskRequest | None = None
+
+
 class QuestionPart:
-    """The question, the model and setting that are asked, and the two answers."""
+    """The question, the columns that it is asked, and their answers. `outputs` are what `fill` sets to a link."""
 
     def __init__(self, lab: Lab) -> None:
         """Lays out the part."""
-        self.lab = lab
-        self.halted: set[str] = set()  # requests that Stop was pressed for
-        cards = requests.picture_models()
-        self.request = gr.State(None)
+        self.questions = Questions(lab.answers)
+        self.asking = gr.State(None)
+        self.answered = gr.State(None)
+        self.address = gr.Textbox("", visible="hidden")
         with gr.Row(elem_classes="asking"):
             self.question = gr.Textbox(
                 label="Question", placeholder="What is in the picture?", lines=1, max_lines=4, elem_id="question"
             )
             self.ask = gr.Button("Ask", variant="primary", elem_id="ask", min_width=88)
             self.stop = gr.Button("Stop", visible=False, elem_id="stop", min_width=88)
-        with gr.Row(elem_classes="asking-of"):
-            self.model = gr.Dropdown(
-                [(card.title, card.id) for card in cards], value=cards[0].id, label="Model", filterable=False
-            )
-            self.picker = setting_picker.build(fp16=False)
-            self.length = gr.Dropdown(LENGTHS, value=64, label="Most tokens", filterable=False)
-        self.problem = html("", elem_id="ask-problem")
-        with gr.Row(elem_classes="answers"):
-            self.panes = [
-                html(pane(Side(setting)), elem_id=f"answer-{index}")
-                for index, setting in enumerate((requests.FP16, setting_picker.FIRST_SETTING))
-            ]
-        self.remark = html(model_note(cards[0].id))
+            self.follow = gr.Button("Follow up", interactive=False, elem_id="follow", min_width=88)
+            self.add = gr.Button("Add a setting", elem_id="add", min_width=88)
+        self.problem = html("", elem_id="ask-problem", js_on_load=_ESCAPE_JS)
+        self.columns = Columns()
+        self.remark = html(model_note(self.columns.model.value))
+        self.outputs = [self.question, *self.columns.outputs, self.add, self.remark]
 
     def connect(self, picture: PicturePart) -> None:
-        form = [self.model, picture.path, self.question, *self.picker, self.length]
-        outputs = [self.request, self.problem, *self.panes, self.ask, self.stop]
-        self.model.input(model_note, self.model, self.remark, **QUICK)
-        gr.on([self.ask.click, self.question.submit], self._prepare, form, outputs, **QUICK).then(
-            self._answer,
-            self.request,
-            self.panes,
-            show_progress="hidden",
-            concurrency_limit=ASKING_AT_ONCE,
-            api_visibility="private",
-        ).then(self._end, None, [self.ask, self.stop], **QUICK)
-        self.stop.click(self._halt, self.request, None, **QUICK)
+        """Connects the part with itself, and with the picture that is asked about."""
+        self._number_of = picture.number
+        form = [self.answered, picture.path, self.question, *self.columns.controls]
+        buttons = [self.ask, self.stop, self.follow, self.add]
+        outputs = [self.asking, self.problem, self.address, *self.columns.panes, *buttons]
+        self.columns.connect(self.add)
+        self.columns.model.input(model_note, self.columns.model, self.remark, **QUICK)
+        quantized = enumerate(self.columns.panes[1:], 1)
+        for begun in (
+            gr.on([self.ask.click, self.question.submit], self._prepare, form, outputs, **QUICK),
+            self.follow.click(self._prepare_follow_up, form, outputs, **QUICK),
+            *(
+                answer.fork(partial(self._prepare_onward, column), self.answered, outputs, **QUICK)
+                for column, answer in quantized
+            ),
+        ):
+            begun.then(
+                self._answer,
+                self.asking,
+                [*self.columns.panes, self.answered],
+                show_progress="hidden",
+                concurrency_limit=ASKING_AT_ONCE,
+                concurrency_id="ask",
+                api_visibility="private",
+            ).then(self._end, [self.answered, self.columns.shown], buttons, **QUICK)
+        self.stop.click(self._halt, self.asking, None, **QUICK)
+        self.address.change(None, self.address, None, js="(search) => { lowbit.go('ask', search); }", **QUICK)
 
-    def _prepare(self, model, picture, question, method, bits, a_bits, group, most_tokens) -> tuple:
+    def fill(self, asked: Asked) -> list[Any]:
+        """Updates of `outputs` that set question and columns to a link."""
+        columns = self.columns.fill(asked)
+        return [asked.question, *columns, gr.skip(), model_note(asked.model or self.columns.model.value)]
+
+    def _prepare(self, _: Answered | None, *form: Any) -> tuple:
+        return self._prepare_follow_up(None, *form)
+
+    def _prepare_follow_up(self, answered: Answered | None, picture, question, model, length, *columns) -> tuple:
         """Checks everything first, so that a refusal is a sentence beside the form."""
+        before = answered.conversation if answered else None
         try:
-            setting = requests.setting(method, bits, group, a_bits=a_bits)
-            request = requests.question(model, picture, question, setting, most_tokens)
+            settings, shown = self.columns.read(model, length, *columns)
+            request = requests.question(model, picture, question, settings, length, before.turns if before else ())
+            if before:
+                before.check_follows(request)
         except UserError as refusal:
-            return None, notice(str(refusal)), gr.skip(), gr.skip(), gr.skip(), gr.skip()
-        panes = [pane(side) for side in _first_sides(request)]
-        return request, "", *panes, gr.update(visible=False), gr.update(visible=True)
+            return self._refuse(refusal)
+        asked = Asked(
+            model=model,
+            settings=",".join(setting.code for setting in settings),
+            question=request.question,
+            example=self._number_of(request.image),
+            tokens=length,
+        )
+        return self._begin(Asking(request, shown, first_sides(request)), address(PageView(asked=asked)))
 
-    def _answer(self, request: AskRequest | None) -> Iterator[tuple[str, ...]]:
-        """Both panes, anew after each event."""
-        if request is None:
-            yield gr.skip(), gr.skip()
+    def _prepare_onward(self, column: int, answered: Answered | None) -> tuple:
+        """Has the side of a column go on from where it parts from FP16."""
+        number = answered.columns.index(column) if answered and column in answered.columns else 0
+        side = answered.sides[number] if answered else None
+        if side is None or side.parting is None or side.parting.fork is None:
+            return self._refuse(UserError("Ask first: there is no fork to go on from."))
+        prefix = "".join(shift.text or "" for shift in side.shifts[: side.parting.fork + 1])
+        sides = [*answered.sides]
+        sides[number] = replace(side, prefix=prefix, onward=Side(side.setting, "status", message="Asking"))
+        onward = Asking(answered.onward(number), answered.columns, tuple(sides), number, answered.request)
+        return self._begin(onward, gr.skip())
+
+    def _refuse(self, refusal: UserError) -> tuple:
+        return None, notice(str(refusal)), *[gr.skip()] * (len(self.columns.panes) + 5)
+
+    def _begin(self, asking: Asking, link: Any) -> tuple:
+        panes = [gr.skip()] * len(self.columns.panes)
+        for column, side in zip(asking.columns, asking.sides, strict=True):
+            panes[column] = pane(side)
+        off = gr.update(interactive=False)
+        return asking, "", link, *panes, gr.update(visible=False), gr.update(visible=True), off, off
+
+    def _answer(self, asking: Asking | None) -> Iterator[list[Any]]:
+        """The panes that change, anew after each event; at the end all answers."""
+        unchanged = [gr.skip()] * (len(self.columns.panes) + 1)
+        if asking is None:
+            yield unchanged
             return
-        sides = _first_sides(request)
-        for event in self.lab.answers.ask(request):
-            if request.request_id in self.halted:  # Stop may have been pressed before the question was on its way
-                self.halted.discard(request.request_id)
-                self.lab.answers.cancel(request.request_id)
+        sides = [*asking.sides]
+        steps = self._steps(asking, sides) if asking.onward is None else self._onward_steps(asking, sides)
+        for number in steps:
+            update = [*unchanged]
+            update[asking.columns[number]] = pane(sides[number])
+            yield update
+        self.questions.end(asking.request)
+        request = asking.request if asking.onward is None else asking.before
+        yield [*unchanged[:-1], Answered(request, asking.columns, tuple(sides))]
+
+    def _steps(self, asking: Asking, sides: list[Side]) -> Iterator[int]:
+        """Answers, then what each side finds of FP16's. Changes `sides`, and gives the number of each that changed."""
+        for event in self._events(asking.request):
             sides[event.side] = sides[event.side].after(event)
-            yield tuple(map(pane, sides))
-        self.halted.discard(request.request_id)
+            yield event.side
+        along = along_fp16(asking.request, [side.tokens for side in sides])
+        if along is None:
+            return
+        request, numbers = along
+        for event in self._events(request):
+            number = numbers[event.side]
+            sides[number] = sides[number].after_reading(event, sides[0].text)
+            yield number
 
-    def _end(self) -> tuple:
-        return gr.update(visible=True), gr.update(visible=False)
+    def _onward_steps(self, asking: Asking, sides: list[Side]) -> Iterator[int]:
+        """The answer of one side from its fork on."""
+        number = asking.onward
+        for event in self._events(asking.request):
+            sides[number] = replace(sides[number], onward=sides[number].onward.after(event))
+            yield number
 
-    def _halt(self, request: AskRequest | None) -> None:
-        if request is not None:
-            self.halted.add(request.request_id)
-            self.lab.answers.cancel(request.request_id)
+    def _end(self, answered: Answered | None, shown: tuple[bool, ...]) -> tuple:
+        can_follow = gr.update(interactive=answered is not None)
+        return gr.update(visible=True), gr.update(visible=False), can_follow, gr.update(interactive=not all(shown))
 
-
-def _first_sides(request: AskRequest) -> list[Side]:
-    return [Side(setting, "status", message="Asking") for setting in request.sides]
+    def _halt(self, asking: Asking | None) -> None:
+        if asking is not None:
+            self.questions.stop(asking.request)

@@ -2,10 +2,11 @@
 window.lowbit = (() => {
   // --- the view in the address. Each part of the page owns its parameters; the rest is left as it is. ---
   const owns = {
-    board: (name) => !/^(x\.|fit\.|tab$|row$|pin$|__)/.test(name),
+    board: (name) => !/^(x\.|fit\.|ask\.|tab$|row$|pin$|__)/.test(name),
     details: (name) => name === 'row' || name === 'pin',
     explore: (name) => name.startsWith('x.'),
     fit: (name) => name.startsWith('fit.'),
+    ask: (name) => name.startsWith('ask.'),
     tab: (name) => name === 'tab',
   };
   let restoring = true; // what the page puts in the address by itself, until a visitor does something, is no new step
@@ -140,8 +141,10 @@ window.lowbit = (() => {
     say(button, 'Copied');
   };
   document.addEventListener('click', async (event) => {
-    const button = event.target.closest?.('button[data-copy], button[data-image], button[data-link]');
+    const button = event.target.closest?.('button[data-copy], button[data-image], button[data-link], button[data-save]');
     if (!button) return;
+    const { save: name, type, content } = button.dataset;
+    if (name) return save(name, type, content);
     if ('link' in button.dataset) return copy(button, location.href);
     if ('copy' in button.dataset) return copy(button, button.dataset.copy);
     const chart = button.closest('.figure').querySelector('[data-figure]');
@@ -149,6 +152,27 @@ window.lowbit = (() => {
     if (!drawn.has(chart)) await draw(chart);
     library.downloadImage(chart, { format: button.dataset.image, filename: `low-bit-lab-${chart.id}`, scale: 2,
       width: chart.clientWidth, height: chart.clientHeight });
+  });
+  // --- tokens that say more when they are pointed at, or gone along with the arrow keys ---
+  const tell = (event) => {
+    const token = event.target.closest?.('.token');
+    if (!token) return;
+    const all = token.closest('.along');
+    all.querySelector('.token[aria-selected="true"]')?.setAttribute('aria-selected', 'false');
+    token.setAttribute('aria-selected', 'true');
+    all.querySelector('.detail').textContent = token.dataset.detail;
+  };
+  document.addEventListener('mouseover', tell);
+  document.addEventListener('focusin', tell);
+  document.addEventListener('keydown', (event) => {
+    const token = event.target.closest?.('.token'), step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+    if (!token || !step) return;
+    const tokens = [...token.parentElement.children], next = tokens[tokens.indexOf(token) + step];
+    if (!next) return;
+    event.preventDefault();
+    token.tabIndex = -1;
+    next.tabIndex = 0;
+    next.focus();
   });
   return { go, shown, figures, save, say };
 })();

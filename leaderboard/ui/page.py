@@ -15,7 +15,8 @@ from leaderboard.boards import Boards
 from leaderboard.lab import Lab
 from leaderboard.provenance import row_run
 from leaderboard.store import model_name
-from leaderboard.ui import ask_tab, methods_tab, theme
+from leaderboard.ui import methods_tab, theme
+from leaderboard.ui.ask_tab import AskTab
 from leaderboard.ui.explore_tab import ExploreTab
 from leaderboard.ui.leaderboard_tab import LeaderboardTab, Updates, page_view
 from leaderboard.ui.pressed import pressed
@@ -26,6 +27,8 @@ from quant_engine.models.catalog import MODELS
 from quant_engine.spec import UserError
 
 FORGET_UPLOADS_S = 1800
+PROGRAMS_AT_ONCE = 4
+"""Programs that ask about pictures at the same time; the others stand in the queue."""
 QUEUE_LOOK_S = 0.05
 """How often Gradio's queue looks for work: as under Windows. Elsewhere a thousand times a second, 7% of a core."""
 NO_PROGRESS_S = 1.0
@@ -57,7 +60,7 @@ class _Page:
             with gr.Tab("Explore", id="explore") as self.explore_tab:
                 self.explore = ExploreTab(self.boards)
             with gr.Tab("Ask a picture", id="ask") as self.ask_tab:
-                ask_tab.build(lab)
+                self.ask = AskTab(lab)
             with gr.Tab("Run", id="run"):
                 self.run = RunTab(lab)
             with gr.Tab("Methods", id="methods"):
@@ -68,7 +71,7 @@ class _Page:
         history = theme.html("", js_on_load=_BACK_JS)
         search = gr.Textbox("", visible="hidden")
         to_leaderboard = [self.tabs, *self.leaderboard.outputs]
-        everything = [*to_leaderboard, *self.explore.outputs]
+        everything = [*to_leaderboard, *self.explore.outputs, *self.ask.outputs]
         opening = page.load(self._load, search, everything, js="() => [location.search]", **QUICK)
         self.leaderboard.connect_refresh(opening.then(None, None, None, js="() => lowbit.shown()", **QUICK).then)
         # A step during another waits for it, and then reads the address of the last one.
@@ -84,15 +87,18 @@ class _Page:
             name = "" if tab.id == "leaderboard" else f"tab={tab.id}"
             tab.select(None, None, None, js=f"() => {{ lowbit.go('tab', '{name}'); }}", **QUICK)
         self.ask_tab.select(self.lab.warm_up, None, None, **QUICK)  # the answering process ends when nobody asks
-        for function in api.endpoints(self.boards.current, self.boards.notes):
-            gr.api(_refusing(function), api_name=function.__name__, queue=False)
+        for function in api.endpoints(self.boards.current, self.boards.notes, self.lab.answers):
+            name = function.__name__
+            waits = {"concurrency_limit": PROGRAMS_AT_ONCE} if name in api.SLOW else {"queue": False}
+            gr.api(_refusing(function), api_name=name, **waits)
             _describe(page, function)
 
     def _restore(self, search: str) -> Updates:
         """Every tab as an address says."""
         view = read_address(search)
         explored = dict(zip(self.explore.outputs, self.explore.fill(view), strict=True))
-        return {self.tabs: gr.Tabs(selected=view.tab)} | self.leaderboard.fill(view) | explored
+        asked = dict(zip(self.ask.outputs, self.ask.fill(view.asked), strict=True))
+        return {self.tabs: gr.Tabs(selected=view.tab)} | self.leaderboard.fill(view) | explored | asked
 
     def _load(self, search: str) -> Updates:
         """The page as an address says; without a view in it as it is, for the visitor may have begun to use it."""

@@ -13,7 +13,7 @@ from pydantic.fields import FieldInfo
 from leaderboard import requests
 from leaderboard.lab import Lab
 from leaderboard.ui import run_card, setting_picker
-from leaderboard.ui.ask_tab import model_note, notice
+from leaderboard.ui.notice import model_note, notice
 from leaderboard.ui.pressed import pressed
 from leaderboard.ui.theme import QUICK, html, offer
 from quant_engine.evaluate import TASKS

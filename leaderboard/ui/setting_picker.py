@@ -25,9 +25,8 @@ class SettingPicker(NamedTuple):
     group: gr.Dropdown
 
 
-def build(*, fp16: bool) -> SettingPicker:
-    """Lays out the controls, set to FIRST_SETTING; `fp16` also offers the unquantized model."""
-    first = FIRST_SETTING
+def build(*, fp16: bool, first: QuantSetting = FIRST_SETTING) -> SettingPicker:
+    """Lays out the controls, set to a `first` setting; `fp16` also offers the unquantized model."""
     with gr.Row(elem_classes="setting"):
         picker = SettingPicker(
             gr.Dropdown(method_choices(fp16), value=first.method, label="Method", filterable=False),

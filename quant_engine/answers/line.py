@@ -12,13 +12,14 @@ import sys
 import threading
 import traceback
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from typing import BinaryIO
 
 import torch
 from pydantic import ValidationError
 
+from quant_engine.answers.compiling import Compiling
 from quant_engine.answers.loading import Loading
 from quant_engine.answers.messages import AnswerEvent, ToWorker
 from quant_engine.answers.model_cache import ModelCache, ModelKey
@@ -48,6 +49,7 @@ class RequestLine:
         has_room: says whether there is memory to load a model before anybody asks it.
         output: takes the events.
         command: starts a process that quantizes.
+        compiling: makes the kernels' machine code, where that is not there.
     """
 
     def __init__(
@@ -57,10 +59,12 @@ class RequestLine:
         has_room: Callable[[str], bool],
         output: BinaryIO,
         command: tuple[str, ...],
+        compiling: Compiling | None = None,
     ) -> None:
         self._models, self._resolve, self._has_room, self._output = models, resolve, has_room, output
+        self._compiling = compiling
         self._pictures = PictureCache()
-        self._answers: OrderedDict[tuple[str | int, ...], Step] = OrderedDict()  # the last steps of whole answers
+        self._answers: OrderedDict[tuple[Hashable, ...], Step] = OrderedDict()  # the last steps of whole answers
         self._quantizing = Quantizing(self._on_progress, self._on_quantized, command)
         self._cores = torch.get_num_threads()
         self._questions: list[Question] = []
@@ -97,6 +101,8 @@ class RequestLine:
                 self._changed.wait_for(self._has_work)
                 new = next((question for question in self._questions if not question.prepared), None)
             self._share_cores()
+            if self._compiling:
+                self._compiling.take_up()
             if new:
                 with self._working_on([new]):
                     self._prepare(new)
@@ -159,7 +165,7 @@ class RequestLine:
             with self._working_on([question]):
                 for number in question.waiting():
                     self._check(question)
-                    self._begin(question, number)
+                    (self._read_along if question.request.along else self._begin)(question, number)
         with self._changed:
             self._send_positions()
         for batch, group in groups:
@@ -243,12 +249,14 @@ class RequestLine:
             except Exception as error:
                 self._fail(question, number, error)
                 continue
-            before = self._answers.get(self._key(question, side))
+            key = self._key(question, number)
+            before = self._answers.get(key)
             if before:
-                self._answers.move_to_end(self._key(question, side))
+                self._answers.move_to_end(key)
                 self._end(question, number)
                 message = "Answered before; the times are those of then."
-                self._send(question, number, "done", before.text, stats=before.stats, message=message)
+                fields = {"stats": before.stats, "tokens": before.tokens, "message": message}
+                self._send(question, number, "done", before.text, **fields)
             elif to_quantize:
                 with self._changed:
                     self._send(question, number, "status", message=self._quantizing.add(side.spec))
@@ -272,7 +280,9 @@ class RequestLine:
         self._send(question, number, "status", message="Reading")
         try:
             batch = self._batches.get(key) or OpenAnswers(side.loaded, self._pictures)
-            begun = batch.join(question.picture, request.question, request.max_new_tokens)
+            earlier = request.conversation(number)
+            limits = request.max_new_tokens, earlier, request.prefix
+            begun = batch.join(question.picture, request.question, *limits)
         except Exception as error:
             self._fail(question, number, error)
             return
@@ -281,6 +291,17 @@ class RequestLine:
             if batch.answers:
                 self._batches[key] = batch
         self._send_step(question, number, side.answer.last)
+
+    def _read_along(self, question: Question, number: int) -> None:
+        """Have a side say what it finds of FP16's answer."""
+        self._send(question, number, "status", message="Reading FP16's answer")
+        try:
+            shifts = question.read_along(number, self._pictures)
+        except Exception as error:
+            self._fail(question, number, error)
+            return
+        self._end(question, number)
+        self._send(question, number, "done", shifts=shifts)
 
     def _advance(self, batch: OpenAnswers, group: list[OpenAnswer]) -> None:
         """One more token of the answers that are decoded together."""
@@ -306,24 +327,31 @@ class RequestLine:
 
     def _send_step(self, question: Question, number: int, step: Step) -> None:
         if step.finished:
-            self._answers[self._key(question, question.sides[number])] = step
+            self._answers[self._key(question, number)] = step
             if len(self._answers) > ANSWERS_KEPT:
                 self._answers.popitem(last=False)
             self._end(question, number)
-        self._send(question, number, "done" if step.finished else "token", step.text, stats=step.stats)
+        if step.finished:
+            self._send(question, number, "done", step.text, stats=step.stats, tokens=step.tokens)
+        else:
+            self._send(question, number, "token", step.text, stats=step.stats)
 
-    def _key(self, question: Question, side: Side) -> tuple[str | int, ...]:
+    def _key(self, question: Question, number: int) -> tuple[Hashable, ...]:
         """What an answer hangs on."""
-        request = question.request
-        return side.spec.model_dump_json(), question.picture_digest, request.question, request.max_new_tokens
+        request, spec = question.request, question.sides[number].spec
+        asked = request.question, request.conversation(number), request.max_new_tokens, request.prefix, request.along
+        return spec.model_dump_json(), question.picture_digest, *asked
 
     def _fail(self, question: Question, number: int, error: Exception) -> None:
         if not isinstance(error, UserError):
             traceback.print_exception(error, file=sys.stderr)
-        text = question.sides[number].text
-        self._end(question, number)
         less_memory = "choose a smaller model or compare fewer settings at once"
-        self._send(question, number, "error", text, message=failure(error, "answer", less_memory, "ask again"))
+        message = failure(error, "answer", less_memory, "ask again")
+        # Along FP16's answer nobody can go on without FP16.
+        for failed in [*question.sides] if question.request.along and number == 0 else [number]:
+            text = question.sides[failed].text
+            self._end(question, failed)
+            self._send(question, failed, "error", text, message=message)
 
     def _check(self, question: Question) -> None:
         if question.cancelled:

@@ -6,19 +6,34 @@ from pathlib import Path
 from typing import Literal
 from uuid import uuid4
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from quant_engine.progress import Progress
-from quant_engine.results import AnswerStats
+from quant_engine.results import AnswerStats, TokenShift
 from quant_engine.spec import Identifier, QuantSetting, Text
 
 MOST_QUESTION_CHARACTERS = 4000
 MOST_NEW_TOKENS = 1024
 MOST_SIDES = 8
+MOST_EARLIER = 16
+
+
+class Turn(BaseModel):
+    """A question that was asked before in a conversation, with the answer of each side."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    question: Text
+    answers: tuple[Text, ...]
 
 
 class AskRequest(BaseModel):
-    """One question for one model, answered once per setting in `sides`. `image` is the path of a picture, or None."""
+    """One question for one model, answered once per setting in `sides`. `image` is the path of a picture, or None.
+
+    `earlier` are the questions before it: each side goes on from its own answers. `prefix` are the tokens that the
+    answer begins with. With `along`, the tokens of FP16's answer, nothing is answered: each side finds how probable it
+    holds them to be, and FP16, the first side, is what the others are held against.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -26,6 +41,9 @@ class AskRequest(BaseModel):
     image: Path | None = None
     question: Text
     sides: tuple[QuantSetting, ...]
+    earlier: tuple[Turn, ...] = ()
+    prefix: tuple[int, ...] = ()
+    along: tuple[int, ...] = ()
     max_new_tokens: int = Field(default=128, ge=1, le=MOST_NEW_TOKENS)
     request_id: str = Field(default_factory=lambda: uuid4().hex)
 
@@ -48,12 +66,27 @@ class AskRequest(BaseModel):
             raise ValueError(f"Choose from 1 to {MOST_SIDES} settings to compare, not {len(sides)}.")
         return sides
 
+    @model_validator(mode="after")
+    def _goes_on(self) -> AskRequest:
+        if len(self.earlier) > MOST_EARLIER:
+            raise ValueError(f"A conversation has at most {MOST_EARLIER + 1} questions: begin a new one.")
+        if any(len(turn.answers) != len(self.sides) for turn in self.earlier):
+            raise ValueError("The settings are not those of the conversation so far: begin a new one.")
+        if self.along and self.sides[0].method != "fp16":
+            raise ValueError("Answers are held against FP16's: name it first.")
+        return self
+
+    def conversation(self, side: int) -> tuple[tuple[str, str], ...]:
+        """The earlier questions with a side's answers."""
+        return tuple((turn.question, turn.answers[side]) for turn in self.earlier)
+
 
 class AnswerEvent(BaseModel):
     """Something happened on one side of a request.
 
     status: `message` says what is being done. token: `text` is the whole answer so far. done: `text` is the answer, and
-    `message` says so if it was computed for an earlier question.
+    `message` says so if it was computed for an earlier question; `tokens` are its ids, or `shifts` what the side finds
+    of those that it was asked about.
     error: `message` is one sentence, `text` what was answered until then. Each side ends with one done or one error.
     """
 
@@ -65,6 +98,8 @@ class AnswerEvent(BaseModel):
     text: str = ""
     message: Text = ""
     stats: AnswerStats | None = None
+    tokens: tuple[int, ...] = ()
+    shifts: tuple[TokenShift, ...] = ()
 
 
 class ToWorker(BaseModel):

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pydantic import ValidationError
 
 from quant_engine.answers.messages import FromQuantizer
-from quant_engine.children import start_child
+from quant_engine.children import end_with_parent, start_child
 from quant_engine.failures import failure
 from quant_engine.methods import METHODS
 from quant_engine.models.device import default_device
@@ -203,7 +203,7 @@ def main() -> int:
     line = sys.stdin.buffer.readline()
     if not line:
         return 0
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=end_with_parent, daemon=True).start()
 
     def send(news: FromQuantizer) -> None:
         output.write(news.model_dump_json().encode() + b"\n")
@@ -217,12 +217,6 @@ def main() -> int:
         send(FromQuantizer(failure=failure(error, "quantization", _LESS_MEMORY, _RETRY)))
         return 1
     return 0
-
-
-def _end_with_parent() -> None:
-    while os.read(0, 4096):  # not sys.stdin, whose lock would be held when the interpreter ends
-        pass
-    os._exit(0)
 
 
 if __name__ == "__main__":

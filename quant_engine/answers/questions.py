@@ -5,12 +5,17 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, field
 
+import torch
 from PIL.Image import Image
+from torch import nn
 
 from quant_engine.answers.messages import AskRequest
 from quant_engine.data.open_picture import open_picture
+from quant_engine.evaluate.divergence import token_shifts
+from quant_engine.models.decode import PictureCache, answer_states
 from quant_engine.models.load import Loaded
 from quant_engine.models.open_answers import OpenAnswer
+from quant_engine.results import TokenShift
 from quant_engine.spec import QuantSetting, WeightSpec
 
 
@@ -29,6 +34,14 @@ class Side:
         return self.answer.last.text if self.answer else ""
 
 
+@dataclass(frozen=True)
+class Reference:
+    """FP16's output head, and what it gets at each token of its answer [tokens, hidden]."""
+
+    head: nn.Module
+    states: torch.Tensor
+
+
 @dataclass(eq=False)
 class Question:
     """A request in line with its open sides, by their numbers."""
@@ -40,6 +53,7 @@ class Question:
     prepared: bool = False
     cancelled: bool = False
     position: tuple[int, list[int]] | None = None
+    reference: Reference | None = None
 
     def open_picture(self) -> None:
         """Open the picture, if there is one. Raises UserError for a file that is none."""
@@ -49,5 +63,15 @@ class Question:
             self.picture_digest = hashlib.sha256(content).hexdigest()
 
     def waiting(self) -> list[int]:
-        """The sides that can begin."""
-        return [number for number, side in self.sides.items() if side.loaded and not side.answer]
+        """The sides that can begin; of a question along FP16's answer, the others only after FP16."""
+        ready = [number for number, side in self.sides.items() if side.loaded and not side.answer]
+        return ready if self.reference or not self.request.along else [number for number in ready if number == 0]
+
+    def read_along(self, number: int, pictures: PictureCache) -> list[TokenShift]:
+        """What a side that was loaded finds of the tokens of FP16's answer, in one pass."""
+        request, loaded = self.request, self.sides[number].loaded
+        earlier = request.conversation(number)
+        states = answer_states(loaded, self.picture, request.question, request.along, earlier, pictures)
+        if number == 0:
+            self.reference = Reference(loaded.model.get_output_embeddings(), states)
+        return token_shifts(self.reference.head, loaded, self.reference.states, states, request.along)

@@ -12,15 +12,17 @@ import threading
 from pathlib import Path
 
 import psutil
+import torch
 
 from quant_engine.answers import quantizing
+from quant_engine.answers.compiling import Compiling
 from quant_engine.answers.line import RequestLine
 from quant_engine.answers.model_cache import ModelCache, OnProgress
 from quant_engine.checkpoints.folder import Checkpoint
 from quant_engine.models.catalog import fingerprint, model_card
-from quant_engine.models.device import default_device, default_dtype
+from quant_engine.models.device import default_device, default_dtype, prompt_dtype
 from quant_engine.models.files import folder_of
-from quant_engine.models.load import Loaded
+from quant_engine.models.load import Loaded, Skeleton
 from quant_engine.progress import Hooks
 from quant_engine.runs import weights
 from quant_engine.runs.resolve import resolve_weights
@@ -43,7 +45,8 @@ def main() -> None:
     output = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     models = ModelCache(load_weights, memory_budget())
-    line = RequestLine(models, resolve, has_room, output, quantizing.COMMAND)
+    compiling = Compiling() if default_device() == "cpu" else None
+    line = RequestLine(models, resolve, has_room, output, quantizing.COMMAND, compiling)
     threading.Thread(target=_listen, args=(line,), name="listener", daemon=True).start()
     line.serve()
 
@@ -57,16 +60,21 @@ def resolve(model: str, setting: QuantSetting) -> tuple[WeightSpec, bool]:
 def has_room(model: str) -> bool:
     """Whether a model that nobody has asked yet takes no more than half of the memory that is free now."""
     card, device = model_card(model), default_device()
-    on_disk = sum(file.stat().st_size for file in folder_of(card, fingerprint(card)).glob("*.safetensors"))
-    in_memory = on_disk * (2 if default_dtype(device) == "float32" else 1)  # files hold 16 bits a weight
-    return in_memory < min(memory_budget(), FREE_FRACTION * psutil.virtual_memory().available)
+    folder = folder_of(card, fingerprint(card))
+    room = min(memory_budget(), FREE_FRACTION * psutil.virtual_memory().available)
+    if 2 * sum(file.stat().st_size for file in folder.glob("*.safetensors")) < room:
+        return True  # as it would be if no weight were held in 16 bits; the sum below takes a moment
+    skeleton = Skeleton(card, folder, getattr(torch, default_dtype(device)), device, in_halves=True)
+    return skeleton.weight_bytes < room
 
 
 def load_weights(spec: WeightSpec, sibling: Loaded | None, on_progress: OnProgress) -> Loaded:
     """The model of a resolved spec, on the GPU where there is one; quantized now if its weights vanished meanwhile."""
     device = default_device()
     plan = resolve_weights(spec)
-    return weights.load(plan, default_dtype(device), device, Hooks(on_progress), sibling)
+    loaded = weights.load(plan, default_dtype(device), device, Hooks(on_progress), sibling)
+    loaded.prompt_dtype = prompt_dtype(device)
+    return loaded
 
 
 def _listen(line: RequestLine) -> None:

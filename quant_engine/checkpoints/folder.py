@@ -133,6 +133,13 @@ class Checkpoint:
             raise self._damaged() from None
         block.requires_grad_(False)
 
+    def linears(self, index: int) -> dict[str, dict[str, Any]]:
+        """What is stored of each linear of a finished block, by its name: form, sizes, bits (`QuantLinear.config`)."""
+        try:
+            return self._metadata(index, "linears")
+        except (OSError, ValueError, KeyError, SafetensorError):
+            raise self._damaged() from None
+
     def save_output_errors(self, errors: dict[str, float]) -> None:
         """Adds to the records what was measured afterwards: output errors by BLOCK.LINEAR."""
         disk.write_json(self.path / OUTPUT_ERRORS, errors)

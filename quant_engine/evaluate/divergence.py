@@ -9,7 +9,7 @@ Both models are in memory at once.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -17,7 +17,7 @@ from quant_engine.deferred import deferred
 from quant_engine.evaluate.perplexity import Perplexity, windows_of
 from quant_engine.evaluate.task import HEADLINE, Outcome, Part, Task, Units, Watch
 from quant_engine.evaluate.vqa import VisualQuestions, by_picture
-from quant_engine.results import ItemOutput
+from quant_engine.results import ItemOutput, TokenShift
 from quant_engine.spec import RunSpec
 
 if TYPE_CHECKING:
@@ -137,18 +137,53 @@ def compare_along(
     """
     reference_states = answered.states
     if reference_states is None:
-        reference_states = _answer_states(reference, picture, question, answered.tokens)
-    states = reference_states if loaded is reference else _answer_states(loaded, picture, question, answered.tokens)
+        reference_states = decode.answer_states(reference, picture, question, answered.tokens)
+    same = loaded is reference
+    states = reference_states if same else decode.answer_states(loaded, picture, question, answered.tokens)
     return distance(reference, loaded, reference_states, states)
 
 
-def _answer_states(loaded: Loaded, picture: Image | None, question: str, answer: list[int]) -> Any:
-    """What the head gets at each position that an answer's token is predicted from: [tokens, hidden]."""
-    inputs = decode.prompt_inputs(loaded, picture, question)
-    answer_ids = torch.tensor([answer[:-1]], dtype=torch.long, device=loaded.model.device)
-    inputs["input_ids"] = torch.cat([inputs["input_ids"], answer_ids], dim=1)
+def token_shifts(
+    reference_head: Any, loaded: Loaded, reference_states: Any, states: Any, answer: Sequence[int]
+) -> list[TokenShift]:
+    """What a quantized model finds of each token of the unquantized model's answer.
+
+    Args:
+        reference_head: The unquantized model's output head.
+        loaded: The quantized model.
+        reference_states: What the unquantized model's head gets at each token of the answer [tokens, hidden].
+        states: What the quantized model's head gets there.
+        answer: The answer's token ids.
+    """
+    shifts: list[TokenShift] = []
     with torch.inference_mode():
-        return loaded.model.model(**inputs, use_cache=False).last_hidden_state[0][-len(answer) :]
+        for p, q in _log_probabilities(reference_head, loaded.model.get_output_embeddings(), reference_states, states):
+            start = len(shifts)
+            tokens = torch.tensor(answer[start : start + len(q)], device=q.device)[:, None]
+            best = q.max(-1)
+            columns = (
+                tokens[:, 0],
+                p.gather(-1, tokens)[:, 0].exp(),
+                q.gather(-1, tokens)[:, 0].exp(),
+                (p.exp() * (p - q)).sum(-1).clamp(min=0),  # rounding: it is never negative
+                best.indices,
+                best.values.exp(),
+            )
+            for index, values in enumerate(zip(*(column.tolist() for column in columns), strict=True), start):
+                token, own_p, own_q, divergence, choice, choice_q = values
+                before = answer[:index]
+                shifts.append(
+                    TokenShift(
+                        text=decode.next_text(loaded, before, token),
+                        p=own_p,
+                        q=own_q,
+                        divergence=divergence,
+                        choice=decode.next_text(loaded, before, choice),
+                        choice_q=choice_q,
+                        agrees=choice == token,
+                    )
+                )
+    return shifts
 
 
 def unquantized(loaded: Loaded, spec: RunSpec) -> Loaded:
@@ -168,15 +203,21 @@ def hidden_states(loaded: Loaded, window: Any) -> Any:
 def distance(reference: Loaded, loaded: Loaded, reference_states: Any, states: Any) -> Distance:
     """The distance of the distributions that both heads make of their models' hidden states [positions, hidden]."""
     total, same = 0.0, []
+    heads = reference.model.get_output_embeddings(), loaded.model.get_output_embeddings()
     with torch.inference_mode():
-        for start in range(0, len(states), POSITIONS_AT_ONCE):
-            chunk = slice(start, start + POSITIONS_AT_ONCE)
-            p = reference.model.get_output_embeddings()(reference_states[chunk]).float().log_softmax(-1)
-            q = loaded.model.get_output_embeddings()(states[chunk]).float().log_softmax(-1)
+        for p, q in _log_probabilities(*heads, reference_states, states):
             total += (p.exp() * (p - q)).sum().item()
             same += (p.argmax(-1) == q.argmax(-1)).tolist()
     shared = same.index(False) if False in same else len(same)
     return Distance(total / len(same), sum(same) / len(same), shared)
+
+
+def _log_probabilities(reference_head: Any, head: Any, reference_states: Any, states: Any) -> Iterator[tuple[Any, Any]]:
+    """The distributions of both heads, [positions, vocabulary], some positions at a time."""
+    for start in range(0, len(states), POSITIONS_AT_ONCE):
+        chunk = slice(start, start + POSITIONS_AT_ONCE)
+        p = reference_head(reference_states[chunk]).float().log_softmax(-1)
+        yield p, head(states[chunk]).float().log_softmax(-1)
 
 
 def _output(item: str, prompt: str, gold: list[str], prediction: str, distance: Distance) -> ItemOutput:

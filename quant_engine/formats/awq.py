@@ -149,6 +149,7 @@ FORMAT = Format(
     title="AWQ",
     setting=setting,
     parts=("qweight", "qzeros", "scales"),
+    marks=("qweight",),
     optional=(),
     shape=shape,
     weight=weight,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from quant_engine import __version__
 from quant_engine.deferred import deferred
+from quant_engine.models.check import StoredTensor
 from quant_engine.spec import QuantSetting
 
 packing = deferred("quant_engine.weights.packing")
@@ -19,7 +20,6 @@ packing = deferred("quant_engine.weights.packing")
 if TYPE_CHECKING:
     import torch
 
-    from quant_engine.models.check import StoredTensor
     from quant_engine.weights.form import StoredWeight
     from quant_engine.weights.grouped import GroupedInt
 
@@ -32,13 +32,21 @@ class LayoutError(ValueError):
 
 
 @dataclass(frozen=True)
+class ReadTensor(StoredTensor):
+    """A small tensor whose values are read before shapes are held against each other."""
+
+    values: torch.Tensor
+
+
+@dataclass(frozen=True)
 class Format:
     """How a format stores a quantized linear in safetensors files.
 
     `setting(quantization)` is the method, bits and group size that a configuration states, and raises UserError for
     what is not read here.
-    `parts` are the last parts of the names of a linear's tensors, of which the first is in no other layer; those that
-    a linear may lack are `optional`.
+    `parts` are the last parts of the names of a linear's tensors; a layer is a linear of this format if it has one of
+    the `marks` among them. Those that a linear may lack are `optional`; the small ones that `shape` gets with their
+    values, as ReadTensor, are `small`.
     `shape(tensors, quantization)` is (out_features, in_features), and `weight(tensors, quantization)` the weight in a
     storage form, from the tensors by their last names. Both raise LayoutError where tensors are not as the format has
     them; `weight` gets tensors whose shapes `shape` has seen.
@@ -51,12 +59,14 @@ class Format:
     title: str
     setting: Callable[[Quantization], QuantSetting]
     parts: tuple[str, ...]
+    marks: tuple[str, ...]
     optional: tuple[str, ...]
     shape: Callable[[Mapping[str, StoredTensor], Quantization], tuple[int, int]]
     weight: Callable[[Mapping[str, torch.Tensor], Quantization], StoredWeight]
-    layouts: tuple[str, ...]
-    write: Callable[[StoredWeight, str], dict[str, torch.Tensor]]
-    config: Callable[[Sequence[StoredWeight], str], Quantization]
+    small: tuple[str, ...] = ()
+    layouts: tuple[str, ...] = ()
+    write: Callable[[StoredWeight, str], dict[str, torch.Tensor]] | None = None
+    config: Callable[[Sequence[StoredWeight], str], Quantization] | None = None
 
 
 def writer(quantization: Quantization) -> str:

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from quant_engine import disk
 from quant_engine.checkpoints.folder import Checkpoint
-from quant_engine.formats import FORMATS, Format
+from quant_engine.formats import FORMATS, Format, gguf_export
 from quant_engine.formats.contract import LayoutError
 from quant_engine.models.architecture import LINEARS
 from quant_engine.models.check import INDEX, PATTERNS, WEIGHTS, read_json
@@ -22,41 +22,52 @@ from quant_engine.spec import UserError
 from quant_engine.weights.form import StoredWeight
 
 LAYOUTS: dict[str, Format] = {layout: format for format in FORMATS.values() for layout in format.layouts}
-"""What can be exported to, and the format that it is a layout of."""
+"""What can be exported to as safetensors, and the format that it is a layout of."""
+GGUF = "gguf"
 SHARD_BYTES = 4 * 2**30
 
 
 def export(path: Path, target: Path, to: str, card: str) -> None:
     """Writes the finished checkpoint `path` into the new folder `target`, in the layout `to`, with the text of a model
-    `card`. What is not quantized is written in the type that the base model's files have.
+    `card`. What is not quantized is written in the type that the base model's files have; a GGUF file is one file.
 
     Raises UserError, one sentence, if the checkpoint is unfinished, `target` is not empty, or the layout can't say the
     weights exactly; nothing is then written.
     """
     checkpoint = Checkpoint(path)
-    if to not in LAYOUTS:
-        raise UserError(f"There is no format {to!r} to export to; choose {', '.join(LAYOUTS)}.")
+    if to not in (*LAYOUTS, GGUF):
+        raise UserError(f"There is no format {to!r} to export to; choose {', '.join([*LAYOUTS, GGUF])}.")
     if not checkpoint.is_complete():
         raise UserError(f"{path} holds no finished quantized weights; make them with the command quantize.")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"{target} is there already; give a new folder to write to.")
-    format, base, spec = LAYOUTS[to], checkpoint.base_model(), checkpoint.spec()
+    base, spec = checkpoint.base_model(), checkpoint.spec()
+    if to == GGUF and base.pictures:
+        raise UserError(f"{base.title} takes pictures, and models with pictures are not written to GGUF.")
     folder = folder_of(base, spec.revision)
     skeleton = Skeleton(base, folder, getattr(torch, spec.dtype), "cpu")
-    weights: list[StoredWeight] = []
     try:
         with disk.replacing_folder(target.resolve()) as aside:
-            _write_shards(aside, _tensors(checkpoint, skeleton, format, to, weights))
-            for file in (file for pattern in PATTERNS for file in folder.glob(pattern)):
-                if file.suffix != ".safetensors" and file.name not in (INDEX, "complete.json"):
-                    shutil.copyfile(file, aside / file.name)
-            config = read_json(folder / "config.json") | {"quantization_config": format.config(weights, to)}
-            (aside / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+            if to == GGUF:
+                gguf_export.write(checkpoint, skeleton, aside)
+            else:
+                _write(checkpoint, skeleton, to, aside)
             (aside / "README.md").write_text(card, encoding="utf-8")
     except LayoutError as error:
         raise UserError(f"{path} can't be exported to {to}: {error}.") from None
     except OSError as error:
         raise UserError(f"{target} can't be written ({error.strerror or error}).") from None
+
+
+def _write(checkpoint: Checkpoint, skeleton: Skeleton, layout: str, target: Path) -> None:
+    """Writes safetensors files in a layout, with the base model's other files, into the folder `target`."""
+    format, folder, weights = LAYOUTS[layout], skeleton.folder, []
+    _write_shards(target, _tensors(checkpoint, skeleton, format, layout, weights))
+    for file in (file for pattern in PATTERNS for file in folder.glob(pattern)):
+        if file.suffix != ".safetensors" and file.name not in (INDEX, "complete.json"):
+            shutil.copyfile(file, target / file.name)
+    config = read_json(folder / "config.json") | {"quantization_config": format.config(weights, layout)}
+    (target / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def _tensors(

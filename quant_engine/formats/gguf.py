@@ -125,6 +125,22 @@ def rotary_heads(name: str, config: Mapping[str, Any]) -> int | None:
     return {"attn_q": config["num_attention_heads"], "attn_k": config["num_key_value_heads"]}.get(part)
 
 
+def their_name(name: str) -> str:
+    """The name that a parameter of the model has in a file."""
+    outside = {ours: theirs for theirs, ours in _OUTSIDE.items()}
+    if name in outside:
+        return outside[name]
+    inside = {ours: theirs for theirs, ours in _INSIDE.items()}
+    _, _, block, path = name.split(".", 3)
+    path, _, leaf = path.rpartition(".")
+    return f"blk.{block}.{inside[path]}.{leaf}"
+
+
+def their_order(rows: torch.Tensor, heads: int) -> torch.Tensor:
+    """Rows [m, ...] of a query or key projection in GGUF's order."""
+    return rows.unflatten(0, (heads, 2, -1)).transpose(1, 2).flatten(0, 2)
+
+
 def our_order(rows: torch.Tensor, heads: int) -> torch.Tensor:
     """Rows [m, ...] of a query or key projection in our order."""
     return rows.unflatten(0, (heads, -1, 2)).transpose(1, 2).flatten(0, 2)
@@ -143,3 +159,17 @@ def packed(blocks: torch.Tensor, kind: str) -> StoredWeight:
         if kind == "q5_0":
             codes = codes | gguf_blocks.bits_of_words(blocks, 2) << 4
     return grouped.GroupedInt.pack(codes.flatten(1), scales, None, GROUPED[kind], GROUP)
+
+
+def blocks(values: torch.Tensor, scales: torch.Tensor, kind: str) -> torch.Tensor:
+    """The bytes uint8 [m, blocks of a row, bytes of a block] of a GROUPED type, for whole numbers `values` [m, n] times
+    float16 `scales` [m, n / 32]."""
+    values = values.unflatten(1, (-1, GROUP))
+    parts = [scales[..., None].contiguous().view(torch.uint8)]
+    if kind == "q8_0":
+        return torch.cat([*parts, values.to(torch.int8).view(torch.uint8)], -1)
+    codes = (values + 2 ** (GROUPED[kind] - 1)).to(torch.uint8)
+    if kind == "q5_0":
+        high = (codes >> 4).unflatten(-1, (-1, 8))
+        parts.append(sum(high[..., bit] << bit for bit in range(8)))
+    return torch.cat([*parts, codes[..., :16] & 15 | codes[..., 16:] << 4], -1)

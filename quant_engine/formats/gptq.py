@@ -92,7 +92,7 @@ def weight(tensors: Mapping[str, torch.Tensor], quantization: Quantization) -> G
     bits = tensors["qzeros"].shape[1] * WORD // rows
     columns = tensors["qweight"].shape[0] * WORD // bits
     words = tensors["qweight"].T.contiguous()
-    group, order = _columns(tensors.get("g_idx"), columns, groups, quantization)
+    group, order = columns_of(tensors.get("g_idx"), columns, groups, quantization)
     codes = packing.unpack(words, bits, columns)
     zeros = packing.unpack(tensors["qzeros"].contiguous(), bits, rows).T
     if _layout(quantization) == V1:
@@ -102,7 +102,7 @@ def weight(tensors: Mapping[str, torch.Tensor], quantization: Quantization) -> G
     return grouped.GroupedInt.pack(codes, half(tensors["scales"].T), zeros, bits, group, order)
 
 
-def _columns(
+def columns_of(
     groups_of: torch.Tensor | None, columns: int, groups: int, quantization: Quantization
 ) -> tuple[int, torch.Tensor | None]:
     """Columns of a group, and the order in which columns of a group lie together; None where they do already."""
@@ -169,6 +169,7 @@ FORMAT = Format(
     title="GPTQ",
     setting=setting,
     parts=("qweight", "qzeros", "scales", "g_idx"),
+    marks=("qweight",),
     optional=("g_idx",),
     shape=shape,
     weight=weight,

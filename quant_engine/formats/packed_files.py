@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from pathlib import Path
 
 import torch
 
-from quant_engine.formats.contract import Format, LayoutError, Quantization
+from quant_engine.formats.contract import Format, LayoutError, Quantization, ReadTensor
 from quant_engine.models.check import StoredTensor, all_tensors, read_json
 from quant_engine.models.files import ModelFiles, read_tensors
 from quant_engine.spec import UserError
 from quant_engine.weights.form import StoredWeight
+
+LARGEST_SMALL = 4096
+"""Values of a tensor that is read before its linear is."""
 
 
 class PackedFiles(ModelFiles):
@@ -22,20 +26,42 @@ class PackedFiles(ModelFiles):
         self._linears: dict[str, dict[str, StoredTensor]] = {}
         self.stored, self.packed = {}, {}
         stored = all_tensors(folder)
-        linears = {name.rpartition(".")[0] for name in stored if name.rpartition(".")[2] == format.parts[0]}
+        found = {name: self._linear_and_part(name) for name in stored}
+        linears = {path for path, part in found.values() if part in format.marks}
         for name, tensor in stored.items():
-            path, _, part = name.rpartition(".")
-            if path in linears and part in format.parts:
+            path, part = found[name]
+            if path in linears:
                 self._linears.setdefault(path, {})[part] = tensor
             else:
                 self.stored[name] = tensor
+        self._read_small()
         for path, tensors in self._linears.items():
             name = f"{path}.weight"
             if name in self.stored:
                 raise UserError(f"The weights in {folder} hold {path} twice, dense and quantized.")
-            self.stored[name] = StoredTensor(tensors[format.parts[0]].file, "F16", self._shape(path, tensors))
+            file = next(iter(tensors.values())).file
+            self.stored[name] = StoredTensor(file, "F16", self._shape(path, tensors))
             self.packed[name] = partial(self._weight, path)
         self._pass_over_zero_biases()
+
+    def _linear_and_part(self, name: str) -> tuple[str, str]:
+        """The linear of a tensor and the last part of its name, if that is one of the format's."""
+        for part in self._format.parts:
+            if name.endswith(f".{part}"):
+                return name.removesuffix(f".{part}"), part
+        return "", ""
+
+    def _read_small(self) -> None:
+        wanted = {
+            f"{path}.{part}": tensor
+            for path, tensors in self._linears.items()
+            for part, tensor in tensors.items()
+            if part in self._format.small and math.prod(tensor.shape) <= LARGEST_SMALL
+        }
+        for name, values in read_tensors(self._folder, wanted).items():
+            path, part = self._linear_and_part(name)
+            tensor = self._linears[path][part]
+            self._linears[path][part] = ReadTensor(tensor.file, tensor.dtype, tensor.shape, values)
 
     def _shape(self, path: str, tensors: dict[str, StoredTensor]) -> tuple[int, int]:
         missing = [part for part in self._format.parts if part not in tensors and part not in self._format.optional]

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numba import njit, prange
 
-from quant_engine.kernels.threads import share_threads
+from quant_engine.kernels.threads import parallel_kernels
 
 ROWS = 64
 """Rows of a weight that go through the columns together, so that a cache holds them."""
@@ -32,8 +32,8 @@ def fix_columns(
     """
     codes = torch.empty(columns.shape, dtype=torch.uint8)
     arrays = (values.numpy() for values in (columns, factor.contiguous(), scales, zeros, codes))
-    share_threads()
-    _fix(*arrays, highest)
+    with parallel_kernels():
+        _fix(*arrays, highest)
     return codes
 
 

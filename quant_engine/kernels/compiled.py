@@ -17,10 +17,11 @@ import numpy as np
 from numba import cfunc, njit, prange, types
 from numba.extending import intrinsic
 
-from quant_engine.kernels import vectors
+from quant_engine.kernels import stored_vectors, vectors
+from quant_engine.kernels.salient import each_salient
 from quant_engine.kernels.vectors import I64
 
-SOURCES = hashlib.sha256(Path(vectors.__file__).read_bytes()).hexdigest()
+SOURCES = hashlib.sha256(b"".join(Path(m.__file__).read_bytes() for m in (vectors, stored_vectors))).hexdigest()
 """What the instructions are made of. numba makes a function anew when its own file changes, or a value in its closure:
 this is such a value."""
 
@@ -32,7 +33,7 @@ def _multiply_tile(  # type: ignore[no-untyped-def]
     literals = (sources, form, bits, variant, rows)
 
     def code(context, builder, signature, args):  # type: ignore[no-untyped-def]
-        e, emitted = vectors.emitted(context, builder, *(kind.literal_value for kind in literals[1:4]), args[5])
+        e, emitted = stored_vectors.emitted(context, builder, *(kind.literal_value for kind in literals[1:4]), args[5])
         vectors.product(e, emitted, rows.literal_value, args[6:])
 
     return types.void(*literals, *(types.intp,) * 9), code
@@ -45,7 +46,7 @@ def _dequantize_tile(  # type: ignore[no-untyped-def]
     literals = (sources, form, bits, variant)
 
     def code(context, builder, signature, args):  # type: ignore[no-untyped-def]
-        e, emitted = vectors.emitted(context, builder, *(kind.literal_value for kind in literals[1:]), args[4])
+        e, emitted = stored_vectors.emitted(context, builder, *(kind.literal_value for kind in literals[1:]), args[4])
         vectors.weights(e, emitted, args[5:])
 
     return types.void(*literals, *(types.intp,) * 8), code
@@ -62,9 +63,9 @@ def product(form: int, bits: int, variant: int) -> Any:
     activation rows with the tiles from `first` to before `last`, of `tiles` in all.
 
     `side` and `words` are where the weight's data stand; `x` [rows, 32 * blocks] the activations, each column times
-    `vectors.input_factors`, and `sums` [rows, groups] those of their groups; `y` [rows, 16 * tiles] is written.
+    `stored_vectors.input_factors`, and `sums` [rows, groups] those of their groups; `y` [rows, 16 * tiles] is written.
     """
-    sources = SOURCES
+    sources, salient = SOURCES, form == stored_vectors.PARTLY_BINARY
 
     @_function(11)
     def multiply(side, words, per_group, blocks, tiles, rows, x, sums, y, first, last):  # type: ignore[no-untyped-def]
@@ -80,6 +81,8 @@ def product(form: int, bits: int, variant: int) -> Any:
                     sources, form, bits, variant, 1, side, words, x + row * x_row, sums + row * sums_row,
                     y + row * y_row, tile, tiles, blocks, per_group,
                 )  # fmt: skip
+            if salient:
+                each_salient(side, words, tile, blocks, x, x_row, y + 64 * tile, y_row, rows, True)
 
     return multiply
 
@@ -89,7 +92,7 @@ def dequantizer(form: int, bits: int, variant: int) -> Any:
     """A function of (side, words, per_group, blocks, tiles, out, stride, step, first, last): the weights of the tiles
     from `first` to before `last`, as columns. `out` is where those of `first` begin, with `step` bytes from tile to
     tile and `stride` from a column of the weight to the next."""
-    sources = SOURCES
+    sources, salient = SOURCES, form == stored_vectors.PARTLY_BINARY
 
     @_function(10)
     def dequantize(side, words, per_group, blocks, tiles, out, stride, step, first, last):  # type: ignore[no-untyped-def]
@@ -98,12 +101,14 @@ def dequantizer(form: int, bits: int, variant: int) -> Any:
                 sources, form, bits, variant, side, words, out + (tile - first) * step, stride, tile, tiles, blocks,
                 per_group,
             )  # fmt: skip
+            if salient:
+                each_salient(side, words, tile, blocks, 0, 0, out + (tile - first) * step, stride, 0, False)
 
     return dequantize
 
 
 @intrinsic
-def _call(typing, address, args):  # type: ignore[no-untyped-def]
+def call(typing, address, args):  # type: ignore[no-untyped-def]
     """Calls the function at an address with a tuple of whole numbers."""
 
     def code(context, builder, signature, values):  # type: ignore[no-untyped-def]
@@ -121,7 +126,7 @@ def multiply_tiles(kernel, weight, rows, x, sums, y, part, parts):  # type: igno
     first, int64 [5]."""
     tiles = weight[4]
     first, last = tiles * part // parts, tiles * (part + 1) // parts
-    _call(kernel, (weight[0], weight[1], weight[2], weight[3], tiles, rows, x, sums, y, first, last))
+    call(kernel, (weight[0], weight[1], weight[2], weight[3], tiles, rows, x, sums, y, first, last))
 
 
 @njit(nogil=True, cache=True, fastmath=True, error_model="numpy")
@@ -169,7 +174,7 @@ def unpacker(parallel: bool) -> Callable[..., None]:
         count, step, out_at = out.shape[1] // 16, 16 * out.itemsize, out.ctypes.data
         for part in prange(parts):
             start, end = count * part // parts, count * (part + 1) // parts
-            _call(
+            call(
                 kernel,
                 (
                     weight[0], weight[1], weight[2], weight[3], weight[4], out_at + start * step,

@@ -8,23 +8,27 @@ here is which addresses and numbers it takes.
 from __future__ import annotations
 
 import threading
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 
-from quant_engine.kernels import compiled, vectors
-from quant_engine.kernels.threads import share_threads
+from quant_engine.kernels import compiled, salient, stored_vectors, vectors
+from quant_engine.kernels.stored_vectors import PARTLY_BINARY, SCALE_TYPES, ScaledIntegers
+from quant_engine.kernels.threads import parallel_kernels
 from quant_engine.kernels.vectors import Halves, Integers, Levels, TwoPlanes
-from quant_engine.weights.binary import Binary, ResidualBinary
-from quant_engine.weights.codebook import BLOCKS_PER_STEP, Codebook, dynamic_map
+from quant_engine.weights.binary import Binary, PartlyBinary, ResidualBinary
+from quant_engine.weights.codebook import BLOCKS_PER_STEP, Codebook, Fp4Codebook, dynamic_map
 from quant_engine.weights.dual_binary import DualBinary
 from quant_engine.weights.form import StoredWeight
+from quant_engine.weights.gguf_blocks import KINDS, GgufBlocks
 from quant_engine.weights.grouped import GroupedInt
 from quant_engine.weights.half import Half
 from quant_engine.weights.interleaving import ROWS
 from quant_engine.weights.rotated import RotatedInt
+from quant_engine.weights.scaled import Float8, ScaledInt
 
 BLOCK = vectors.BLOCK
 FEW_ROWS = 16
@@ -75,12 +79,19 @@ def _read(weight: StoredWeight) -> Plan:
     if isinstance(weight, RotatedInt):
         form, variant, words, side, group = 0, Integers.ROTATED, weight.codes, (weight.scale, 0), weight.in_features
     elif isinstance(weight, Codebook):
-        form, variant, words = 1, Levels.DOUBLE * weight.double | Levels.SHIFTED * weight.shifted, weight.codes
+        form, variant = 1, Levels.DOUBLE * weight.double | Levels.SHIFTED * weight.shifted
+        form, words = 7 if isinstance(weight, Fp4Codebook) else form, weight.codes
         side = (weight.scales, weight.shifts, weight.scale_steps, weight.shift_steps, weight.scale_mean)
         side, group = (*side, dynamic_map(), -(-weight.blocks // BLOCKS_PER_STEP) - 1), weight.block
     elif isinstance(weight, ResidualBinary):
         form, variant, words, group = 3, TwoPlanes.RESIDUAL, weight.signs, weight.group
         side = (weight.scales, weight.marks, weight.salient)
+    elif isinstance(weight, PartlyBinary):
+        form, variant, words, group = PARTLY_BINARY, 0, weight.signs, weight.group
+        side = (
+            weight.scales, weight.marks, weight.codes, weight.starts, weight.grid_scales, weight.grid_zeros,
+            salient.FLOAT16.ctypes.data, weight.out_features, len(weight.codes),
+        )  # fmt: skip
     elif isinstance(weight, Binary):
         form, variant, words, side, group = 2, 0, weight.signs, (weight.scales, 0), weight.group
     elif isinstance(weight, DualBinary):
@@ -89,6 +100,8 @@ def _read(weight: StoredWeight) -> Plan:
     elif isinstance(weight, Half):
         form, words, side, group = 4, weight.values, (0,), weight.in_features
         variant = Halves.BFLOAT16 if weight.dtype == "bfloat16" else Halves.FLOAT16
+    elif isinstance(weight, ScaledInt | Float8 | GgufBlocks):
+        form, variant, words, side, group = _of_other_programs(weight)
     else:
         form, variant = 0, Integers.MIDDLE if weight.symmetric else Integers.ZEROS
         words, side, group = weight.codes, (weight.scales, weight.zeros), weight.group
@@ -99,13 +112,28 @@ def _read(weight: StoredWeight) -> Plan:
     groups, tiles = -(-weight.in_features // group), -(-weight.out_features // ROWS)
     first = np.array([numbers.ctypes.data, words.data_ptr(), per_group, blocks, tiles], np.int64)
     product = compiled.product(form, bits, variant).address
-    return Plan(form, bits, variant, first, numbers, product, vectors.input_factors(form, bits), groups)
+    return Plan(form, bits, variant, first, numbers, product, stored_vectors.input_factors(form, bits), groups)
+
+
+def _of_other_programs(weight: ScaledInt | Float8 | GgufBlocks) -> tuple[int, int, torch.Tensor, tuple, int]:
+    """Form, variant, words, side data and columns of a group of a form that other programs' files have."""
+    if isinstance(weight, GgufBlocks):
+        side = weight.scales, weight.minimums, weight.scale_codes, weight.minimum_codes
+        form = 8 if weight.kind == "iq4_nl" else 9 if weight.group == BLOCK else 10
+        return form, list(KINDS).index(weight.kind), weight.codes, side, 256 if form == 10 else BLOCK
+    variant = SCALE_TYPES.index(weight.scale_dtype)
+    if isinstance(weight, Float8):
+        return 6, variant, weight.codes, (weight.scales,), weight.group
+    zeros = 0 if weight.symmetric else ScaledIntegers.WITH_ZEROS
+    return 5, variant + zeros, weight.codes, (weight.scales, weight.zeros), weight.group
 
 
 def fits(weight: StoredWeight) -> bool:
     """Whether the kernels can take this weight: whole blocks of 32 columns, which do not lie across groups."""
     if isinstance(weight, Codebook):
         return weight.block % BLOCK == 0 and weight.in_features % weight.block == 0
+    if isinstance(weight, GgufBlocks):
+        return True
     return weight.in_features % BLOCK == 0 and (weight.group % BLOCK == 0 or weight.groups == 1)
 
 
@@ -127,11 +155,11 @@ def multiply(x: torch.Tensor, weight: StoredWeight) -> torch.Tensor:
     padded = padded_rows(rows)
     scaled, sums = np.empty((padded, columns), np.float32), np.empty((padded, read.groups), np.float32)
     y = np.empty((padded, read.tiles * ROWS), np.float32)
-    parts = _threads(weight.out_features * columns * rows)
     inputs = x.detach().contiguous().numpy()
     if isinstance(weight, Binary):
         inputs = inputs * live_columns(weight)
-    compiled.multiplier(parts > 1)(inputs, read.factors, read.product, read.weight, scaled, sums, y, parts)
+    with _threads(weight.out_features * columns * rows) as parts:
+        compiled.multiplier(parts > 1)(inputs, read.factors, read.product, read.weight, scaled, sums, y, parts)
     whole = torch.from_numpy(y)
     return whole if whole.shape == (rows, weight.out_features) else whole[:rows, : weight.out_features]
 
@@ -158,9 +186,9 @@ def _columns(
     """The transpose of `dequantize_rows`."""
     first, last = start // ROWS, -(-end // ROWS)
     out = torch.empty((weight.in_features, (last - first) * ROWS), dtype=dtype)
-    parts = _threads(4 * out.numel())
     kernel = compiled.dequantizer(read.form, read.bits, read.variant).address
-    compiled.unpacker(parts > 1)(kernel, read.weight, out.numpy(), first, parts)
+    with _threads(4 * out.numel()) as parts:
+        compiled.unpacker(parts > 1)(kernel, read.weight, out.numpy(), first, parts)
     return out[:, start - first * ROWS : end - first * ROWS]
 
 
@@ -171,9 +199,9 @@ def integer_rows(weight: GroupedInt, start: int, end: int) -> torch.Tensor:
     return _columns(weight, whole, start, end, torch.int8).T
 
 
-def _threads(work: int) -> int:
-    """How many threads so much work is worth."""
-    return 1 if work < SERIAL_WORK or torch.get_num_threads() == 1 else share_threads()
+def _threads(work: int) -> AbstractContextManager[int]:
+    """How many threads so much work is worth, which is then done."""
+    return nullcontext(1) if work < SERIAL_WORK or torch.get_num_threads() == 1 else parallel_kernels()
 
 
 def live_columns(weight: Binary) -> np.ndarray:

@@ -16,13 +16,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cache
 
-import llvmlite.ir as ir
 import numpy as np
-from numba import carray, njit, prange, types
-from numba.core import cgutils
-from numba.extending import intrinsic
+from numba import carray, njit, prange
 
-from quant_engine.kernels.compiled import SOURCES, multiply_tiles, prepare
+from quant_engine.kernels.attention import exp
+from quant_engine.kernels.compiled import SOURCES, call, multiply_tiles, prepare
+from quant_engine.kernels.salient import pointer
+from quant_engine.weights.int_activations import SMALLEST_MAXIMUM
 
 ENTRY = np.dtype(
     [
@@ -35,47 +35,19 @@ ENTRY = np.dtype(
         ("bias", np.int64),
         ("input", np.int64),
         ("output", np.int64),
+        ("input_levels", np.int64),
+        ("output_levels", np.int64),
     ]
 )
 """An entry of the table of linears, which stand in sets that share their input: in each block q, k, v; o; gate, up;
 down. It holds the kernel's address and the numbers that it takes first, how many groups a row has; addresses
-of `vectors.input_factors`, of the order of columns int32, of which columns are live float32, and of the bias float32, 0
+of `input_factors`, of the order of columns int32, of which columns are live float32, and of the bias float32, 0
 where there is none; the number in its set of the entry whose prepared input it takes, and of that which its product is
-added to, its own in most cases."""
-(_KERNEL, _WEIGHT, _GROUPS, _FACTORS, _ORDER, _LIVE, _BIAS, _INPUT, _OUTPUT) = (0, 1, 6, 7, 8, 9, 10, 11, 12)
+added to, its own in most cases; and the highest code to which each token's inputs, or outputs, are rounded, 0 where
+they are not."""
+_KERNEL, _WEIGHT = 0, 1
+_GROUPS, _FACTORS, _ORDER, _LIVE, _BIAS, _INPUT, _OUTPUT, _INPUT_LEVELS, _OUTPUT_LEVELS = range(6, 15)
 FIELDS = ENTRY.itemsize // 8
-
-
-@intrinsic
-def _pointer(typing, address):  # type: ignore[no-untyped-def]
-    def code(context, builder, signature, args):  # type: ignore[no-untyped-def]
-        return builder.inttoptr(args[0], cgutils.voidptr_t)
-
-    return types.voidptr(types.intp), code
-
-
-@intrinsic
-def _float_of_bits(typing, bits):  # type: ignore[no-untyped-def]
-    def code(context, builder, signature, args):  # type: ignore[no-untyped-def]
-        return builder.bitcast(args[0], ir.FloatType())
-
-    return types.float32(types.int32), code
-
-
-@njit(nogil=True, cache=True, fastmath=True, error_model="numpy", inline="always")
-def _exp(x):  # type: ignore[no-untyped-def]
-    """e^x in float32, for x up to 88, to 2 units in the last digit: 2^n times a polynomial of what is left, after
-    Cephes. In vector code, where the library's own is not."""
-    x = max(x, np.float32(-87))
-    n = np.floor(x * np.float32(1.44269504) + np.float32(0.5))
-    x = x - n * np.float32(0.693359375) + n * np.float32(2.12194440e-4)
-    p = np.float32(1.9875691500e-4)
-    p = p * x + np.float32(1.3981999507e-3)
-    p = p * x + np.float32(8.3334519073e-3)
-    p = p * x + np.float32(4.1665795894e-2)
-    p = p * x + np.float32(1.6666665459e-1)
-    p = p * x + np.float32(5.0000001201e-1)
-    return (p * x * x + x + np.float32(1)) * _float_of_bits((np.int32(n) + np.int32(127)) << np.int32(23))
 
 
 @njit(nogil=True, cache=True, fastmath=True, error_model="numpy")
@@ -91,31 +63,46 @@ def _normalize(x, weight, eps, out):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def _prepare_set(entries, start, end, x, rows, inputs, sums, picked):  # type: ignore[no-untyped-def]
+def _round_to(x, highest, codes):  # type: ignore[no-untyped-def]
+    """`codes` of a token's `x`, whole numbers up to `highest`, whose scale is returned: as `quantize_tokens`."""
+    most = np.float32(SMALLEST_MAXIMUM)
+    for j in range(x.shape[0]):
+        most = max(most, abs(x[j]))
+    scale = most / np.float32(highest)
+    for j in range(x.shape[0]):
+        codes[j] = np.rint(x[j] / scale)
+    return scale
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _prepare_set(entries, start, end, x, rows, inputs, sums, picked, scales):  # type: ignore[no-untyped-def]
     """What the products of a set take of `x` [rows, columns]."""
     for number in range(end - start):
         entry = entries[start + number]
         if entry[_INPUT] != number:
             continue
         columns, source = entry[_WEIGHT + 3] * 32, x
-        if entry[_ORDER] or entry[_LIVE]:
-            source = carray(_pointer(picked.ctypes.data), (x.shape[0], columns), np.float32)
+        if entry[_ORDER] or entry[_LIVE] or entry[_INPUT_LEVELS]:
+            source = carray(pointer(picked.ctypes.data), (x.shape[0], columns), np.float32)
             for row in range(x.shape[0]):
                 for j in range(columns):
                     source[row, j] = x[row, j]
             if entry[_ORDER]:
-                order = carray(_pointer(entry[_ORDER]), columns, np.int32)
+                order = carray(pointer(entry[_ORDER]), columns, np.int32)
                 for row in range(x.shape[0]):
                     for j in range(columns):
                         source[row, j] = x[row, order[j]]
             if entry[_LIVE]:
-                live = carray(_pointer(entry[_LIVE]), columns, np.float32)
+                live = carray(pointer(entry[_LIVE]), columns, np.float32)
                 for row in range(x.shape[0]):
                     for j in range(columns):
                         source[row, j] *= live[j]
-        factors = carray(_pointer(entry[_FACTORS]), 32, np.float32)
-        scaled = carray(_pointer(inputs[number].ctypes.data), (rows, columns), np.float32)
-        of_groups = carray(_pointer(sums[number].ctypes.data), (rows, entry[_GROUPS]), np.float32)
+            if entry[_INPUT_LEVELS]:
+                for row in range(x.shape[0]):
+                    scales[number, row] = _round_to(source[row], entry[_INPUT_LEVELS], source[row])
+        factors = carray(pointer(entry[_FACTORS]), 32, np.float32)
+        scaled = carray(pointer(inputs[number].ctypes.data), (rows, columns), np.float32)
+        of_groups = carray(pointer(sums[number].ctypes.data), (rows, entry[_GROUPS]), np.float32)
         prepare(source, factors, entry[_WEIGHT + 2], scaled, of_groups)
 
 
@@ -130,7 +117,7 @@ def _multiply_set(entries, start, end, rows, inputs, sums, outputs, part, parts)
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def _result(entries, start, end, linear, rows, outputs):  # type: ignore[no-untyped-def]
+def _result(entries, start, end, linear, rows, outputs, scales):  # type: ignore[no-untyped-def]
     """The product of one of a set's linears [rows, 16 * tiles], its parts added up, with the bias."""
     number = 0
     for candidate in range(end - start):
@@ -141,18 +128,27 @@ def _result(entries, start, end, linear, rows, outputs):  # type: ignore[no-unty
             linear -= 1
     entry = entries[start + number]
     columns = entry[_WEIGHT + 4] * 16
-    y = carray(_pointer(outputs[number].ctypes.data), (rows, columns), np.float32)
+    y = carray(pointer(outputs[number].ctypes.data), (rows, columns), np.float32)
     for other in range(number + 1, end - start):
         if entries[start + other, _OUTPUT] == number:
-            more = carray(_pointer(outputs[other].ctypes.data), (rows, columns), np.float32)
+            more = carray(pointer(outputs[other].ctypes.data), (rows, columns), np.float32)
             for row in range(rows):
                 for j in range(columns):
                     y[row, j] += more[row, j]
+    if entry[_INPUT_LEVELS]:
+        for row in range(scales.shape[1]):
+            for j in range(columns):
+                y[row, j] *= scales[entry[_INPUT], row]
     if entry[_BIAS]:
-        bias = carray(_pointer(entry[_BIAS]), columns, np.float32)
+        bias = carray(pointer(entry[_BIAS]), columns, np.float32)
         for row in range(rows):
             for j in range(columns):
                 y[row, j] += bias[j]
+    if entry[_OUTPUT_LEVELS]:
+        for row in range(scales.shape[1]):
+            scale = _round_to(y[row], entry[_OUTPUT_LEVELS], y[row])
+            for j in range(columns):
+                y[row, j] *= scale
     return y
 
 
@@ -169,41 +165,26 @@ def _rotate(x, heads, cos, sin):  # type: ignore[no-untyped-def]
                 x[row, head * size + half + j] = second * cos[row, half + j] + first * sin[row, half + j]
 
 
-@njit(nogil=True, cache=True, fastmath=True, error_model="numpy")
-def _attend(block, task, q, k, v, texts, key_heads, scale, scores, out):  # type: ignore[no-untyped-def]
+@njit(nogil=True, cache=True, error_model="numpy")
+def _attend(attend, block, task, q, k, v, texts, key_heads, scale, scores, out):  # type: ignore[no-untyped-def]
     """Attention of the query heads that share a key head; `task` counts rows and key heads. The row's key and value
     are written behind those of its text."""
     row, head = task // key_heads, task % key_heads
     size, shared = out.shape[2], out.shape[1] // key_heads
     capacity, length = texts[row, 1], texts[row, 2]
-    all_keys = 4 * size * capacity * ((2 * block) * key_heads + head)
+    all_keys = texts[row, 0] + 4 * size * capacity * ((2 * block) * key_heads + head)
     all_values = all_keys + 4 * size * capacity * key_heads
-    keys = carray(_pointer(texts[row, 0] + all_keys), (capacity, size), np.float32)
-    values = carray(_pointer(texts[row, 0] + all_values), (capacity, size), np.float32)
+    key = carray(pointer(all_keys + 4 * size * length), size, np.float32)
+    value = carray(pointer(all_values + 4 * size * length), size, np.float32)
     for j in range(size):
-        keys[length, j] = k[row, head * size + j]
-        values[length, j] = v[row, head * size + j]
-    for number in range(shared):
-        query, mine = q[row, (head * shared + number) * size :], scores[number]
-        for token in range(length + 1):
-            dot = np.float32(0)
-            for j in range(size):
-                dot += query[j] * keys[token, j]
-            mine[token] = dot * scale
-        highest, total = mine[0], np.float32(0)
-        for token in range(length + 1):
-            highest = max(highest, mine[token])
-        for token in range(length + 1):
-            mine[token] = _exp(mine[token] - highest)
-            total += mine[token]
-        weighed = out[row, head * shared + number]
-        for j in range(size):
-            weighed[j] = np.float32(0)
-        for token in range(length + 1):
-            for j in range(size):
-                weighed[j] += mine[token] * values[token, j]
-        for j in range(size):
-            weighed[j] /= total
+        key[j] = k[row, head * size + j]
+        value[j] = v[row, head * size + j]
+    first = 4 * size * shared * head
+    queries, weighed = q.ctypes.data + row * 4 * q.shape[1] + first, out.ctypes.data + row * 4 * size * out.shape[1]
+    call(
+        attend,
+        (queries, all_keys, all_values, length + 1, scale.ctypes.data, scores.ctypes.data, weighed + first),
+    )
 
 
 @njit(nogil=True, cache=True, fastmath=True, error_model="numpy")
@@ -211,7 +192,7 @@ def _gate(gate, up, out):  # type: ignore[no-untyped-def]
     """silu(gate) * up."""
     for row in range(out.shape[0]):
         for j in range(out.shape[1]):
-            out[row, j] = gate[row, j] / (np.float32(1) + _exp(min(-gate[row, j], np.float32(87)))) * up[row, j]
+            out[row, j] = gate[row, j] / (np.float32(1) + exp(min(-gate[row, j], np.float32(87)))) * up[row, j]
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
@@ -223,22 +204,24 @@ def _add(x, y):  # type: ignore[no-untyped-def]
 
 @cache
 def stepper(parallel: bool) -> Callable[..., None]:
-    """`step(entries, sets, norms, eps, x, cos, sin, texts, key_heads, scale, h, hidden, attended, inputs, sums,
-    outputs, picked, scores, parts)`: `x` [rows, hidden_size], the embeddings of a token of each text, becomes what the
-    last norm makes of them.
+    """`step(entries, sets, norms, eps, x, cos, sin, texts, attend, key_heads, scale, h, hidden, attended, inputs, sums,
+    outputs, picked, scales, scores, parts)`: `x` [rows, hidden_size], the embeddings of a token of each text, becomes
+    what the last norm makes of them.
 
     If `parallel`, `parts` threads work at once. `entries` int64 [n, FIELDS] are those of all linears, and `sets`
     [4 * blocks + 1] says where each set begins; `norms` [2 * blocks + 1, hidden_size]; `cos` and `sin` [rows,
     head_size] of each text's position. `texts` int64 [rows, 3] are the address of a text's keys and values [blocks, 2,
-    key_heads, capacity, head_size], its capacity and its length. The others are room to work in: `h` like x, `hidden`
+    key_heads, capacity, head_size], its capacity and its length. `attend` is the address of an `attention`, and `scale`
+    float32 [1] what its scores are multiplied with. The others are room to work in: `h` like x, `hidden`
     [rows, intermediate_size], `attended` [rows, heads, head_size], `inputs`, `sums`, `outputs` [entries of a set, as
-    much as the largest takes], `picked` as one of them, and `scores` [parts, heads of a key head, longest length + 1].
+    much as the largest takes], `picked` as one of them, `scales` [entries of a set, rows], and `scores` [parts, heads
+    of a key head, longest length + 1].
     """
     sources = SOURCES  # numbers and texts alone: what else a closure holds is another in each process
 
     def step(  # type: ignore[no-untyped-def]
-        entries, sets, norms, eps, x, cos, sin, texts, key_heads, scale, h, hidden, attended, inputs, sums,
-        outputs, picked, scores, parts,
+        entries, sets, norms, eps, x, cos, sin, texts, attend, key_heads, scale, h, hidden, attended, inputs, sums,
+        outputs, picked, scales, scores, parts,
     ):  # fmt: skip
         assert sources
         parts = parts if parallel else 1
@@ -248,30 +231,36 @@ def stepper(parallel: bool) -> Callable[..., None]:
         for block in range(norms.shape[0] // 2):
             a, b, c, d, e = sets[4 * block : 4 * block + 5]
             _normalize(x, norms[2 * block], eps, h)
-            _prepare_set(entries, a, b, h, padded, inputs, sums, picked)
+            _prepare_set(entries, a, b, h, padded, inputs, sums, picked, scales)
             for part in prange(parts):
                 _multiply_set(entries, a, b, padded, inputs, sums, outputs, part, parts)
-            q, k = _result(entries, a, b, 0, padded, outputs), _result(entries, a, b, 1, padded, outputs)
-            v = _result(entries, a, b, 2, padded, outputs)
+            q, k = (
+                _result(entries, a, b, 0, padded, outputs, scales),
+                _result(entries, a, b, 1, padded, outputs, scales),
+            )
+            v = _result(entries, a, b, 2, padded, outputs, scales)
             _rotate(q, heads, cos, sin)
             _rotate(k, key_heads, cos, sin)
             for part in prange(parts):
                 for task in range(rows * key_heads * part // parts, rows * key_heads * (part + 1) // parts):
-                    _attend(block, task, q, k, v, texts, key_heads, scale, scores[part], attended)
-            _prepare_set(entries, b, c, of_heads, padded, inputs, sums, picked)
+                    _attend(attend, block, task, q, k, v, texts, key_heads, scale, scores[part], attended)
+            _prepare_set(entries, b, c, of_heads, padded, inputs, sums, picked, scales)
             for part in prange(parts):
                 _multiply_set(entries, b, c, padded, inputs, sums, outputs, part, parts)
-            _add(x, _result(entries, b, c, 0, padded, outputs))
+            _add(x, _result(entries, b, c, 0, padded, outputs, scales))
             _normalize(x, norms[2 * block + 1], eps, h)
-            _prepare_set(entries, c, d, h, padded, inputs, sums, picked)
+            _prepare_set(entries, c, d, h, padded, inputs, sums, picked, scales)
             for part in prange(parts):
                 _multiply_set(entries, c, d, padded, inputs, sums, outputs, part, parts)
-            gate, up = _result(entries, c, d, 0, padded, outputs), _result(entries, c, d, 1, padded, outputs)
+            gate, up = (
+                _result(entries, c, d, 0, padded, outputs, scales),
+                _result(entries, c, d, 1, padded, outputs, scales),
+            )
             _gate(gate, up, hidden)
-            _prepare_set(entries, d, e, hidden, padded, inputs, sums, picked)
+            _prepare_set(entries, d, e, hidden, padded, inputs, sums, picked, scales)
             for part in prange(parts):
                 _multiply_set(entries, d, e, padded, inputs, sums, outputs, part, parts)
-            _add(x, _result(entries, d, e, 0, padded, outputs))
+            _add(x, _result(entries, d, e, 0, padded, outputs, scales))
         _normalize(x, norms[norms.shape[0] - 1], eps, x)
 
     return njit(parallel=parallel, nogil=True, cache=True, error_model="numpy")(step)

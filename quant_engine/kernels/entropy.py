@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numba import njit, prange
 
-from quant_engine.kernels.threads import share_threads
+from quant_engine.kernels.threads import parallel_kernels
 
 UNIT = 2**40
 """Entropies are compared in steps of 1 / UNIT bit."""
@@ -37,8 +37,8 @@ def best_shifts(
     terms = torch.tensor(information(blocks.shape[1]))
     if blocks.device.type == "cpu":
         arrays = [tensor.contiguous().numpy() for tensor in (blocks, centers, units, offsets, middles, terms)]
-        share_threads()
-        return torch.from_numpy(_search(*arrays, try_zero))
+        with parallel_kernels():
+            return torch.from_numpy(_search(*arrays, try_zero))
     return _search_on_device(blocks, centers, units, offsets, middles.to(blocks), terms.to(blocks.device), try_zero)
 
 

@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 
 from quant_engine.weights.binary import LOW_BITS, Binary, PartlyBinary
-from quant_engine.weights.codebook import BLOCKS_PER_STEP, Codebook, dynamic_map, levels
+from quant_engine.weights.codebook import BLOCKS_PER_STEP, Codebook, dynamic_map
 from quant_engine.weights.dual_binary import DualBinary
 from quant_engine.weights.form import StoredWeight
 from quant_engine.weights.grouped import GroupedInt
@@ -217,7 +217,7 @@ def _plan(weight: StoredWeight) -> _Plan:
         return _Plan(_integers, (weight.codes, weight.scale, None), config, weight.in_features)
     if isinstance(weight, Codebook):
         side = (
-            weight.codes, levels(weight.bits, weight.device), dynamic_map(weight.device),
+            weight.codes, weight.levels(weight.device), dynamic_map(weight.device),
             weight.scales, weight.scale_steps, weight.scale_mean, weight.shifts, weight.shift_steps,
         )  # fmt: skip
         group = weight.block if weight.in_features % weight.block == 0 else 0

@@ -14,29 +14,42 @@ from types import ModuleType
 
 import torch
 
-from quant_engine.kernels import cpu, cpu_binary
+from quant_engine.kernels import cpu
 from quant_engine.weights.form import StoredWeight
 from quant_engine.weights.int_activations import IntActivations, quantize_tokens
 from quant_engine.weights.interleaving import ROWS
 from quant_engine.weights.low_rank import LowRank
 from quant_engine.weights.mixed_width import MixedWidth
+from quant_engine.weights.rounded_inputs import RoundedInputs
 
 TILE_WEIGHTS = 2**20
 """Weights that are dense at once: 4 MiB in float32."""
 MANY_ROWS = 17
 """So many activation rows are more than any kernel takes at once."""
-CPU_KERNELS = {
+_CPU_KERNELS = {
     "grouped_int": cpu,
     "int_activations": cpu,
     "rotated_int": cpu,
     "codebook": cpu,
     "binary": cpu,
-    "partly_binary": cpu_binary,
+    "partly_binary": cpu,
     "residual_binary": cpu,
     "dual_binary": cpu,
     "half": cpu,
+    "scaled_int": cpu,
+    "float8": cpu,
+    "fp4_codebook": cpu,
+    "gguf_blocks": cpu,
 }
+CPU_KERNELS = dict(_CPU_KERNELS)
 """By storage form, the module with its functions `fits`, `prepare`, `multiply` and `dequantize_rows` for the CPU."""
+
+
+def use_cpu_kernels(use: bool) -> None:
+    """Leaves products on the CPU to torch alone, in tiles, or to the kernels again. Once a kernel has read a weight it
+    is laid for them, and they can't be left any more."""
+    CPU_KERNELS.clear()
+    CPU_KERNELS.update(_CPU_KERNELS if use else {})
 
 
 def matmul(x: torch.Tensor, weight: StoredWeight) -> torch.Tensor:
@@ -44,13 +57,23 @@ def matmul(x: torch.Tensor, weight: StoredWeight) -> torch.Tensor:
     if isinstance(weight, LowRank):
         a, b = weight.a.to(x.dtype), weight.b.to(x.dtype)
         return matmul(x, weight.base).add_(x @ a.T @ b.T, alpha=weight.scale)
+    if isinstance(weight, RoundedInputs):
+        return matmul(weight.round(x), weight.base)
     if isinstance(weight, IntActivations):
         codes, scale = quantize_tokens(x, weight.a_bits)
         return (_by_integers(codes, weight) * scale).to(x.dtype)
     if isinstance(weight, MixedWidth):
         return sum(matmul(part_of_x, part) for part_of_x, part in weight.split(x))
     y = _from_words(x, weight)
-    return tiled(x, weight) if y is None else weight.transform_output(y).to(x.dtype)
+    if y is None:
+        return tiled(x.to(_tile_dtype(x)), weight).to(x.dtype)
+    return weight.transform_output(y).to(x.dtype)
+
+
+def _tile_dtype(x: torch.Tensor) -> torch.dtype:
+    """What many rows are multiplied in: their own type, unless torch was asked to choose for a while."""
+    chosen = torch.is_autocast_enabled(x.device.type) and len(x) >= MANY_ROWS
+    return torch.get_autocast_dtype(x.device.type) if chosen else x.dtype
 
 
 def _from_words(x: torch.Tensor, weight: StoredWeight) -> torch.Tensor | None:
@@ -76,7 +99,7 @@ def _by_integers(codes: torch.Tensor, weight: IntActivations) -> torch.Tensor:
     narrow = codes.to(torch.int8)
     step = max(1, TILE_WEIGHTS // weight.in_features)
     step = max(8, step - step % 8)
-    by_kernel = on_cpu and cpu.fits(weight)
+    by_kernel = on_cpu and weight.form in CPU_KERNELS and cpu.fits(weight)
     parts = []
     for start in range(0, weight.out_features, step):
         end = min(start + step, weight.out_features)
@@ -151,5 +174,7 @@ def warm_up(weights: Iterable[StoredWeight], dtype: torch.dtype) -> None:
             if kernel and weight.device.type == "cpu" and kernel.fits(part):
                 kernel.prepare(part)
     for weight in kinds.values():
+        if weight.device.type == "cpu" and not CPU_KERNELS:
+            continue  # there is nothing to compile, and another thread may begin to lay what models share
         for rows in (1, MANY_ROWS - 1, MANY_ROWS):
             matmul(torch.zeros((rows, weight.in_features), dtype=dtype, device=weight.device), weight)

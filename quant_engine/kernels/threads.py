@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +12,8 @@ import torch
 
 WORTH_IT = 20
 """Trying the other number of threads takes at most this part of the time, one in so many."""
+_SAFE_LAYERS = ("omp", "tbb")
+_RUNNING = threading.RLock()
 
 
 def share_threads() -> int:
@@ -22,6 +25,21 @@ def share_threads() -> int:
     numba.set_num_threads(threads)
     torch.set_num_threads(threads)  # numba's first call gave OpenMP all cores
     return threads
+
+
+@contextmanager
+def parallel_kernels() -> Iterator[int]:
+    """Numba's parallel kernels may run inside, on so many threads.
+
+    Where numba finds neither OpenMP nor TBB, it ends the process when a second thread begins one while the first
+    still runs: there they wait for each other.
+    """
+    threads = share_threads()
+    if numba.threading_layer() in _SAFE_LAYERS:
+        yield threads
+        return
+    with _RUNNING:
+        yield threads
 
 
 class Pace:
@@ -38,11 +56,11 @@ class Pace:
     @contextmanager
     def threads(self) -> Iterator[int]:
         """How many threads to do the work on, which is then done."""
-        most = share_threads()
-        alone = most > 1 and self._alone()
-        started = time.perf_counter()
-        yield 1 if alone else most
-        seconds = time.perf_counter() - started
+        with parallel_kernels() as most:
+            alone = most > 1 and self._alone()
+            started = time.perf_counter()
+            yield 1 if alone else most
+            seconds = time.perf_counter() - started
         if most > 1:
             self._seconds[alone] = seconds
             self._spent = 0.0 if alone != self._faster_alone() else self._spent + seconds

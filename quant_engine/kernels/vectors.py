@@ -18,7 +18,6 @@ from functools import reduce
 from typing import Any
 
 import llvmlite.ir as ir
-import numpy as np
 from numba.core import cgutils
 
 from quant_engine.weights.binary import RESIDUAL_TERMS
@@ -75,6 +74,12 @@ class Emitter:
     def fma(self, a: ir.Value, b: ir.Value, c: ir.Value) -> ir.Value:
         """a * b + c, in one rounding where the CPU can."""
         return self.call("llvm.fmuladd.v16f32", FLOATS, a, b, c)
+
+    def sum(self, vector: ir.Value) -> ir.Value:
+        """All lanes added up, in whatever order is fastest."""
+        kind = ir.FunctionType(F32, [F32, FLOATS])
+        add = cgutils.get_or_insert_function(self.builder.module, kind, "llvm.vector.reduce.fadd.v16f32")
+        return self.builder.call(add, [F32(0.0), vector], fastmath=("reassoc",))
 
     def call(self, name: str, returned: ir.Type, *args: ir.Value) -> ir.Value:
         kind = ir.FunctionType(returned, [arg.type for arg in args])
@@ -176,7 +181,7 @@ class Integers:
             if shifted and stays_shifted(self.bits, offset):
                 code = b.and_(words[0][word], self.e.ints(mask << offset))
             else:
-                code = _cut(self.e, words[0], word, offset, self.bits)
+                code = cut(self.e, words[0], word, offset, self.bits)
                 code = code if offset + self.bits == 32 else b.and_(code, self.e.ints(mask))
             yield b.sitofp(code, FLOATS)
 
@@ -188,7 +193,7 @@ class Integers:
         return b.fptosi(weight, ir.VectorType(ir.IntType(8), LANES)) if self.variant == self.WHOLE else weight
 
 
-def _cut(e: Emitter, words: list[ir.Value], word: int, offset: int, bits: int) -> ir.Value:
+def cut(e: Emitter, words: list[ir.Value], word: int, offset: int, bits: int) -> ir.Value:
     """A code in the lowest bits of each lane; what lies above it in its word is still there."""
     b = e.builder
     code = b.lshr(words[word], e.ints(offset)) if offset else words[word]
@@ -234,7 +239,7 @@ class Levels:
 
     def values(self, words: list[list[ir.Value]], shifted: bool, block: ir.Value) -> Iterator[ir.Value]:
         for word, offset in code_offsets(self.bits):
-            yield self._level(_cut(self.e, words[0], word, offset, self.bits))
+            yield self._level(cut(self.e, words[0], word, offset, self.bits))
 
     def _level(self, code: ir.Value) -> ir.Value:
         """The level of each lane's code; what lies above the code is not looked at."""
@@ -371,7 +376,33 @@ class Halves:
         return value
 
 
-FORMS = (Integers, Levels, Signs, TwoPlanes, Halves)
+class MarkedSigns:
+    """mean + spread, or mean - spread, but 0 where the second plane has a mark: what stands there is added by
+    salient.py. Side data: addresses of means and spreads, float16 in turns, and of the marks."""
+
+    shifts = False
+
+    def __init__(self, e: Emitter, bits: int, variant: int, side: ir.Value) -> None:
+        self.e, self.bits = e, bits
+        self.scales, marks = (e.load(I64, side, 8 * n) for n in range(2))
+        self.more_planes = [marks]
+
+    def coefficients(self, at: Group, apart: bool) -> tuple[ir.Value, ir.Value]:
+        e, b = self.e, self.e.builder
+        mean, spread = (e.halves(self.scales, b.add(at.index, at.index), 2 * LANES * n) for n in range(2))
+        self.negative, self.positive = b.fsub(mean, spread), b.fadd(mean, spread)
+        return e.floats(1), e.floats(0)
+
+    def values(self, words: list[list[ir.Value]], shifted: bool, block: ir.Value) -> Iterator[ir.Value]:
+        e, b = self.e, self.e.builder
+        for j in range(BLOCK):
+            sign, mark = (
+                b.icmp_unsigned("!=", b.and_(plane[0], e.ints(_signed(1 << j))), e.ints(0)) for plane in words
+            )
+            yield b.select(mark, e.floats(0), b.select(sign, self.positive, self.negative))
+
+    def weight(self, value: ir.Value, factor: ir.Value, constant: ir.Value) -> ir.Value:
+        return value
 
 
 def product(e: Emitter, form: Any, rows: int, numbers: list[ir.Value]) -> None:
@@ -446,19 +477,3 @@ def _load_block(
     index = e.builder.add(e.builder.mul(tile, blocks), block)
     planes = [e.after(plane, (index, 4 * LANES * form.bits)) for plane in (words, *form.more_planes)]
     return [[e.load(INTS, plane, 4 * LANES * word) for word in range(form.bits)] for plane in planes]
-
-
-def emitted(
-    context: Any, builder: ir.IRBuilder, form: int, bits: int, variant: int, side: ir.Value
-) -> tuple[Emitter, Any]:
-    """The form of this number, ready to give its instructions. `side` is the address of its side data."""
-    e = Emitter(context, builder)
-    return e, FORMS[form](e, bits, variant, side)
-
-
-def input_factors(form: int, bits: int) -> np.ndarray:
-    """What each of a block's 32 inputs is multiplied with, since its code stays shifted: float32 [32]."""
-    if not FORMS[form].shifts:
-        return np.ones(BLOCK, np.float32)
-    shifts = [offset if stays_shifted(bits, offset) else 0 for _, offset in code_offsets(bits)]
-    return np.array([2.0**-shift for shift in shifts], np.float32)

@@ -29,7 +29,7 @@ from pydantic import Field
 
 from quant_engine.deferred import deferred
 from quant_engine.methods.contract import Layer, Method, MethodCard, Options
-from quant_engine.methods.gptq import clear_dead_columns, inverse_factor
+from quant_engine.methods.gptq import clear_dead_columns, shared_factor
 from quant_engine.spec import QuantSetting
 from quant_engine.weights.packing import packed_bits
 
@@ -67,7 +67,7 @@ def quantize(layer: Layer) -> ResidualBinary:
     size = min(layer.setting.group_size or columns, columns)
     live = layer.required_statistics.hessian.diagonal() != 0
     hessian = clear_dead_columns(weight, layer.required_statistics.hessian)
-    factor = inverse_factor(hessian, layer.log)
+    factor = shared_factor(layer, hessian)
     signs = torch.empty((rows, columns), dtype=torch.bool, device=weight.device)
     marks = torch.empty_like(signs)
     salient = torch.empty_like(live)

@@ -66,7 +66,8 @@ class Statistics:
     not need it (`Method.hessian`). `linear` is the name in its block, such as "self_attn.q_proj". `seed` is that of the
     weights' spec.
     `inputs` [tokens, in_features] float32 are single inputs, evenly spaced over all calibration tokens; None unless
-    `Method.input_tokens` asks for them. `trained` is what `Method.train` returned for this linear.
+    `Method.input_tokens` asks for them. `trained` is what `Method.train` returned for this linear. `shared` takes
+    what a method computed from the Hessian alone, for the linears that come next and share it.
     """
 
     hessian: torch.Tensor | None
@@ -74,6 +75,7 @@ class Statistics:
     seed: int = 0
     inputs: torch.Tensor | None = None
     trained: dict[str, torch.Tensor] = field(default_factory=dict)
+    shared: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -72,7 +72,7 @@ def quantize(layer: Layer) -> GroupedInt:
         if static:
             group_of_column = group_of_column[order]
 
-    factor = inverse_factor(hessian, layer.log)
+    factor = shared_factor(layer, hessian)
     codes, scales, zeros = fix_columns(weight, factor, bits, group, group_of_column, grids, fit)
 
     if order is not None and static:
@@ -91,6 +91,15 @@ def clear_dead_columns(weight: torch.Tensor, hessian: torch.Tensor) -> torch.Ten
     hessian.diagonal()[dead] = 1
     weight[:, dead] = 0
     return hessian
+
+
+def shared_factor(layer: Layer, hessian: torch.Tensor) -> torch.Tensor:
+    """The `inverse_factor` of the layer's Hessian, computed for the first of the linears that share it. `hessian` is
+    that one with dead columns cleared, its columns in the order that the method takes for all of them."""
+    shared = layer.required_statistics.shared
+    if "inverse_factor" not in shared:
+        shared["inverse_factor"] = inverse_factor(hessian, layer.log)
+    return shared["inverse_factor"]
 
 
 def inverse_factor(hessian: torch.Tensor, log: Callable[[str], None], damping: float = DAMPING) -> torch.Tensor:

@@ -30,7 +30,7 @@ from pydantic import Field
 
 from quant_engine.deferred import deferred
 from quant_engine.methods.contract import Layer, Method, MethodCard, Options
-from quant_engine.methods.gptq import clear_dead_columns, compensate, inverse_factor
+from quant_engine.methods.gptq import clear_dead_columns, compensate, shared_factor
 from quant_engine.spec import QuantSetting
 from quant_engine.weights.packing import packed_bits
 
@@ -77,7 +77,7 @@ def partly_binarize(layer: Layer, share: float) -> PartlyBinary:
     group = min(layer.setting.group_size or columns, columns)
     live = layer.required_statistics.hessian.diagonal() != 0
     hessian = clear_dead_columns(weight, layer.required_statistics.hessian)
-    factor = inverse_factor(hessian, layer.log)
+    factor = shared_factor(layer, hessian)
     salient = salient_marks(weight, factor, share, group, options.saliency)
     terms = binary_terms(weight, salient, group, options.means)
     grid_scales, grid_zeros = (values[:, 0] for values in grouped.grids(weight, SALIENT_BITS, columns))

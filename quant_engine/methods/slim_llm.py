@@ -33,7 +33,7 @@ from pydantic import Field
 
 from quant_engine.deferred import deferred
 from quant_engine.methods.contract import Layer, Method, MethodCard, Options
-from quant_engine.methods.gptq import LAZY_BLOCK, clear_dead_columns, compensate, inverse_factor
+from quant_engine.methods.gptq import LAZY_BLOCK, clear_dead_columns, compensate, inverse_factor, shared_factor
 from quant_engine.methods.rtn import grouped_bits
 from quant_engine.spec import QuantSetting
 
@@ -75,7 +75,7 @@ def quantize(layer: Layer) -> MixedWidth:
     live = statistics.hessian.diagonal() != 0
     hessian = clear_dead_columns(weight, statistics.hessian)
     pairs = mixed_pairs(weight, hessian, statistics.inputs, bits, group, options, layer.log)
-    factor = inverse_factor(hessian, layer.log)
+    factor = shared_factor(layer, hessian)
     widths = allocate(salience(weight, factor, group), bits, pairs, full_groups=columns // group)
     return fix_groups(weight, factor, live, widths, bits, group, options)
 

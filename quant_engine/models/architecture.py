@@ -11,6 +11,7 @@ import torch
 from accelerate import init_empty_weights
 from torch import nn
 from transformers import AutoConfig, LlamaForCausalLM, LlavaNextForConditionalGeneration
+from transformers.initialization import no_init_weights
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from quant_engine.models.catalog import ModelCard
@@ -49,7 +50,8 @@ def empty_model(card: ModelCard, folder: Path, dtype: torch.dtype) -> nn.Module:
         if not 0 <= (text_config.pad_token_id or 0) < text_config.vocab_size:
             text_config.pad_token_id = None  # nothing is ever padded here
         # Buffers (rotary frequencies, positions) are computed, not stored: they are real from the start.
-        with init_empty_weights(include_buffers=False):
+        # Starting values for parameters that hold nothing would take seconds.
+        with init_empty_weights(include_buffers=False), no_init_weights():
             model = _CLASSES[card.family](config)
     except UserError:
         raise

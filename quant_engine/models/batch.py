@@ -25,6 +25,7 @@ from quant_engine.models.decode import PromptCache, answer, answer_limit, answer
 from quant_engine.models.forward import Piece, embed, is_supported, last_states
 from quant_engine.models.key_values import SPARE_TOKENS, KeyValues
 from quant_engine.weights.int_activations import IntActivations
+from quant_engine.weights.rounded_inputs import RoundedInputs
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -86,10 +87,10 @@ class _Row:
 
 
 def is_reproducible(loaded: Loaded) -> bool:
-    """Whether the tokens of a batch can be held against rounding: float32, and no activations rounded to integers."""
+    """Whether the tokens of a batch can be held against rounding: float32, and no activations rounded to a few bits."""
     linears = (module for module in loaded.model.modules() if isinstance(module, QuantLinear))
     in_float32 = loaded.model.get_decoder().norm.weight.dtype == torch.float32
-    return in_float32 and not any(isinstance(linear.weight, IntActivations) for linear in linears)
+    return in_float32 and not any(isinstance(linear.weight, IntActivations | RoundedInputs) for linear in linears)
 
 
 def answers(

@@ -11,8 +11,9 @@ from __future__ import annotations
 import hashlib
 import time
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import wraps
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -31,11 +32,17 @@ if TYPE_CHECKING:
     from quant_engine.models.load import Loaded
 
 
+Exchange = tuple[str, str]
+"""A question and its answer."""
+
+
 @dataclass(frozen=True)
 class Step:
-    """One more token. `text` is the whole answer so far, in complete characters; `finished` marks the last step."""
+    """One more token, and all `tokens` so far. `text` is the whole answer so far, in complete characters; `finished`
+    marks the last step."""
 
     token: int
+    tokens: tuple[int, ...]
     text: str
     stats: AnswerStats
     finished: bool
@@ -43,14 +50,15 @@ class Step:
 
 @dataclass(frozen=True)
 class Beginning:
-    """A prompt that was read: the first token of its answer, the keys and values, how many tokens the prompt has and
-    the answer may have, and the seconds to the first token."""
+    """A prompt that was read: the first token that was found, the keys and values, how many tokens the prompt has and
+    may follow, and the seconds to the first token. `prefix` are the prompt's last tokens that count as answer."""
 
     token: int
     cache: KeyValues | DynamicCache
     prompt_tokens: int
     limit: int
     seconds: float
+    prefix: tuple[int, ...] = ()
 
 
 @dataclass
@@ -104,7 +112,8 @@ class PictureCache:
     ) -> tuple[EncodedPicture, bool]:
         """The encoded picture, and whether it was at hand."""
         pixels = hashlib.sha256(pixel_values.cpu().view(torch.uint8).numpy()).hexdigest()
-        key = (loaded.card.id, loaded.revision, loaded.dtype, str(loaded.device), pixels, str(image_sizes.tolist()))
+        types = f"{loaded.dtype} {loaded.prompt_dtype}"
+        key = (loaded.card.id, loaded.revision, types, str(loaded.device), pixels, str(image_sizes.tolist()))
         at_hand = key in self._pictures
         if not at_hand:
             started = time.perf_counter()
@@ -125,17 +134,20 @@ def answer(
     max_new_tokens: int,
     prompt_cache: PromptCache | None = None,
     pictures: PictureCache | None = None,
+    earlier: Sequence[Exchange] = (),
+    prefix: Sequence[int] = (),
 ) -> Iterator[Step]:
     """Answer a question, token by token, by always taking the most probable one.
 
     Ends after `max_new_tokens`, at the model's end-of-answer token, or where its context is full. `prompt_cache`
     carries over what the model has read from one question to the next about the same picture; `pictures` are shared by
-    all settings of a model. The time to the first token counts a picture as if it had been encoded anew.
+    all settings of a model. The time to the first token counts a picture as if it had been encoded anew. `earlier` are
+    the questions before this one, with their answers; `prefix` are the tokens that the answer begins with.
 
     Raises UserError for a picture given to a model that can't read it, a chat template that can't be used, and a prompt
     longer than the context.
     """
-    beginning = read_prompt(loaded, image, question, max_new_tokens, prompt_cache, pictures)
+    beginning = read_prompt(loaded, image, question, max_new_tokens, prompt_cache, pictures, earlier, prefix)
     ends, weight_bytes, decoding = end_tokens(loaded), loaded.weight_bytes, 0.0
     tokens = [beginning.token]
     while True:
@@ -149,6 +161,24 @@ def answer(
         decoding += time.perf_counter() - started
 
 
+def _in_prompt_type(read: Callable[..., Beginning]) -> Callable[..., Beginning]:
+    """Computes the large products of a function of a model in its type for prompts."""
+
+    @wraps(read)
+    def wrapped(loaded: Loaded, *args: Any, **options: Any) -> Beginning:
+        with torch.autocast(loaded.device.type, torch.bfloat16, enabled=reads_prompts_in_bfloat16(loaded)):
+            return read(loaded, *args, **options)
+
+    return wrapped
+
+
+def reads_prompts_in_bfloat16(loaded: Loaded) -> bool:
+    """Whether a model that computes in float32 reads prompts in bfloat16."""
+    supported = loaded.dtype == "float32" and is_supported(loaded.model.get_decoder())
+    return supported and loaded.prompt_dtype == "bfloat16"
+
+
+@_in_prompt_type
 def read_prompt(
     loaded: Loaded,
     image: Image | None,
@@ -156,11 +186,13 @@ def read_prompt(
     max_new_tokens: int,
     prompt_cache: PromptCache | None = None,
     pictures: PictureCache | None = None,
+    earlier: Sequence[Exchange] = (),
+    prefix: Sequence[int] = (),
 ) -> Beginning:
     """Read picture and question, in one pass, as `answer` does. Raises UserError as `answer` does."""
     started = time.perf_counter()
     model = loaded.model
-    inputs = prompt_inputs(loaded, image, question)
+    inputs = prompt_inputs(loaded, image, question, earlier, prefix)
     ids = inputs["input_ids"]
     limit = answer_limit(model, ids.shape[1], max_new_tokens)
     cache, cached_tokens = (prompt_cache or PromptCache()).start(model, ids)
@@ -172,13 +204,13 @@ def read_prompt(
         spared = encoded.seconds if at_hand else 0.0
         inputs = {"input_ids": ids, "image_features": encoded.features}
     token = _next_token(model, cache, inputs)
-    return Beginning(token, cache, ids.shape[1], limit, time.perf_counter() - started + spared)
+    return Beginning(token, cache, ids.shape[1], limit, time.perf_counter() - started + spared, tuple(prefix))
 
 
 def step(
     loaded: Loaded, beginning: Beginning, tokens: list[int], decoding: float, weight_bytes: int, finished: bool
 ) -> Step:
-    """The last of an answer's tokens as a step; `decoding` is the seconds that those after the first took."""
+    """The last of the tokens found for an answer as a step; `decoding` is the seconds of those after the first."""
     stats = AnswerStats(
         ttft_s=beginning.seconds,
         tokens_per_s=(len(tokens) - 1) / decoding if decoding else None,
@@ -187,8 +219,10 @@ def step(
         weight_bytes=weight_bytes,
         stored_bits=loaded.stored_bits,
         dtype=loaded.dtype,
+        prompt_dtype="bfloat16" if reads_prompts_in_bfloat16(loaded) else loaded.dtype,
     )
-    return Step(tokens[-1], answer_so_far(loaded.tokenizer, tokens), stats, finished)
+    answer = [*beginning.prefix, *tokens]
+    return Step(tokens[-1], tuple(answer), answer_so_far(loaded.tokenizer, answer), stats, finished)
 
 
 def answer_text(
@@ -204,17 +238,25 @@ def _next_token(model: Any, cache: KeyValues | DynamicCache, inputs: dict[str, A
     """The most probable next token. Inference mode ends with each step: it must not leak out of a waiting generator."""
     if isinstance(cache, KeyValues):
         states = last_states(model.get_decoder(), [Piece(embed(model, inputs), cache)])
-        logits = model.get_output_embeddings()(states)
+        with torch.autocast(states.device.type, enabled=False):  # a word hangs on their last digits
+            logits = model.get_output_embeddings()(states)
     else:
         features = inputs.pop("image_features", None)
         if features is not None:
-            inputs["mm_encoder_outputs"] = {"image": BaseModelOutputWithPooling(pooler_output=[features])}
+            inputs["mm_encoder_outputs"] = _as_encoded(features)
         logits = model(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[0]
     return int(logits[-1].float().argmax())
 
 
-def prompt_inputs(loaded: Loaded, image: Image | None, question: str) -> dict[str, torch.Tensor]:
-    """The tensors that a model reads: its own chat format around picture and question.
+def prompt_inputs(
+    loaded: Loaded,
+    image: Image | None,
+    question: str,
+    earlier: Sequence[Exchange] = (),
+    prefix: Sequence[int] = (),
+) -> dict[str, torch.Tensor]:
+    """The tensors that a model reads: its own chat format around picture, earlier questions with their answers, and the
+    question; then the tokens `prefix` of its answer.
 
     A base model without a chat format continues the question. Control tokens that a visitor types, such as `<image>`,
     are read as plain text.
@@ -222,20 +264,57 @@ def prompt_inputs(loaded: Loaded, image: Image | None, question: str) -> dict[st
     model, tokenizer, processor = loaded.model, loaded.tokenizer, loaded.processor
     if image is not None and processor is None:
         raise UserError(loaded.picture_problem)
-    format_with, content = processor or tokenizer, question
-    if loaded.card.pictures:
-        pictures = [] if image is None else [{"type": "image", "image": image}]
-        content = [*pictures, {"type": "text", "text": question}]
+    format_with = processor or tokenizer
     if format_with.chat_template is None:
-        inputs = tokenizer(question, return_tensors="pt", split_special_tokens=True)
-        return {"input_ids": inputs["input_ids"].to(model.device)}
-    options = {"tokenize": True, "return_dict": True, "return_tensors": "pt", "sanitize_control_tokens": True}
-    inputs = format_chat(loaded.folder, format_with, content, **options)
+        text = "".join(f"{asked}\n{answered}\n\n" for asked, answered in earlier) + question
+        inputs = tokenizer(text, return_tensors="pt", split_special_tokens=True)
+    else:
+        options = {"tokenize": True, "return_dict": True, "return_tensors": "pt", "sanitize_control_tokens": True}
+        inputs = format_chat(loaded.folder, format_with, _messages(loaded, image, question, earlier), **options)
     # One prompt without padding needs no mask, and without one the fast causal attention is used.
     tensors = {name: inputs[name].to(model.device) for name in ("input_ids", "image_sizes") if name in inputs}
+    if prefix:
+        ids = torch.tensor([list(prefix)], dtype=torch.long, device=model.device)
+        tensors["input_ids"] = torch.cat([tensors["input_ids"], ids], dim=1)
     if "pixel_values" in inputs:
         tensors["pixel_values"] = inputs["pixel_values"].to(model.device, model.dtype)
     return tensors
+
+
+@torch.inference_mode()
+def answer_states(
+    loaded: Loaded,
+    image: Image | None,
+    question: str,
+    answer: Sequence[int],
+    earlier: Sequence[Exchange] = (),
+    pictures: PictureCache | None = None,
+) -> torch.Tensor:
+    """What the output head gets at each position that a token of an answer is predicted from [tokens, hidden], in one
+    pass over prompt and answer. Raises UserError as `answer` does."""
+    inputs = prompt_inputs(loaded, image, question, earlier, answer[:-1])
+    answer_limit(loaded.model, inputs["input_ids"].shape[1], 1)
+    if pictures and "pixel_values" in inputs:
+        encoded, _ = pictures.encode(loaded, inputs.pop("pixel_values"), inputs.pop("image_sizes"))
+        inputs["mm_encoder_outputs"] = _as_encoded(encoded.features)
+    return loaded.model.model(**inputs, use_cache=False).last_hidden_state[0][-len(answer) :]
+
+
+def _as_encoded(features: torch.Tensor) -> dict[str, BaseModelOutputWithPooling]:
+    """The features of a picture as transformers takes those that were made before."""
+    return {"image": BaseModelOutputWithPooling(pooler_output=[features])}
+
+
+def _messages(loaded: Loaded, image: Image | None, question: str, earlier: Sequence[Exchange]) -> list[dict[str, Any]]:
+    """A conversation as chat templates take it. The picture stands in its first question."""
+    texts = [*(text for exchange in earlier for text in exchange), question]
+    turns = [("assistant" if index % 2 else "user", text) for index, text in enumerate(texts)]
+    if not loaded.card.pictures:
+        return [{"role": role, "content": text} for role, text in turns]
+    messages = [{"role": role, "content": [{"type": "text", "text": text}]} for role, text in turns]
+    if image is not None:
+        messages[0]["content"].insert(0, {"type": "image", "image": image})
+    return messages
 
 
 def answer_limit(model: Any, prompt_tokens: int, max_new_tokens: int) -> int:
@@ -265,3 +344,11 @@ def answer_so_far(tokenizer: Any, tokens: list[int]) -> str:
     until the rest has come. Whatever stands before them is final, so the text only ever grows.
     """
     return tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False).rstrip("\ufffd")
+
+
+def next_text(loaded: Loaded, tokens: Sequence[int], token: int) -> str | None:
+    """What a token adds to the text of those before it; None if it ends the answer."""
+    if token in end_tokens(loaded):
+        return None
+    before = answer_so_far(loaded.tokenizer, list(tokens))
+    return answer_so_far(loaded.tokenizer, [*tokens, token])[len(before) :]

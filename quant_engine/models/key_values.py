@@ -7,6 +7,8 @@ import copy
 import torch
 from torch import nn
 
+from quant_engine.memory import prefer_huge_pages
+
 SPARE_TOKENS = 256
 """Room for an answer that is allocated with its prompt."""
 
@@ -32,6 +34,8 @@ class KeyValues:
     def _grown(self, tokens: int) -> torch.Tensor:
         blocks, both, heads, _, head_dim = self._data.shape
         data = self._data.new_empty((blocks, both, heads, self.length + tokens + SPARE_TOKENS, head_dim))
+        if data.device.type == "cpu":
+            prefer_huge_pages(data.data_ptr(), data.nbytes)
         data[:, :, :, : self.length] = self._data[:, :, :, : self.length]
         return data
 

@@ -7,6 +7,7 @@ the files one at a time, dense or quantized, so that a model larger than memory 
 from __future__ import annotations
 
 import logging
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from transformers.core_model_loading import rename_source_key
 
 from quant_engine.kernels.linear import HalfEmbedding, HalfLinear, QuantEmbedding, QuantLinear, StoredLinear
 from quant_engine.kernels.matmul import warm_up
+from quant_engine.kernels.threads import parallel_kernels
 from quant_engine.models.architecture import LINEARS, empty_model
 from quant_engine.models.catalog import ModelCard
 from quant_engine.models.check import DENSE, TOKENIZERS, StoredTensor, reason
@@ -47,7 +49,8 @@ class Loaded:
     """A model ready to answer, dense or quantized.
 
     `stored_bits` is per weight of the linears in decoder blocks; `picture_problem` says why there is no `processor`;
-    `revision` identifies the files that it was read from, where somebody asked.
+    `revision` identifies the files that it was read from, where somebody asked; `prompt_dtype` is the type that the
+    products of a prompt are computed in, if not the model's.
     """
 
     card: ModelCard
@@ -58,6 +61,7 @@ class Loaded:
     folder: Path
     picture_problem: str = ""
     revision: str = ""
+    prompt_dtype: str = ""
 
     @property
     def device(self) -> torch.device:
@@ -192,6 +196,21 @@ class Skeleton:
     def file_dtype(self, index: int, name: str) -> torch.dtype:
         """The type that it has there."""
         return _DTYPES[self._files.stored[self.file_name(index, name)].dtype]
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes that the dense model will hold; a weight that the files have under two names counts twice."""
+        stored = {name: self._files.stored[file] for name, file in self._file_name.items()}
+        weights = sum(
+            math.prod(tensor.shape) * self._dtype_in_memory(name, _DTYPES[tensor.dtype]).itemsize
+            for name, tensor in stored.items()
+        )
+        return weights + sum(buffer.nbytes for buffer in self.model.buffers())
+
+    @property
+    def parameter_names(self) -> dict[str, str]:
+        """The parameter of each name in the files."""
+        return {file_name: name for name, file_name in self._file_name.items()}
 
     def tensors_outside_blocks(self) -> dict[str, torch.Tensor]:
         """What lies outside of the decoder blocks, as the files have it: their names, types and values."""
@@ -387,7 +406,8 @@ def get_ready(model: nn.Module, dtype: torch.dtype) -> None:
     warm_up((module.weight for module in model.modules() if isinstance(module, StoredLinear)), dtype)
     step = step_of(model.get_decoder())
     if step:
-        step.warm_up()
+        with parallel_kernels():  # nobody else holds this step's own lock: the model is new
+            step.warm_up()
 
 
 def check_pictures(card: ModelCard, revision: str | None) -> None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from quant_engine.models.batch import LEAD, is_reproducible
-from quant_engine.models.decode import Beginning, PictureCache, Step, answer, end_tokens, read_prompt, step
+from quant_engine.models.decode import Beginning, Exchange, PictureCache, Step, answer, end_tokens, read_prompt, step
 from quant_engine.models.forward import Piece, is_supported, last_states
 from quant_engine.models.key_values import SPARE_TOKENS, KeyValues
 
@@ -58,17 +58,24 @@ class OpenAnswers:
         self._ends, self._weight_bytes = end_tokens(loaded), loaded.weight_bytes
         self.answers: list[OpenAnswer] = []
 
-    def join(self, image: Image | None, question: str, max_new_tokens: int) -> OpenAnswer:
-        """Read a question; its answer has the first token. Raises UserError as `decode.answer` does."""
+    def join(
+        self,
+        image: Image | None,
+        question: str,
+        max_new_tokens: int,
+        earlier: Sequence[Exchange] = (),
+        prefix: Sequence[int] = (),
+    ) -> OpenAnswer:
+        """Read a question as `decode.answer` does; its answer has the first token. Raises UserError as that does."""
         loaded = self._loaded
         if self._supported:
-            beginning = read_prompt(loaded, image, question, max_new_tokens, pictures=self._pictures)
+            beginning = read_prompt(loaded, image, question, max_new_tokens, None, self._pictures, earlier, prefix)
             tokens = (beginning.token,)
             finished = beginning.token in self._ends or beginning.limit == 1
             first = step(loaded, beginning, [*tokens], 0.0, self._weight_bytes, finished)
             joined = OpenAnswer(first, not self._batched, beginning, tokens, exact=beginning.prompt_tokens)
         else:
-            steps = answer(loaded, image, question, max_new_tokens, pictures=self._pictures)
+            steps = answer(loaded, image, question, max_new_tokens, None, self._pictures, earlier, prefix)
             joined = OpenAnswer(next(steps), alone=True, steps=steps)
         if not joined.last.finished:
             self.answers.append(joined)

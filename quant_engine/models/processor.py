@@ -124,7 +124,7 @@ def _check_chat(folder: Path, processor: LlavaNextProcessor) -> None:
     content = [{"type": "image"}, {"type": "text", "text": question}]
     if processor.chat_template is None:
         raise UserError(f"{folder} has no chat template: put the model's chat_template.jinja there.")
-    text = format_chat(folder, processor, content, tokenize=False)
+    text = format_chat(folder, processor, [{"role": "user", "content": content}], tokenize=False)
     if text.count(processor.image_token) != 1 or question not in text:
         raise UserError(
             f"The chat template {folder / 'chat_template.jinja'} does not put one picture and the question into the "
@@ -132,13 +132,11 @@ def _check_chat(folder: Path, processor: LlavaNextProcessor) -> None:
         )
 
 
-def format_chat(folder: Path, processor: Any, content: str | list[dict[str, Any]], **options: Any) -> Any:
-    """A question in a model's chat format, by its processor or its tokenizer. Raises UserError if the template can't
-    be used for it."""
+def format_chat(folder: Path, processor: Any, messages: list[dict[str, Any]], **options: Any) -> Any:
+    """A conversation in a model's chat format, by its processor or its tokenizer. Raises UserError if the template
+    can't be used for it."""
     try:
-        return processor.apply_chat_template(
-            [{"role": "user", "content": content}], add_generation_prompt=True, **options
-        )
+        return processor.apply_chat_template(messages, add_generation_prompt=True, **options)
     except Exception as error:  # whatever a template raises, on purpose or not
         raise UserError(
             f"The chat template {folder / 'chat_template.jinja'} can't be used for a question "

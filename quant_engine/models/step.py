@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from quant_engine.kernels import cpu, decoding
+from quant_engine.kernels import attention, cpu, decoding
 from quant_engine.kernels.linear import StoredLinear
 from quant_engine.kernels.matmul import CPU_KERNELS
 from quant_engine.kernels.threads import Pace, share_threads
@@ -27,6 +27,7 @@ from quant_engine.models.key_values import KeyValues
 from quant_engine.weights.binary import Binary
 from quant_engine.weights.form import StoredWeight
 from quant_engine.weights.grouped import GroupedInt
+from quant_engine.weights.int_activations import IntActivations, highest_code
 from quant_engine.weights.interleaving import ROWS
 from quant_engine.weights.mixed_width import MixedWidth
 
@@ -49,6 +50,8 @@ def _is_supported(decoder: nn.Module) -> bool:
     norm = decoder.norm.weight
     if norm.device.type != "cpu" or norm.dtype != torch.float32 or decoder.config.hidden_act != "silu":
         return False
+    if not attention.fits(decoder.layers[0].self_attn.head_dim):
+        return False
     linears = (block.get_submodule(path) for block in decoder.layers for path in LINEARS)
     return all(isinstance(linear, StoredLinear) and _fits(linear.weight) for linear in linears)
 
@@ -64,7 +67,7 @@ def _is_plain(weight: StoredWeight) -> bool:
         for name in ("transform_input", "transform_output", "finish")
         if getattr(type(weight), name) is not getattr(StoredWeight, name)
     ]
-    return not changed or (isinstance(weight, GroupedInt) and changed == ["transform_input"])
+    return not changed or (isinstance(weight, GroupedInt) and set(changed) <= {"transform_input", "finish"})
 
 
 def _parts(weight: StoredWeight) -> Iterator[tuple[torch.Tensor | None, StoredWeight]]:
@@ -91,10 +94,11 @@ class Step:
         self._entries, self._sets = np.concatenate(tables), np.array(sets)
         norms = [n.weight for b in decoder.layers for n in (b.input_layernorm, b.post_attention_layernorm)]
         self._norms = torch.stack([*norms, decoder.norm.weight]).detach().numpy()
-        attention, config = decoder.layers[0].self_attn, decoder.config
+        own, config = decoder.layers[0].self_attn, decoder.config
         self._eps = decoder.norm.variance_epsilon
-        self._head_size, self._scale = attention.head_dim, attention.scaling
+        self._head_size, self._scale = own.head_dim, np.array([own.scaling], np.float32)
         self._heads, self._key_heads = config.num_attention_heads, config.num_key_value_heads
+        self._attend = attention.attention(self._head_size, self._heads // self._key_heads).address
         self._intermediate = config.intermediate_size
         self._angles = torch.empty((2, 0, self._head_size))
         self._rooms: dict[int, tuple[np.ndarray, ...]] = {}
@@ -112,12 +116,16 @@ class Step:
                 self._plans.append((weight, plan))
                 live = cpu.live_columns(weight).astype(np.float32) if isinstance(weight, Binary) else None
                 order_bytes = b"" if order is None else order.numpy().tobytes()
-                kind = (plan.factors.tobytes(), plan.weight[2], order_bytes, b"" if live is None else live.tobytes())
+                rounded = highest_code(weight.a_bits) if isinstance(weight, IntActivations) else 0
+                finished = rounded if rounded and weight.quantized_output else 0
+                live_bytes = b"" if live is None else live.tobytes()
+                kind = (plan.factors.tobytes(), plan.weight[2], order_bytes, live_bytes, rounded)
                 bias = self._bias(linear, plan) if output == len(table) else 0
                 table.append(
                     (
                         plan.product, plan.weight, plan.groups, plan.factors.ctypes.data,
                         self._address(order), self._address(live), bias, inputs.setdefault(kind, len(table)), output,
+                        rounded, finished,
                     )
                 )  # fmt: skip
         return np.array(table, decoding.ENTRY).view(np.int64).reshape(len(table), decoding.FIELDS)
@@ -157,8 +165,8 @@ class Step:
         shared = self._heads // self._key_heads
         scores = np.empty((threads, shared, length), np.float32)
         decoding.stepper(threads > 1)(
-            self._entries, self._sets, self._norms, np.float32(self._eps), x, *angles, where, self._key_heads,
-            np.float32(self._scale), *self._room(len(x)), scores, threads,
+            self._entries, self._sets, self._norms, np.float32(self._eps), x, *angles, where, self._attend,
+            self._key_heads, self._scale, *self._room(len(x)), scores, threads,
         )  # fmt: skip
 
     def warm_up(self) -> None:
@@ -191,5 +199,6 @@ class Step:
                 empty((rows, self._norms.shape[1])), empty((rows, self._intermediate)),
                 empty((rows, self._heads, self._head_size)), empty((entries, padded * columns)),
                 empty((entries, padded * groups)), empty((entries, padded * outputs)), empty(padded * columns),
+                empty((entries, rows)),
             )  # fmt: skip
         return self._rooms[rows]

@@ -57,8 +57,12 @@ def layer_record(
 def histogram(weight: torch.Tensor, reach: float) -> list[int]:
     """How many weights lie in each of HISTOGRAM_PARTS equal parts of [-reach, reach]; those beyond in the outermost."""
     counts = torch.zeros(HISTOGRAM_PARTS, dtype=torch.int64, device=weight.device)
-    for part in weight.flatten().split(AT_ONCE):  # counts in float32, which holds a part's exactly
-        counts += torch.histc(part.float().clamp(-reach, reach), HISTOGRAM_PARTS, -reach, reach).long()
+    end = torch.tensor(reach, dtype=torch.float32).item()
+    for some in weight.flatten().split(AT_ONCE):
+        # The number of the part, in the order of torch.histc's own operations, which takes four times as long.
+        numbers = some.float().clamp(-end, end).add_(end).mul_(HISTOGRAM_PARTS).div_(2 * end)
+        numbers.clamp_(max=HISTOGRAM_PARTS - 1).nan_to_num_(nan=HISTOGRAM_PARTS)  # what is no number is not counted
+        counts += torch.bincount(numbers.to(torch.uint8), minlength=HISTOGRAM_PARTS + 1)[:-1]
     return counts.tolist()
 
 

@@ -42,7 +42,9 @@ def collect(
 
     block.watch(leaders, add)
     sampled = {name: torch.cat(parts) if parts else None for name, parts in inputs.items()}
+    shared: dict[str, dict[str, torch.Tensor]] = {name: {} for name in leaders}
     return {
-        name: Statistics(hessians.get(FIRST_OF_SET[name]), linear=name, inputs=sampled[FIRST_OF_SET[name]])
+        name: Statistics(hessians.get(leader), linear=name, inputs=sampled[leader], shared=shared[leader])
         for name in names
+        for leader in (FIRST_OF_SET[name],)
     }

@@ -126,6 +126,7 @@ class PartlyBinary(Binary):
     """
 
     form = "partly_binary"
+    by_rows = ("signs", "marks")
 
     def __init__(self, out_features: int, in_features: int, group: int, salient: int) -> None:
         super().__init__(out_features, in_features, group)
@@ -162,6 +163,8 @@ class PartlyBinary(Binary):
         return weight
 
     def dequantize(self, start: int = 0, end: int | None = None) -> torch.Tensor:
+        if self.interleaved:
+            return self.canonical().dequantize(start, end)
         end = self.out_features if end is None else end
         weight = super().dequantize(start, end)
         if start == end or not self.salient:

@@ -119,6 +119,17 @@ def quantize_again(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return codes.view(-1)[: len(values)], steps
 
 
+FP4 = (0.0, 0.0625, 8.0, 12.0, 4.0, 6.0, 2.0, 3.0)
+"""The magnitudes of bitsandbytes' 4-bit floats by their lower three bits, over 12; the fourth is the sign."""
+
+
+@cache
+def fp4_levels(device: torch.device | str = "cpu") -> torch.Tensor:
+    """What bitsandbytes' 4-bit floats stand for, by code, float32 [16]."""
+    magnitudes = torch.tensor(FP4, device=device) / 12
+    return torch.cat([magnitudes, -magnitudes])
+
+
 class Codebook(StoredWeight):
     """Codes int32 words [m, ceil(n b / 32)], scales and shifts [ceil(m n / block)].
 
@@ -167,6 +178,10 @@ class Codebook(StoredWeight):
             weight.shifts, weight.shift_steps = quantize_again(shifts)
         return weight
 
+    def levels(self, device: torch.device | str = "cpu") -> torch.Tensor:
+        """What each code stands for before it is scaled, float32 [2^bits]."""
+        return levels(self.bits, device)
+
     def interleave(self) -> None:
         """Only for blocks that don't lie across rows."""
         super().interleave()
@@ -192,7 +207,7 @@ class Codebook(StoredWeight):
 
     def _rows(self, start: int, end: int) -> torch.Tensor:
         codes = unpack(self.codes[start:end], self.bits, self.in_features)
-        flat = levels(self.bits, codes.device).index_select(0, codes.view(-1).int())
+        flat = self.levels(codes.device).index_select(0, codes.view(-1).int())
         # The blocks that hold these rows; the first may begin, and the last end, in other rows.
         first, last = start * self.in_features // self.block, -(-end * self.in_features // self.block)
         into, count = start * self.in_features - first * self.block, len(flat)
@@ -221,6 +236,15 @@ class Codebook(StoredWeight):
         if self.shifted:
             bits["shifts"] = 8 * (self.shifts.nbytes + (self.shift_steps.nbytes if self.double else 0))
         return self._ledger(bits, unused_bits(rows, columns, self.bits))
+
+
+class Fp4Codebook(Codebook):
+    """The same with bitsandbytes' 4-bit floats for levels."""
+
+    form = "fp4_codebook"
+
+    def levels(self, device: torch.device | str = "cpu") -> torch.Tensor:
+        return fp4_levels(device)
 
 
 def _again(codes: torch.Tensor, steps: torch.Tensor, first: int, last: int | None) -> torch.Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from quant_engine.weights.binary import Binary, PartlyBinary, ResidualBinary
-from quant_engine.weights.codebook import Codebook
+from quant_engine.weights.codebook import Codebook, Fp4Codebook
 from quant_engine.weights.dual_binary import DualBinary
 from quant_engine.weights.form import StoredWeight
 from quant_engine.weights.gguf_blocks import GgufBlocks
@@ -15,11 +15,13 @@ from quant_engine.weights.int_activations import IntActivations
 from quant_engine.weights.low_rank import LowRank
 from quant_engine.weights.mixed_width import MixedWidth
 from quant_engine.weights.rotated import RotatedInt
+from quant_engine.weights.rounded_inputs import RoundedInputs
+from quant_engine.weights.scaled import Float8, ScaledInt
 
 FORMS: dict[str, type[StoredWeight]] = {
     form.form: form for form in (
         GroupedInt, IntActivations, Codebook, LowRank, Binary, PartlyBinary, ResidualBinary, DualBinary, MixedWidth,
-        RotatedInt, Half, GgufBlocks,
+        RotatedInt, Half, GgufBlocks, ScaledInt, Float8, Fp4Codebook, RoundedInputs,
     )
 }  # fmt: skip
 

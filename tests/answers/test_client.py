@@ -12,7 +12,7 @@ import pytest
 from pydantic import ValidationError
 
 from quant_engine.answers.client import AnswerService
-from quant_engine.answers.messages import AskRequest
+from quant_engine.answers.messages import AskRequest, Turn
 from quant_engine.spec import QuantSetting, sentence
 
 STAND_IN = (sys.executable, str(Path(__file__).with_name("stand_in.py")))
@@ -20,6 +20,7 @@ FP16 = QuantSetting()
 RTN = QuantSetting(method="rtn", w_bits=4, group_size=32)
 GPTQ, AWQ = (QuantSetting(method=method, w_bits=4) for method in ("gptq", "awq"))
 SLOW = QuantSetting(method="slow", w_bits=4)
+OTHER = QuantSetting(method="other", w_bits=4)
 REFUSED = QuantSetting(method="refused", w_bits=4)
 
 
@@ -225,6 +226,44 @@ def test_the_same_question_to_the_same_setting_is_answered_at_once_and_says_so(s
     assert (
         "Answered before" in last(shared.ask(request("pictures", **asked | {"image": tmp_path / "red.png"})))[0].message
     )
+
+
+def test_each_side_goes_on_from_its_own_answers(shared):
+    turn = Turn(question="What?", answers=("A cat.", "A dog."))
+    asked = {"question": "Where?", "max_new_tokens": 6}
+    ends = last(shared.ask(request(sides=(FP16, RTN), earlier=(turn,), **asked)))
+    assert ends[0].text != ends[1].text  # both stand for the same weights
+    swapped = turn.model_copy(update={"answers": turn.answers[::-1]})
+    again = last(shared.ask(request(sides=(FP16, RTN), earlier=(swapped,), **asked)))
+    assert (again[0].text, again[1].text) == (ends[1].text, ends[0].text)
+    assert last(shared.ask(request(**asked)))[0].text not in (ends[0].text, ends[1].text)
+
+
+def test_an_answer_is_held_against_each_quantized_model_and_each_goes_on_from_its_tokens(shared):
+    asked = {"question": "Which way?", "max_new_tokens": 8}
+    answer = last(shared.ask(request(**asked)))[0]
+    assert len(answer.tokens) == 8
+    assert last(shared.ask(request(**asked)))[0].tokens == answer.tokens  # answered before
+    ends = last(shared.ask(request(sides=(FP16, RTN, OTHER), along=answer.tokens, **asked)))
+    assert [end.kind for end in ends.values()] == ["done"] * 3
+    assert [len(end.shifts) for end in ends.values()] == [8] * 3
+    assert all(shift.agrees for shift in (*ends[0].shifts, *ends[1].shifts))
+    assert "".join(shift.text for shift in ends[2].shifts) == answer.text
+    fork = [shift.agrees for shift in ends[2].shifts].index(False)
+    own = last(shared.ask(request(sides=(OTHER,), **asked)))[0]
+    assert own.tokens[:fork] == answer.tokens[:fork]
+    assert own.tokens[fork] != answer.tokens[fork]
+
+    onward = last(shared.ask(request(sides=(OTHER,), prefix=answer.tokens[: fork + 1], **asked)))[0]
+    assert onward.tokens[: fork + 1] == answer.tokens[: fork + 1]
+    assert onward.text.startswith(ends[2].shifts[0].text)
+    assert onward.stats.tokens == 8
+
+
+def test_without_fp16_no_side_can_be_held_against_it(shared):
+    ends = last(shared.ask(request("bug", sides=(FP16, RTN), along=(1, 2))))
+    assert [end.kind for end in ends.values()] == ["error", "error"]
+    assert "failed inside the engine" in ends[1].message
 
 
 def test_a_stopped_answer_is_computed_anew(shared):
@@ -462,6 +501,9 @@ def test_what_quantizes_ends_with_the_answering_process(service, tmp_path):
         ({"question": "  "}, "Type a question."),
         ({"question": "x" * 5000}, "5,000 characters; shorten it to 4,000"),
         ({"sides": ()}, "Choose from 1 to 8 settings"),
+        ({"earlier": (Turn(question="Why?", answers=("a", "b")),)}, "not those of the conversation so far"),
+        ({"earlier": (Turn(question="Why?", answers=("a",)),) * 17}, "at most 17 questions"),
+        ({"sides": (RTN,), "along": (1,)}, "name it first"),
     ],
 )
 def test_a_request_that_makes_no_sense_is_a_sentence(wrong, said):

@@ -109,6 +109,73 @@ def test_bits_that_do_not_exist_are_refused(asking, tmp_path):
     refused(asking, "from 1 to 8")
 
 
+def columns(page: Page) -> list[str]:
+    """What is chosen above each answer of a quantized setting."""
+    return [
+        " ".join(box.input_value() for box in column.locator(".setting input:visible").all())
+        for column in page.locator(".answer-column:visible").all()[1:]
+    ]
+
+
+def linked(lab, opened, link: str, **window) -> Page:
+    """The tab as a link opens it."""
+    page = opened(lab, **window)
+    page.goto(f"{lab.url}/{link}")
+    return page
+
+
+LINK = "?tab=ask&ask.settings=gptq-3-g64,smoothquant-8-a8&ask.question=Where%3F&ask.example=2&ask.tokens=32"
+
+
+def test_a_link_holds_the_settings_the_question_and_the_example(lab, opened):
+    page = linked(lab, opened, LINK)
+    expect(page.get_by_label("Question")).to_have_value("Where?")
+    expect(page.locator("#picture figcaption")).to_contain_text("The deadline is")
+    expect(page.get_by_label("Most tokens")).to_have_value("32")
+    assert columns(page) == ["GPTQ 3 64", "SmoothQuant 8 8"]
+    page.locator("#add").click()
+    expect(page.locator("#add")).to_be_disabled()
+    assert columns(page) == ["GPTQ 3 64", "SmoothQuant 8 8", "RTN 2 64"]
+    page.get_by_role("button", name="Remove").first.click()
+    expect(page.locator(".answer-column:visible")).to_have_count(3)
+    assert columns(page) == ["GPTQ 3 64", "RTN 2 64"]
+    page.get_by_label("Weight bits").locator("visible=true").first.fill("9")
+    page.get_by_label("Question").press("Enter")
+    refused(page, "from 1 to 8")
+
+
+def test_a_link_of_one_setting_that_no_method_has_opens_the_first(lab, opened):
+    page = linked(lab, opened, "?tab=ask&ask.settings=rtn-9-g64&ask.question=Where%3F")
+    expect(page.get_by_label("Question")).to_have_value("Where?")
+    assert columns(page) == ["RTN 4 64"]
+
+
+@pytest.mark.demo
+def test_four_columns_are_swiped_on_a_narrow_screen_and_a_follow_up_keeps_the_conversation(lab, opened):
+    link = "?tab=ask&ask.settings=rtn-4-g64,rtn-3-g64,rtn-2-g64&ask.example=1&ask.tokens=16&ask.question="
+    page = linked(lab, opened, f"{link}Which+bar%3F", width=390, height=844)
+    expect(page.locator("#picture img")).to_be_visible()
+    page.get_by_label("Question").press("Enter")
+    for side in range(4):
+        expect(page.locator(f"#answer-{side} .at-done")).to_be_visible(timeout=180_000)
+    first = page.locator("#answer-3 .said").inner_text()
+    last = page.locator(".answer-column").last
+    assert last.bounding_box()["x"] > 390
+    last.scroll_into_view_if_needed()
+    assert last.bounding_box()["x"] + last.bounding_box()["width"] <= 390
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    page.get_by_label("Question").fill("And which colour?")
+    page.locator("#follow").click()
+    expect(page.locator("#answer-3 .asked").last).to_have_text("And which colour?")
+    expect(page.locator("#answer-3 .at-done")).to_be_visible(timeout=180_000)
+    assert page.locator("#answer-3 .before").inner_text() == first.strip()
+    expect(page.locator("#answer-0 .asked").first).to_have_text("Which bar?")
+    page.locator("[data-example]").last.click()
+    expect(page.locator("#picture figcaption")).to_contain_text("Cool")
+    page.locator("#follow").click()
+    refused(page, "Another picture begins a new conversation: press Ask.")
+
+
 @pytest.mark.demo
 def test_an_example_gets_two_answers_with_their_costs(asking):
     asking.locator("[data-example]").first.click()
@@ -119,9 +186,34 @@ def test_an_example_gets_two_answers_with_their_costs(asking):
         assert asking.locator(f"{side} .said").inner_text().strip()
         costs = asking.locator(f"{side} dd").all_inner_texts()
         assert "–" not in (costs[0], costs[2]), costs
-    expect(asking.locator("#answer-0 header")).to_contain_text("computed in float32")
-    expect(asking.locator("#answer-1 header")).to_contain_text("bits stored per quantized weight, computed in float32")
+        expect(asking.locator(f"{side} header")).to_contain_text("computed in float32")
+    assert 4 < float(asking.locator("#answer-1 dd").nth(3).inner_text()) < 5
     expect(asking.locator("#ask")).to_be_visible()
+
+
+@pytest.mark.demo
+def test_fp16s_tokens_are_gone_along_by_keyboard_and_the_quantized_model_goes_on_from_the_fork(lab, opened):
+    link = "?tab=ask&ask.settings=rtn-2-g64&ask.example=1&ask.tokens=16&ask.question=Which+bar%3F"
+    page = linked(lab, opened, link)
+    expect(page.locator("#picture img")).to_be_visible()
+    page.get_by_label("Question").press("Enter")
+    expect(page.locator("#answer-1 .verdict")).to_contain_text("Parted at token", timeout=180_000)
+    tokens = page.locator("#answer-1 .token")
+    assert "".join(tokens.all_inner_texts()).startswith(page.locator("#answer-0 .said").inner_text().strip()[:8])
+    expect(page.locator("#answer-1 .token.fork")).to_have_count(1)
+    tokens.first.focus()
+    first = page.locator("#answer-1 .detail").inner_text()
+    assert "nats" in first
+    page.keyboard.press("ArrowRight")
+    expect(tokens.nth(1)).to_be_focused()
+    expect(page.locator("#answer-1 .detail")).not_to_have_text(first)
+    tokens.first.hover()
+    expect(page.locator("#answer-1 .detail")).to_have_text(first)
+    page.locator("#answer-1 [data-fork]").click()
+    expect(page.locator("#answer-1 .onward q")).not_to_be_empty()
+    expect(page.locator("#ask")).to_be_visible(timeout=180_000)
+    expect(page.locator("#answer-1 .onward .wait")).to_have_count(0)
+    expect(page.locator("#follow")).to_be_enabled()
 
 
 WATCH_PANES = """panes => {
@@ -156,10 +248,35 @@ def test_stop_ends_the_answers_and_another_question_can_be_asked(asking):
     asking.locator("[data-example]").first.click()
     expect(asking.locator("#picture img")).to_be_visible()
     asking.get_by_label("Question").fill("Describe everything in this picture in great detail.")
-    asking.locator("#ask").click()
-    asking.locator("#stop").click()
+    asking.get_by_label("Question").press("Enter")
+    expect(asking.locator("#stop")).to_be_visible()
+    asking.keyboard.press("Escape")
     for side in ("#answer-0", "#answer-1"):
         expect(asking.locator(f"{side} .answer")).to_have_attribute("aria-busy", "false", timeout=60_000)
     said = asking.locator(".answer .said").all_inner_texts()
     assert any("Stopped." in text for text in said), said  # a side may have come to its end just before
     expect(asking.locator("#ask")).to_be_visible()
+
+
+@pytest.mark.demo
+def test_a_question_is_answered_at_every_width_and_saved(lab, opened):
+    page = linked(lab, opened, "?tab=ask&ask.example=1&ask.tokens=16&ask.question=Which+bar%3F")
+    expect(page.locator("#picture img")).to_be_visible()
+    page.get_by_label("Method of the sweep").click()
+    page.get_by_role("option", name="NormalFloat").click()
+    page.locator("#sweep").click()
+    expect(page.locator(".swept .at-done")).to_have_count(4, timeout=240_000)
+    expect(page.locator(".swept b")).to_have_text(["FP16", *(f"NORMAL_FLOAT W{bits}A16" for bits in (4, 3, 2))])
+    expect(page.locator(".swept .parted").last).to_contain_text("mean KL", timeout=60_000)
+    for ending in ("md", "csv", "png"):
+        with page.expect_download() as saved:
+            page.locator(f'[data-save="low-bit-lab-sweep.{ending}"]').click()
+        assert Path(saved.value.path()).stat().st_size > 100
+    expect(page.locator("#sweep")).to_be_visible()
+
+
+def test_a_picture_of_ones_own_comes_with_questions_of_the_study(asking, tmp_path):
+    Image.new("RGB", (200, 100), "teal").save(tmp_path / "teal.jpg")
+    give(asking, tmp_path / "teal.jpg")
+    asking.locator("[data-suggestion]").last.click()
+    expect(asking.get_by_label("Question")).to_have_value("Whose painting is this? Answer in three sentences.")

@@ -10,10 +10,10 @@ from PIL import Image
 
 from quant_engine.data import texts
 from quant_engine.evaluate import TASKS, Watch, divergence, parse_result_name, parse_task
-from quant_engine.evaluate.divergence import compare_along
+from quant_engine.evaluate.divergence import compare_along, token_shifts
 from quant_engine.models import batch
 from quant_engine.models.batch import Asked
-from quant_engine.models.decode import answer
+from quant_engine.models.decode import PictureCache, answer, answer_states, prompt_inputs
 from quant_engine.spec import QuantSetting, RunSpec, UserError, WeightSpec
 
 RTN = QuantSetting(method="rtn", w_bits=4)
@@ -83,6 +83,40 @@ def test_answers_part_where_greedy_answers_part(make):
         parted.add(found.shared)
         assert (found.divergence < 1e-6) == (amount == 0)
     assert len(parted) > 1
+
+
+@pytest.mark.parametrize("make", [tiny.llama, tiny.llava_next])
+def test_shifts_of_an_answers_tokens_are_those_of_the_probabilities_themselves(make, monkeypatch):
+    monkeypatch.setattr(divergence, "POSITIONS_AT_ONCE", 5)
+    reference = make()
+    low = perturbed(reference, 0.05)
+    picture = Image.new("RGB", (40, 30), "red") if reference.processor else None
+    *_, last = answer(reference, picture, "Why?", 12, earlier=[("What?", "A")])
+    reference_states, states = (
+        answer_states(model, picture, "Why?", last.tokens, [("What?", "A")], PictureCache())
+        for model in (reference, low)
+    )
+    head = reference.model.get_output_embeddings()
+    shifts = token_shifts(head, low, reference_states, states, last.tokens)
+    inputs = prompt_inputs(low, picture, "Why?", [("What?", "A")], last.tokens)
+    with torch.no_grad():
+        p, q = (model.model(**inputs).logits[0].double().softmax(-1) for model in (reference, low))
+    start = len(p) - len(last.tokens) - 1
+    for position, (shift, token) in enumerate(zip(shifts, last.tokens, strict=True), start):
+        assert shift.p == pytest.approx(p[position, token].item(), rel=1e-3, abs=1e-6)
+        assert shift.q == pytest.approx(q[position, token].item(), rel=1e-3, abs=1e-6)
+        kl = (p[position] * (p[position] / q[position]).log()).sum().item()
+        assert shift.divergence == pytest.approx(kl, rel=1e-3, abs=1e-5)
+        assert shift.choice_q == pytest.approx(q[position].max().item(), rel=1e-3)
+        assert shift.agrees == (q[position].argmax().item() == token)
+    assert "".join(shift.text or "" for shift in shifts) == last.text
+    assert max(shift.divergence for shift in shifts) > 0.001
+    assert (
+        max(
+            shift.divergence for shift in token_shifts(head, reference, reference_states, reference_states, last.tokens)
+        )
+        < 1e-6
+    )
 
 
 def test_divergence_on_the_questions_of_a_picture_task(monkeypatch):

@@ -1,9 +1,12 @@
 """Damaged checkpoints: each is read, or refused in one sentence; none is a traceback."""
 
 import json
+import os
 import random
+import resource
 import shutil
 
+import psutil
 import pytest
 from formats import plain, plain_gguf
 from models import tiny_chat
@@ -13,10 +16,27 @@ from quant_engine.formats.load import load_published
 from quant_engine.models.catalog import model_card
 from quant_engine.spec import PublishedCheckpoint, UserError
 
-DAMAGED = 30
-"""Files that the suite damages."""
-GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 16}
-AWQ = {"quant_method": "awq", "bits": 4, "group_size": 16, "version": "gemm"}
+DAMAGED = int(os.environ.get("DAMAGED", "24"))
+"""Files of each format that the suite damages; DAMAGED=500 takes minutes."""
+SPARE_BYTES = 2**30
+"""What reading a file of some 100 kB may take of address space: libraries load code and start threads."""
+PACKED = {"weights": {"num_bits": 4, "type": "int", "strategy": "group", "group_size": 16}, "input_activations": None}
+CONFIGURATIONS = {
+    "gptq": {"quant_method": "gptq", "bits": 4, "group_size": 16},
+    "awq": {"quant_method": "awq", "bits": 4, "group_size": 16, "version": "gemm"},
+    "compressed-tensors": {"quant_method": "compressed-tensors", "config_groups": {"group_0": PACKED}},
+    "bitsandbytes": {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"},
+}
+MAKE = {
+    "gptq": lambda n, r, c: plain.gptq(r, c, 4, 16, act_order=True, seed=n),
+    "awq": lambda n, r, c: plain.awq_gemm(r, c, 16, seed=n),
+    "compressed-tensors": lambda n, r, c: (
+        plain.compressed(r, c, 4, c // 16, symmetric=False, seed=n) if n % 2 else plain.float8(r, c, (r, 1), seed=n)
+    ),
+    "bitsandbytes": lambda n, r, c: (
+        plain.four_bits(r, c, "nf4", block=32, seed=n) if n % 2 else plain.llm_int8(r, c, seed=n)
+    ),
+}
 
 
 @pytest.fixture(scope="module")
@@ -24,11 +44,21 @@ def checkpoints(tiny_models, tmp_path_factory):
     """A whole checkpoint of each format: the file with its weights."""
     root = tmp_path_factory.mktemp("whole")
     base = tiny_models / "llama"
-    plain.checkpoint(base, root / "gptq", GPTQ, lambda n, r, c: plain.gptq(r, c, 4, 16, act_order=True, seed=n))
-    plain.checkpoint(base, root / "awq", AWQ, lambda n, r, c: plain.awq_gemm(r, c, 16, seed=n))
+    for name, quantization in CONFIGURATIONS.items():
+        plain.checkpoint(base, root / name, quantization, MAKE[name])
     (root / "gguf").mkdir()
     plain_gguf.model(base, tiny_chat.llama(), ("Q4_0", "Q4_1"), root / "gguf" / "m.gguf")
-    return [root / "gptq" / "model.safetensors", root / "awq" / "model.safetensors", root / "gguf" / "m.gguf"]
+    return {name: root / name / "model.safetensors" for name in CONFIGURATIONS} | {"gguf": root / "gguf" / "m.gguf"}
+
+
+@pytest.fixture
+def bounded_memory():
+    """Address space that is not much more than what is taken now: a size that a file invents is then not to be had."""
+    taken = psutil.Process().memory_info().vms
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (taken + SPARE_BYTES, limits[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_AS, limits)
 
 
 def damage(data, chance):
@@ -63,41 +93,57 @@ def refusal(source, card):
     return None
 
 
-def test_a_damaged_file_is_read_or_refused_in_a_sentence(checkpoints, tiny_models, tmp_path, lab):
-    card, refused = model_card(str(tiny_models / "llama")), 0
+@pytest.mark.parametrize("format", [*CONFIGURATIONS, "gguf"])
+def test_a_damaged_file_is_read_or_refused_in_a_sentence(
+    format, checkpoints, tiny_models, tmp_path, lab, bounded_memory
+):
+    card, file, refusals = model_card(str(tiny_models / "llama")), checkpoints[format], []
     for seed in range(DAMAGED):
-        chance = random.Random(seed)
-        file = checkpoints[seed % 3]
         folder = tmp_path / str(seed)
         shutil.copytree(file.parent, folder)
-        (folder / file.name).write_bytes(damage(file.read_bytes(), chance))
-        source = folder / file.name if file.suffix == ".gguf" else folder
-        refused += refusal(source, card) is not None
+        (folder / file.name).write_bytes(damage(file.read_bytes(), random.Random(seed)))
+        words = refusal(folder / file.name if file.suffix == ".gguf" else folder, card)
+        refusals += [words] if words else []
         shutil.rmtree(folder)
-    assert refused > DAMAGED / 3
+    assert len(refusals) > DAMAGED / 3
+    assert all(words.endswith(".") and "\n" not in words for words in refusals)
+
+
+OLDER = (
+    {"group_size": 0},
+    {"group_size": "sixteen"},
+    {"group_size": 10**12},
+    {"bits": "4"},
+    {"bits": None},
+    {"checkpoint_format": {}},
+    {"meta": [1]},
+    {"meta": {"quantizer": [None]}},
+)
+GROUPS = (
+    {},
+    {"group_0": []},
+    {"group_0": {"weights": [1]}},
+    {"group_0": PACKED | {"input_activations": {"type": [], "num_bits": {}}}},
+    {"group_0": PACKED, "group_1": {"weights": "x"}},
+)
 
 
 @pytest.mark.parametrize(
-    "change",
+    ("format", "change"),
     [
-        {"group_size": 0},
-        {"group_size": "sixteen"},
-        {"group_size": 10**12},
-        {"bits": "4"},
-        {"bits": None},
-        {"checkpoint_format": {}},
-        {"meta": [1]},
-        {"meta": {"quantizer": [None]}},
+        *((format, change) for format in ("gptq", "awq") for change in OLDER),
+        *(("compressed-tensors", {"config_groups": groups}) for groups in GROUPS),
+        ("bitsandbytes", {"bnb_4bit_quant_type": ["nf4"]}),
+        ("bitsandbytes", {"load_in_8bit": True}),
     ],
 )
 def test_a_configuration_that_makes_no_sense_is_read_or_refused_in_a_sentence(
-    change, checkpoints, tiny_models, tmp_path
+    format, change, checkpoints, tiny_models, tmp_path
 ):
-    for file in checkpoints[:2]:
-        folder = tmp_path / file.parent.name
-        shutil.copytree(file.parent, folder)
-        config = json.loads((folder / "config.json").read_text())
-        config["quantization_config"] |= change
-        (folder / "config.json").write_text(json.dumps(config))
-        words = refusal(folder, model_card(str(tiny_models / "llama")))
-        assert words is None or words.endswith(".")
+    folder = tmp_path / format
+    shutil.copytree(checkpoints[format].parent, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] |= change
+    (folder / "config.json").write_text(json.dumps(config))
+    words = refusal(folder, model_card(str(tiny_models / "llama")))
+    assert words is None or words.endswith(".")

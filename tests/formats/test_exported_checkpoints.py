@@ -34,6 +34,8 @@ def quantized(model, method, bits, group=16, **options):
         ("rtn", 8, {}, "gptq_v2"),
         ("rtn", 2, {}, "gptq_v2"),
         ("awq", 4, {}, "awq"),
+        ("rtn", 4, {"symmetric": True}, "compressed-tensors"),
+        ("rtn", 3, {}, "compressed-tensors"),
     ],
 )
 def test_an_export_is_read_back_bit_for_bit(base, method, bits, options, layout, tiny_models, tmp_path, lab):
@@ -47,7 +49,8 @@ def test_an_export_is_read_back_bit_for_bit(base, method, bits, options, layout,
             assert torch.equal(layer.weight.dequantize(), expected.weight.dequantize()), name
     for (name, value), expected in zip(read.model.named_parameters(), written.model.parameters(), strict=True):
         assert torch.equal(value, expected), name
-    assert found.setting.label.startswith(f"{layout[:4].upper().rstrip('_')}, by Low-Bit Lab")
+    titles = {"awq": "AWQ, by Low-Bit Lab", "compressed-tensors": f"compressed-tensors INT{bits} W{bits}"}
+    assert found.setting.label.startswith(titles.get(layout, "GPTQ, by Low-Bit Lab"))
 
 
 @pytest.mark.parametrize(
@@ -59,7 +62,7 @@ def test_an_export_is_read_back_bit_for_bit(base, method, bits, options, layout,
         ("gptq", 4, 16, {"act_order": True, "groups": "dynamic"}, "awq", "order"),
         ("slim_llm", 3, 16, {}, "gptq", "mixed width"),
         ("normal_float", 4, None, {}, "awq", "codebook"),
-        ("rtn", 4, 16, {}, "marlin", "gptq, gptq_v2, awq"),
+        ("rtn", 4, 16, {}, "marlin", "gptq, gptq_v2, awq, compressed-tensors, gguf"),
     ],
 )
 def test_what_a_format_cannot_say_is_refused_and_nothing_is_written(

@@ -217,6 +217,8 @@ def test_a_checkpoint_is_measured_and_asked_from_the_command_line(tiny_models, t
     assert result.model == "llama"
     assert f"--checkpoint {checkpoint}" in result.command
     assert "made before" in run(app, [*words, "--window", "64"]).output
+    of_folder = ["evaluate", checkpoint, "-m", model, *words[5:], "--window", "64"]
+    assert "made before" in run(app, of_folder).output
     asked = run(app, ["ask", "hello", "-m", model, "--checkpoint", checkpoint, "--most-tokens", "3"])
     assert asked.exit_code == 0
     assert "AWQ checkpoint W4A16 g16" in asked.output

@@ -4,7 +4,7 @@ import pytest
 import torch
 from weights.test_binary import FORMS, made
 
-from quant_engine.kernels import cpu, cpu_binary, matmul
+from quant_engine.kernels import cpu, matmul
 
 SHAPES = [(9, 576, 64), (20, 160, 32), (17, 150, 64), (6, 45, 45), (4, 100, 25), (5, 1536, 128), (3, 200, 200)]
 
@@ -29,11 +29,11 @@ def test_numba_dequantizes_bit_for_bit_as_the_form_does(form, rows, columns, gro
     assert torch.equal(weight.dequantize(1), expected)
 
 
-def test_groups_that_cut_through_a_unit_are_left_to_tiles():
-    assert not cpu_binary.fits(made("partly", 4, 100, 25)[0])
-    assert cpu_binary.fits(made("partly", 3, 45, 45)[0])
-    assert not cpu.fits(made("binary", 3, 45, 45)[0])
-    assert cpu.fits(made("binary", 3, 96, 96)[0])
+@pytest.mark.parametrize("form", FORMS)
+def test_groups_that_cut_through_a_word_are_left_to_tiles(form):
+    assert not cpu.fits(made(form, 3, 45, 45)[0])
+    assert not cpu.fits(made(form, 4, 96, 24)[0])
+    assert cpu.fits(made(form, 3, 96, 96)[0])
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -146,3 +146,27 @@ def test_a_linear_holds_no_dense_weight():
     held = sum(t.numel() * t.element_size() for t in [*layer.parameters(), *layer.buffers()])
     assert held == layer.weight.stored_bytes() == layer.weight.ledger().bytes
     assert held < 0.25 * 64 * 576 * 2
+
+
+TWO_THREADS = """
+import threading, torch
+from quant_engine.kernels import cpu, matmul
+from quant_engine.weights.half import Half
+
+cpu.SERIAL_WORK = 0
+
+def work(weight):
+    torch.set_num_threads(2)
+    for rows in (4, 20) * 150:
+        matmul.matmul(torch.ones(rows, 512), weight)
+
+threads = [threading.Thread(target=work, args=(Half.pack(torch.ones(512, 512).half()),)) for _ in range(2)]
+[thread.start() for thread in threads]
+[thread.join() for thread in threads]
+"""
+
+
+def test_two_threads_may_multiply_at_once_whatever_numba_shares_work_with():
+    environment = os.environ | {"NUMBA_THREADING_LAYER": "workqueue", "NUMBA_NUM_THREADS": "2"}
+    ended = subprocess.run([sys.executable, "-c", TWO_THREADS], env=environment, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr

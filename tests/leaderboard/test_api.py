@@ -7,24 +7,51 @@ from typing import get_args
 
 import pandas as pd
 import pytest
+from PIL import Image
 
-from leaderboard import export
+from leaderboard import export, requests
 from leaderboard.analysis import MODES, TRACKS, Query, arrange, models
 from leaderboard.api import endpoints
 from leaderboard.store import PAPER_METHODS, read_notes, read_paper
 from leaderboard.view import LISTS, Explored, Fitted, PageView, address
+from quant_engine.answers.messages import AnswerEvent
+from quant_engine.results import TokenShift
 from quant_engine.spec import UserError
 
 
 @pytest.fixture(scope="module")
 def api():
     board = arrange(read_paper())
-    return {function.__name__: function for function in endpoints(lambda: board, read_notes())}
+    return {function.__name__: function for function in endpoints(lambda: board, read_notes(), Service())}
 
 
-def test_every_answer_is_json_and_every_argument_is_documented(api):
-    answers = {name: function(**{"row": "LLaMA3-8B~llm_ptq~GPTQ~4~16~128"} if name == "where_from" else {})
-               for name, function in api.items()}  # fmt: skip
+class Service:
+    """Stands for the answering process: every setting says the bits that it has, and parts at its second token."""
+
+    def ask(self, request):
+        for side, setting in enumerate(request.sides):
+            fields = {"request_id": request.request_id, "side": side, "kind": "done"}
+            if request.along:
+                yield AnswerEvent(shifts=(shift(True), shift(side == 0)), **fields)
+            else:
+                yield AnswerEvent(
+                    text=f"{request.image.stat().st_size > 0} {setting.w_bits:g}", tokens=(1, 2), **fields
+                )
+
+
+def shift(agrees):
+    return TokenShift(text="a", p=0.5, q=0.25, divergence=0.5, choice="b", choice_q=0.5, agrees=agrees)
+
+
+ARGUMENTS = {
+    "where_from": {"row": "LLaMA3-8B~llm_ptq~GPTQ~4~16~128"},
+    "ask_picture": {"picture": "example:1", "question": "What?", "divergence": True},
+}
+
+
+def test_every_answer_is_json_and_every_argument_is_documented(api, monkeypatch):
+    monkeypatch.setattr(requests, "available", lambda card: True)
+    answers = {name: function(**ARGUMENTS.get(name, {})) for name, function in api.items()}
     json.dumps(answers, allow_nan=False)
     for function in api.values():
         for argument in function.__annotations__.keys() - {"return"}:
@@ -95,6 +122,21 @@ def test_a_link_of_the_page_is_exported_and_what_it_says_wrongly_refused(api):
         assert set(table.method) == {"GPTQ", "AWQ"}
 
 
+def test_a_picture_is_asked_about_in_several_settings_and_answers_are_held_against_fp16s(api, monkeypatch):
+    monkeypatch.setattr(requests, "available", lambda card: True)
+    buffer = io.BytesIO()
+    Image.new("RGB", (60, 40), "teal").save(buffer, "PNG")
+    picture = f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    fp16, low = api["ask_picture"](picture, "What?", "fp16,gptq-3-g64", divergence=True)["answers"]
+    assert (fp16["text"], low["text"]) == ("True 16", "True 3")
+    assert (low["parted"], low["fork"], len(low["shifts"])) == ("Parted at token 2; mean KL 0.5 nats", 1, 2)
+    assert low["setting"] == fp16["setting"] | low["setting"]
+    swept = api["ask_picture"]("example:2", "What?", sweep="rtn-g64")["answers"]
+    assert [answer["setting"]["w_bits"] for answer in swept] == [16, 8, 6, 4, 3, 2]
+    assert {answer["setting"]["group_size"] for answer in swept[1:]} == {64}
+    assert [bool(answer["parted"]) for answer in swept] == [False] + 5 * [True]
+
+
 def test_the_cheapest_and_what_fits_are_answers_in_a_sentence(api):
     assert api["cheapest_setting"](quality="wikitext2", within=10)["finding"].startswith("Cheapest within 10%")
     assert "fit 12 GiB" in api["what_fits"](memory_gib=12)["finding"]
@@ -150,6 +192,14 @@ def test_the_cheapest_and_what_fits_are_answers_in_a_sentence(api):
         ("cheapest_setting", {"quality": "nothing"}, "choose from: wikitext2"),
         ("cheapest_setting", {"within": math.inf}, "finite number"),
         ("cheapest_setting", {"within": -1}, "within: .* 0"),
+        ("ask_picture", {"picture": "example:9", "question": "What?"}, "example:1 to example:6"),
+        ("ask_picture", {"picture": "/etc/passwd", "question": "What?"}, "not a picture|no base64"),
+        ("ask_picture", {"picture": "http://a.b/c.png", "question": "What?"}, "no base64"),
+        ("ask_picture", {"picture": "example:1", "question": " "}, "Type a question"),
+        ("ask_picture", {"picture": "example:1", "question": "What?", "settings": "gptq"}, "such as gptq-4"),
+        ("ask_picture", {"picture": "example:1", "question": "What?", "settings": ""}, "from 1 to 8 settings"),
+        ("ask_picture", {"picture": "example:1", "question": "What?", "sweep": "gtq"}, "no method 'gtq'"),
+        ("ask_picture", {"picture": "example:1", "question": "What?", "model": "/etc"}, "from the list"),
     ],
 )
 def test_what_cannot_be_answered_is_a_sentence(api, name, arguments, words):

@@ -19,6 +19,7 @@ ENDPOINTS = {
     "what_fits": ["model", "memory_gib", "context", "batch", "pictures"],
     "cheapest_setting": ["model", "quality", "within"],
     "methods": [],
+    "ask_picture": ["picture", "question", "settings", "sweep", "divergence", "model", "most_tokens"],
 }
 WITH_MCP = importlib.util.find_spec("mcp") is not None
 

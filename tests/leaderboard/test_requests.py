@@ -138,17 +138,17 @@ def test_calibration_has_the_engines_defaults_and_refuses_nonsense():
 
 def test_a_question_needs_a_picture_and_words():
     ask = requests.question
-    assert "picture first" in refusal(ask, "demo", None, "What is it?", RTN, 64)
-    assert refusal(ask, "demo", "/tmp/a.png", "  ", RTN, 64) == "Type a question."
-    assert "shorten it" in refusal(ask, "demo", "/tmp/a.png", "x" * 5000, RTN, 64)
-    assert "from the list" in refusal(ask, "/etc", "/tmp/a.png", "What is it?", RTN, 64)
-    asked = ask("demo", "/tmp/a.png", " What is it? ", RTN, 64)
+    assert "picture first" in refusal(ask, "demo", None, "What is it?", [RTN], 64)
+    assert refusal(ask, "demo", "/tmp/a.png", "  ", [RTN], 64) == "Type a question."
+    assert "shorten it" in refusal(ask, "demo", "/tmp/a.png", "x" * 5000, [RTN], 64)
+    assert "from the list" in refusal(ask, "/etc", "/tmp/a.png", "What is it?", [RTN], 64)
+    asked = ask("demo", "/tmp/a.png", " What is it? ", [RTN], 64)
     assert (asked.question, asked.sides) == ("What is it?", (requests.FP16, RTN))
 
 
 def test_a_demo_model_that_is_not_there_names_the_command(monkeypatch):
     monkeypatch.setattr(requests, "available", lambda card: False)
-    assert "quant_engine get demo" in refusal(requests.question, "demo", "/tmp/a.png", "What?", RTN, 64)
+    assert "quant_engine get demo" in refusal(requests.question, "demo", "/tmp/a.png", "What?", [RTN], 64)
     assert "quant_engine get demo" in refusal(requests.run, "demo-llm", RTN, ["perplexity"])
 
 

@@ -2,7 +2,7 @@ import pytest
 
 from leaderboard.analysis import Query, arrange
 from leaderboard.store import read_paper
-from leaderboard.view import Explored, Fitted, PageView, address, find_row, read_address, row_key
+from leaderboard.view import Asked, Explored, Fitted, PageView, address, find_row, read_address, row_key
 
 GPTQ = "LLaMA3-8B~llm_ptq~GPTQ~4~16~128"
 FULL = PageView(
@@ -30,6 +30,7 @@ FULL = PageView(
         model="LLaVA-Next-8B", quality="ai2d", within=1.5, run="0123456789abcdef", linear="3.mlp.up_proj"
     ),
     fitted=Fitted(model="LLaMA3-70B", card=None, memory=36.0, context=8192, batch=4, pictures=2),
+    asked=Asked(model="demo", settings="gptq-3-g64,smoothquant-8-a8", question="What & where?", example=2, tokens=32),
 )
 
 
@@ -50,6 +51,7 @@ def test_the_first_view_has_no_address():
         "?show=upside-down&bits=4,many",
         "?fit.batch=-3&bits=4&fit.memory=lots",
         "?x.within=1e9&bits=4&x.unknown=1",
+        "?ask.example=first&bits=4&ask.tokens=0&ask.question=",
         "?__theme=dark&bits=4&stored=a..b&size=..nan",
     ],
 )

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from quant_engine.kernels.columns import fix_columns
-from quant_engine.methods import METHODS, Layer, Statistics
+from quant_engine.methods import METHODS, Layer, Statistics, gptq
 from quant_engine.methods.gptq import clear_dead_columns, compensate, fix_block, inverse_factor
 from quant_engine.spec import QuantSetting, UserError
 from quant_engine.weights.grouped import grids
@@ -204,6 +204,20 @@ def test_a_hessian_that_can_not_be_factored_is_damped_more_and_that_is_logged():
 def test_inputs_with_infinities_are_one_sentence():
     with pytest.raises(UserError, match="not finite"):
         inverse_factor(torch.full((4, 4), torch.inf), lambda line: None)
+
+
+@pytest.mark.parametrize("act_order", [False, True])
+def test_linears_that_share_a_hessian_factor_it_once(monkeypatch, act_order):
+    weight, hessian = problem()
+    setting = GPTQ.resolve(QuantSetting(method="gptq", w_bits=4, group_size=64, options={"act_order": act_order}))
+    alone = [run(GPTQ, rows, hessian, 4, 64, act_order=act_order) for rows in (weight, weight[:5])]
+    factored, shared = [], {}
+    monkeypatch.setattr(gptq, "inverse_factor", lambda *args: factored.append(1) or inverse_factor(*args))
+    for rows, expected in zip((weight, weight[:5]), alone, strict=True):
+        statistics = Statistics(hessian, shared=shared)
+        stored = GPTQ.quantize(Layer(rows.clone(), statistics, setting, GPTQ.options(setting), print))
+        assert torch.equal(stored.dequantize().double(), expected)
+    assert len(factored) == 1
 
 
 def test_stored_column_order_is_counted_only_where_it_is_needed():

@@ -7,12 +7,15 @@ import tiny_chat as tiny
 import torch
 from PIL import Image
 
+from quant_engine.kernels import matmul
+from quant_engine.kernels.linear import HalfLinear
 from quant_engine.models import decode
 from quant_engine.models.catalog import model_card
 from quant_engine.models.decode import PictureCache, PromptCache, answer, answer_text
 from quant_engine.models.forward import embed
 from quant_engine.models.load import load_dense
-from quant_engine.spec import UserError
+from quant_engine.spec import QuantSetting, UserError
+from quant_engine.weights.half import Half
 
 
 @pytest.fixture(scope="module")
@@ -282,3 +285,51 @@ def test_the_time_to_the_first_token_counts_a_picture_that_was_at_hand_as_if_enc
     pictures = PictureCache()
     firsts = [next(answer(llava, picture(), "What?", 1, None, pictures)).stats.ttft_s for _ in range(2)]
     assert firsts == [7.0, 7.0]
+
+
+@pytest.mark.parametrize("kernels", [True, False])
+def test_an_answer_may_read_its_prompt_in_bfloat16_and_says_so(kernels):
+    def first(prompt_dtype):
+        loaded = tiny.llava_next()
+        for block in loaded.model.get_decoder().layers:
+            block.mlp.up_proj = HalfLinear(Half.pack(block.mlp.up_proj.weight.data.half()))
+        loaded.prompt_dtype = prompt_dtype
+        begun = decode.read_prompt(loaded, picture(), "What is it?", 4)
+        *_, last = answer(loaded, picture(), "What is it?", 4)
+        with torch.inference_mode():
+            keys, _ = begun.cache.append(1, torch.empty(0, 2, 8), torch.empty(0, 2, 8))
+        return keys, last.stats
+
+    matmul.use_cpu_kernels(kernels)
+    try:
+        (exact, stats), (again, _), (rounded, other) = first(""), first("float32"), first("bfloat16")
+    finally:
+        matmul.use_cpu_kernels(True)
+    assert torch.equal(exact, again)
+    assert not torch.equal(exact, rounded)
+    assert torch.allclose(exact, rounded, atol=0.1 * float(exact.abs().max()))
+    rtn = QuantSetting(method="rtn", w_bits=4)
+    assert stats.describe_weights(QuantSetting()) == "computed in float32"
+    assert other.describe_weights(rtn).endswith("computed in float32, the prompt in bfloat16")
+
+
+def test_a_conversation_goes_on_from_its_questions_and_answers_with_the_picture_in_the_first(llava):
+    prompt = "<s>user: <image>\nWhat?</s><s>assistant: A cat.</s><s>user: Where?</s><s>assistant: "
+    inputs = llava.processor(images=picture(), text=prompt, return_tensors="pt", add_special_tokens=False)
+    steps = list(answer(llava, picture(), "Where?", 20, earlier=[("What?", "A cat.")]))
+    assert [step.token for step in steps] == generated(llava, 20, **inputs)
+
+
+def test_a_model_without_a_chat_format_reads_a_conversation_as_text():
+    loaded = tiny.llama()
+    loaded.tokenizer.chat_template = None
+    read = decode.prompt_inputs(loaded, None, "Why?", [("What?", "A cat.")])["input_ids"][0]
+    assert loaded.tokenizer.decode(read) == "What?\nA cat.\n\nWhy?"
+
+
+def test_an_answer_goes_on_from_the_tokens_that_it_begins_with(llama):
+    whole = [step.token for step in answer(llama, None, "Why?", 12)]
+    steps = list(answer(llama, None, "Why?", 7, prefix=whole[:5]))
+    assert list(steps[-1].tokens) == whole
+    assert [step.token for step in steps] == whole[5:]
+    assert steps[0].text == decode.answer_so_far(llama.tokenizer, whole[:6])

@@ -60,3 +60,15 @@ def test_asking_for_the_default_loads_no_torch():
         "sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(("seconds", "chosen"), [((1.0, 0.79), "bfloat16"), ((1.0, 0.81), "float32")])
+def test_prompts_are_read_in_bfloat16_where_that_is_clearly_faster(monkeypatch, seconds, chosen):
+    monkeypatch.setattr(device, "_seconds", lambda dtype: seconds[dtype == "bfloat16"])
+    device.prompt_dtype.cache_clear()
+    assert device.prompt_dtype("cpu") == chosen
+    device.prompt_dtype.cache_clear()
+
+
+def test_a_product_is_tried_in_both_types():
+    assert all(device._seconds(dtype) > 0 for dtype in ("float32", "bfloat16"))

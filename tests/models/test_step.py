@@ -16,6 +16,7 @@ from quant_engine.models.forward import Piece, last_states
 from quant_engine.models.key_values import KeyValues
 from quant_engine.models.step import step_of
 from quant_engine.weights.half import Half
+from quant_engine.weights.int_activations import IntActivations
 from quant_engine.weights.rotated import RotatedInt
 
 FORMS = {
@@ -26,6 +27,10 @@ FORMS = {
     "ordered": lambda rows, columns: test_matmul.stored(2, rows, columns, 64, ordered=True, seed=rows),
     "codebook": lambda rows, columns: test_codebook_kernels.stored(4, rows, columns, 32),
     "binary": lambda rows, columns: test_binary.made("binary", rows, columns, 32)[0],
+    "int activations": lambda rows, columns: IntActivations.pack(
+        torch.randint(-7, 8, (rows, columns)), torch.full((rows, 1), 0.1).half(), 4, 8, True
+    ),
+    "partly": lambda rows, columns: test_binary.made("partly", rows, columns, 32)[0],
     "residual": lambda rows, columns: test_binary.made("residual", rows, columns, 32)[0],
     "mixed": lambda rows, columns: test_mixed_width.made([2, 1, 3][: columns // 32], 2, 32, columns, rows)[0],
     "rotated": lambda rows, columns: RotatedInt.pack(
@@ -83,12 +88,23 @@ def test_tokens_of_several_texts_get_what_the_model_gives_them(name):
     check(dense, stored, 5)
 
 
-@pytest.mark.parametrize("form", [form for form in FORMS if form not in ("half", "rotated")])
+@pytest.mark.parametrize("form", [form for form in FORMS if form not in ("half", "rotated", "int activations")])
 @pytest.mark.parametrize("rows", [1, 3])
 def test_weights_of_every_form_go_through_the_step(form, rows):
     dense, stored = models("biases", form)
     assert step_of(stored.get_decoder())
     check(dense, stored, rows)
+
+
+def test_inputs_and_outputs_are_rounded_as_layers_round_them():
+    _, stored = models("biases", "int activations")
+    assert step_of(stored.get_decoder())
+    texts = [torch.randint(60, (length,)) for length in (20, 9, 14)]
+    one_more, at_once = Reading(stored, texts), Reading(stored, texts)
+    one_more.logits([19, 8, 13])
+    wanted = at_once.logits([20, 9, 14])
+    found = one_more.logits([20, 9, 14])
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4 * float(wanted.abs().max()))
 
 
 def test_two_threads_compute_the_same_to_the_last_bit():

@@ -2,15 +2,17 @@
 
 import shutil
 import threading
+from types import SimpleNamespace
 
 import pytest
 import torch
+from models import tiny_chat
 from PIL import Image
 
 from quant_engine.answers import worker
 from quant_engine.checkpoints import Checkpoint
 from quant_engine.models.decode import answer_text
-from quant_engine.models.load import load_dense
+from quant_engine.models.load import Skeleton, load_dense
 from quant_engine.progress import Hooks, Stopped
 from quant_engine.runs import weights
 from quant_engine.runs.execute import execute
@@ -155,3 +157,19 @@ def test_a_folder_that_can_not_be_written_is_said(plan, monkeypatch, tmp_path):
     monkeypatch.setenv("LOWBIT_HOME", str(tmp_path / "file"))
     with pytest.raises(UserError, match=r"can't be written .* set LOWBIT_HOME"):
         weights.quantize(plan, "cpu", Hooks())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_what_a_model_takes_in_memory_is_known_before_it_is_loaded(tmp_path, dtype, monkeypatch):
+    tiny = tiny_chat.llava_next()
+    tiny.model.to(dtype).save_pretrained(tmp_path)
+    tiny.processor.save_pretrained(tmp_path)
+    loaded = worker.load_weights(worker.resolve(str(tmp_path), QuantSetting())[0], None, lambda progress: None)
+    skeleton = Skeleton(loaded.card, tmp_path, torch.float32, "cpu", in_halves=True)
+    assert skeleton.weight_bytes == loaded.weight_bytes
+    on_disk = sum(file.stat().st_size for file in tmp_path.glob("*.safetensors"))
+    most = min(loaded.weight_bytes, 2 * on_disk)  # weights that the model would hold in 32 bits at most
+    for available, enough in ((2 * loaded.weight_bytes + 2, True), (2 * most, False)):
+        memory = SimpleNamespace(total=2**40, available=available)
+        monkeypatch.setattr(worker.psutil, "virtual_memory", lambda memory=memory: memory)
+        assert worker.has_room(str(tmp_path)) == enough
