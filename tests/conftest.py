@@ -4,21 +4,26 @@ import os
 import tempfile
 
 import pytest
-import torch
 
 from quant_engine import folders
+from quant_engine.deferred import deferred
 from quant_engine.models import catalog
 
+torch = deferred("torch")  # the process that only hands out tests does without
+
 os.environ.pop("COLUMNS", None)  # tables are as wide as a test says
-if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")  # before anything imports Triton
 if "PYTEST_XDIST_WORKER" in os.environ:  # a core for each process: threads of one would wait for the other's
     os.environ["OMP_NUM_THREADS"] = "1"
-    torch.set_num_threads(1)
 # Nothing that a test does touches the home of whoever runs it, but for the machine's demo models.
 _HOME = tempfile.TemporaryDirectory(prefix="low-bit-lab-tests-")
 os.environ |= {"LOWBIT_MODELS": str(folders.models()), "LOWBIT_HOME": _HOME.name}
 os.environ["LOWBIT_SHIPPED"] = "/nowhere"  # a test sees the runs that it makes, in its own process and in the page's
+
+
+def pytest_configure(config):
+    hands_out_tests = config.getoption("numprocesses", None) and not hasattr(config, "workerinput")
+    if not hands_out_tests and not torch.cuda.is_available():
+        os.environ.setdefault("TRITON_INTERPRET", "1")  # before anything imports Triton
 
 
 @pytest.fixture
@@ -45,7 +50,10 @@ def tiny_models(tmp_path_factory):
     return root
 
 
-SLOWEST = ("test_demo_runs.py", "test_demo_memory.py", "test_real_run.py", "test_real_answer.py", "browser")
+SLOWEST = (
+    "test_demo_runs.py", "test_demo_memory.py", "test_real_run.py", "test_real_answer.py", "browser",
+    "test_client.py", "test_gpu_kernels.py", "test_model_folder.py",
+)  # fmt: skip
 """Files whose few tests take longest: they begin first, so that two processes end at about the same time."""
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
-from serving import Lab, served
+from serving import Lab, started
 
 PATIENCE_MS = 20_000
 expect.set_options(timeout=PATIENCE_MS)
@@ -24,7 +24,7 @@ CHROMIUM_OPTIONS = [
 @pytest.fixture(scope="session")
 def lab(tmp_path_factory) -> Iterator[Lab]:
     """One page for all tests that don't need their own."""
-    with served(tmp_path_factory.mktemp("lab")) as lab:
+    with started(tmp_path_factory.mktemp("lab")) as lab:
         yield lab
 
 

@@ -14,12 +14,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import forked_page
 from playwright.sync_api import Page
 
 from quant_engine import folders
 
 START_S = 60
 NO_MODELS = {"LOWBIT_MODELS": "/nowhere"}
+NOBODY_ASKS = "from leaderboard.lab import Lab; Lab.warm_up = lambda lab: None"
 """For a page that nobody asks anything: it loads no model in the background."""
 
 
@@ -28,7 +30,7 @@ class Lab:
     """A served page: where it is, its process, and its folders."""
 
     url: str
-    process: subprocess.Popen
+    pid: int
     home: Path
     log: Path
 
@@ -39,39 +41,65 @@ class Lab:
 
 @contextmanager
 def served(home: Path, *, before: str = "", **environment: str) -> Iterator[Lab]:
-    """`python app.py` on a free port, with everything that it writes under `home`. `before` is Python that the page's
-    process does first, to break something."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    home.mkdir(parents=True, exist_ok=True)
-    log = home / "page.log"
+    """A page on a free port, with everything that it writes under `home`. `before` is Python that the page's process
+    does first, to break something."""
+    port, log = free_port(), log_in(home)
+    process = forked_page.start(log, page_environment(home, port) | environment, before)
+    try:
+        yield Lab(when_up(port, process.is_alive, log), process.pid, home, log)
+    finally:
+        process.terminate()
+        process.join(30)
+
+
+@contextmanager
+def started(home: Path) -> Iterator[Lab]:
+    """The same page by `python app.py`."""
+    port, log = free_port(), log_in(home)
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [sys.executable, *(("-c", f"{before}\nimport app; app.main()") if before else ("app.py",))],
+            [sys.executable, "app.py"],
             cwd=folders.PROJECT,
             stdout=output,
             stderr=output,
-            env=os.environ
-            | {"PORT": str(port), "LOWBIT_HOME": str(home), "LOWBIT_MODELS": str(folders.models())}
-            | environment,
+            env=page_environment(home, port),
         )
     try:
-        url = f"http://127.0.0.1:{port}"
-        wait_until(lambda: answers(url, process, log), START_S)
-        yield Lab(url, process, home, log)
+        yield Lab(when_up(port, lambda: process.poll() is None, log), process.pid, home, log)
     finally:
         process.terminate()
         process.wait(30)
 
 
-def answers(url: str, process: subprocess.Popen, log: Path) -> bool:
-    assert process.poll() is None, log.read_text()
-    try:
-        with urllib.request.urlopen(url, timeout=10) as reply:
-            return reply.status == 200
-    except (urllib.error.URLError, ConnectionError):
-        return False
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def log_in(home: Path) -> Path:
+    home.mkdir(parents=True, exist_ok=True)
+    return home / "page.log"
+
+
+def page_environment(home: Path, port: int) -> dict[str, str]:
+    return os.environ | {"PORT": str(port), "LOWBIT_HOME": str(home), "LOWBIT_MODELS": str(folders.models())}
+
+
+def when_up(port: int, is_alive: Callable[[], bool], log: Path) -> str:
+    """The page's address, once it answers."""
+    url = f"http://127.0.0.1:{port}"
+
+    def answers() -> bool:
+        assert is_alive(), log.read_text()
+        try:
+            with urllib.request.urlopen(url, timeout=10) as reply:
+                return reply.status == 200
+        except (urllib.error.URLError, ConnectionError):
+            return False
+
+    wait_until(answers, START_S)
+    return url
 
 
 def wait_until(true: Callable[[], object], seconds: float) -> None:

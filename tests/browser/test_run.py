@@ -120,7 +120,7 @@ def test_a_list_that_loses_the_focus_changes_nothing(running):
 
 def worker_of(lab: Lab, run: QueuedRun) -> psutil.Process | None:
     """The process that does a run."""
-    for child in psutil.Process(lab.process.pid).children():
+    for child in psutil.Process(lab.pid).children():
         if run.run_id in child.cmdline():
             return child
     return None

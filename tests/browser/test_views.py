@@ -7,7 +7,7 @@ import re
 import pandas as pd
 import pytest
 from playwright.sync_api import Page, expect
-from serving import NO_MODELS, served, tab
+from serving import NO_MODELS, NOBODY_ASKS, served, tab
 from test_leaderboard import column, press, rows, summary_is
 
 from quant_engine import folders
@@ -49,8 +49,8 @@ def test_a_copied_link_opens_the_same_view_in_a_fresh_browser(lab, opened):
     expect(fresh.locator("#pins")).to_contain_text("AWQ W4A16")
     expect(fresh.locator("table.board tbody tr")).to_have_count(len(rows(page)))  # the table comes after the card
     assert rows(fresh) == rows(page)
-    assert fresh.get_by_label("Search").input_value() == "g:128,row wikitext2:<99"
-    assert fresh.evaluate("location.search") == page.evaluate("location.search")
+    expect(fresh.get_by_label("Search")).to_have_value("g:128,row wikitext2:<99")
+    expect(fresh).to_have_url(page.url)
 
 
 def test_back_and_forward_go_through_views_and_tabs(page):
@@ -71,7 +71,7 @@ def test_back_and_forward_go_through_views_and_tabs(page):
     summary_is(page, "41 settings")
     page.go_forward()
     summary_is(page, "7 of 41 settings")
-    assert page.locator("label.selected", has_text="GPTQ").count() == 1
+    expect(page.locator("label.selected", has_text="GPTQ")).to_have_count(1)
 
 
 def test_a_step_back_during_another_is_not_lost(page):
@@ -81,7 +81,7 @@ def test_a_step_back_during_another_is_not_lost(page):
     search_has(page, "bits=3")
     page.evaluate("() => { history.back(); setTimeout(() => history.back(), 20); }")
     summary_is(page, "41 settings")
-    assert not page.locator("label.selected", has_text="GPTQ").count()
+    expect(page.locator("label.selected", has_text="GPTQ")).to_have_count(0)
 
 
 def test_more_filters_narrow_the_table(page):
@@ -95,7 +95,7 @@ def test_more_filters_narrow_the_table(page):
     summary_is(page, "[1-9] of 41 settings")
     page.get_by_role("button", name="Clear filters").click()
     summary_is(page, "41 settings")
-    assert page.get_by_label("Stored bits per weight").input_value() == ""
+    expect(page.get_by_label("Stored bits per weight")).to_have_value("")
 
 
 def test_two_pinned_rows_are_compared_and_can_be_unpinned(page):
@@ -123,7 +123,7 @@ def test_the_card_of_a_paper_row_has_sources_notes_and_a_command(page):
 
 def test_a_measured_row_is_run_again_as_it_was(tmp_path, opened):
     """GPTQ with act-order, which is no default."""
-    with served(tmp_path, LOWBIT_SHIPPED=str(folders.ASSETS / "runs")) as lab:
+    with served(tmp_path, before=NOBODY_ASKS, LOWBIT_SHIPPED=str(folders.ASSETS / "runs")) as lab:
         page = opened(lab, search="?model=SmolLM2-135M&row=run~58a340e74720f3d1")
         page.locator("#card").get_by_role("button", name="Run this setting again").click()
         expect(page.get_by_role("tab", name="Run")).to_have_attribute("aria-selected", "true")
