@@ -239,7 +239,7 @@ def in_llama_cpp(folder: Path, checkpoint: Path) -> None:
         tokens = here.tokenizer(text, add_special_tokens=False)["input_ids"]
         if there.tokenize(text.encode(), add_bos=False, special=True) != tokens:
             print(f"  {question}: llama.cpp makes other tokens of it")
-        ours, theirs = _answer_here(here, tokens), _answer_there(there, tokens)
+        ours, theirs = _answer_here(here, tokens), _answer_there(there, tokens, here)
         same += ours == theirs
         if ours != theirs:
             print(f"  {question}: {here.tokenizer.decode(ours)!r} here, {here.tokenizer.decode(theirs)!r} there")
@@ -251,26 +251,30 @@ def in_llama_cpp(folder: Path, checkpoint: Path) -> None:
     theirs, target = torch.tensor(there.scores[: len(tokens)]), torch.tensor(tokens[1:])
     scores = [torch.nn.functional.cross_entropy(logits[:-1], target) for logits in (ours, theirs)]
     perplexities = "{:.3f} here, {:.3f} there".format(*map(math.exp, scores))
-    print(f"llama.cpp: {same} of {len(QUESTIONS)} answers are the same, perplexity {perplexities}")
+    print(f"llama.cpp: {same} of {len(QUESTIONS)} answers are the same, perplexity {perplexities}", flush=True)
 
 
 @torch.inference_mode()
 def _answer_here(loaded: Loaded, prompt: list[int]) -> list[int]:
     tokens, read = [], loaded.model(input_ids=torch.tensor([prompt]), use_cache=True)
-    while len(tokens) < ANSWER_TOKENS:
+    while not _ends(tokens, loaded):
         tokens.append(int(read.logits[0, -1].argmax()))
         read = loaded.model(input_ids=torch.tensor([tokens[-1:]]), past_key_values=read.past_key_values)
     return tokens
 
 
-def _answer_there(llama: Any, prompt: list[int]) -> list[int]:
-    tokens = []
+def _answer_there(llama: Any, prompt: list[int], loaded: Loaded) -> list[int]:
+    tokens: list[int] = []
     llama.reset()
     llama.eval(prompt)
-    while len(tokens) < ANSWER_TOKENS:
+    while not _ends(tokens, loaded):
         tokens.append(int(llama.scores[llama.n_tokens - 1].argmax()))
         llama.eval(tokens[-1:])
     return tokens
+
+
+def _ends(tokens: list[int], loaded: Loaded) -> bool:
+    return len(tokens) == ANSWER_TOKENS or tokens[-1:] == [loaded.tokenizer.eos_token_id]
 
 
 def main() -> None:
