@@ -254,6 +254,13 @@ def in_llama_cpp(folder: Path, checkpoint: Path) -> None:
     export(checkpoint, folder, "gguf", "")
     here = load_quantized(checkpoint, "float32", "cpu")
     there = llama_cpp.Llama(str(folder / "model.gguf"), n_ctx=1024, logits_all=True, verbose=False, n_threads=1)
+    tokens = here.tokenizer((Path(__file__).parents[1] / "LICENSE").read_text())["input_ids"][:512]
+    with torch.inference_mode():
+        ours = here.model(input_ids=torch.tensor([tokens])).logits[0]
+    there.eval(tokens)
+    theirs, target = torch.tensor(there.scores[: len(tokens)]), torch.tensor(tokens[1:])
+    scores = [torch.nn.functional.cross_entropy(logits[:-1], target) for logits in (ours, theirs)]
+    print("perplexity {:.3f} here, {:.3f} in llama.cpp".format(*map(math.exp, scores)), flush=True)
     same = 0
     for question in QUESTIONS:
         chat = [{"role": "user", "content": question}]
@@ -265,15 +272,7 @@ def in_llama_cpp(folder: Path, checkpoint: Path) -> None:
         same += ours == theirs
         if ours != theirs:
             print(f"  {question}: {here.tokenizer.decode(ours)!r} here, {here.tokenizer.decode(theirs)!r} there")
-    tokens = here.tokenizer((Path(__file__).parents[1] / "LICENSE").read_text())["input_ids"][:512]
-    with torch.inference_mode():
-        ours = here.model(input_ids=torch.tensor([tokens])).logits[0]
-    there.reset()
-    there.eval(tokens)
-    theirs, target = torch.tensor(there.scores[: len(tokens)]), torch.tensor(tokens[1:])
-    scores = [torch.nn.functional.cross_entropy(logits[:-1], target) for logits in (ours, theirs)]
-    perplexities = "{:.3f} here, {:.3f} there".format(*map(math.exp, scores))
-    print(f"llama.cpp: {same} of {len(QUESTIONS)} answers are the same, perplexity {perplexities}", flush=True)
+    print(f"{same} of {len(QUESTIONS)} answers are the same")
 
 
 @torch.inference_mode()
