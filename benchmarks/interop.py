@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import json
 import logging
 import math
 import os
@@ -25,11 +26,13 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("LOWBIT_HOME", tempfile.mkdtemp(prefix="interop-"))
+os.environ.setdefault("GPTQMODEL_CPU_WORKERS", "4")  # it takes as many as there are cores, and needs two more
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / "tests")]
 
 import torch  # noqa: E402
 import transformers  # noqa: E402
 from models import tiny_chat  # noqa: E402
+from safetensors.torch import load_file  # noqa: E402
 
 from quant_engine.checkpoints.folder import load_quantized  # noqa: E402
 from quant_engine.formats import published  # noqa: E402
@@ -119,7 +122,7 @@ def bitsandbytes_cases(root: Path, base: Path) -> Iterator[Case]:
 
 
 def compressed(folder: Path, base: Path, weight_args: dict, input_args: dict | None) -> float:
-    """compressed-tensors: scales by its own rule, compressed by its own compressor, and read again by transformers."""
+    """compressed-tensors: scales by its own rule, packed and unpacked by its own compressor."""
     from compressed_tensors.compressors import ModelCompressor
     from compressed_tensors.quantization import QuantizationConfig, apply_quantization_config
     from compressed_tensors.quantization.utils import calculate_qparams
@@ -147,8 +150,7 @@ def compressed(folder: Path, base: Path, weight_args: dict, input_args: dict | N
     model.save_pretrained(folder)
     compressor.update_config(folder)
     transformers.AutoTokenizer.from_pretrained(base).save_pretrained(folder)
-    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    return apart(read_here(folder, base), logits_of(theirs))
+    return apart(read_here(folder, base), logits_of(model))  # it unpacks what it compressed
 
 
 def compressed_cases(root: Path, base: Path) -> Iterator[Case]:
@@ -210,18 +212,38 @@ def exported(folder: Path, base: Path, layout: str, bits: int, **options: object
     export(checkpoint, folder, layout, "")
     ours = logits_of(load_quantized(checkpoint, "float32", "cpu").model)
     if layout == "compressed-tensors":
-        return apart(ours, logits_of(transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)))
+        return apart(ours, logits_of(unpacked(folder, base)))
     from gptqmodel import BACKEND, GPTQModel
 
     backend = BACKEND.TORCH_AWQ if layout == "awq" else BACKEND.TORCH
     return apart(ours, logits_of(GPTQModel.load(str(folder), device="cpu", backend=backend).model))
 
 
+def unpacked(folder: Path, base: Path) -> torch.nn.Module:
+    """The dense model of a packed checkpoint by compressed-tensors' own compressor: transformers 5.23 refuses zero
+    points that are packed."""
+    from compressed_tensors.compressors import PackedQuantizationCompressor
+    from compressed_tensors.quantization import QuantizationScheme
+
+    config = json.loads((folder / "config.json").read_text())["quantization_config"]
+    scheme = QuantizationScheme(**config["config_groups"]["group_0"])
+    tensors, linears = load_file(folder / "model.safetensors"), {}
+    for name in list(tensors):
+        path, _, part = name.rpartition(".")
+        if f"{path}.weight_packed" in tensors or path in linears:
+            linears.setdefault(path, {})[part] = tensors.pop(name)
+    for path, parts in linears.items():
+        tensors[f"{path}.weight"] = PackedQuantizationCompressor.decompress(parts, scheme)["weight"].float()
+    model = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    model.load_state_dict(tensors, strict=False)
+    return model.eval()
+
+
 def export_cases(root: Path, base: Path) -> Iterator[Case]:
     for layout, widths in (("gptq_v2", (2, 4, 8)), ("awq", (4,)), ("compressed-tensors", (2, 3, 4, 8))):
         for bits in widths:
             folder = root / f"exported-{layout}-{bits}"
-            bound = FLOAT32 if layout == "compressed-tensors" else HALF
+            bound = HALF  # scales of 16 bits: they multiply in that
             yield f"exported to {layout} {bits} bits", partial(exported, folder, base, layout, bits), bound
 
 
@@ -232,6 +254,13 @@ def in_llama_cpp(folder: Path, checkpoint: Path) -> None:
     export(checkpoint, folder, "gguf", "")
     here = load_quantized(checkpoint, "float32", "cpu")
     there = llama_cpp.Llama(str(folder / "model.gguf"), n_ctx=1024, logits_all=True, verbose=False, n_threads=1)
+    tokens = here.tokenizer((Path(__file__).parents[1] / "LICENSE").read_text())["input_ids"][:512]
+    with torch.inference_mode():
+        ours = here.model(input_ids=torch.tensor([tokens])).logits[0]
+    there.eval(tokens)
+    theirs, target = torch.tensor(there.scores[: len(tokens)]), torch.tensor(tokens[1:])
+    scores = [torch.nn.functional.cross_entropy(logits[:-1], target) for logits in (ours, theirs)]
+    print("perplexity {:.3f} here, {:.3f} in llama.cpp".format(*map(math.exp, scores)), flush=True)
     same = 0
     for question in QUESTIONS:
         chat = [{"role": "user", "content": question}]
@@ -239,38 +268,34 @@ def in_llama_cpp(folder: Path, checkpoint: Path) -> None:
         tokens = here.tokenizer(text, add_special_tokens=False)["input_ids"]
         if there.tokenize(text.encode(), add_bos=False, special=True) != tokens:
             print(f"  {question}: llama.cpp makes other tokens of it")
-        ours, theirs = _answer_here(here, tokens), _answer_there(there, tokens)
+        ours, theirs = _answer_here(here, tokens), _answer_there(there, tokens, here)
         same += ours == theirs
         if ours != theirs:
             print(f"  {question}: {here.tokenizer.decode(ours)!r} here, {here.tokenizer.decode(theirs)!r} there")
-    tokens = here.tokenizer((Path(__file__).parents[1] / "LICENSE").read_text())["input_ids"][:512]
-    with torch.inference_mode():
-        ours = here.model(input_ids=torch.tensor([tokens])).logits[0]
-    there.reset()
-    there.eval(tokens)
-    theirs, target = torch.tensor(there.scores[: len(tokens)]), torch.tensor(tokens[1:])
-    scores = [torch.nn.functional.cross_entropy(logits[:-1], target) for logits in (ours, theirs)]
-    perplexities = "{:.3f} here, {:.3f} there".format(*map(math.exp, scores))
-    print(f"llama.cpp: {same} of {len(QUESTIONS)} answers are the same, perplexity {perplexities}")
+    print(f"{same} of {len(QUESTIONS)} answers are the same")
 
 
 @torch.inference_mode()
 def _answer_here(loaded: Loaded, prompt: list[int]) -> list[int]:
     tokens, read = [], loaded.model(input_ids=torch.tensor([prompt]), use_cache=True)
-    while len(tokens) < ANSWER_TOKENS:
+    while not _ends(tokens, loaded):
         tokens.append(int(read.logits[0, -1].argmax()))
         read = loaded.model(input_ids=torch.tensor([tokens[-1:]]), past_key_values=read.past_key_values)
     return tokens
 
 
-def _answer_there(llama: Any, prompt: list[int]) -> list[int]:
-    tokens = []
+def _answer_there(llama: Any, prompt: list[int], loaded: Loaded) -> list[int]:
+    tokens: list[int] = []
     llama.reset()
     llama.eval(prompt)
-    while len(tokens) < ANSWER_TOKENS:
+    while not _ends(tokens, loaded):
         tokens.append(int(llama.scores[llama.n_tokens - 1].argmax()))
         llama.eval(tokens[-1:])
     return tokens
+
+
+def _ends(tokens: list[int], loaded: Loaded) -> bool:
+    return len(tokens) == ANSWER_TOKENS or tokens[-1:] == [loaded.tokenizer.eos_token_id]
 
 
 def main() -> None:

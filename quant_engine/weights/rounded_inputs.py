@@ -2,7 +2,7 @@
 
     int8        x_hat = s * clip(round(x / s), -128, 127)         s = max |x_t| / 127.5
     float8      x_hat = s * e4m3(clip(x / s, -448, 448))          s = max |x_t| / 448
-    llm_int8    x_hat = s * round(x / s)         s = max |x_t| / 127; what is 6 or larger stays, outside of the maximum
+    llm_int8    x_hat = s * round(float16(x) / s)    s = max |x_t| / 127; what is 6 or larger stays, outside of the max
 
 The scale s is found for each token t as it comes, or is stored, one for all (`static`). The first two are those of
 compressed-tensors, the third is LLM.int8() (Dettmers et al., arXiv 2208.07339), which keeps a whole column for all
@@ -36,9 +36,10 @@ def round_float8(x: torch.Tensor, scale: torch.Tensor | None) -> torch.Tensor:
 
 
 def round_llm_int8(x: torch.Tensor, scale: torch.Tensor | None) -> torch.Tensor:
-    outliers = x.abs() >= OUTLIER
-    scale = _largest(x.masked_fill(outliers, 0)) / 127
-    return torch.where(outliers, x, (x / scale).round_().mul_(scale))
+    half = x.half().float()  # what bitsandbytes rounds
+    outliers = half.abs() >= OUTLIER
+    largest = _largest(half.masked_fill(outliers, 0))
+    return torch.where(outliers, x, (half * (127 / largest)).round_().mul_(largest / 127))
 
 
 def _largest(x: torch.Tensor) -> torch.Tensor:
