@@ -106,6 +106,3 @@ def _write(draw: ImageDraw.ImageDraw, x: int, y: int, lines: Sequence[str], font
         draw.text((x, y), line, font=font, fill=ink)
         y += _LINE
     return y
-
-
-FORMATS = {"md": as_markdown, "csv": as_csv}

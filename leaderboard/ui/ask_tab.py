@@ -15,7 +15,7 @@ from leaderboard import pictures, requests
 from leaderboard.conversation import Conversation, Example, read_examples
 from leaderboard.lab import Lab
 from leaderboard.ui.answer_pane import Side, first_sides, pane
-from leaderboard.ui.ask_columns import Columns
+from leaderboard.ui.ask_columns import FIRST_SETTINGS, Columns, read_settings
 from leaderboard.ui.notice import model_note, notice
 from leaderboard.ui.pressed import pressed
 from leaderboard.ui.questions import Questions
@@ -52,7 +52,7 @@ _ESCAPE_JS = """
 document.addEventListener('keydown', (event) => {
   const choosing = event.target.closest?.('[aria-expanded="true"]');
   if (event.key !== 'Escape' || choosing) return;
-  for (const stop of document.querySelectorAll('#stop, #stop-sweep')) stop.click();
+  for (const stop of document.querySelectorAll('#stop, #stop-sweep')) if (stop.checkVisibility()) stop.click();
 });
 """
 
@@ -263,8 +263,9 @@ class QuestionPart:
 
     def fill(self, asked: Asked) -> list[Any]:
         """Updates of `outputs` that set question and columns to a link."""
-        columns = self.columns.fill(asked)
-        return [asked.question, *columns, gr.skip(), model_note(asked.model or self.columns.model.value)]
+        columns, model = self.columns.fill(asked), asked.model or self.columns.model.value
+        room = len(read_settings(asked.settings)) < len(FIRST_SETTINGS)
+        return [asked.question, *columns, gr.update(interactive=room), model_note(model)]
 
     def _prepare(self, _: Answered | None, *form: Any) -> tuple:
         return self._prepare_follow_up(None, *form)

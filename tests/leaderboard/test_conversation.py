@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 
 from leaderboard.conversation import Conversation, read_examples
+from leaderboard.ui.answer_pane import first_sides, pane
+from leaderboard.ui.ask_columns import read_settings
 from quant_engine.answers.messages import AskRequest
 from quant_engine.spec import QuantSetting, UserError
 
@@ -38,3 +40,17 @@ def test_a_list_of_examples_that_cannot_be_read_is_no_list(tmp_path, caplog):
     assert read_examples(tmp_path / "examples.json") == []
     assert "examples.json can't be read" in caplog.text
     assert len(read_examples()) == 6
+
+
+def test_the_settings_of_a_link_are_those_that_can_be_understood_and_find_a_column():
+    codes = "gptq-3-g64,fp16,nonsense,rtn-9,quip-4-g64,,rtn-4,awq-2-g32,rtn-3"
+    assert [setting.code for setting in read_settings(codes)] == ["gptq-3-g64", "rtn-4", "awq-2-g32"]
+    assert read_settings("") == []
+
+
+def test_a_pane_shows_the_conversation_before_its_answer():
+    earlier = Conversation(request(), ("<A>", "B")).turns
+    first, second = first_sides(request(question="Where?", earlier=earlier))
+    assert 'class="asked">What?</p><p class="before">&lt;A&gt;</p><p class="asked">Where?</p>' in pane(first)
+    assert 'class="before">B</p>' in pane(second)
+    assert "What?" not in pane(first_sides(request())[0])
