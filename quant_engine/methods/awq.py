@@ -46,6 +46,8 @@ SHRINKS = tuple(1 - step / 20 for step in range(10))
 CLIP_TOKENS = 512
 SMALLEST_POWER = 1e-4
 """a^r is at least this before scales are normalised."""
+TOKENS_AT_ONCE = 512
+"""Tokens whose losses are added up together."""
 NOT_CLIPPED = ("self_attn.q_proj", "self_attn.k_proj")
 
 SEARCHES = (
@@ -56,6 +58,8 @@ SEARCHES = (
 )
 """What gets 1/s, the linears that share the input and get s, and the module whose output is compared. Scaling rows of
 up_proj is exact because the MLP multiplies it in: down(silu(gate(x)) * up(x))."""
+LAST_LINEARS = {"self_attn": "self_attn.o_proj", "mlp": "mlp.down_proj"}
+"""The linear whose output is the module's."""
 
 
 class AwqOptions(Options):
@@ -89,8 +93,9 @@ def search(
 ) -> tuple[float, torch.Tensor, list[float]]:
     """The best scales for linears that share an input. The block is left as it was.
 
-    The loss is summed over parts of the inputs, and no part is negative: a ratio whose sum so far is above another's
-    whole loss is out. So the ratio with the least sum goes on, a part at a time, until that sum is whole.
+    The loss is summed over parts of the inputs, those with the largest loss at ratio 0 first, and no part is negative:
+    a ratio whose sum so far is above another's whole loss is out. So all ratios begin, and those with the least sums
+    are summed to their end first.
 
     Args:
         block: the dense block with its inputs.
@@ -103,22 +108,27 @@ def search(
         for the best and for 0, else as far as it was summed.
     """
     linears = [block.module.get_submodule(name) for name in names]
-    find = _linear_losses if names == (compared,) else _module_losses
-    parts, magnitude = find(block, names[0], compared, linears)
-    sums, done = [0.0] * len(RATIOS), [0] * len(RATIOS)
+    magnitude, loss = (_linear_loss if names == (compared,) else _module_loss)(block, names[0], compared, linears)
 
-    def go_on(index: int) -> None:
+    def weights(index: int) -> list[torch.Tensor]:
         scales = scales_of(magnitude, RATIOS[index])
-        sums[index] += parts[done[index]](
-            [rounded(linear.weight.float() * scales, bits, group).div_(scales) for linear in linears]
-        )
-        done[index] += 1
-        block.check_stop()
+        return [rounded(linear.weight.float() * scales, bits, group).div_(scales) for linear in linears]
 
-    for _ in parts:
-        go_on(0)
-    while done[best := sums.index(min(sums))] < len(parts):
-        go_on(best)
+    whole = loss.order(weights(0))
+    sums = [sum(whole)] + [0.0] * (len(RATIOS) - 1)
+    for index in range(1, len(RATIOS)):
+        sums[index] = loss.of_part(weights(index), 0)
+        block.check_stop()
+    least = sums[0]
+    for index in sorted(range(1, len(RATIOS)), key=sums.__getitem__):
+        rounded_weights = weights(index) if len(whole) > 1 and sums[index] <= least else []
+        for part in range(1, len(whole)):
+            if sums[index] > least:
+                break
+            sums[index] += loss.of_part(rounded_weights, part)
+            block.check_stop()
+        least = min(least, sums[index])
+    best = sums.index(min(sums))
     return RATIOS[best], scales_of(magnitude, RATIOS[best]), sums
 
 
@@ -132,51 +142,87 @@ def scales_of(magnitude: torch.Tensor, ratio: float) -> torch.Tensor:
     return power / (power.max() * power.min()).sqrt()
 
 
-Losses = list[Callable[[list["torch.Tensor"]], float]]
-"""Functions of the linears' weights: their sum is the mean squared error of an output."""
+class LinearLoss:
+    """The mean squared error of one linear's output, in a single part: tr((W - W') G (W - W')^T) / rows, with G the
+    mean of x x^T, is the mean of ((W - W') x)^2."""
+
+    def __init__(self, weight: torch.Tensor, moments: torch.Tensor) -> None:
+        self._weight, self._moments = weight, moments
+
+    def order(self, weights: list[torch.Tensor]) -> list[float]:
+        return [self.of_part(weights, 0)]
+
+    def of_part(self, weights: list[torch.Tensor], part: int) -> float:
+        change = self._weight - weights[0]
+        return ((change @ self._moments) * change).sum().item() / len(change)
 
 
-def _module_losses(
+class ModuleLoss:
+    """The mean squared error of a module's output `expected` [items, …] for inputs `x` [items, …], by parts of items:
+    whole windows for the attention, else tokens."""
+
+    def __init__(
+        self,
+        output: Callable[[list[torch.Tensor], torch.Tensor], torch.Tensor],
+        x: torch.Tensor,
+        expected: torch.Tensor,
+    ) -> None:
+        self._output, self._x, self._expected = output, x, expected
+        self._step = max(1, TOKENS_AT_ONCE // x[0, ..., 0].numel())
+
+    def order(self, weights: list[torch.Tensor]) -> list[float]:
+        """The losses of the parts, after items were put in the order of their losses, the largest first."""
+        losses = torch.cat([self._losses(weights, part) for part in range(-(-len(self._x) // self._step))])
+        order = losses.argsort(descending=True)
+        self._x = self._x[order]
+        self._expected = self._expected[order]
+        return [part.sum().item() for part in losses[order].split(self._step)]
+
+    def of_part(self, weights: list[torch.Tensor], part: int) -> float:
+        return self._losses(weights, part).sum().item()
+
+    def _losses(self, weights: list[torch.Tensor], part: int) -> torch.Tensor:
+        """Of each item of a part: its share of the mean."""
+        items = slice(part * self._step, (part + 1) * self._step)
+        change = self._output(weights, self._x[items]).sub_(self._expected[items])
+        return change.square_().flatten(1).sum(1) / self._expected.numel()
+
+
+def _module_loss(
     block: CalibratedBlock, first: str, compared: str, linears: list[nn.Module]
-) -> tuple[Losses, torch.Tensor]:
-    """The losses of a whole module's output on parts of the inputs, and the mean |x_j| of its input."""
-    module = block.module.get_submodule(compared)
+) -> tuple[torch.Tensor, ModuleLoss]:
+    """The mean |x_j| of a module's input, and the loss of its output."""
+    module, last = block.module.get_submodule(compared), LAST_LINEARS[compared]
+    make_output = block.module.get_submodule(last).forward  # calls no hook
     kwargs = block.kwargs if compared == "self_attn" else {}
-    inputs: list[torch.Tensor] = []
-    block.watch([first], lambda name, x: inputs.append(x.clone()))
+    x, expected = torch.empty_like(block.hidden), torch.empty_like(block.hidden, dtype=torch.float32)
+    windows = len(block.chunks()[0])
+    unseen = {first: iter(x.split(windows)), last: iter(expected.split(windows))}
+    block.watch(
+        [first, last], lambda name, seen: next(unseen[name]).copy_(seen if name == first else make_output(seen))
+    )
+    magnitude = sum(part.float().abs().flatten(0, -2).sum(0) for part in x.split(windows)) / x[..., 0].numel()
+    if not kwargs:  # tokens have no say in each other's outputs
+        x, expected = x.flatten(0, -2), expected.flatten(0, -2)
     originals = [linear.weight for linear in linears]
-    width = inputs[0].shape[-1]
-    tokens = sum(x.numel() // width for x in inputs)
 
-    def output(x: torch.Tensor) -> torch.Tensor:
-        out = module(x, **kwargs)
+    def output(weights: list[torch.Tensor], some: torch.Tensor) -> torch.Tensor:
+        try:
+            for linear, weight in zip(linears, weights, strict=True):
+                linear.weight = torch.nn.Parameter(weight.to(linear.weight.dtype), requires_grad=False)
+            out = module(some, **kwargs)
+        finally:
+            for linear, original in zip(linears, originals, strict=True):
+                linear.weight = original
         return (out[0] if isinstance(out, tuple) else out).float()
 
-    def loss_on(x: torch.Tensor) -> Callable[[list[torch.Tensor]], float]:
-        expected = output(x)
-
-        def loss(weights: list[torch.Tensor]) -> float:
-            try:
-                for linear, weight in zip(linears, weights, strict=True):
-                    linear.weight = torch.nn.Parameter(weight.to(linear.weight.dtype), requires_grad=False)
-                return output(x).sub_(expected).square_().sum().item() / (tokens * expected.shape[-1])
-            finally:
-                for linear, original in zip(linears, originals, strict=True):
-                    linear.weight = original
-
-        return loss
-
-    magnitude = sum(x.float().abs().reshape(-1, width).sum(0) for x in inputs) / tokens
-    return [loss_on(x) for x in inputs], magnitude
+    return magnitude, ModuleLoss(output, x, expected)
 
 
-def _linear_losses(
+def _linear_loss(
     block: CalibratedBlock, first: str, compared: str, linears: list[nn.Module]
-) -> tuple[Losses, torch.Tensor]:
-    """The loss of one linear's output, and the mean |x_j| of its input.
-
-    The mean of ((W - W') x)^2 is tr((W - W') G (W - W')^T) / rows, with G the mean of x x^T.
-    """
+) -> tuple[torch.Tensor, LinearLoss]:
+    """The mean |x_j| of a linear's input, and the loss of its output."""
     weight = linears[0].weight.float()
     moments = torch.zeros((weight.shape[1],) * 2, device=weight.device)
     magnitude = torch.zeros(weight.shape[1], device=weight.device)
@@ -188,12 +234,7 @@ def _linear_losses(
         magnitude.add_(x.abs().sum(0) / tokens)
 
     block.watch([first], see)
-
-    def loss(weights: list[torch.Tensor]) -> float:
-        change = weight - weights[0]
-        return ((change @ moments) * change).sum().item() / len(change)
-
-    return [loss], magnitude
+    return magnitude, LinearLoss(weight, moments)
 
 
 def fold(producer: nn.Module, linears: list[nn.Module], scales: torch.Tensor) -> None:

@@ -235,7 +235,7 @@ def test_a_search_in_parts_leaves_out_what_cannot_win_and_finds_the_same(monkeyp
     block = calibrated_block(outlier=3)
     names, compared = ("mlp.gate_proj", "mlp.up_proj"), "mlp"
     ratio, scales, losses = search(block, names, compared, 3, 8)
-    monkeypatch.setattr("quant_engine.methods.block.TOKENS_AT_ONCE", 1)  # a window at a time
+    monkeypatch.setattr("quant_engine.methods.awq.TOKENS_AT_ONCE", 8)
     again, same_scales, lowest = search(block, names, compared, 3, 8)
     assert again == ratio
     assert torch.allclose(same_scales, scales, rtol=1e-4)
