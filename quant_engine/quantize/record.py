@@ -59,7 +59,7 @@ def histogram(weight: torch.Tensor, reach: float) -> list[int]:
     counts = torch.zeros(HISTOGRAM_PARTS, dtype=torch.int64, device=weight.device)
     end = torch.tensor(reach, dtype=torch.float32).item()
     for some in weight.flatten().split(AT_ONCE):
-        # The number of the part, in the order of torch.histc's own operations, which takes four times as long.
+        # The number of the part, in the order of torch.histc's own operations, which takes four times the work.
         numbers = some.float().clamp(-end, end).add_(end).mul_(HISTOGRAM_PARTS).div_(2 * end)
         numbers.clamp_(max=HISTOGRAM_PARTS - 1).nan_to_num_(nan=HISTOGRAM_PARTS)  # what is no number is not counted
         counts += torch.bincount(numbers.to(torch.uint8), minlength=HISTOGRAM_PARTS + 1)[:-1]
