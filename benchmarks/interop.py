@@ -38,6 +38,7 @@ from quant_engine.checkpoints.folder import load_quantized  # noqa: E402
 from quant_engine.formats import published  # noqa: E402
 from quant_engine.formats.export import export  # noqa: E402
 from quant_engine.formats.load import load_published  # noqa: E402
+from quant_engine.models.architecture import LINEARS  # noqa: E402
 from quant_engine.models.catalog import model_card  # noqa: E402
 from quant_engine.models.load import Loaded  # noqa: E402
 from quant_engine.progress import Hooks  # noqa: E402
@@ -179,13 +180,30 @@ def compressed_cases(root: Path, base: Path) -> Iterator[Case]:
 def by_gptqmodel(folder: Path, base: Path, **settings: object) -> float:
     from gptqmodel import BACKEND, GPTQModel, QuantizeConfig
 
-    model = GPTQModel.load(str(base), QuantizeConfig(device="cpu", **settings))
-    random = torch.Generator().manual_seed(0)
-    texts = torch.randint(4, 250, (16, 128), generator=random)
-    model.quantize([{"input_ids": text.tolist(), "attention_mask": [1] * len(text)} for text in texts], batch_size=1)
+    # Its AWQ refuses float32, and has to be told that there is no CUDA.
+    awq = settings.get("method") == "awq"
+    dtype, backend = (torch.bfloat16, BACKEND.AWQ_TORCH) if awq else (torch.float32, BACKEND.AUTO)
+    model = GPTQModel.load(str(base), QuantizeConfig(**settings), device="cpu", dtype=dtype)
+    rows = torch.randint(4, 250, (16, 1, 128), generator=torch.Generator().manual_seed(0))
+    model.quantize([{"input_ids": row, "attention_mask": torch.ones_like(row)} for row in rows], backend=backend)
     model.save(str(folder))
-    theirs = GPTQModel.load(str(folder), device="cpu", backend=BACKEND.TORCH)
-    return apart(read_here(folder, base), logits_of(theirs.model))
+    return apart(read_here(folder, base), logits_of(dequantized(folder, base)))
+
+
+@torch.inference_mode()
+def dequantized(folder: Path, base: Path) -> torch.nn.Module:
+    """The dense model, in float32, with the weights that GPTQModel's layers have in float16: they take no float32."""
+    from gptqmodel import GPTQModel
+
+    read = GPTQModel.load(str(folder), device="cpu", backend="torch", dtype=torch.float16).model
+    dense = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    for block, source in zip(dense.model.layers, read.model.layers, strict=True):
+        for name in LINEARS:
+            packed = source.get_submodule(name)
+            block.get_submodule(name).weight.copy_(packed(torch.eye(packed.in_features, dtype=torch.float16)).T)
+        for norm in ("input_layernorm", "post_attention_layernorm"):  # AWQ folds scales into them
+            block.get_submodule(norm).weight.copy_(source.get_submodule(norm).weight)
+    return dense
 
 
 def gptqmodel_cases(root: Path, base: Path) -> Iterator[Case]:
@@ -213,10 +231,7 @@ def exported(folder: Path, base: Path, layout: str, bits: int, **options: object
     ours = logits_of(load_quantized(checkpoint, "float32", "cpu").model)
     if layout == "compressed-tensors":
         return apart(ours, logits_of(unpacked(folder, base)))
-    from gptqmodel import BACKEND, GPTQModel
-
-    backend = BACKEND.TORCH_AWQ if layout == "awq" else BACKEND.TORCH
-    return apart(ours, logits_of(GPTQModel.load(str(folder), device="cpu", backend=backend).model))
+    return apart(ours, logits_of(dequantized(folder, base)))
 
 
 def unpacked(folder: Path, base: Path) -> torch.nn.Module:
