@@ -5,9 +5,9 @@ they read, with the same logits.
 
 Runs under the environment that `make peers` makes, which has GPTQModel, compressed-tensors, bitsandbytes and llama.cpp.
 A small random Llama is quantized by each of them in every width and layout that is read, and each of our exports is
-loaded by them; a line for each says how far the logits are apart, and the last line whether all are within the bound
-of the type that they are computed in. With --smollm2, a checkpoint that `quantize` made of demo-llm is exported to
-GGUF and asked in llama.cpp as well: ten answers token by token, and a perplexity.
+loaded by them; a line for each says how far the logits (of LLM.int8(): the outputs of each linear) are apart, and the
+last line whether all are within the bound of the type that they are computed in. With --smollm2, a checkpoint that
+`quantize` made of demo-llm is exported to GGUF and measured and asked in llama.cpp as well.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ from quant_engine.checkpoints.folder import load_quantized  # noqa: E402
 from quant_engine.formats import published  # noqa: E402
 from quant_engine.formats.export import export  # noqa: E402
 from quant_engine.formats.load import load_published  # noqa: E402
+from quant_engine.models.architecture import LINEARS  # noqa: E402
 from quant_engine.models.catalog import model_card  # noqa: E402
 from quant_engine.models.load import Loaded  # noqa: E402
 from quant_engine.progress import Hooks  # noqa: E402
@@ -91,19 +92,24 @@ def through_transformers(folder: Path, base: Path, quantization: object) -> floa
     )
     model.save_pretrained(folder)
     transformers.AutoTokenizer.from_pretrained(base).save_pretrained(folder)
-    # LLM.int8() lets all tokens that it reads at once have the outliers of each: it reads them alone here.
-    theirs = token_by_token(model) if quantization.load_in_8bit else logits_of(model)
-    return apart(read_here(folder, base), theirs)
+    if quantization.load_in_8bit:
+        return layers_apart(folder, base, model)
+    return apart(read_here(folder, base), logits_of(model))
 
 
 @torch.inference_mode()
-def token_by_token(model: torch.nn.Module) -> torch.Tensor:
-    logits, cache = [], None
-    for token in IDS[0]:
-        read = model(input_ids=token.view(1, 1), past_key_values=cache, use_cache=True)
-        cache = read.past_key_values
-        logits.append(read.logits.float())
-    return torch.cat(logits, 1)
+def layers_apart(folder: Path, base: Path, model: torch.nn.Module) -> float:
+    """How far the linears' own outputs are apart for the same token. Behind several linears with rounded inputs
+    logits tell little: an input between two numbers goes to the other one for a difference of 1e-5."""
+    found = published.find(PublishedCheckpoint(location=str(folder)))
+    ours = load_published(found, model_card(str(base)), "float32", "cpu").model
+    off = []
+    for block, theirs in zip(ours.model.layers, model.model.layers, strict=True):
+        for name in LINEARS:
+            linear = block.get_submodule(name)
+            x = 3 * torch.randn(1, linear.in_features, generator=torch.Generator().manual_seed(0))
+            off.append(apart(linear(x), theirs.get_submodule(name)(x.clone())))
+    return max(off)
 
 
 def bitsandbytes_cases(root: Path, base: Path) -> Iterator[Case]:
@@ -118,7 +124,7 @@ def bitsandbytes_cases(root: Path, base: Path) -> Iterator[Case]:
             name = f"bitsandbytes {kind}{' doubly quantized' if double else ''}"
             yield name, partial(through_transformers, root / name.replace(" ", "-"), base, config), FLOAT32
     config = transformers.BitsAndBytesConfig(load_in_8bit=True)
-    yield "bitsandbytes int8", partial(through_transformers, root / "bnb-int8", base, config), HALF
+    yield "bitsandbytes int8", partial(through_transformers, root / "bnb-int8", base, config), FLOAT32
 
 
 def compressed(folder: Path, base: Path, weight_args: dict, input_args: dict | None) -> float:
@@ -179,13 +185,30 @@ def compressed_cases(root: Path, base: Path) -> Iterator[Case]:
 def by_gptqmodel(folder: Path, base: Path, **settings: object) -> float:
     from gptqmodel import BACKEND, GPTQModel, QuantizeConfig
 
-    model = GPTQModel.load(str(base), QuantizeConfig(device="cpu", **settings))
-    random = torch.Generator().manual_seed(0)
-    texts = torch.randint(4, 250, (16, 128), generator=random)
-    model.quantize([{"input_ids": text.tolist(), "attention_mask": [1] * len(text)} for text in texts], batch_size=1)
+    # Its AWQ refuses float32, and has to be told that there is no CUDA.
+    awq = settings.get("method") == "awq"
+    dtype, backend = (torch.bfloat16, BACKEND.AWQ_TORCH) if awq else (torch.float32, BACKEND.AUTO)
+    model = GPTQModel.load(str(base), QuantizeConfig(**settings), device="cpu", dtype=dtype)
+    rows = torch.randint(4, 250, (16, 1, 128), generator=torch.Generator().manual_seed(0))
+    model.quantize([{"input_ids": row, "attention_mask": torch.ones_like(row)} for row in rows], backend=backend)
     model.save(str(folder))
-    theirs = GPTQModel.load(str(folder), device="cpu", backend=BACKEND.TORCH)
-    return apart(read_here(folder, base), logits_of(theirs.model))
+    return apart(read_here(folder, base), logits_of(dequantized(folder, base)))
+
+
+@torch.inference_mode()
+def dequantized(folder: Path, base: Path) -> torch.nn.Module:
+    """The dense model, in float32, with the weights that GPTQModel's layers have in float16: they take no float32."""
+    from gptqmodel import GPTQModel
+
+    read = GPTQModel.load(str(folder), device="cpu", backend="torch", dtype=torch.float16).model
+    dense = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    for block, source in zip(dense.model.layers, read.model.layers, strict=True):
+        for name in LINEARS:
+            packed = source.get_submodule(name)
+            block.get_submodule(name).weight.copy_(packed(torch.eye(packed.in_features, dtype=torch.float16)).T)
+        for norm in ("input_layernorm", "post_attention_layernorm"):  # AWQ folds scales into them
+            block.get_submodule(norm).weight.copy_(source.get_submodule(norm).weight)
+    return dense
 
 
 def gptqmodel_cases(root: Path, base: Path) -> Iterator[Case]:
@@ -213,10 +236,7 @@ def exported(folder: Path, base: Path, layout: str, bits: int, **options: object
     ours = logits_of(load_quantized(checkpoint, "float32", "cpu").model)
     if layout == "compressed-tensors":
         return apart(ours, logits_of(unpacked(folder, base)))
-    from gptqmodel import BACKEND, GPTQModel
-
-    backend = BACKEND.TORCH_AWQ if layout == "awq" else BACKEND.TORCH
-    return apart(ours, logits_of(GPTQModel.load(str(folder), device="cpu", backend=backend).model))
+    return apart(ours, logits_of(dequantized(folder, base)))
 
 
 def unpacked(folder: Path, base: Path) -> torch.nn.Module:
