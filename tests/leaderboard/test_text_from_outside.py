@@ -230,7 +230,7 @@ def test_any_calibration_is_taken_or_refused(source, samples, length):
 @many(150)
 @given(model=ANYTHING | st.just("demo"), text=ANYTHING, most_tokens=ANYTHING)
 def test_any_question_is_taken_or_refused(model, text, most_tokens):
-    check_model(requests.question, model, "/tmp/a.png", text, RTN, most_tokens)
+    check_model(requests.question, model, "/tmp/a.png", text, [RTN], most_tokens)
 
 
 @pytest.fixture(scope="module")
