@@ -329,14 +329,14 @@ class QuestionPart:
 
     def _steps(self, asking: Asking, sides: list[Side]) -> Iterator[int]:
         """Answers, then what each side finds of FP16's. Changes `sides`, and gives the number of each that changed."""
-        for event in self._events(asking.request):
+        for event in self.questions.events(asking.request):
             sides[event.side] = sides[event.side].after(event)
             yield event.side
         along = along_fp16(asking.request, [side.tokens for side in sides])
         if along is None:
             return
         request, numbers = along
-        for event in self._events(request):
+        for event in self.questions.events(request):
             number = numbers[event.side]
             sides[number] = sides[number].after_reading(event, sides[0].text)
             yield number
@@ -344,7 +344,7 @@ class QuestionPart:
     def _onward_steps(self, asking: Asking, sides: list[Side]) -> Iterator[int]:
         """The answer of one side from its fork on."""
         number = asking.onward
-        for event in self._events(asking.request):
+        for event in self.questions.events(asking.request):
             sides[number] = replace(sides[number], onward=sides[number].onward.after(event))
             yield number
 

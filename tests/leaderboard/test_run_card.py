@@ -123,7 +123,7 @@ def test_a_side_grows_with_its_events_and_keeps_its_text_when_stopped():
     side = side.after(event("token", text="A <red> circle", stats=AnswerStats(**STATS)))
     html = pane(side)
     assert "A &lt;red&gt; circle" in html
-    for shown in ("0.42 s", "12.3", "95 MB", "4.31 bits stored per quantized weight, computed in float32"):
+    for shown in ("0.42 s", "12.3", "95 MB", "<dd>4.31</dd>", "computed in float32"):
         assert shown in html
     stopped = pane(side.after(event("error", message="Stopped.")))
     assert "A &lt;red&gt; circle" in stopped
