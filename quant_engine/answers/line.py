@@ -19,7 +19,6 @@ from typing import BinaryIO
 import torch
 from pydantic import ValidationError
 
-from quant_engine.answers.compiling import Compiling
 from quant_engine.answers.loading import Loading
 from quant_engine.answers.messages import AnswerEvent, ToWorker
 from quant_engine.answers.model_cache import ModelCache, ModelKey
@@ -49,7 +48,6 @@ class RequestLine:
         has_room: says whether there is memory to load a model before anybody asks it.
         output: takes the events.
         command: starts a process that quantizes.
-        compiling: makes the kernels' machine code, where that is not there.
     """
 
     def __init__(
@@ -59,10 +57,8 @@ class RequestLine:
         has_room: Callable[[str], bool],
         output: BinaryIO,
         command: tuple[str, ...],
-        compiling: Compiling | None = None,
     ) -> None:
         self._models, self._resolve, self._has_room, self._output = models, resolve, has_room, output
-        self._compiling = compiling
         self._pictures = PictureCache()
         self._answers: OrderedDict[tuple[Hashable, ...], Step] = OrderedDict()  # the last steps of whole answers
         self._quantizing = Quantizing(self._on_progress, self._on_quantized, command)
@@ -101,8 +97,6 @@ class RequestLine:
                 self._changed.wait_for(self._has_work)
                 new = next((question for question in self._questions if not question.prepared), None)
             self._share_cores()
-            if self._compiling:
-                self._compiling.take_up()
             if new:
                 with self._working_on([new]):
                     self._prepare(new)

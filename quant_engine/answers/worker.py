@@ -15,7 +15,6 @@ import psutil
 import torch
 
 from quant_engine.answers import quantizing
-from quant_engine.answers.compiling import Compiling
 from quant_engine.answers.line import RequestLine
 from quant_engine.answers.model_cache import ModelCache, OnProgress
 from quant_engine.checkpoints.folder import Checkpoint
@@ -45,8 +44,7 @@ def main() -> None:
     output = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     models = ModelCache(load_weights, memory_budget())
-    compiling = Compiling() if default_device() == "cpu" else None
-    line = RequestLine(models, resolve, has_room, output, quantizing.COMMAND, compiling)
+    line = RequestLine(models, resolve, has_room, output, quantizing.COMMAND)
     threading.Thread(target=_listen, args=(line,), name="listener", daemon=True).start()
     line.serve()
 

@@ -26,7 +26,7 @@ TILE_WEIGHTS = 2**20
 """Weights that are dense at once: 4 MiB in float32."""
 MANY_ROWS = 17
 """So many activation rows are more than any kernel takes at once."""
-_CPU_KERNELS = {
+CPU_KERNELS = {
     "grouped_int": cpu,
     "int_activations": cpu,
     "rotated_int": cpu,
@@ -41,15 +41,7 @@ _CPU_KERNELS = {
     "fp4_codebook": cpu,
     "gguf_blocks": cpu,
 }
-CPU_KERNELS = dict(_CPU_KERNELS)
 """By storage form, the module with its functions `fits`, `prepare`, `multiply` and `dequantize_rows` for the CPU."""
-
-
-def use_cpu_kernels(use: bool) -> None:
-    """Leaves products on the CPU to torch alone, in tiles, or to the kernels again. Once a kernel has read a weight it
-    is laid for them, and they can't be left any more."""
-    CPU_KERNELS.clear()
-    CPU_KERNELS.update(_CPU_KERNELS if use else {})
 
 
 def matmul(x: torch.Tensor, weight: StoredWeight) -> torch.Tensor:
@@ -99,7 +91,7 @@ def _by_integers(codes: torch.Tensor, weight: IntActivations) -> torch.Tensor:
     narrow = codes.to(torch.int8)
     step = max(1, TILE_WEIGHTS // weight.in_features)
     step = max(8, step - step % 8)
-    by_kernel = on_cpu and weight.form in CPU_KERNELS and cpu.fits(weight)
+    by_kernel = on_cpu and cpu.fits(weight)
     parts = []
     for start in range(0, weight.out_features, step):
         end = min(start + step, weight.out_features)
@@ -174,7 +166,5 @@ def warm_up(weights: Iterable[StoredWeight], dtype: torch.dtype) -> None:
             if kernel and weight.device.type == "cpu" and kernel.fits(part):
                 kernel.prepare(part)
     for weight in kinds.values():
-        if weight.device.type == "cpu" and not CPU_KERNELS:
-            continue  # there is nothing to compile, and another thread may begin to lay what models share
         for rows in (1, MANY_ROWS - 1, MANY_ROWS):
             matmul(torch.zeros((rows, weight.in_features), dtype=dtype, device=weight.device), weight)
