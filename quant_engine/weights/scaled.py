@@ -59,11 +59,8 @@ class ScaledInt(GroupedInt):
 
     def ledger(self) -> Ledger:
         ledger = super().ledger()
-        return Ledger(ledger.weights, ledger.bits | {"scales": 8 * self.scales.element_size() * self._scale_count})
-
-    @property
-    def _scale_count(self) -> int:
-        return self.out_features * self.groups
+        scales = 8 * self.scales.element_size() * self.out_features * self.groups
+        return Ledger(ledger.weights, ledger.bits | {"scales": scales})
 
 
 class Float8(StoredWeight):
