@@ -76,6 +76,8 @@ for folder in map(Path, sys.argv[1:]):
 """
 
 TINY = Calibration(samples=2, length=64)
+PUBLISHED = {"half", "gguf_blocks", "rounded_inputs", "fp4_codebook", "float8", "scaled_int"}
+"""Forms that only others' checkpoints have."""
 FORMS = {
     "codebook": QuantSetting(method="normal_float", w_bits=4),
     "low rank": QuantSetting(
@@ -152,7 +154,7 @@ def test_memory_and_files_of_every_storage_form_agree_with_the_ledger_within_3_p
     """The first block of the demo LLM in each form, as a method makes it; copies of it stand for the others."""
     paths, files, stored = {}, {}, {}
     forms = {"grouped_int", "binary"}  # RTN above, and the 1-bit parts of mixed width
-    forms |= {"half", "gguf_blocks"}  # no method makes these: tests/weights holds their bytes against their ledgers
+    forms |= PUBLISHED  # no method makes these: tests/weights holds their bytes against their ledgers
     for name, setting in FORMS.items():
         spec = WeightSpec(model=str(first_block), setting=setting, calibration=TINY)
         paths[name] = quantize(resolve_weights(spec), "cpu", Hooks())

@@ -91,7 +91,7 @@ def test_debug_before_a_command_or_behind_it_shows_the_traceback_too(lab, failin
 def test_behind_two_dashes_debug_is_a_word_like_others(lab, failing, monkeypatch):
     seen = []
     (found,) = [found for found in app.registered_commands if found.callback.__name__ == "ask"]
-    monkeypatch.setattr(found, "callback", functools.wraps(found.callback)(lambda question, **_: seen.append(question)))
+    monkeypatch.setattr(found, "callback", functools.wraps(found.callback)(lambda words, **_: seen.extend(words)))
     assert CliRunner().invoke(app, ["ask", "--", "--debug"]).exit_code == 0
     assert seen == ["--debug"]
 

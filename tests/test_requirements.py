@@ -8,7 +8,6 @@ from quant_engine import folders
 
 PACKAGES = {"PIL": "pillow", "huggingface_hub": "huggingface-hub", "yaml": "pyyaml"}
 NOT_IMPORTED = {
-    "gguf": "transformers reads GGUF files with it",
     "plotly": "the page serves the script that it carries",
     "protobuf": "transformers reads sentencepiece models with it",
     "sentencepiece": "transformers reads tokenizers without a JSON form with it",

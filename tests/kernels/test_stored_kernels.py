@@ -8,6 +8,7 @@ from weights.test_gguf_blocks import random_blocks
 from quant_engine.formats import FORMATS
 from quant_engine.kernels import cpu, matmul
 from quant_engine.weights.gguf_blocks import KINDS, GgufBlocks
+from quant_engine.weights.rounded_inputs import RoundedInputs
 from quant_engine.weights.scaled import Float8, ScaledInt
 
 
@@ -49,6 +50,7 @@ WEIGHTS = dict(weights())
 def test_the_kernel_dequantizes_bit_for_bit_and_multiplies_as_the_form_does(name):
     weight = WEIGHTS[name]()
     assert cpu.fits(weight)
+    assert weight.ledger().bytes == weight.stored_bytes()
     dense, before = weight.dequantize(), {key: tensor.clone() for key, tensor in weight.state_dict().items()}
     for count in (1, 4, 7, 20):
         x = torch.randn(count, weight.in_features, generator=torch.Generator().manual_seed(count))
@@ -60,3 +62,10 @@ def test_the_kernel_dequantizes_bit_for_bit_and_multiplies_as_the_form_does(name
     after = weight.state_dict()
     assert after.keys() == before.keys()
     assert all(torch.equal(tensor, before[key]) for key, tensor in after.items())
+
+
+@pytest.mark.parametrize("scale", [None, torch.tensor([0.25])])
+def test_rounded_inputs_count_their_base_and_the_scale_that_they_store(scale):
+    base = scaled_int(8, torch.float32, True)
+    weight = RoundedInputs(base, "int8", scale)
+    assert weight.ledger().bytes == weight.stored_bytes() == base.stored_bytes() + (0 if scale is None else 4)
