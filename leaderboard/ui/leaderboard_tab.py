@@ -107,8 +107,8 @@ class LeaderboardTab:
             "row": gr.Textbox("", visible="hidden"),
         }
         # What the table in the browser was drawn from. Answers may arrive in another order than questions were asked:
-        # the timer compares this with the controls and draws again what came out wrong, as it does when there are new
-        # results.
+        # after each drawing this is compared with the controls, and what came out wrong is drawn again. A timer does
+        # the same for new results.
         self.table_signature, self.details_signature = (
             gr.Textbox(text, visible="hidden") for text in (table_view.signature, "")
         )
@@ -130,11 +130,12 @@ class LeaderboardTab:
         signatures = {"table_signature": self.table_signature, "details_signature": self.details_signature}
         outputs = [*self._controls(*FILTERS, "model", "track"), self.problems]
         outputs += [*self.table_outputs, *self.details_outputs]
-        event(self.refresh, None, outputs, inputs_kwargs=signatures | self.controls, **QUICK)
+        # Not preprocessed: an answer that came late leaves choices in which a list's value is not, and this mends them.
+        event(self.refresh, None, outputs, inputs_kwargs=signatures | self.controls, preprocess=False, **QUICK)
 
     def refresh(self, table_signature: str, details_signature: str, **values: Any) -> Updates:
-        """Draws anew what is not as it should be. Choices are left alone: they may be changing meanwhile, and so may
-        the card and the pins."""
+        """Draws anew what is not as it should be. What is chosen, open and pinned is left alone: it may be changing
+        meanwhile."""
         view, state = page_view(values), self.boards.state()
         updates: Updates = {}
         if sign_details(state, view) != details_signature:
@@ -220,7 +221,8 @@ class LeaderboardTab:
         for part in (self.board, self.card, self.pinned):
             part.open(self._open, None, opening, **controls, trigger_mode="multiple", **QUICK)
             part.pin(self._pin, None, pinning, **controls, **QUICK)
-        self.connect_refresh(gr.Timer(3).tick)
+        for event in (gr.Timer(3).tick, self.table_signature.change, self.details_signature.change):
+            self.connect_refresh(event)
         for box, part in ((self.address, "board"), (self.details_address, "details")):
             box.change(None, box, None, js=f"(search) => {{ lowbit.go('{part}', search); }}", **QUICK)
 
