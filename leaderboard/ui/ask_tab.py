@@ -235,9 +235,18 @@ class QuestionPart:
     def connect(self, picture: PicturePart) -> None:
         """Connects the part with itself, and with the picture that is asked about."""
         self._number_of = picture.number
-        form = [self.answered, picture.path, self.question, *self.columns.controls]
+        asked = [self.asking, self.answered]
+        form = [*asked, picture.path, self.question, *self.columns.controls]
         buttons = [self.ask, self.stop, self.follow, self.add]
         outputs = [self.asking, self.problem, self.address, *self.columns.panes, *buttons]
+        panes = [*self.columns.panes, self.answered]
+        answering = {
+            "show_progress": "hidden",
+            "concurrency_limit": ASKING_AT_ONCE,
+            "concurrency_id": "ask",
+            "api_visibility": "private",
+        }
+        standing = [self._stand, [*asked, self.columns.shown], buttons]
         self.columns.connect(self.add)
         self.columns.model.input(model_note, self.columns.model, self.remark, **QUICK)
         quantized = enumerate(self.columns.panes[1:], 1)
@@ -245,19 +254,12 @@ class QuestionPart:
             gr.on([self.ask.click, self.question.submit], self._prepare, form, outputs, **QUICK),
             self.follow.click(self._prepare_follow_up, form, outputs, **QUICK),
             *(
-                answer.fork(partial(self._prepare_onward, column), self.answered, outputs, **QUICK)
+                answer.fork(partial(self._prepare_onward, column), asked, outputs, **QUICK)
                 for column, answer in quantized
             ),
         ):
-            begun.then(
-                self._answer,
-                self.asking,
-                [*self.columns.panes, self.answered],
-                show_progress="hidden",
-                concurrency_limit=ASKING_AT_ONCE,
-                concurrency_id="ask",
-                api_visibility="private",
-            ).then(self._end, [self.answered, self.columns.shown], buttons, **QUICK)
+            answered = begun.then(self._answer, self.asking, panes, **answering).then(*standing, **QUICK)
+            answered.then(self._read_along, asked, panes, **answering).then(*standing, **QUICK)
         self.stop.click(self._halt, self.asking, None, **QUICK)
         self.address.change(None, self.address, None, js="(search) => { lowbit.go('ask', search); }", **QUICK)
 
@@ -267,11 +269,14 @@ class QuestionPart:
         room = len(read_settings(asked.settings)) < len(FIRST_SETTINGS)
         return [asked.question, *columns, gr.update(interactive=room), model_note(model)]
 
-    def _prepare(self, _: Answered | None, *form: Any) -> tuple:
-        return self._prepare_follow_up(None, *form)
+    def _prepare(self, asking: Asking | None, _: Answered | None, *form: Any) -> tuple:
+        return self._prepare_follow_up(asking, None, *form)
 
-    def _prepare_follow_up(self, answered: Answered | None, picture, question, model, length, *columns) -> tuple:
-        """Checks everything first, so that a refusal is a sentence beside the form."""
+    def _prepare_follow_up(
+        self, asking: Asking | None, answered: Answered | None, picture, question, model, length, *columns
+    ) -> tuple:
+        """Checks everything first, so that a refusal is a sentence beside the form. A question that is still open is
+        replaced."""
         before = answered.conversation if answered else None
         try:
             settings, shown = self.columns.read(model, length, *columns)
@@ -287,9 +292,9 @@ class QuestionPart:
             example=self._number_of(request.image),
             tokens=length,
         )
-        return self._begin(Asking(request, shown, first_sides(request)), address(PageView(asked=asked)))
+        return self._begin(asking, Asking(request, shown, first_sides(request)), address(PageView(asked=asked)))
 
-    def _prepare_onward(self, column: int, answered: Answered | None) -> tuple:
+    def _prepare_onward(self, column: int, asking: Asking | None, answered: Answered | None) -> tuple:
         """Has the side of a column go on from where it parts from FP16."""
         number = answered.columns.index(column) if answered and column in answered.columns else 0
         side = answered.sides[number] if answered else None
@@ -299,12 +304,13 @@ class QuestionPart:
         sides = [*answered.sides]
         sides[number] = replace(side, prefix=prefix, onward=Side(side.setting, "status", message="Asking"))
         onward = Asking(answered.onward(number), answered.columns, tuple(sides), number, answered.request)
-        return self._begin(onward, gr.skip())
+        return self._begin(asking, onward, gr.skip())
 
     def _refuse(self, refusal: UserError) -> tuple:
-        return None, notice(str(refusal)), *[gr.skip()] * (len(self.columns.panes) + 5)
+        return gr.skip(), notice(str(refusal)), *[gr.skip()] * (len(self.columns.panes) + 5)
 
-    def _begin(self, asking: Asking, link: Any) -> tuple:
+    def _begin(self, before: Asking | None, asking: Asking, link: Any) -> tuple:
+        self.questions.begin(asking.request, before.request if before else None)
         panes = [gr.skip()] * len(self.columns.panes)
         for column, side in zip(asking.columns, asking.sides, strict=True):
             panes[column] = pane(side)
@@ -313,44 +319,55 @@ class QuestionPart:
 
     def _answer(self, asking: Asking | None) -> Iterator[list[Any]]:
         """The panes that change, anew after each event; at the end all answers."""
-        unchanged = [gr.skip()] * (len(self.columns.panes) + 1)
-        if asking is None:
-            yield unchanged
+        nothing = [gr.skip()] * (len(self.columns.panes) + 1)
+        if asking is None or not self.questions.take(asking.request, "asked", "answering"):
+            yield nothing
             return
-        sides = [*asking.sides]
-        steps = self._steps(asking, sides) if asking.onward is None else self._onward_steps(asking, sides)
-        for number in steps:
-            update = [*unchanged]
-            update[asking.columns[number]] = pane(sides[number])
-            yield update
-        self.questions.end(asking.request)
-        request = asking.request if asking.onward is None else asking.before
-        yield [*unchanged[:-1], Answered(request, asking.columns, tuple(sides))]
-
-    def _steps(self, asking: Asking, sides: list[Side]) -> Iterator[int]:
-        """Answers, then what each side finds of FP16's. Changes `sides`, and gives the number of each that changed."""
+        sides, onward = [*asking.sides], asking.onward
         for event in self.questions.events(asking.request):
-            sides[event.side] = sides[event.side].after(event)
-            yield event.side
-        along = along_fp16(asking.request, [side.tokens for side in sides])
-        if along is None:
+            number = event.side if onward is None else onward
+            side = sides[number]
+            sides[number] = side.after(event) if onward is None else replace(side, onward=side.onward.after(event))
+            yield [*self._pane(asking.columns[number], sides[number]), gr.skip()]
+        replaced = self.questions.is_replaced(asking.request)
+        if onward is None and not replaced:
+            self.questions.take(asking.request, "answering", "answered")
+        else:
+            self.questions.end(asking.request)
+        request = asking.request if onward is None else asking.before
+        yield [*nothing[:-1], gr.skip() if replaced else Answered(request, asking.columns, tuple(sides))]
+
+    def _read_along(self, asking: Asking | None, answered: Answered | None) -> Iterator[list[Any]]:
+        """What each quantized side finds of FP16's answer: its pane anew after each event, at the end all answers."""
+        if asking is None or not self.questions.take(asking.request, "answered", "reading"):
+            yield [gr.skip()] * (len(self.columns.panes) + 1)
             return
-        request, numbers = along
-        for event in self.questions.events(request):
+        sides = [*answered.sides]
+        along = along_fp16(asking.request, [side.tokens for side in sides])
+        request, numbers = along or (None, [])
+        for event in self.questions.events(request) if request else ():
             number = numbers[event.side]
             sides[number] = sides[number].after_reading(event, sides[0].text)
-            yield number
+            yield [*self._pane(asking.columns[number], sides[number]), gr.skip()]
+        replaced = self.questions.is_replaced(asking.request)
+        self.questions.end(asking.request)
+        panes = [gr.skip()] * len(self.columns.panes)
+        yield [*panes, gr.skip() if replaced else Answered(asking.request, asking.columns, tuple(sides))]
 
-    def _onward_steps(self, asking: Asking, sides: list[Side]) -> Iterator[int]:
-        """The answer of one side from its fork on."""
-        number = asking.onward
-        for event in self.questions.events(asking.request):
-            sides[number] = replace(sides[number], onward=sides[number].onward.after(event))
-            yield number
+    def _pane(self, column: int, side: Side) -> list[Any]:
+        """The panes with one of them drawn anew."""
+        return [pane(side) if column == number else gr.skip() for number in range(len(self.columns.panes))]
 
-    def _end(self, answered: Answered | None, shown: tuple[bool, ...]) -> tuple:
-        can_follow = gr.update(interactive=answered is not None)
-        return gr.update(visible=True), gr.update(visible=False), can_follow, gr.update(interactive=not all(shown))
+    def _stand(self, asking: Asking | None, answered: Answered | None, shown: tuple[bool, ...]) -> tuple:
+        """The buttons as the question stands. While its answers are read along, another one may be asked."""
+        stage = self.questions.stage(asking.request) if asking else None
+        answering = stage in ("asked", "answering")
+        return (
+            gr.update(visible=not answering),
+            gr.update(visible=stage is not None),
+            gr.update(interactive=answered is not None and not answering),
+            gr.update(interactive=not answering and not all(shown)),
+        )
 
     def _halt(self, asking: Asking | None) -> None:
         if asking is not None:

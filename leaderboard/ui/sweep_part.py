@@ -64,6 +64,7 @@ class SweepPart:
             request = requests.question(model, picture, question, sides[1:], length)
         except UserError as refusal:
             return None, notice(str(refusal)), gr.skip(), gr.skip(), gr.skip()
+        self.questions.begin(request)
         return request, "", row_html(first_sides(request)), gr.update(visible=False), gr.update(visible=True)
 
     def _answer(self, request: AskRequest | None) -> Iterator[Any]:

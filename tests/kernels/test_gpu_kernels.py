@@ -19,7 +19,7 @@ from quant_engine.weights.grouped import GroupedInt  # noqa: E402
 from quant_engine.weights.int_activations import IntActivations  # noqa: E402
 from quant_engine.weights.rotated import RotatedInt  # noqa: E402
 
-SHAPES = [(40, 384, 64), (37, 200, 64), (9, 100, 20), (6, 72, 72)]
+SHAPES = [(33, 128, 64), (33, 136, 64), (9, 100, 20), (6, 72, 72)]
 """Rows, columns and group: whole tiles, a short last group, groups that are no tiles, one group a row."""
 
 
