@@ -36,10 +36,11 @@ def load(spec, sibling, on_progress):
         Path(detail, f"loading-{time.monotonic()}").touch()
         while not Path(detail, "go").exists():
             time.sleep(0.02)
-    seed = 2 if setting.method == "other" else 1
-    loaded = tiny_chat.llava_next() if what == "pictures" else tiny_chat.llama(seed=seed)
-    if setting.method == "slow":
-        loaded.model.get_output_embeddings().register_forward_pre_hook(lambda *_: time.sleep(0.1))
+    seed = 2 if setting.method == "other" or setting.w_bits == 2 else 1
+    loaded = tiny_chat.llava_next(seed=seed) if what in ("pictures", "demo") else tiny_chat.llama(seed=seed)
+    if setting.method == "slow" or what == "demo":  # whoever looks on sees its tokens come
+        seconds = 0.1 if setting.method == "slow" else 0.02
+        loaded.model.get_output_embeddings().register_forward_pre_hook(lambda *_: time.sleep(seconds))
     return loaded
 
 

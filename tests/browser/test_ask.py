@@ -7,9 +7,25 @@ from pathlib import Path
 import pytest
 from PIL import Image
 from playwright.sync_api import Page, Route, expect
-from serving import tab
+from serving import served, tab, wait_until
 
 pytestmark = pytest.mark.browser
+
+STAND_IN = f"""
+import sys
+from quant_engine.answers.client import AnswerService
+
+command = (sys.executable, {str(Path(__file__).parents[1] / "answers" / "stand_in.py")!r})
+AnswerService.__init__.__defaults__ = (command, *AnswerService.__init__.__defaults__[1:])
+"""
+"""For a page whose answers come from a tiny model, of which 2 bits are another."""
+
+
+@pytest.fixture(scope="module")
+def stand_in(tmp_path_factory):
+    """A page whose answers come from a tiny model."""
+    with served(tmp_path_factory.mktemp("stand-in"), before=STAND_IN) as lab:
+        yield lab
 
 
 @pytest.fixture
@@ -132,13 +148,13 @@ def test_a_link_holds_the_settings_the_question_and_the_example(lab, opened):
     expect(page.get_by_label("Question")).to_have_value("Where?")
     expect(page.locator("#picture figcaption")).to_contain_text("The deadline is")
     expect(page.get_by_label("Most tokens")).to_have_value("32")
-    assert columns(page) == ["GPTQ 3 64", "SmoothQuant 8 8"]
+    wait_until(lambda: columns(page) == ["GPTQ 3 64", "SmoothQuant 8 8"], 20)
     page.locator("#add").click()
     expect(page.locator("#add")).to_be_disabled()
-    assert columns(page) == ["GPTQ 3 64", "SmoothQuant 8 8", "RTN 2 64"]
+    wait_until(lambda: columns(page) == ["GPTQ 3 64", "SmoothQuant 8 8", "RTN 2 64"], 20)
     page.get_by_role("button", name="Remove").first.click()
     expect(page.locator(".answer-column:visible")).to_have_count(3)
-    assert columns(page) == ["GPTQ 3 64", "RTN 2 64"]
+    wait_until(lambda: columns(page) == ["GPTQ 3 64", "RTN 2 64"], 20)
     page.get_by_label("Weight bits").locator("visible=true").first.fill("9")
     page.get_by_label("Question").press("Enter")
     refused(page, "from 1 to 8")
@@ -147,13 +163,12 @@ def test_a_link_holds_the_settings_the_question_and_the_example(lab, opened):
 def test_a_link_of_one_setting_that_no_method_has_opens_the_first(lab, opened):
     page = linked(lab, opened, "?tab=ask&ask.settings=rtn-9-g64&ask.question=Where%3F")
     expect(page.get_by_label("Question")).to_have_value("Where?")
-    assert columns(page) == ["RTN 4 64"]
+    wait_until(lambda: columns(page) == ["RTN 4 64"], 20)
 
 
-@pytest.mark.demo
-def test_four_columns_are_swiped_on_a_narrow_screen_and_a_follow_up_keeps_the_conversation(lab, opened):
+def test_four_columns_are_swiped_on_a_narrow_screen_and_a_follow_up_keeps_the_conversation(stand_in, opened):
     link = "?tab=ask&ask.settings=rtn-4-g64,rtn-3-g64,rtn-2-g64&ask.example=1&ask.tokens=16&ask.question="
-    page = linked(lab, opened, f"{link}Which+bar%3F", width=390, height=844)
+    page = linked(stand_in, opened, f"{link}Which+bar%3F", width=390, height=844)
     expect(page.locator("#picture img")).to_be_visible()
     page.get_by_label("Question").press("Enter")
     for side in range(4):
@@ -191,15 +206,15 @@ def test_an_example_gets_two_answers_with_their_costs(asking):
     expect(asking.locator("#ask")).to_be_visible()
 
 
-@pytest.mark.demo
-def test_fp16s_tokens_are_gone_along_by_keyboard_and_the_quantized_model_goes_on_from_the_fork(lab, opened):
+def test_fp16s_tokens_are_gone_along_by_keyboard_and_the_quantized_model_goes_on_from_the_fork(stand_in, opened):
     link = "?tab=ask&ask.settings=rtn-2-g64&ask.example=1&ask.tokens=16&ask.question=Which+bar%3F"
-    page = linked(lab, opened, link)
+    page = linked(stand_in, opened, link)
     expect(page.locator("#picture img")).to_be_visible()
     page.get_by_label("Question").press("Enter")
     expect(page.locator("#answer-1 .verdict")).to_contain_text("Parted at token", timeout=180_000)
     tokens = page.locator("#answer-1 .token")
-    assert "".join(tokens.all_inner_texts()).startswith(page.locator("#answer-0 .said").inner_text().strip()[:8])
+    text = "".join(tokens.all_inner_texts()).replace("▯", "")  # a token may be part of a character
+    assert text.startswith(page.locator("#answer-0 .said").inner_text().strip()[:4])
     expect(page.locator("#answer-1 .token.fork")).to_have_count(1)
     tokens.first.focus()
     first = page.locator("#answer-1 .detail").inner_text()
@@ -228,39 +243,40 @@ WATCH_PANES = """panes => {
 }"""
 
 
-@pytest.mark.demo
-def test_a_pane_that_waits_says_for_what_in_one_calm_line_and_nothing_else(asking):
-    asking.locator("[data-example]").first.click()
-    expect(asking.locator("#picture img")).to_be_visible()
-    asking.get_by_label("Question").fill("What is in the picture, and where?")
-    asking.locator(".answers").evaluate(WATCH_PANES)
-    asking.locator("#ask").click()
-    expect(asking.locator("#answer-1 .at-done")).to_be_visible(timeout=180_000)
-    texts, heights = asking.evaluate("[waiting.texts, waiting.heights]")
+def test_a_pane_that_waits_says_for_what_in_one_calm_line_and_nothing_else(stand_in, opened):
+    page = opened(stand_in)
+    tab(page, "Ask a picture")
+    page.locator("[data-example]").first.click()
+    expect(page.locator("#picture img")).to_be_visible()
+    page.get_by_label("Question").fill("What is in the picture, and where?")
+    page.locator(".answers").evaluate(WATCH_PANES)
+    page.locator("#ask").click()
+    expect(page.locator("#answer-1 .at-done")).to_be_visible(timeout=180_000)
+    texts, heights = page.evaluate("[waiting.texts, waiting.heights]")
     assert any("Reading" in text for text in texts)
     assert [text for text in texts if "processing" in text or "queue:" in text] == []
     assert heights
     assert max(heights) < 25, set(heights)  # a line is 20 pixels high
 
 
-@pytest.mark.demo
-def test_stop_ends_the_answers_and_another_question_can_be_asked(asking):
-    asking.locator("[data-example]").first.click()
-    expect(asking.locator("#picture img")).to_be_visible()
-    asking.get_by_label("Question").fill("Describe everything in this picture in great detail.")
-    asking.get_by_label("Question").press("Enter")
-    expect(asking.locator("#stop")).to_be_visible()
-    asking.keyboard.press("Escape")
+def test_stop_ends_the_answers_and_another_question_can_be_asked(stand_in, opened):
+    page = opened(stand_in)
+    tab(page, "Ask a picture")
+    page.locator("[data-example]").first.click()
+    expect(page.locator("#picture img")).to_be_visible()
+    page.get_by_label("Question").fill("Describe everything in this picture in great detail.")
+    page.get_by_label("Question").press("Enter")
+    expect(page.locator("#stop")).to_be_visible()
+    page.keyboard.press("Escape")
     for side in ("#answer-0", "#answer-1"):
-        expect(asking.locator(f"{side} .answer")).to_have_attribute("aria-busy", "false", timeout=60_000)
-    said = asking.locator(".answer .said").all_inner_texts()
+        expect(page.locator(f"{side} .answer")).to_have_attribute("aria-busy", "false", timeout=60_000)
+    said = page.locator(".answer .said").all_inner_texts()
     assert any("Stopped." in text for text in said), said  # a side may have come to its end just before
-    expect(asking.locator("#ask")).to_be_visible()
+    expect(page.locator("#ask")).to_be_visible()
 
 
-@pytest.mark.demo
-def test_a_question_is_answered_at_every_width_and_saved(lab, opened):
-    page = linked(lab, opened, "?tab=ask&ask.example=1&ask.tokens=16&ask.question=Which+bar%3F")
+def test_a_question_is_answered_at_every_width_and_saved(stand_in, opened):
+    page = linked(stand_in, opened, "?tab=ask&ask.example=1&ask.tokens=16&ask.question=Which+bar%3F")
     expect(page.locator("#picture img")).to_be_visible()
     page.get_by_label("Method of the sweep").click()
     page.get_by_role("option", name="NormalFloat").click()
