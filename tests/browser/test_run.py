@@ -128,7 +128,9 @@ def worker_of(lab: Lab, run: QueuedRun) -> psutil.Process | None:
 
 @pytest.mark.demo
 def test_a_run_finishes_and_its_row_is_on_the_leaderboard(lab, running, opened):
-    choose(running, "Items per task", "4")
+    choose(running, "Items per task", "2")
+    running.get_by_role("button", name="Calibration and method options").click()
+    choose(running, "Perplexity window", "128")
     start(running)
     card = running.locator("#run article")
     expect(card).to_contain_text("RTN W4A16 g64")
