@@ -14,7 +14,7 @@ serve: .venv/serve demo
 test: .venv/dev browser demo
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
-	$(PYTHON) -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(TESTS)
+	$(PYTHON) -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(TESTS)
 
 lint: .venv/dev
 	$(PYTHON) -m ruff check --fix .

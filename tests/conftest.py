@@ -12,7 +12,7 @@ from quant_engine.models import catalog
 torch = deferred("torch")  # the process that only hands out tests does without
 
 os.environ.pop("COLUMNS", None)  # tables are as wide as a test says
-if "PYTEST_XDIST_WORKER" in os.environ:  # a core for each process: threads of one would wait for the other's
+if "PYTEST_XDIST_WORKER" in os.environ:  # threads of one process would wait for another's
     os.environ["OMP_NUM_THREADS"] = "1"
 # Nothing that a test does touches the home of whoever runs it, but for the machine's demo models.
 _HOME = tempfile.TemporaryDirectory(prefix="low-bit-lab-tests-")
@@ -54,7 +54,7 @@ SLOWEST = (
     "test_demo_runs.py", "test_demo_memory.py", "test_real_run.py", "test_real_answer.py", "browser",
     "test_client.py", "test_gpu_kernels.py", "test_model_folder.py",
 )  # fmt: skip
-"""Files whose few tests take longest: they begin first, so that two processes end at about the same time."""
+"""Files whose few tests take longest: they begin first, so that all processes end at about the same time."""
 
 
 def pytest_collection_modifyitems(items):

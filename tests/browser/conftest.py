@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Callable, Iterator
 
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 from serving import Lab, started
 
 PATIENCE_MS = 20_000
@@ -38,15 +38,23 @@ def browser() -> Iterator[Browser]:
         browser.close()
 
 
+@pytest.fixture(scope="session")
+def context(browser) -> Iterator[BrowserContext]:
+    """The windows of one visitor: what the browser has fetched of a page is at hand for the next."""
+    context = browser.new_context()
+    yield context
+    context.close()
+
+
 @pytest.fixture
-def opened(browser) -> Iterator[Callable[..., Page]]:
-    """Opens a page in a fresh browser context: opened(lab, width=390, theme="dark"). Fails on script errors."""
-    contexts, errors = [], []
+def opened(context) -> Iterator[Callable[..., Page]]:
+    """Opens a page in a window of its own: opened(lab, width=390, theme="dark"). Fails on script errors."""
+    errors = []
 
     def open_page(lab: Lab, *, width: int = 1440, height: int = 900, theme: str = "light", search: str = "") -> Page:
-        context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=theme)
-        contexts.append(context)
         page = context.new_page()
+        page.set_viewport_size({"width": width, "height": height})
+        page.emulate_media(color_scheme=theme)
         page.set_default_timeout(PATIENCE_MS)
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.goto(f"{lab.url}/{search}")
@@ -54,8 +62,10 @@ def opened(browser) -> Iterator[Callable[..., Page]]:
         return page
 
     yield open_page
-    for context in contexts:
-        context.close()
+    for page in context.pages:
+        if page.url.startswith("http"):
+            page.evaluate("localStorage.clear()")  # what a visitor chose is forgotten before the next test
+        page.close()
     # A page outlives the server of its test for a moment: what it then fails to fetch is no fault of its scripts.
     assert [error for error in errors if not error.startswith("Failed to fetch")] == []
 
