@@ -8,7 +8,7 @@ import os
 import sys
 from dataclasses import dataclass, field
 
-from leaderboard import requests
+from leaderboard import requests, room
 from leaderboard.store import Store
 from quant_engine import folders
 from quant_engine.answers.client import AnswerService
@@ -27,7 +27,7 @@ class Lab:
 
     store: Store = field(default_factory=Store)
     queue: Queue = field(default_factory=lambda: Queue(folders.queue()))
-    answers: AnswerService = field(default_factory=AnswerService)
+    answers: AnswerService = field(default_factory=lambda: AnswerService(refused=room.refused))
     hosted: bool = field(default_factory=lambda: "SPACE_ID" in os.environ)
     owner_token: str = field(default_factory=lambda: os.environ.get("LOWBIT_OWNER_TOKEN", ""), repr=False)
 

@@ -15,8 +15,8 @@ from leaderboard import pictures, requests
 from leaderboard.conversation import Conversation, Example, read_examples
 from leaderboard.lab import Lab
 from leaderboard.ui.answer_pane import Side, first_sides, pane
-from leaderboard.ui.ask_columns import FIRST_SETTINGS, Columns, read_settings
-from leaderboard.ui.notice import model_note, notice
+from leaderboard.ui.ask_columns import FIRST_SETTINGS, Columns, about_model, read_settings
+from leaderboard.ui.notice import notice
 from leaderboard.ui.pressed import pressed
 from leaderboard.ui.questions import Questions
 from leaderboard.ui.sweep_part import SweepPart
@@ -229,7 +229,7 @@ class QuestionPart:
             self.add = gr.Button("Add a setting", elem_id="add", min_width=88)
         self.problem = html("", elem_id="ask-problem", js_on_load=_ESCAPE_JS)
         self.columns = Columns()
-        self.remark = html(model_note(self.columns.model.value))
+        self.remark = html(about_model(self.columns.model.value))
         self.outputs = [self.question, *self.columns.outputs, self.add, self.remark]
 
     def connect(self, picture: PicturePart) -> None:
@@ -248,7 +248,7 @@ class QuestionPart:
         }
         standing = [self._stand, [*asked, self.columns.shown], buttons]
         self.columns.connect(self.add)
-        self.columns.model.input(model_note, self.columns.model, self.remark, **QUICK)
+        self.columns.model.input(about_model, self.columns.model, self.remark, **QUICK)
         quantized = enumerate(self.columns.panes[1:], 1)
         for begun in (
             gr.on([self.ask.click, self.question.submit], self._prepare, form, outputs, **QUICK),
@@ -267,7 +267,7 @@ class QuestionPart:
         """Updates of `outputs` that set question and columns to a link."""
         columns, model = self.columns.fill(asked), asked.model or self.columns.model.value
         room = len(read_settings(asked.settings)) < len(FIRST_SETTINGS)
-        return [asked.question, *columns, gr.update(interactive=room), model_note(model)]
+        return [asked.question, *columns, gr.update(interactive=room), about_model(model)]
 
     def _prepare(self, asking: Asking | None, _: Answered | None, *form: Any) -> tuple:
         return self._prepare_follow_up(asking, None, *form)

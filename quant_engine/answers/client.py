@@ -12,11 +12,12 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from queue import SimpleQueue
 
+import psutil
 from pydantic import ValidationError
 
 from quant_engine.answers.messages import AnswerEvent, AskRequest, ToWorker
@@ -29,12 +30,33 @@ IDLE_S = 300.0
 CLOSE_S = 3.0
 _COMMAND = (sys.executable, "-m", "quant_engine.answers.worker")
 
+Refused = Callable[[AskRequest], Mapping[int, str]]
+
+
+def held_memory() -> int:
+    """Bytes that this page's answering processes have for themselves: their models make room for others."""
+    held = 0
+    for child in psutil.Process().children():
+        with suppress(psutil.Error):  # it has ended
+            if child.cmdline()[-2:] == list(_COMMAND[-2:]):
+                memory = child.memory_info()
+                held += memory.rss - getattr(memory, "shared", 0)
+    return held
+
+
+def _nothing(request: AskRequest) -> Mapping[int, str]:
+    return {}
+
 
 class AnswerService:
-    """Answers questions through one resident process, which ends after `idle_s` seconds without a question."""
+    """Answers questions through one resident process, which ends after `idle_s` seconds without a question.
 
-    def __init__(self, command: Sequence[str] = _COMMAND, idle_s: float = IDLE_S) -> None:
-        self._command, self._idle_s = tuple(command), idle_s
+    `refused` says which sides of a request can't be answered on this machine, and why: they end with that sentence, and
+    nothing is loaded for them.
+    """
+
+    def __init__(self, command: Sequence[str] = _COMMAND, idle_s: float = IDLE_S, refused: Refused = _nothing) -> None:
+        self._command, self._idle_s, self._refused = tuple(command), idle_s, refused
         self._lock = threading.Lock()
         self._worker: _Worker | None = None
         self._idle: threading.Timer | None = None
@@ -57,6 +79,17 @@ class AnswerService:
         The request is sent with the first event that is asked for. Closing the iterator cancels it. Raises UserError
         when no process can be started.
         """
+        refused = self._refused(request)
+        for side, sentence in refused.items():
+            yield AnswerEvent(request_id=request.request_id, side=side, kind="error", message=sentence)
+        numbers = [side for side in range(len(request.sides)) if side not in refused]
+        if numbers:
+            with closing(self._ask(request.of(numbers))) as events:
+                for event in events:
+                    yield event.model_copy(update={"side": numbers[event.side]})
+
+    def _ask(self, request: AskRequest) -> Iterator[AnswerEvent]:
+        """The events of a request whose sides can all be answered here."""
         with self._lock:
             previous = self._worker
             worker, inbox = self._send(request)

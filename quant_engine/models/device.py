@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import subprocess
 import time
 from functools import cache
 from pathlib import Path
@@ -15,6 +16,7 @@ torch = deferred("torch")
 
 CLEARLY = 1.25
 """By what factor bfloat16 must be faster than float32 to be worth its roundings."""
+NVIDIA_SMI_S = 10.0
 _DEVICE_FILES = Path("/dev")
 
 
@@ -35,6 +37,19 @@ def _has_driver() -> bool:
     except OSError:
         return False
     return True
+
+
+@cache
+def gpu_memory() -> int | None:
+    """Bytes that were free on the first GPU that this process may see when it asked for the first time, before anything
+    of its own lay there; None where the driver's tool does not say."""
+    first_visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0].strip()
+    command = ["nvidia-smi", "--query-gpu=memory.free", "--format=csv,noheader,nounits", "-i", first_visible]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=NVIDIA_SMI_S, check=True)
+        return int(done.stdout.splitlines()[0]) * 2**20
+    except (OSError, subprocess.SubprocessError, ValueError, IndexError):
+        return None
 
 
 def default_dtype(device: str) -> str:
