@@ -16,7 +16,7 @@ from quant_engine.answers.messages import AskRequest, Turn
 from quant_engine.evaluate import TASKS
 from quant_engine.methods import METHODS, resolve_setting
 from quant_engine.models.catalog import MODELS, ModelCard, available, model_card
-from quant_engine.models.device import default_device, default_dtype
+from quant_engine.models.device import answering_device, default_device, default_dtype
 from quant_engine.runs.resolve import resolve
 from quant_engine.spec import Calibration, OptionValue, QuantSetting, RunSpec, UserError, WeightSpec, quoted, sentence
 
@@ -31,7 +31,7 @@ FP16 = QuantSetting()
 def picture_models() -> list[ModelCard]:
     """The models that can be asked about a picture, the one to offer first at the head: with a GPU the large ones, else
     the demo model. Those that can't be asked here come last."""
-    gpu = default_device() == "cuda"
+    gpu = answering_device() == "cuda"
     cards = [card for card in MODELS.values() if card.pictures]
     return sorted(cards, key=lambda card: (bool(room.lack(card)), gpu and card.origin == "demo"))
 

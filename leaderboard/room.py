@@ -14,7 +14,7 @@ from quant_engine.answers.client import held_memory
 from quant_engine.answers.compare import sweep_settings
 from quant_engine.answers.messages import AskRequest
 from quant_engine.models.catalog import MODELS, ModelCard, available
-from quant_engine.models.device import default_device, gpu_memory
+from quant_engine.models.device import answering_device, gpu_memory
 from quant_engine.spec import QuantSetting
 
 HUB_PATIENCE = 3.0  # seconds
@@ -30,7 +30,7 @@ def need(card: ModelCard, setting: QuantSetting) -> Need | None:
     bits = counted_bits(card.title, method_name(setting.method), setting.w_bits, setting.group_size)
     if shape is None or bits is None:
         return None
-    on_cpu = default_device() == "cpu"
+    on_cpu = answering_device() == "cpu"
     device = {"bytes_each": 4, "overhead": fit.HOST_OVERHEAD} if on_cpu else {}
     return fit.need(shape, bits, context=TOKENS, pictures=1, **device)
 
@@ -38,7 +38,7 @@ def need(card: ModelCard, setting: QuantSetting) -> Need | None:
 def free() -> float:
     """Bytes that the answering process can have, with those that its models hold now. A GPU whose memory can't be
     measured has no limit."""
-    if default_device() == "cpu":
+    if answering_device() == "cpu":
         return memory.free() + held_memory()
     measured = gpu_memory()
     return float("inf") if measured is None else measured
@@ -65,7 +65,7 @@ def fits(card: ModelCard, setting: QuantSetting) -> bool:
 def lack(card: ModelCard, setting: QuantSetting = FP16) -> str:
     """Why a model can't answer here in a setting, and what can, in a sentence or two; empty where it can."""
     if not fits(card, setting):
-        needed, where = need(card, setting), "machine" if default_device() == "cpu" else "machine's GPU"
+        needed, where = need(card, setting), "machine" if answering_device() == "cpu" else "machine's GPU"
         width = "16 bits" if setting.method == "fp16" else setting.label
         sizes = f"takes {notation.size(needed.total)} in {width}; this {where} has {notation.size(free())} free"
         return f"{card.title} {sizes}. {_instead(card)}"

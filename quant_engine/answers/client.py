@@ -44,7 +44,8 @@ def held_memory() -> int:
     return held
 
 
-def _nothing(request: AskRequest) -> Mapping[int, str]:
+def nothing_refused(request: AskRequest) -> Mapping[int, str]:
+    """Every side can be answered here."""
     return {}
 
 
@@ -55,7 +56,9 @@ class AnswerService:
     nothing is loaded for them.
     """
 
-    def __init__(self, command: Sequence[str] = _COMMAND, idle_s: float = IDLE_S, refused: Refused = _nothing) -> None:
+    def __init__(
+        self, command: Sequence[str] = _COMMAND, idle_s: float = IDLE_S, refused: Refused = nothing_refused
+    ) -> None:
         self._command, self._idle_s, self._refused = tuple(command), idle_s, refused
         self._lock = threading.Lock()
         self._worker: _Worker | None = None
@@ -129,7 +132,7 @@ class AnswerService:
             self._worker = _Worker(self._command)
         return self._worker
 
-    def _send(self, request: AskRequest) -> tuple[_Worker, _Inbox]:
+    def _send(self, request: AskRequest) -> tuple[_Worker, Inbox]:
         """Hand a request to the process; one that just died is replaced. Called with the lock held."""
         worker = self._running()
         inbox = worker.ask(request)
@@ -157,7 +160,7 @@ class AnswerService:
 
 
 @dataclass
-class _Inbox:
+class Inbox:
     """What one request still waits for, and the events that came for it."""
 
     open_sides: set[int]
@@ -177,7 +180,7 @@ class _Worker:
     """One life of the answering process, and the requests that it has not ended."""
 
     def __init__(self, command: Sequence[str]) -> None:
-        self._inboxes: dict[str, _Inbox] = {}
+        self._inboxes: dict[str, Inbox] = {}
         self._ended = False
         self._lock = threading.Lock()
         try:
@@ -192,9 +195,9 @@ class _Worker:
     def is_busy(self) -> bool:
         return bool(self._inboxes)
 
-    def ask(self, request: AskRequest) -> _Inbox | None:
+    def ask(self, request: AskRequest) -> Inbox | None:
         """Send a request; None when the process is dead."""
-        inbox = _Inbox(set(range(len(request.sides))))
+        inbox = Inbox(set(range(len(request.sides))))
         with self._lock:
             if self._ended or not self._write(ToWorker(ask=request)):
                 return None

@@ -37,7 +37,7 @@ def refusal(call, *args, **named) -> str:
 def test_with_a_gpu_the_large_model_is_offered_first_and_one_that_cannot_answer_here_last(
     monkeypatch, device, lacks, offered
 ):
-    monkeypatch.setattr(requests, "default_device", lambda: device)
+    monkeypatch.setattr(requests, "answering_device", lambda: device)
     monkeypatch.setattr(room, "lack", lambda card: "Too large." if card.id in lacks else "")
     assert [card.id for card in requests.picture_models()] == offered
 
@@ -159,7 +159,7 @@ def test_the_first_model_is_loaded_ahead_where_it_is_here(monkeypatch):
         loaded.append(model)
         raise UserError("The answering process can't be started: free memory.")
 
-    monkeypatch.setattr(requests, "default_device", lambda: "cpu")
+    monkeypatch.setattr(requests, "answering_device", lambda: "cpu")
     page = Lab(answers=SimpleNamespace(warm_up=warm_up))
     page.warm_up()
     assert loaded == ["demo"]

@@ -23,7 +23,7 @@ def machine(monkeypatch):
     """A machine with so many bytes free, whose hub has every model."""
 
     def has(free: float, device: str = "cpu", hub: bool = True) -> None:
-        monkeypatch.setattr(room, "default_device", lambda: device)
+        monkeypatch.setattr(room, "answering_device", lambda: device)
         monkeypatch.setattr(room, "gpu_memory", lambda: free)
         monkeypatch.setattr(room, "held_memory", lambda: 0)
         monkeypatch.setattr(room.memory, "free", lambda: free)
@@ -107,7 +107,7 @@ def test_a_gpu_says_what_is_free_and_a_machine_without_its_tool_nothing(monkeypa
 @pytest.mark.demo
 @pytest.mark.parametrize(("device", "bytes_each"), [("cpu", 4), ("cuda", 2)])
 def test_the_estimate_of_all_weights_is_what_the_model_will_hold(monkeypatch, device, bytes_each):
-    monkeypatch.setattr(room, "default_device", lambda: device)
+    monkeypatch.setattr(room, "answering_device", lambda: device)
     dtype = torch.float32 if bytes_each == 4 else torch.bfloat16
     skeleton = Skeleton(MODELS["demo"], folder_of(MODELS["demo"], None), dtype, "cpu", in_halves=True)
     needed = room.need(MODELS["demo"], room.FP16)
