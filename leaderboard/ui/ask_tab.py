@@ -19,6 +19,7 @@ from leaderboard.ui.ask_columns import FIRST_SETTINGS, Columns, about_model, rea
 from leaderboard.ui.notice import notice
 from leaderboard.ui.pressed import pressed
 from leaderboard.ui.questions import Questions
+from leaderboard.ui.stress_part import StressPart
 from leaderboard.ui.sweep_part import SweepPart
 from leaderboard.ui.theme import QUICK, html
 from leaderboard.view import Asked, PageView, address
@@ -52,7 +53,8 @@ _ESCAPE_JS = """
 document.addEventListener('keydown', (event) => {
   const choosing = event.target.closest?.('[aria-expanded="true"]');
   if (event.key !== 'Escape' || choosing) return;
-  for (const stop of document.querySelectorAll('#stop, #stop-sweep')) if (stop.checkVisibility()) stop.click();
+  const stops = document.querySelectorAll('#stop, #stop-sweep, #stop-stress');
+  for (const stop of stops) if (stop.checkVisibility()) stop.click();
 });
 """
 
@@ -98,10 +100,12 @@ class AskTab:
             with gr.Column(elem_classes="bench-main"):
                 self.question = QuestionPart(lab)
                 self.sweep = SweepPart(lab)
+                self.stress = StressPart(lab)
         self.picture.connect(self.question)
         self.question.connect(self.picture)
         columns = self.question.columns
         self.sweep.connect(columns.model, self.picture.path, self.question.question, columns.length)
+        self.stress.connect(self.picture.path, self.question.question, columns)
         self.outputs = [self.picture.path, self.picture.frame, *self.question.outputs]
 
     def fill(self, asked: Asked) -> list[Any]:
