@@ -99,6 +99,11 @@ class Need:
         return sum(vars(self).values())
 
     @property
+    def model(self) -> float:
+        """Bytes of all weights."""
+        return self.weights + self.unquantized
+
+    @property
     def read_per_token(self) -> float:
         """Bytes that every decoded token has to read: all weights and the cache."""
         return self.weights + self.unquantized + self.cache
@@ -121,13 +126,14 @@ def need(
 ) -> Need:  # fmt: skip
     """What a model with this many stored bits per quantized weight needs for `context` tokens of text and pictures.
 
-    `bytes_each` is the width of everything that is not quantized: 2 on a GPU, 4 for float32 on a CPU.
+    `bytes_each` is the width of what is computed with: 2 on a GPU, 4 for float32 on a CPU. Embedding and output head
+    are held in 16 bit on both, and so are the weights of an unquantized model.
     """
     tokens = batch * (context + pictures * shape.picture_tokens)
     widest = 2 * shape.hidden + 2 * shape.intermediate
     return Need(
         weights=shape.quantized * stored_bits / 8,
-        unquantized=shape.unquantized * bytes_each,
+        unquantized=shape.embeddings * 2 + (shape.unquantized - shape.embeddings) * bytes_each,
         cache=2 * shape.layers * shape.key_width * tokens * bytes_each,
         activations=widest * tokens * bytes_each + shape.vocabulary * batch * 4,
         overhead=overhead,

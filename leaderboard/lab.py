@@ -8,17 +8,24 @@ import os
 import sys
 from dataclasses import dataclass, field
 
-from leaderboard import requests
+from leaderboard import requests, room
 from leaderboard.store import Store
 from quant_engine import folders
 from quant_engine.answers.client import AnswerService
+from quant_engine.answers.zero_gpu import ZeroGpuAnswers
 from quant_engine.children import start_child
 from quant_engine.models.catalog import MODELS, available
+from quant_engine.models.device import zero_gpu
 from quant_engine.runs.queue import Queue
 from quant_engine.runs.supervisor import Supervisor
 from quant_engine.spec import UserError, clean_text
 
 logger = logging.getLogger(__name__)
+
+
+def answering() -> AnswerService:
+    """What answers questions: a resident process, or with ZeroGPU a call that is given a GPU for each."""
+    return ZeroGpuAnswers(room.refused) if zero_gpu() else AnswerService(refused=room.refused)
 
 
 @dataclass
@@ -27,7 +34,7 @@ class Lab:
 
     store: Store = field(default_factory=Store)
     queue: Queue = field(default_factory=lambda: Queue(folders.queue()))
-    answers: AnswerService = field(default_factory=AnswerService)
+    answers: AnswerService = field(default_factory=answering)
     hosted: bool = field(default_factory=lambda: "SPACE_ID" in os.environ)
     owner_token: str = field(default_factory=lambda: os.environ.get("LOWBIT_OWNER_TOKEN", ""), repr=False)
 

@@ -5,23 +5,21 @@ A hosted page takes only what it offers itself: no paths, no foreign models.
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pydantic import ValidationError
 
-from quant_engine import hub
+from leaderboard import room
 from quant_engine.answers.messages import AskRequest, Turn
 from quant_engine.evaluate import TASKS
 from quant_engine.methods import METHODS, resolve_setting
 from quant_engine.models.catalog import MODELS, ModelCard, available, model_card
-from quant_engine.models.device import default_device, default_dtype
+from quant_engine.models.device import answering_device, default_device, default_dtype
 from quant_engine.runs.resolve import resolve
 from quant_engine.spec import Calibration, OptionValue, QuantSetting, RunSpec, UserError, WeightSpec, quoted, sentence
 
-HUB_PATIENCE = 3.0  # seconds
 MOST = 2**31 - 1
 """The largest number of anything that can be asked for."""
 PER_ROW = "per row"
@@ -31,21 +29,16 @@ FP16 = QuantSetting()
 
 
 def picture_models() -> list[ModelCard]:
-    """The models that can be asked about a picture here, the one to offer first at the head.
-
-    The demo model in any case, and those on this machine; with a GPU also those that the hub has, before the demo.
-    """
-    gpu = default_device() == "cuda"
+    """The models that can be asked about a picture, the one to offer first at the head: with a GPU the large ones, else
+    the demo model. Those that can't be asked here come last."""
+    gpu = answering_device() == "cuda"
     cards = [card for card in MODELS.values() if card.pictures]
-    here = [card for card in cards if card.origin == "demo" or available(card) or (gpu and reachable(card.location))]
-    return sorted(here, key=lambda card: card.origin == "demo") if gpu else here
+    return sorted(cards, key=lambda card: (bool(room.lack(card)), gpu and card.origin == "demo"))
 
 
-@functools.cache
-def reachable(repository: str) -> bool:
-    """Whether the hub answers and has the repository; asked once. Without network, without access, or switched off
-    (HF_HUB_OFFLINE), it has not."""
-    return hub.offers_model(repository, HUB_PATIENCE)
+def model_choices() -> list[tuple[str, str]]:
+    """(label, id) of the models that take pictures; a label says which of them this machine can't answer with."""
+    return [(f"{card.title} {room.mark(card)}".strip(), card.id) for card in picture_models()]
 
 
 def setting(
@@ -145,7 +138,7 @@ def question(
     earlier: Sequence[Turn] = (),
 ) -> AskRequest:
     """A question about a picture, for FP16 and other settings; `earlier` are those that it follows."""
-    if model not in [card.id for card in picture_models()]:
+    if model not in [card.id for card in MODELS.values() if card.pictures]:
         raise UserError("Choose a model from the list.")
     if not picture:
         raise UserError("Give a picture first: drop one, or choose an example.")
@@ -161,6 +154,9 @@ def question(
     except ValidationError as error:
         raise UserError(sentence(error)) from None
     _check_here(model)
+    refused = room.refused(request)
+    if len(refused) == len(request.sides):
+        raise UserError(refused[0])
     return request
 
 

@@ -47,10 +47,14 @@ class Shape:
         return self.layers * sum(rows * columns for rows, columns in self.linears)
 
     @property
+    def embeddings(self) -> int:
+        """Parameters of embedding and output head."""
+        return self.vocabulary * self.hidden * (1 if self.tied else 2)
+
+    @property
     def unquantized(self) -> int:
         """Parameters that stay in 16 bit: embedding, head, norms, and whatever looks at pictures."""
-        embeddings = self.vocabulary * self.hidden * (1 if self.tied else 2)
-        return embeddings + self.hidden * (2 * self.layers + 1) + self.vision
+        return self.embeddings + self.hidden * (2 * self.layers + 1) + self.vision
 
 
 def most_picture_tokens(tile: int, patch: int, grids: Sequence[tuple[int, int]]) -> int:

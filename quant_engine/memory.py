@@ -1,4 +1,4 @@
-"""What the operating system is told of memory: what was freed, and what is read as a whole."""
+"""Memory as the operating system has it: how much there is, what was freed, and what is read as a whole."""
 
 from __future__ import annotations
 
@@ -6,10 +6,42 @@ import ctypes
 import sys
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
+
+import psutil
 
 _HUGE_PAGE = 2**21
 _ADVICE = 14
 """MADV_HUGEPAGE of Linux."""
+
+
+_CONTAINER = Path("/sys/fs/cgroup")
+
+
+def installed() -> int:
+    """Bytes of memory of this machine, or of the container."""
+    return min(psutil.virtual_memory().total, _limit())
+
+
+def free() -> int:
+    """Bytes of it that can be had now. What the system only remembers of files counts as free."""
+    available, limit = psutil.virtual_memory().available, _limit()
+    try:
+        used = int((_CONTAINER / "memory.current").read_text())
+        files = (_CONTAINER / "memory.stat").read_text()
+    except OSError:
+        return min(available, limit)
+    remembered = sum(int(line.split()[1]) for line in files.splitlines() if line.startswith("inactive_file "))
+    return max(0, min(available, limit - used + remembered))
+
+
+def _limit() -> int:
+    """The most bytes that the container may have; more than any machine has where there is no limit."""
+    try:
+        text = (_CONTAINER / "memory.max").read_text().strip()
+    except OSError:
+        text = "max"
+    return sys.maxsize if text == "max" else int(text)
 
 
 def prefer_huge_pages(address: int, size: int) -> None:

@@ -8,13 +8,15 @@ from typing import Any
 
 import gradio as gr
 
-from leaderboard import requests
+from leaderboard import requests, room
 from leaderboard.ui import setting_picker
 from leaderboard.ui.answer_pane import Side, pane
+from leaderboard.ui.notice import model_note, notice
 from leaderboard.ui.setting_picker import SettingPicker
 from leaderboard.ui.theme import QUICK, html
 from leaderboard.view import Asked
 from quant_engine.methods import resolve_setting
+from quant_engine.models.catalog import MODELS
 from quant_engine.spec import QuantSetting, UserError, read_code
 
 LENGTHS = [16, 32, 64, 128, 256]
@@ -44,6 +46,11 @@ def read_settings(codes: str) -> list[QuantSetting]:
     return settings[: len(FIRST_SETTINGS)]
 
 
+def about_model(model: str) -> str:
+    """Why a model can't be asked here, where that is so, and what it can be expected to know."""
+    return (notice(room.lack(MODELS[model])) if model in MODELS else "") + model_note(model)
+
+
 class Columns:
     """The columns. `controls` say what is asked, and `read` reads them; `outputs` are what `fill` sets to a link.
 
@@ -52,7 +59,7 @@ class Columns:
 
     def __init__(self) -> None:
         """Lays out the columns."""
-        cards = requests.picture_models()
+        models = requests.model_choices()
         self.shown = gr.State(FIRST_SHOWN)
         self._pickers: list[SettingPicker] = []
         self._columns: list[gr.Column] = []
@@ -60,9 +67,7 @@ class Columns:
         with gr.Row(elem_classes="answers"):
             with gr.Column(elem_classes="answer-column", min_width=0):
                 with gr.Row(elem_classes="setting"):
-                    self.model = gr.Dropdown(
-                        [(card.title, card.id) for card in cards], value=cards[0].id, label="Model", filterable=False
-                    )
+                    self.model = gr.Dropdown(models, value=models[0][1], label="Model", filterable=False)
                     self.length = gr.Dropdown(LENGTHS, value=64, label="Most tokens", filterable=False)
                 self.panes = [html(pane(Side(requests.FP16)), elem_id="answer-0")]
             for number, (setting, visible) in enumerate(zip(FIRST_SETTINGS, FIRST_SHOWN, strict=True), 1):

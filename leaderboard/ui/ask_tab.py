@@ -15,10 +15,11 @@ from leaderboard import pictures, requests
 from leaderboard.conversation import Conversation, Example, read_examples
 from leaderboard.lab import Lab
 from leaderboard.ui.answer_pane import Side, first_sides, pane
-from leaderboard.ui.ask_columns import FIRST_SETTINGS, Columns, read_settings
-from leaderboard.ui.notice import model_note, notice
+from leaderboard.ui.ask_columns import FIRST_SETTINGS, Columns, about_model, read_settings
+from leaderboard.ui.notice import notice
 from leaderboard.ui.pressed import pressed
 from leaderboard.ui.questions import Questions
+from leaderboard.ui.stress_part import StressPart
 from leaderboard.ui.sweep_part import SweepPart
 from leaderboard.ui.theme import QUICK, html
 from leaderboard.view import Asked, PageView, address
@@ -52,7 +53,8 @@ _ESCAPE_JS = """
 document.addEventListener('keydown', (event) => {
   const choosing = event.target.closest?.('[aria-expanded="true"]');
   if (event.key !== 'Escape' || choosing) return;
-  for (const stop of document.querySelectorAll('#stop, #stop-sweep')) if (stop.checkVisibility()) stop.click();
+  const stops = document.querySelectorAll('#stop, #stop-sweep, #stop-stress');
+  for (const stop of stops) if (stop.checkVisibility()) stop.click();
 });
 """
 
@@ -98,10 +100,12 @@ class AskTab:
             with gr.Column(elem_classes="bench-main"):
                 self.question = QuestionPart(lab)
                 self.sweep = SweepPart(lab)
+                self.stress = StressPart(lab)
         self.picture.connect(self.question)
         self.question.connect(self.picture)
         columns = self.question.columns
         self.sweep.connect(columns.model, self.picture.path, self.question.question, columns.length)
+        self.stress.connect(self.picture.path, self.question.question, columns)
         self.outputs = [self.picture.path, self.picture.frame, *self.question.outputs]
 
     def fill(self, asked: Asked) -> list[Any]:
@@ -229,7 +233,7 @@ class QuestionPart:
             self.add = gr.Button("Add a setting", elem_id="add", min_width=88)
         self.problem = html("", elem_id="ask-problem", js_on_load=_ESCAPE_JS)
         self.columns = Columns()
-        self.remark = html(model_note(self.columns.model.value))
+        self.remark = html(about_model(self.columns.model.value))
         self.outputs = [self.question, *self.columns.outputs, self.add, self.remark]
 
     def connect(self, picture: PicturePart) -> None:
@@ -248,7 +252,7 @@ class QuestionPart:
         }
         standing = [self._stand, [*asked, self.columns.shown], buttons]
         self.columns.connect(self.add)
-        self.columns.model.input(model_note, self.columns.model, self.remark, **QUICK)
+        self.columns.model.input(about_model, self.columns.model, self.remark, **QUICK)
         quantized = enumerate(self.columns.panes[1:], 1)
         for begun in (
             gr.on([self.ask.click, self.question.submit], self._prepare, form, outputs, **QUICK),
@@ -267,7 +271,7 @@ class QuestionPart:
         """Updates of `outputs` that set question and columns to a link."""
         columns, model = self.columns.fill(asked), asked.model or self.columns.model.value
         room = len(read_settings(asked.settings)) < len(FIRST_SETTINGS)
-        return [asked.question, *columns, gr.update(interactive=room), model_note(model)]
+        return [asked.question, *columns, gr.update(interactive=room), about_model(model)]
 
     def _prepare(self, asking: Asking | None, _: Answered | None, *form: Any) -> tuple:
         return self._prepare_follow_up(asking, None, *form)

@@ -12,11 +12,12 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from queue import SimpleQueue
 
+import psutil
 from pydantic import ValidationError
 
 from quant_engine.answers.messages import AnswerEvent, AskRequest, ToWorker
@@ -29,12 +30,36 @@ IDLE_S = 300.0
 CLOSE_S = 3.0
 _COMMAND = (sys.executable, "-m", "quant_engine.answers.worker")
 
+Refused = Callable[[AskRequest], Mapping[int, str]]
+
+
+def held_memory() -> int:
+    """Bytes that this page's answering processes have for themselves: their models make room for others."""
+    held = 0
+    for child in psutil.Process().children():
+        with suppress(psutil.Error):  # it has ended
+            if child.cmdline()[-2:] == list(_COMMAND[-2:]):
+                memory = child.memory_info()
+                held += memory.rss - getattr(memory, "shared", 0)
+    return held
+
+
+def nothing_refused(request: AskRequest) -> Mapping[int, str]:
+    """Every side can be answered here."""
+    return {}
+
 
 class AnswerService:
-    """Answers questions through one resident process, which ends after `idle_s` seconds without a question."""
+    """Answers questions through one resident process, which ends after `idle_s` seconds without a question.
 
-    def __init__(self, command: Sequence[str] = _COMMAND, idle_s: float = IDLE_S) -> None:
-        self._command, self._idle_s = tuple(command), idle_s
+    `refused` says which sides of a request can't be answered on this machine, and why: they end with that sentence, and
+    nothing is loaded for them.
+    """
+
+    def __init__(
+        self, command: Sequence[str] = _COMMAND, idle_s: float = IDLE_S, refused: Refused = nothing_refused
+    ) -> None:
+        self._command, self._idle_s, self._refused = tuple(command), idle_s, refused
         self._lock = threading.Lock()
         self._worker: _Worker | None = None
         self._idle: threading.Timer | None = None
@@ -57,6 +82,17 @@ class AnswerService:
         The request is sent with the first event that is asked for. Closing the iterator cancels it. Raises UserError
         when no process can be started.
         """
+        refused = self._refused(request)
+        for side, sentence in refused.items():
+            yield AnswerEvent(request_id=request.request_id, side=side, kind="error", message=sentence)
+        numbers = [side for side in range(len(request.sides)) if side not in refused]
+        if numbers:
+            with closing(self._ask(request.of(numbers))) as events:
+                for event in events:
+                    yield event.model_copy(update={"side": numbers[event.side]})
+
+    def _ask(self, request: AskRequest) -> Iterator[AnswerEvent]:
+        """The events of a request whose sides can all be answered here."""
         with self._lock:
             previous = self._worker
             worker, inbox = self._send(request)
@@ -96,7 +132,7 @@ class AnswerService:
             self._worker = _Worker(self._command)
         return self._worker
 
-    def _send(self, request: AskRequest) -> tuple[_Worker, _Inbox]:
+    def _send(self, request: AskRequest) -> tuple[_Worker, Inbox]:
         """Hand a request to the process; one that just died is replaced. Called with the lock held."""
         worker = self._running()
         inbox = worker.ask(request)
@@ -124,7 +160,7 @@ class AnswerService:
 
 
 @dataclass
-class _Inbox:
+class Inbox:
     """What one request still waits for, and the events that came for it."""
 
     open_sides: set[int]
@@ -144,7 +180,7 @@ class _Worker:
     """One life of the answering process, and the requests that it has not ended."""
 
     def __init__(self, command: Sequence[str]) -> None:
-        self._inboxes: dict[str, _Inbox] = {}
+        self._inboxes: dict[str, Inbox] = {}
         self._ended = False
         self._lock = threading.Lock()
         try:
@@ -159,9 +195,9 @@ class _Worker:
     def is_busy(self) -> bool:
         return bool(self._inboxes)
 
-    def ask(self, request: AskRequest) -> _Inbox | None:
+    def ask(self, request: AskRequest) -> Inbox | None:
         """Send a request; None when the process is dead."""
-        inbox = _Inbox(set(range(len(request.sides))))
+        inbox = Inbox(set(range(len(request.sides))))
         with self._lock:
             if self._ended or not self._write(ToWorker(ask=request)):
                 return None

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pydantic import BaseModel
 
 from quant_engine.answers.client import AnswerService
-from quant_engine.answers.messages import MOST_SIDES, AnswerEvent, AskRequest, Turn
+from quant_engine.answers.messages import MOST_SIDES, AnswerEvent, AskRequest
 from quant_engine.answers.parting import parting
 from quant_engine.methods import METHODS, resolve_setting
 from quant_engine.results import AnswerStats, TokenShift
@@ -64,12 +64,7 @@ def along_fp16(request: AskRequest, tokens: Sequence[tuple[int, ...]]) -> tuple[
     numbers = [number for number, answer in enumerate(tokens) if answer]
     if len(numbers) < 2 or numbers[0] != 0 or request.sides[0].method != "fp16":
         return None
-    earlier = tuple(
-        Turn(question=turn.question, answers=tuple(turn.answers[number] for number in numbers))
-        for turn in request.earlier
-    )
-    fields = {"sides": tuple(request.sides[number] for number in numbers), "earlier": earlier, "along": tokens[0]}
-    return AskRequest(**dict(request) | fields), numbers
+    return request.of(numbers, along=tokens[0]), numbers
 
 
 def compare(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 from uuid import uuid4
@@ -75,6 +76,15 @@ class AskRequest(BaseModel):
         if self.along and self.sides[0].method != "fp16":
             raise ValueError("Answers are held against FP16's: name it first.")
         return self
+
+    def of(self, numbers: Sequence[int], **changes: object) -> AskRequest:
+        """The request of some of its sides alone, with the same id: what stops that stops it."""
+        earlier = tuple(
+            Turn(question=turn.question, answers=tuple(turn.answers[number] for number in numbers))
+            for turn in self.earlier
+        )
+        sides = tuple(self.sides[number] for number in numbers)
+        return AskRequest(**dict(self) | {"sides": sides, "earlier": earlier} | changes)
 
     def conversation(self, side: int) -> tuple[tuple[str, str], ...]:
         """The earlier questions with a side's answers."""

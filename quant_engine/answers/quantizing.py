@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -28,7 +28,7 @@ from quant_engine.models.device import default_device
 from quant_engine.progress import Hooks
 from quant_engine.runs import weights
 from quant_engine.runs.resolve import resolve_weights
-from quant_engine.spec import WeightSpec
+from quant_engine.spec import UserError, WeightSpec
 
 logger = logging.getLogger(__name__)
 
@@ -141,8 +141,7 @@ class _Lane:
                 self.get_ready()
 
     def _start(self) -> subprocess.Popen[bytes]:
-        environment = {"OMP_NUM_THREADS": str(THREADS), "NUMBA_NUM_THREADS": str(THREADS)}
-        return start_child(self._command, subprocess.PIPE, subprocess.PIPE, None, nice=NICE, environment=environment)
+        return _start(self._command)
 
     def _take_process(self, job: _Job) -> str:
         """Give a job its process: the idle one, or a new one. Returns why that can't be. Called with the lock held."""
@@ -156,24 +155,50 @@ class _Lane:
 
     def _follow(self, job: _Job) -> str:
         """Watch a job to its end. Returns why it failed, or an empty text."""
-        process, problem = job.process, ""
-        with suppress(OSError):  # it has ended: its exit code says the rest
-            process.stdin.write(job.spec.model_dump_json().encode() + b"\n")
-            process.stdin.flush()
-        for line in process.stdout:
-            try:
-                news = FromQuantizer.model_validate_json(line)
-            except ValidationError:
-                logger.warning("The process that quantizes was cut off in the middle of a line.")
-                continue
+        problem = ""
+        for news in _news(job.process, job.spec):
             problem = news.failure
             if news.progress and news.progress.text() != job.text:
                 job.text = news.progress.text()
                 self._on_progress(job.spec, job.text)
-        code = process.wait()
-        with suppress(OSError):  # what it never read is sent again here
-            process.stdin.close()
-        return problem or _sentence(code)
+        return problem or _sentence(job.process.wait())
+
+
+def quantize_in_child(spec: WeightSpec) -> Iterator[str]:
+    """Make these weights in a process of its own: where it stands, in words. Closing this stops it. Raises UserError if
+    they can't be made."""
+    process, problem = _start(COMMAND), ""
+    try:
+        for news in _news(process, spec):
+            problem = news.failure
+            if news.progress:
+                yield news.progress.text()
+        problem = problem or _sentence(process.wait())
+    finally:
+        process.kill()
+        process.wait()
+    if problem:
+        raise UserError(problem)
+
+
+def _start(command: Sequence[str]) -> subprocess.Popen[bytes]:
+    environment = {"OMP_NUM_THREADS": str(THREADS), "NUMBA_NUM_THREADS": str(THREADS)}
+    return start_child(command, subprocess.PIPE, subprocess.PIPE, None, nice=NICE, environment=environment)
+
+
+def _news(process: subprocess.Popen[bytes], spec: WeightSpec) -> Iterator[FromQuantizer]:
+    """What a process that was given a spec has to say, until it ends."""
+    with suppress(OSError):  # it has ended: its exit code says the rest
+        process.stdin.write(spec.model_dump_json().encode() + b"\n")
+        process.stdin.flush()
+    for line in process.stdout:
+        try:
+            yield FromQuantizer.model_validate_json(line)
+        except ValidationError:
+            logger.warning("The process that quantizes was cut off in the middle of a line.")
+    process.wait()
+    with suppress(OSError):  # what it never read is sent again here
+        process.stdin.close()
 
 
 def _position(ahead: int) -> str:

@@ -9,11 +9,10 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from pathlib import Path
 
-import psutil
 import torch
 
+from quant_engine import memory
 from quant_engine.answers import quantizing
 from quant_engine.answers.line import RequestLine
 from quant_engine.answers.model_cache import ModelCache, OnProgress
@@ -28,14 +27,11 @@ from quant_engine.runs.resolve import resolve_weights
 from quant_engine.spec import QuantSetting, WeightSpec
 
 MEMORY_FRACTION = FREE_FRACTION = 0.5
-_MEMORY_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
 def memory_budget() -> int:
     """How many bytes of weights to keep loaded: a fraction of what this machine, or the container, has."""
-    limit = _MEMORY_LIMIT.read_text().strip() if _MEMORY_LIMIT.exists() else "max"
-    memory = psutil.virtual_memory().total
-    return int(MEMORY_FRACTION * (memory if limit == "max" else min(memory, int(limit))))
+    return int(MEMORY_FRACTION * memory.installed())
 
 
 def main() -> None:
@@ -59,7 +55,7 @@ def has_room(model: str) -> bool:
     """Whether a model that nobody has asked yet takes no more than half of the memory that is free now."""
     card, device = model_card(model), default_device()
     folder = folder_of(card, fingerprint(card))
-    room = min(memory_budget(), FREE_FRACTION * psutil.virtual_memory().available)
+    room = min(memory_budget(), FREE_FRACTION * memory.free())
     if 2 * sum(file.stat().st_size for file in folder.glob("*.safetensors")) < room:
         return True  # as it would be if no weight were held in 16 bits; the sum below takes a moment
     skeleton = Skeleton(card, folder, getattr(torch, default_dtype(device)), device, in_halves=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import subprocess
 import time
 from functools import cache
 from pathlib import Path
@@ -15,17 +16,37 @@ torch = deferred("torch")
 
 CLEARLY = 1.25
 """By what factor bfloat16 must be faster than float32 to be worth its roundings."""
+NVIDIA_SMI_S = 10.0
 _DEVICE_FILES = Path("/dev")
+_lent = False
 
 
 def default_device() -> str:
     """ "cuda" on a machine with an NVIDIA GPU that this process may see, else "cpu"; asked without loading torch."""
+    if zero_gpu() and not _lent:
+        return "cpu"
     first_visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0].strip()
     if not first_visible or first_visible.startswith("-"):  # an invalid number hides all that stand behind it
         return "cpu"
     if any(_DEVICE_FILES.glob("nvidia[0-9]*")):  # a container may have been given any of them
         return "cuda"
     return "cuda" if (_DEVICE_FILES / "dxg").exists() and _has_driver() else "cpu"
+
+
+def answering_device() -> str:
+    """The device that questions are answered on, maybe in another process than this one."""
+    return "cuda" if zero_gpu() else default_device()
+
+
+def zero_gpu() -> bool:
+    """Whether this is a Space with ZeroGPU: there a process has no GPU but during calls that ask for one."""
+    return os.environ.get("SPACES_ZERO_GPU", "").lower() in ("1", "t", "true")
+
+
+def lend_gpu() -> None:
+    """This process has been given a GPU of ZeroGPU."""
+    global _lent
+    _lent = True
 
 
 def _has_driver() -> bool:
@@ -35,6 +56,21 @@ def _has_driver() -> bool:
     except OSError:
         return False
     return True
+
+
+@cache
+def gpu_memory() -> int | None:
+    """Bytes that were free on the first GPU that this process may see when it asked for the first time, before anything
+    of its own lay there; None where the driver's tool does not say, and with ZeroGPU."""
+    if zero_gpu():
+        return None
+    first_visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0].strip()
+    command = ["nvidia-smi", "--query-gpu=memory.free", "--format=csv,noheader,nounits", "-i", first_visible]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=NVIDIA_SMI_S, check=True)
+        return int(done.stdout.splitlines()[0]) * 2**20
+    except (OSError, subprocess.SubprocessError, ValueError, IndexError):
+        return None
 
 
 def default_dtype(device: str) -> str:

@@ -386,6 +386,17 @@ def test_a_visitor_may_leave_while_the_model_is_loaded(shared):
     assert time.monotonic() - started < 10
 
 
+def test_a_side_that_can_not_be_answered_here_says_why_and_the_others_are_answered():
+    service = AnswerService(STAND_IN, refused=lambda request: {0: "Too large."} if request.model == "text" else {})
+    assert [event.message for event in service.ask(request())] == ["Too large."]
+    assert service._worker is None
+    turn = Turn(question="Before?", answers=("", "Because."))
+    events = list(service.ask(request(sides=(FP16, RTN), earlier=(turn,), max_new_tokens=2)))
+    service.close()
+    assert [event.message for event in events if event.side == 0] == ["Too large."]
+    assert last(events)[1].kind == "done"
+
+
 def test_a_dead_process_ends_every_open_request_with_a_sentence_and_the_next_one_starts_another(service):
     first = service.ask(request(sides=(SLOW, RTN), max_new_tokens=400))
     second = service.ask(request())

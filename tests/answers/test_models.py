@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from quant_engine.answers import worker
+from quant_engine import memory
 from quant_engine.answers.model_cache import ModelCache
 from quant_engine.answers.worker import memory_budget
 from quant_engine.spec import QuantSetting, UserError, WeightSpec
@@ -129,8 +129,19 @@ def test_a_model_that_cannot_be_loaded_leaves_the_others(models, loads):
     [(None, 8e9), ("max\n", 8e9), ("6000000000\n", 3e9), ("9223372036854771712\n", 8e9)],
 )
 def test_half_of_the_memory_of_the_machine_or_of_the_container_is_for_weights(tmp_path, monkeypatch, limit, budget):
-    monkeypatch.setattr(worker.psutil, "virtual_memory", lambda: SimpleNamespace(total=16_000_000_000))
-    monkeypatch.setattr(worker, "_MEMORY_LIMIT", tmp_path / "memory.max")
+    monkeypatch.setattr(memory.psutil, "virtual_memory", lambda: SimpleNamespace(total=16_000_000_000))
+    monkeypatch.setattr(memory, "_CONTAINER", tmp_path)
     if limit:
         (tmp_path / "memory.max").write_text(limit)
     assert memory_budget() == budget
+
+
+def test_what_a_container_only_remembers_of_files_is_free(tmp_path, monkeypatch):
+    machine = SimpleNamespace(total=16_000_000_000, available=7_000_000_000)
+    monkeypatch.setattr(memory.psutil, "virtual_memory", lambda: machine)
+    monkeypatch.setattr(memory, "_CONTAINER", tmp_path)
+    assert memory.free() == 7_000_000_000
+    (tmp_path / "memory.max").write_text("6000000000\n")
+    (tmp_path / "memory.current").write_text("5500000000\n")
+    (tmp_path / "memory.stat").write_text("anon 3\ninactive_file 400000000\n")
+    assert memory.free() == 900_000_000

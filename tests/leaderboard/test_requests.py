@@ -5,7 +5,7 @@ import pytest
 from httpx2 import Request, Response
 from huggingface_hub.errors import HTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
 
-from leaderboard import lab, requests
+from leaderboard import lab, requests, room
 from leaderboard.lab import Lab
 from quant_engine.spec import QuantSetting, UserError
 
@@ -26,19 +26,19 @@ def refusal(call, *args, **named) -> str:
 
 
 @pytest.mark.parametrize(
-    ("device", "here", "hub", "offered"),
+    ("device", "lacks", "offered"),
     [
-        ("cuda", False, True, ["llava-next-8b", "demo"]),
-        ("cuda", True, False, ["llava-next-8b", "demo"]),
-        ("cuda", False, False, ["demo"]),
-        ("cpu", False, True, ["demo"]),
-        ("cpu", True, True, ["demo", "llava-next-8b"]),
+        ("cuda", {}, ["llava-next-8b", "demo"]),
+        ("cuda", {"llava-next-8b"}, ["demo", "llava-next-8b"]),
+        ("cpu", {}, ["demo", "llava-next-8b"]),
+        ("cpu", {"demo"}, ["llava-next-8b", "demo"]),
     ],
 )
-def test_with_a_gpu_and_a_hub_the_large_model_is_offered_first(monkeypatch, device, here, hub, offered):
-    monkeypatch.setattr(requests, "default_device", lambda: device)
-    monkeypatch.setattr(requests, "available", lambda card: here)
-    monkeypatch.setattr(requests, "reachable", lambda repository: hub)
+def test_with_a_gpu_the_large_model_is_offered_first_and_one_that_cannot_answer_here_last(
+    monkeypatch, device, lacks, offered
+):
+    monkeypatch.setattr(requests, "answering_device", lambda: device)
+    monkeypatch.setattr(room, "lack", lambda card: "Too large." if card.id in lacks else "")
     assert [card.id for card in requests.picture_models()] == offered
 
 
@@ -54,16 +54,16 @@ def test_with_a_gpu_and_a_hub_the_large_model_is_offered_first(monkeypatch, devi
 )
 def test_a_hub_that_does_not_answer_has_nothing(monkeypatch, problem):
     monkeypatch.setattr("huggingface_hub.model_info", lambda *_, **__: (_ for _ in ()).throw(problem))
-    requests.reachable.cache_clear()
-    assert not requests.reachable("llava-hf/llama3-llava-next-8b-hf")
-    requests.reachable.cache_clear()
+    room.reachable.cache_clear()
+    assert not room.reachable("llava-hf/llama3-llava-next-8b-hf")
+    room.reachable.cache_clear()
 
 
 def test_a_mistake_in_asking_the_hub_is_not_hidden(monkeypatch):
     monkeypatch.setattr("huggingface_hub.model_info", lambda *_, **__: {}["no such name"])
-    requests.reachable.cache_clear()
+    room.reachable.cache_clear()
     with pytest.raises(KeyError):
-        requests.reachable("llava-hf/llama3-llava-next-8b-hf")
+        room.reachable("llava-hf/llama3-llava-next-8b-hf")
 
 
 def test_a_setting_is_resolved_with_every_option_spelled_out():
@@ -159,7 +159,7 @@ def test_the_first_model_is_loaded_ahead_where_it_is_here(monkeypatch):
         loaded.append(model)
         raise UserError("The answering process can't be started: free memory.")
 
-    monkeypatch.setattr(requests, "default_device", lambda: "cpu")
+    monkeypatch.setattr(requests, "answering_device", lambda: "cpu")
     page = Lab(answers=SimpleNamespace(warm_up=warm_up))
     page.warm_up()
     assert loaded == ["demo"]

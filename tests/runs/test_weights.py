@@ -9,6 +9,7 @@ import torch
 from models import tiny_chat
 from PIL import Image
 
+from quant_engine import memory
 from quant_engine.answers import worker
 from quant_engine.checkpoints import Checkpoint
 from quant_engine.models.decode import answer_text
@@ -170,6 +171,6 @@ def test_what_a_model_takes_in_memory_is_known_before_it_is_loaded(tmp_path, dty
     on_disk = sum(file.stat().st_size for file in tmp_path.glob("*.safetensors"))
     most = min(skeleton.weight_bytes, 2 * on_disk)  # it would be as many in 32 bits
     for available, enough in ((2 * skeleton.weight_bytes + 2, True), (2 * most, False)):
-        memory = SimpleNamespace(total=2**40, available=available)
-        monkeypatch.setattr(worker.psutil, "virtual_memory", lambda memory=memory: memory)
+        machine = SimpleNamespace(total=2**40, available=available)
+        monkeypatch.setattr(memory.psutil, "virtual_memory", lambda machine=machine: machine)
         assert worker.has_room(str(tmp_path)) == enough
