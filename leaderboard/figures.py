@@ -346,7 +346,8 @@ def told_apart(board: Board, model: str) -> Figure:
 
 def _votes_finding(clear: pd.DataFrame, count: int) -> str:
     """How many votes there are, and which methods are told apart at which bits."""
-    found = [f"{method} at {bits:g} bits" for method, bits in clear[["method", "w_bits"]].itertuples(index=False)]
+    widths = clear.groupby("method", sort=False)["w_bits"].agg(lambda bits: ", ".join(map("{:g}".format, bits)))
+    found = [f"{method} at {bits} bits" for method, bits in widths.items()]
     what = (
         f"Told apart by more than chance: {', '.join(found)}."
         if found

@@ -282,4 +282,6 @@ def with_votes(results: pd.DataFrame, rates: Sequence[Rate]) -> pd.DataFrame:
     alone = found["source"].isna()
     found.loc[alone, ["track", "source"]] = "mllm_ptq", SOURCE
     found = found.assign(task=TASK, metric=TASK, status="ok", conditions="")
-    return pd.concat([results, found.reindex(columns=results.columns).astype(results.dtypes)], ignore_index=True)
+    text = [name for name in results if not pd.api.types.is_float_dtype(results[name])]
+    found = found.reindex(columns=results.columns).astype(dict.fromkeys(text, object))
+    return pd.concat([results, found], ignore_index=True)

@@ -30,9 +30,10 @@ BLIND_AT_ONCE = 8
 FIRST_SETTING = QuantSetting(method="rtn", w_bits=3, group_size=64)
 LETTERS = "AB"
 UNSURE = "unsure"
-_HELP = "FP16 and a quantized setting answer without names, in random order. Say which is quantized; then see."
+_HELP = "FP16's answer and a quantized one's, unnamed and in random order."
 _KEEP = "Store my question's words with the vote (otherwise no words are stored, and the picture never is)"
 _EMPTY = '<p class="hint">Both answers will stand here at once, when both are finished.</p>'
+_HINT = '<p class="hint">It will stand here when both are finished.</p>'
 _VOTE_JS = """
 element.addEventListener('click', (event) => {
   const button = event.target.closest('[data-vote]');
@@ -46,7 +47,8 @@ class Blind:
     """A blind question as it stands. `sides` are FP16's and the quantized one's, and `order` their numbers as A and B.
 
     `picture` identifies the picture. `known` are the questions whose FP16 answer this visitor has seen under its name
-    here: (model, picture, question). `hidden` says that the setting is a surprise, `outcome` what came of the vote.
+    here: (model, picture, question). `hidden` says that the setting is a surprise, `outcome` what came of the vote, and
+    `counted` what became of it.
     """
 
     request: AskRequest
@@ -56,6 +58,7 @@ class Blind:
     known: frozenset[tuple[str, str, str]] = frozenset()
     hidden: bool = False
     outcome: str = ""
+    counted: str = ""
 
     @property
     def setting(self) -> QuantSetting:
@@ -81,9 +84,9 @@ class Blind:
         """Whether it can be voted on."""
         return self.finished and not self.same and not self.outcome
 
-    def revealed(self, outcome: str) -> Blind:
+    def revealed(self, outcome: str, counted: str) -> Blind:
         """The same with its names: FP16's answer is known from now on."""
-        return replace(self, outcome=outcome, known=self.known | {self.question})
+        return replace(self, outcome=outcome, counted=counted, known=self.known | {self.question})
 
     def verdict(self, vote: str) -> Verdict:
         """What a vote, A, B or unsure, is worth. Raises UserError for any other."""
@@ -184,14 +187,15 @@ class BlindPart:
                     yield [shown, gr.skip()]
         except UserError as problem:
             sides = [replace(side, state="error", message=str(problem)) for side in sides]
-        replaced = self.questions.is_replaced(blind.request)
-        self.questions.end(blind.request)
+        finally:
+            replaced = self.questions.is_replaced(blind.request)
+            self.questions.end(blind.request)
         if replaced:
             yield [gr.skip(), gr.skip()]
             return
         blind = replace(blind, sides=tuple(sides))
         if blind.finished and blind.same:
-            blind = blind.revealed("Both gave the same answer, word for word: nothing to vote on, and nothing counted.")
+            blind = blind.revealed("Both gave the same answer, word for word.", "Nothing to vote on, nothing counted.")
         yield [blind_html(blind), blind]
 
     def _stand(self, blind: Blind | None) -> tuple:
@@ -213,13 +217,12 @@ class BlindPart:
         try:
             vote = pressed(event, "vote")
             verdict = blind.verdict(vote)
-            counts = self._count(blind, verdict, getattr(request, "session_hash", None), keep is True, named)
+            counted = self._count(blind, verdict, getattr(request, "session_hash", None), keep is True, named)
         except UserError as refusal:
             return gr.skip(), notice(str(refusal)), gr.skip(), gr.skip()
         quantized = LETTERS[blind.order.index(1)]
         words = {"right": "Right", "wrong": "Not so", "unsure": "Now you know"}[verdict]
-        outcome = f"{words}: {quantized} is {blind.setting.label}. {counts}"
-        blind = blind.revealed(outcome)
+        blind = blind.revealed(f"{words}: {quantized} is {blind.setting.label}.", counted)
         return blind, "", blind_html(blind), gr.update(visible=False)
 
     def _count(self, blind: Blind, verdict: Verdict, session: str | None, keep: bool, named: tuple) -> str:
@@ -230,11 +233,11 @@ class BlindPart:
             return "Not counted: FP16's answer to this question was shown under its name before."
         model, setting = blind.request.model, blind.setting
         ballot = Ballot(session, model, blind.picture, blind.request.question, setting, verdict, keep)
-        counted = self._votes.cast(ballot)
+        words = "Counted." if self._votes.cast(ballot) else "Not counted: you have voted on this question before."
         rate = self._votes.rate(model, setting)
-        so_far = f" So far {100 * rate.share:.0f}% of {votes.describe(100 * rate.share, rate.votes)}." if rate else ""
-        words = "Counted." if counted else "Not counted: you have voted on this question before."
-        return f"{words}{so_far}"
+        if rate is None:
+            return words
+        return f"{words} Told apart so far: {100 * rate.share:.0f}% of {votes.describe(100 * rate.share, rate.votes)}."
 
 
 def picture_digest(request: AskRequest) -> str:
@@ -261,7 +264,7 @@ def blind_html(blind: Blind, *, waiting: bool | None = None) -> str:
     if failed:
         line = f'<p class="sorry">No vote: {escape(_failure(failed))}</p>'
     elif blind.outcome:
-        line = f'<p class="verdict">{escape(blind.outcome)}</p>'
+        line = f'<p><b class="verdict">{escape(blind.outcome)}</b> {escape(blind.counted)}</p>'
     elif not waiting:
         line = "<p>Which answer is the quantized model's?</p>"
     cards = "".join(_card(blind, letter, shown=not waiting and not failed) for letter in LETTERS)
@@ -286,7 +289,7 @@ def _failure(failed: list[Side]) -> str:
 def _card(blind: Blind, letter: str, *, shown: bool) -> str:
     side = blind.sides[blind.order[LETTERS.index(letter)]]
     # Words alone: that an answer was computed before, or took long, would give it away.
-    body = answer_html(Side(side.setting, "done", text=side.text)) if shown else '<p class="hint">&nbsp;</p>'
+    body = answer_html(Side(side.setting, "done", text=side.text)) if shown else _HINT
     name, costs, button = "", "", ""
     if shown and blind.outcome:
         name = f"<span>{escape(side.setting.label)}</span>{bit_bar(side.setting.w_bits)}"
