@@ -110,7 +110,7 @@ def latex(view: View) -> bytes:
     head += [f"{column.title} {column.arrow}".translate(_LATEX) for column in view.columns]
     body = []
     for (model, setting, source), texts in zip(_names(view), _texts(view), strict=True):
-        name = setting if source == "paper" else f"{setting} (measured)"
+        name = setting if source == "paper" else f"{setting} ({source})"
         cells = [cell.translate(_LATEX) for cell in ([model, name] if with_model else [name])]
         body.append([*cells, *map(_latex_number, texts)])
     lines = [

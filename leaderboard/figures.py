@@ -260,6 +260,7 @@ def language_and_pictures(board: Board, model: str) -> Figure:
 def honest_bits(board: Board, model: str) -> Figure:
     """Nominal against stored bits of each setting of a model, the most dishonest first."""
     rows = board.rows[(board.rows["model"] == model) & (board.rows["w_bits"] < 16)].dropna(subset="stored_bits")
+    rows = rows[rows["source"] != votes.SOURCE]
     rows = rows.assign(group=rows["group_size"].fillna(0))
     rows = rows.drop_duplicates(["method", "w_bits", "a_bits", "group", "source"])
     if rows.empty:

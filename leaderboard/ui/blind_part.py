@@ -289,7 +289,8 @@ def _failure(failed: list[Side]) -> str:
 def _card(blind: Blind, letter: str, *, shown: bool) -> str:
     side = blind.sides[blind.order[LETTERS.index(letter)]]
     # Words alone: that an answer was computed before, or took long, would give it away.
-    body = answer_html(Side(side.setting, "done", text=side.text)) if shown else _HINT
+    waits = _HINT if not any(side.state == "error" for side in blind.sides) else '<p class="hint">No answer.</p>'
+    body = answer_html(Side(side.setting, "done", text=side.text)) if shown else waits
     name, costs, button = "", "", ""
     if shown and blind.outcome:
         name = f"<span>{escape(side.setting.label)}</span>{bit_bar(side.setting.w_bits)}"

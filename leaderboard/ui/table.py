@@ -238,7 +238,8 @@ def _legend(view: View, ranking: Ranking | None) -> str:
         )
     if ranking:
         tie = "<b>2=</b>shared rank: the difference may be chance. " if (ranking.shared & view.measured).any() else ""
-        study = "" if view.measured.all() else " The study's rows are ranked by the printed number alone."
+        of_study = (view.rows["source"] == "paper").any()
+        study = " The study's rows are ranked by the printed number alone." if of_study else ""
         parts.append(f"<span>{tie}Ranks are by {escape(ranking.column.title)}.{study}</span>")
     return f'<p class="legend">{"".join(parts)}</p>'
 

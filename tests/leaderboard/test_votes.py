@@ -18,8 +18,9 @@ import pytest
 from leaderboard import analysis, export, figures, votes
 from leaderboard.analysis import Query, arrange
 from leaderboard.boards import Boards, sign_table
-from leaderboard.columns import KNOWN
+from leaderboard.columns import KNOWN, column_of
 from leaderboard.provenance import provenance_of, row_run
+from leaderboard.ranks import Ranking
 from leaderboard.store import COLUMNS, Store
 from leaderboard.ui import explore_tab
 from leaderboard.ui.card import card_html, problems_html
@@ -351,6 +352,19 @@ def test_the_chart_is_shown_where_there_are_votes_and_models_without_scores_are_
     explored = Explored(model="Demo LLaVA-NeXT", quality="perplexity")
     assert "chart-votes" in explore_tab.model_charts(board_with(rate(bits=2)), explored)
     assert "chart-votes" not in explore_tab.model_charts(board_with(), explored)
+
+
+def test_a_row_of_votes_alone_says_nothing_of_the_study_and_is_in_no_other_chart(make_run):
+    make_run(model="demo", bits=3, perplexity=30.0)
+    board = board_with(rate(bits=2))
+    seen = analysis.view(board, Query(model="Demo LLaVA-NeXT"))
+    html = results_html(seen, {}, 2, Ranking(column_of("perplexity"), np.array([1, 0]), np.array([False, False])))
+    assert "Ranks are by Built-in text." in html
+    assert "The study" not in html
+    assert "the study" not in html
+    table = figures.honest_bits(board, "Demo LLaVA-NeXT").table
+    assert list(table["Setting"]) == ["RTN W3A16 g64 (measured)"]
+    assert "g64 (votes)" in export.latex(seen).decode()
 
 
 def test_a_model_that_has_votes_alone_is_not_explored(results):
