@@ -355,9 +355,9 @@ def test_the_chart_is_shown_where_there_are_votes_and_models_without_scores_are_
 
 
 def test_a_row_of_votes_alone_says_nothing_of_the_study_and_is_in_no_other_chart(make_run):
-    make_run(model="demo", bits=3, perplexity=30.0)
+    make_run(model="demo", bits=3, perplexity=30.0, track="mllm_ptq")
     board = board_with(rate(bits=2))
-    seen = analysis.view(board, Query(model="Demo LLaVA-NeXT"))
+    seen = analysis.view(board, Query(model="Demo LLaVA-NeXT", track="mllm_ptq"))
     html = results_html(seen, {}, 2, Ranking(column_of("perplexity"), np.array([1, 0]), np.array([False, False])))
     assert "Ranks are by Built-in text." in html
     assert "The study's rows" not in html
