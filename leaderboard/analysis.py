@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field
 
-from leaderboard import against_fp16, search, sizes
+from leaderboard import against_fp16, search, sizes, votes
 from leaderboard.columns import COMMONSENSE, GROUPS, Column, ordered
 from leaderboard.search import MOST_CHARACTERS
 from leaderboard.store import options_text
@@ -125,10 +125,12 @@ class View:
         value, kind = self.values[row, column], self.columns[column]
         if np.isnan(value):
             return CELL_WORDS.get(Cell(self.cells[row, column]), "·")
-        if self.query.mode == "retained" and not kind.cost:
+        if kind.task == votes.TASK:
+            return votes.rate_text(value, self.results["items"].iloc[self.origin[row, column]])
+        if self.query.mode == "retained" and kind.compared:
             return notation.percent(value)
         text = kind.text(value, measured=self.measured[row])
-        return notation.difference(text) if self.query.mode == "difference" and not kind.cost else text
+        return notation.difference(text) if self.query.mode == "difference" and kind.compared else text
 
 
 @dataclass(frozen=True)
@@ -187,18 +189,21 @@ def view(board: Board, query: Query, differing: np.ndarray | None = None) -> Vie
     columns = tuple(board.columns[index] for index in filled)
     part = np.ix_(rows, filled)
     values, cells, reference = board.values[part], board.cells[part].copy(), board.reference[part]
-    costs, lower = cost_columns(columns), lower_columns(columns)
+    scores, lower = compared_columns(columns), lower_columns(columns)
     shade = against_fp16.shade(values, reference, lower, cells == Cell.COLLAPSED)
-    shade[:, costs] = np.nan
+    shade[:, ~scores] = np.nan
     chance = np.zeros(shade.shape, dtype=bool) if differing is None else ~differing[part] & np.isfinite(shade)
     chance &= (cells != Cell.COLLAPSED) & (board.rows["w_bits"].to_numpy()[rows, None] < 16)
     shade[chance] = 0
+    for index in (index for index, column in enumerate(columns) if column.task == votes.TASK):
+        count = board.results["items"].to_numpy()[board.origin[part][:, index]]
+        shade[:, index] = votes.shades(values[:, index], count)
     if query.mode != "absolute":
         percents = query.mode == "retained"
         compared = against_fp16.percent_of_fp16(values, reference, lower) if percents else values - reference
         with_number = np.isin(cells, (Cell.OK, Cell.COMPUTED))
-        cells[with_number & np.isnan(compared) & ~costs] = Cell.NO_REFERENCE
-        values = np.where(costs, values, compared)
+        cells[with_number & np.isnan(compared) & scores] = Cell.NO_REFERENCE
+        values = np.where(scores, compared, values)
     order = _order(board.rows.iloc[rows], columns, values, query)
     return View(
         query,
@@ -214,9 +219,9 @@ def view(board: Board, query: Query, differing: np.ndarray | None = None) -> Vie
     )
 
 
-def cost_columns(columns: Sequence[Column]) -> np.ndarray:
-    """For each column, whether it is a cost."""
-    return np.array([column.cost for column in columns], dtype=bool)
+def compared_columns(columns: Sequence[Column]) -> np.ndarray:
+    """For each column, whether its numbers are compared with FP16's."""
+    return np.array([column.compared for column in columns], dtype=bool)
 
 
 def lower_columns(columns: Sequence[Column]) -> np.ndarray:
@@ -378,7 +383,7 @@ def descends(query: Query, column: Column | None) -> bool:
     if column is None:
         natural = query.sort == "w_bits"
     else:
-        natural = column.better == "higher" or (query.mode == "retained" and not column.cost)
+        natural = column.better == "higher" or (query.mode == "retained" and column.compared)
     return natural != query.reverse
 
 

@@ -149,7 +149,8 @@ class _Answers:
         """Where every number of one row comes from, and the command that makes it again.
 
         Args:
-            row: A row's key in links: "run~RUN_ID" or MODEL~TRACK~METHOD~BITS~ACTIVATION_BITS~GROUP (0: per row).
+            row: A row's key in links: "run~RUN_ID" or MODEL~TRACK~METHOD~BITS~ACTIVATION_BITS~GROUP (0: per row), with
+                "votes~" before it for a setting that has blind votes alone.
 
         Returns:
             Setting, stored bits, numbers with standard errors, sources and notes, versions, and the command.

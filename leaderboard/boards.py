@@ -1,4 +1,4 @@
-"""The results that the page draws from, arranged once per change, and what identifies a drawing of them."""
+"""The results and votes that the page draws from, arranged once per change, and what identifies a drawing of them."""
 
 from __future__ import annotations
 
@@ -10,26 +10,32 @@ from leaderboard.differences import Differences
 from leaderboard.ranks import Comparisons
 from leaderboard.store import Problem, Store, read_notes
 from leaderboard.view import PageView
+from leaderboard.votes import Votes, with_votes
+from quant_engine import folders
 from quant_engine.spec import digest
 
 
 class Boards:
-    """The board of the store's newest snapshot, arranged again only when the store changes."""
+    """The board of the store's newest snapshot with the votes, arranged again only when one of them changes."""
 
-    def __init__(self, store: Store) -> None:
-        self.store = store
+    def __init__(self, store: Store, votes: Votes | None = None) -> None:
+        self.store, self.votes = store, votes or Votes(folders.votes())
         self.notes = read_notes()
         self.comparisons = Comparisons()
         self.differences = Differences()
-        self._arranged = lru_cache(maxsize=1)(lambda version: analysis.arrange(store.snapshot().frame))
+        self._arranged = lru_cache(maxsize=1)(
+            lambda version, rates: analysis.arrange(with_votes(store.snapshot().frame, rates))
+        )
 
     def current(self) -> Board:
-        return self._arranged(self.store.snapshot().version)
+        return self._arranged(self.store.snapshot().version, self.votes.tally().rates)
 
     def state(self) -> str:
-        """Changes whenever what tables are drawn from does: the results, or what is known of their ranks and of which
-        differences are more than chance."""
-        return digest([self.store.version(), self.comparisons.finished(), self.differences.finished()])
+        """Changes whenever what tables are drawn from does: the results, the votes, or what is known of their
+        ranks and of which differences are more than chance."""
+        tally = self.votes.tally()
+        votes = [[rate.model_dump() for rate in tally.rates], tally.problem]
+        return digest([self.store.version(), votes, self.comparisons.finished(), self.differences.finished()])
 
     def problems(self) -> tuple[Problem, ...]:
         return self.store.snapshot().problems

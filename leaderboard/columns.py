@@ -10,14 +10,14 @@ from typing import Literal
 from quant_engine import notation
 from quant_engine.evaluate import parse_result_name
 
-Group = Literal["Perplexity", "CommonSenseQA", "MMLU", "Pictures", "Cost"]
-GROUPS: tuple[Group, ...] = ("Perplexity", "CommonSenseQA", "MMLU", "Pictures", "Cost")
+Group = Literal["Perplexity", "CommonSenseQA", "MMLU", "Pictures", "Blind votes", "Cost"]
+GROUPS: tuple[Group, ...] = ("Perplexity", "CommonSenseQA", "MMLU", "Pictures", "Blind votes", "Cost")
 COMMONSENSE = ("piqa", "arc_easy", "arc_challenge", "hellaswag", "winogrande")
 
 
 @dataclass(frozen=True)
 class Column:
-    """One column of numbers. `task` is the result's task; cost columns describe the setting and have no FP16 side.
+    """One column of numbers. `task` is the result's task; costs and blind votes have no FP16 side to compare with.
     `digits` is the number of decimals; None keeps those that the source gives."""
 
     task: str
@@ -28,8 +28,9 @@ class Column:
     digits: int | None = None
 
     @property
-    def cost(self) -> bool:
-        return self.group == "Cost"
+    def compared(self) -> bool:
+        """Whether its numbers are compared with FP16's."""
+        return self.group not in ("Cost", "Blind votes")
 
     @property
     def arrow(self) -> str:
@@ -37,7 +38,7 @@ class Column:
 
     def text(self, value: float, *, measured: bool) -> str:
         """How a number of the column is written. Measured perplexities have more digits than the study prints."""
-        if self.cost:
+        if not self.compared:
             return notation.cost(value, self.digits)
         precise = self.group == "Perplexity" or self.better == "lower"
         return notation.perplexity(value, measured=measured) if precise else notation.score(value)
@@ -77,6 +78,15 @@ _KNOWN: tuple[Column, ...] = (
     _percent("mmbench_en", "MMBench", "Pictures", "Accuracy in percent, every rotation of the options right."),
     _percent("mme_cognition", "MME-C", "Pictures", "MME cognition: score out of 800."),
     _percent("mme_perception", "MME-P", "Pictures", "MME perception: score out of 2000."),
+    Column(
+        "told_apart",
+        "Told apart",
+        "Blind votes",
+        "lower",
+        "Share of blind votes on this machine that named the quantized answer, of answers that differ from FP16's; "
+        "can't tell counts as half a right vote. 50% is chance. Shaded where the 95% interval leaves that out.",
+        1,
+    ),
     Column("stored_bits", "Bits stored", "Cost", "lower", "Bits per quantized weight, all side data counted.", 2),
     Column("quantization_memory_gb", "Quantize GB", "Cost", "lower", "Memory to quantize the model, in GB."),
     Column("quantization_time_min", "Quantize min", "Cost", "lower", "Time to quantize the model, in minutes."),
@@ -115,7 +125,7 @@ def headline(columns: Sequence[Column], filled: Sequence[int], task: str | None 
 
     Not the mean of tasks: the study's has rows that were scored otherwise.
     """
-    scores = {column.task: (column, count) for column, count in zip(columns, filled, strict=True) if not column.cost}
+    scores = {column.task: (column, count) for column, count in zip(columns, filled, strict=True) if column.compared}
     if task in scores:
         return scores[task][0]
     candidates = [scores[name] for name in HEADLINES if name in scores] or list(scores.values())

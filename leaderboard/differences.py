@@ -57,7 +57,7 @@ def more_than_chance(board: Board) -> np.ndarray:
     for model in models.unique():
         counts = (board.cells[measured[models == model]] != Cell.MISSING).sum(axis=0)
         for index in np.flatnonzero((counts > 1) & (counts <= MOST_RUNS)):
-            if not board.columns[index].cost:
+            if board.columns[index].compared:
                 result[differing_rows(board, model, board.columns[index]), index] = True
     return result
 

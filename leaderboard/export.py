@@ -17,6 +17,7 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
+from leaderboard import votes
 from leaderboard.analysis import Cell, View
 from leaderboard.store import Notes, note_on
 from quant_engine import notation
@@ -41,11 +42,15 @@ _MODES = {"absolute": "values", "difference": "differences to FP16", "retained":
 
 
 def frame(view: View) -> pd.DataFrame:
-    """A line per row: what names the setting, then each task's number in the view's mode (NaN: none)."""
+    """A line per row: what names the setting, then each task's number in the view's mode (NaN: none), a rate of blind
+    votes with how many there are."""
     table = view.rows[FIELDS].copy()
     table["run_id"] = table["run_id"].astype(object).where(table["run_id"].notna(), None)
     for index, column in enumerate(view.columns):
         table[column.task] = view.values[:, index]
+        if column.task == votes.TASK:
+            count = view.results["items"].to_numpy()[view.origin[:, index]]
+            table[f"{column.task}_votes"] = np.where(np.isnan(view.values[:, index]), np.nan, count)
     return table
 
 
@@ -105,7 +110,7 @@ def latex(view: View) -> bytes:
     head += [f"{column.title} {column.arrow}".translate(_LATEX) for column in view.columns]
     body = []
     for (model, setting, source), texts in zip(_names(view), _texts(view), strict=True):
-        name = setting if source == "paper" else f"{setting} (measured)"
+        name = setting if source == "paper" else f"{setting} ({source})"
         cells = [cell.translate(_LATEX) for cell in ([model, name] if with_model else [name])]
         body.append([*cells, *map(_latex_number, texts)])
     lines = [

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from leaderboard import items, plot, quality
+from leaderboard import items, plot, quality, votes
 from leaderboard.analysis import Board
 from leaderboard.columns import Column
 from leaderboard.plot import Figure
@@ -260,6 +260,7 @@ def language_and_pictures(board: Board, model: str) -> Figure:
 def honest_bits(board: Board, model: str) -> Figure:
     """Nominal against stored bits of each setting of a model, the most dishonest first."""
     rows = board.rows[(board.rows["model"] == model) & (board.rows["w_bits"] < 16)].dropna(subset="stored_bits")
+    rows = rows[rows["source"] != votes.SOURCE]
     rows = rows.assign(group=rows["group_size"].fillna(0))
     rows = rows.drop_duplicates(["method", "w_bits", "a_bits", "group", "source"])
     if rows.empty:
@@ -295,6 +296,66 @@ def honest_bits(board: Board, model: str) -> Figure:
         "height": 120 + 22 * len(labels),
     }
     return Figure("honest", "Nominal and stored bits", finding, data, layout, table)
+
+
+def told_apart(board: Board, model: str) -> Figure:
+    """Weight bits against the share of blind votes that named the quantized answer, a line per method over all its
+    groups, with 95% intervals; open marks where that holds 50%, which is chance."""
+    settings = quality.blind_rates(board, model)
+    settings["right"] = settings["share"] * settings["votes"]
+    pooled = settings.groupby(["method", "w_bits"], sort=False)[["right", "votes"]].sum().reset_index()
+    pooled["share"] = pooled["right"] / pooled["votes"]
+    ends = np.array([votes.interval(*pair) for pair in zip(pooled["share"], pooled["votes"], strict=True)])
+    pooled["low"], pooled["high"] = ends.T
+    clear = (pooled["low"] > 0.5) | (pooled["high"] < 0.5)
+    methods, data = list(dict.fromkeys(pooled["method"])), []
+    for number, (method, rates) in enumerate(pooled.groupby("method", sort=False)):
+        text = [
+            f"{method}, {bits:g} bits<br>{100 * share:.1f}% of {votes.describe(100 * share, count)}"
+            for bits, share, count in zip(rates["w_bits"], rates["share"], rates["votes"], strict=True)
+        ]
+        x = rates["w_bits"] + 0.08 * (number - (len(methods) - 1) / 2)  # so that intervals stand side by side
+        marks = plot.line(method, x, 100 * rates["share"], text, "%{text}<extra></extra>")
+        symbol = marks["marker"]["symbol"]
+        marks["marker"]["symbol"] = [symbol if clear[index] else f"{symbol}-open" for index in rates.index]
+        data.append(marks | {"error_y": {
+            "type": "data", "symmetric": False, "thickness": 1.2, "width": 4,
+            "array": plot.numbers(100 * (rates["high"] - rates["share"])),
+            "arrayminus": plot.numbers(100 * (rates["share"] - rates["low"])),
+        }})  # fmt: skip
+    layout = {
+        "xaxis": plot.axis("weight bits (nominal)") | {"autorange": "reversed", "dtick": 1},
+        "yaxis": plot.axis("votes that named the quantized answer") | {"range": [-2, 102], "ticksuffix": "%"},
+        "shapes": [plot.level(50.0)],
+        "annotations": [{"xref": "paper", "x": 1, "y": 50, "yanchor": "bottom", "xanchor": "right", "text": "chance",
+                         "showarrow": False, "font": {"color": "var(--quiet)", "size": 11}}],
+    }  # fmt: skip
+    shown = settings.assign(label=quality.labels(settings.assign(source=votes.SOURCE)))
+    ends = [votes.interval(*pair) for pair in zip(shown["share"], shown["votes"], strict=True)]
+    table = pd.DataFrame(
+        {
+            "Setting": shown["label"],
+            "Told apart %": (100 * shown["share"]).round(1),
+            "Votes": shown["votes"].astype(int),
+            "95% from": [round(100 * low, 1) for low, _ in ends],
+            "95% to": [round(100 * high, 1) for _, high in ends],
+        }
+    )
+    finding = _votes_finding(pooled[clear & (pooled["share"] > 0.5)], int(settings["votes"].sum()))
+    return Figure("votes", "Told apart in blind votes", finding, data, layout, table)
+
+
+def _votes_finding(clear: pd.DataFrame, count: int) -> str:
+    """How many votes there are, and which methods are told apart at which bits."""
+    widths = clear.groupby("method", sort=False)["w_bits"].agg(lambda bits: ", ".join(map("{:g}".format, bits)))
+    found = [f"{method} at {bits} bits" for method, bits in widths.items()]
+    what = (
+        f"Told apart by more than chance: {', '.join(found)}."
+        if found
+        else "Nothing is told apart by more than chance."
+    )
+    total = "1 vote" if count == 1 else f"{count:,} votes"
+    return f"{total} on this machine, of answers that differ. {what} Open marks: the 95% interval holds 50%, a guess."
 
 
 def dumbbells(labels: list[str], columns: Sequence[Column], percents: np.ndarray) -> Figure:

@@ -157,7 +157,7 @@ def qualities(board: Board, model: str) -> list[Column]:
     first = best_quality(board, model)
     rows = ((board.rows["model"] == model) & (board.rows["w_bits"] < 16)).to_numpy()
     filled = (board.cells[rows] != Cell.MISSING).any(axis=0)
-    others = [c for c, any_ in zip(board.columns, filled, strict=True) if any_ and not c.cost and c is not first]
+    others = [c for c, any_ in zip(board.columns, filled, strict=True) if any_ and c.compared and c is not first]
     return [first, *others]
 
 

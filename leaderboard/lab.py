@@ -1,4 +1,4 @@
-"""What the page works with: the results, the queue of runs, the answering process, and who may start a run."""
+"""What the page works with: results, the queue of runs, the answering process, votes, and who may start a run."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from leaderboard import requests, room
 from leaderboard.store import Store
+from leaderboard.votes import Votes
 from quant_engine import folders
 from quant_engine.answers.client import AnswerService
 from quant_engine.answers.zero_gpu import ZeroGpuAnswers
@@ -35,6 +36,7 @@ class Lab:
     store: Store = field(default_factory=Store)
     queue: Queue = field(default_factory=lambda: Queue(folders.queue()))
     answers: AnswerService = field(default_factory=answering)
+    votes: Votes = field(default_factory=lambda: Votes(folders.votes()))
     hosted: bool = field(default_factory=lambda: "SPACE_ID" in os.environ)
     owner_token: str = field(default_factory=lambda: os.environ.get("LOWBIT_OWNER_TOKEN", ""), repr=False)
 

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from pydantic import ValidationError
 
+from leaderboard import votes
 from leaderboard.analysis import CELL_WORDS, Board, Cell
 from leaderboard.store import Notes, method_name, model_name, note_on
 from leaderboard.view import find_row, row_key
@@ -65,7 +66,7 @@ def provenance_of(board: Board, index: int, notes: Notes) -> Provenance:
         source=row["source"],
         stored=_stored(row, measured),
         numbers=_numbers(board, index, row, notes),
-        about=_about_run(result, board, origins) if measured else _about_study(row),
+        about=_about_run(result, board, origins) if measured else _about(row),
         command=_text(result.get("command")) if measured else command(run) if run else "",
         offered=run is not None,
         run_id=_text(row["run_id"]) if measured else "",
@@ -81,7 +82,7 @@ def row_run(board: Board, key: str) -> RunSpec | None:
 def _run(board: Board, index: int) -> RunSpec | None:
     row = board.rows.iloc[index].to_dict()
     if not _is_measured(row):
-        return _study_run(row, _tasks(board, index))
+        return _planned_run(row, ["perplexity"] if row["source"] == votes.SOURCE else _tasks(board, index))
     try:
         spec = run_folder.read(run_folder.run_path(_text(row["run_id"]))).spec
     except UserError:
@@ -89,7 +90,7 @@ def _run(board: Board, index: int) -> RunSpec | None:
     return spec if spec.weights.model in MODELS and {*spec.tasks} <= TASKS.keys() else None
 
 
-def _study_run(row: dict, tasks: list[str]) -> RunSpec | None:
+def _planned_run(row: dict, tasks: list[str]) -> RunSpec | None:
     """The run that measures a row's setting on those of `tasks` that the engine has; None if it can't."""
     model = next((name for name in MODELS if model_name(name) == row["model"]), None)
     method = "fp16" if row["w_bits"] == 16 else next((n for n in METHODS if method_name(n) == row["method"]), None)
@@ -113,7 +114,7 @@ def _study_run(row: dict, tasks: list[str]) -> RunSpec | None:
 
 def _tasks(board: Board, index: int) -> list[str]:
     cells = zip(board.columns, board.cells[index], strict=True)
-    return [column.task for column, cell in cells if cell != Cell.MISSING and not column.cost]
+    return [column.task for column, cell in cells if cell != Cell.MISSING and column.compared]
 
 
 def _is_measured(row: dict) -> bool:
@@ -137,12 +138,16 @@ def _numbers(board: Board, index: int, row: dict, notes: Notes) -> list[Number]:
             continue
         result = board.results.iloc[origin] if origin >= 0 else None
         value, error = board.values[index, column_index], np.nan if result is None else result["standard_error"]
+        text = column.text(value, measured=_is_measured(row))
+        error = "" if pd.isna(error) else f"± {notation.standard_error(error)}"
+        if column.task == votes.TASK:
+            text, error = f"{value:.1f}%", ""
         numbers.append(
             Number(
                 title=f"{column.title} {column.arrow}",
                 group=column.group,
-                text=CELL_WORDS.get(cell, "·") if np.isnan(value) else column.text(value, measured=_is_measured(row)),
-                error="" if pd.isna(error) else f"± {notation.standard_error(error)}",
+                text=CELL_WORDS.get(cell, "·") if np.isnan(value) else text,
+                error=error,
                 source=_source(cell, result),
                 note=note,
             )
@@ -155,6 +160,8 @@ def _source(cell: Cell, result: pd.Series | None) -> str:
         return "mean of the five tasks, computed here"
     if result is None:
         return "the study"
+    if result["task"] == votes.TASK:
+        return votes.describe(result["value"], result["items"])
     if result["source"] == "paper":
         return f"Table {result['table']} of the study"
     items = "" if pd.isna(result["items"]) else f"{result['items']:g} items"
@@ -162,7 +169,10 @@ def _source(cell: Cell, result: pd.Series | None) -> str:
     return ", ".join(filter(None, [items, revision])) or "this run"
 
 
-def _about_study(row: dict) -> list[tuple[str, str]]:
+def _about(row: dict) -> list[tuple[str, str]]:
+    """What is known of how a row's numbers came about that no run measured."""
+    if row["source"] == votes.SOURCE:
+        return [("Source", "Blind votes in Ask a picture, on this machine"), ("Measured", "nothing yet")]
     about = [
         ("Source", "An empirical study of LLaMA3 quantization: from LLMs to MLLMs, arXiv 2404.14047 v3"),
         ("Hardware", "8 A800 80 GB"),

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
-from leaderboard import against_fp16, analysis
+from leaderboard import against_fp16, analysis, votes
 from leaderboard.analysis import Board, Cell
 from leaderboard.columns import Column
 from leaderboard.differences import differing_rows
@@ -147,6 +147,16 @@ def pareto_chance(settings: pd.DataFrame, resampled: Mapping[str, np.ndarray], *
     return np.where(moving, hits / DRAWS, np.nan)
 
 
+def blind_rates(board: Board, model: str) -> pd.DataFrame:
+    """One line per setting of a model that has blind votes: `method`, `w_bits`, `a_bits`, `group_size`, the rate as a
+    `share`, and its `votes`, more bits first."""
+    rates = board.results[(board.results["task"] == votes.TASK) & (board.results["model"] == model)]
+    rates = rates[["method", "w_bits", "a_bits", "group_size", "value", "items"]].drop_duplicates()
+    rates = rates.assign(share=rates["value"] / 100, votes=rates["items"], rank=rates["method"].map(method_order))
+    rates = rates.sort_values(["rank", "method", "w_bits", "group_size"], ascending=[True, True, False, True])
+    return rates.drop(columns=["value", "items", "rank"]).reset_index(drop=True)
+
+
 def column_of_task(board: Board, task: str) -> Column:
     """A board's column by its task. Raises UserError if no result is of it."""
     for column in board.columns:
@@ -166,7 +176,7 @@ def method_order(method: str) -> int:
 def score_percents(board: Board, rows: np.ndarray) -> tuple[list[Column], np.ndarray]:
     """The columns of scores, and the percent of FP16 that some of the board's rows keep on each [rows, scores]; a
     collapse without a number is 0."""
-    scores = np.flatnonzero(~analysis.cost_columns(board.columns))
+    scores = np.flatnonzero(analysis.compared_columns(board.columns))
     columns, part = [board.columns[index] for index in scores], np.ix_(rows, scores)
     collapsed, lower = board.cells[part] == Cell.COLLAPSED, analysis.lower_columns(columns)
     return columns, against_fp16.percent_of_fp16(board.values[part], board.reference[part], lower, collapsed)

@@ -14,6 +14,7 @@ from urllib.parse import parse_qs, urlencode
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from leaderboard import votes
 from leaderboard.analysis import Board, Query, Range
 from quant_engine.answers.messages import MOST_NEW_TOKENS, MOST_QUESTION_CHARACTERS
 from quant_engine.spec import Text
@@ -142,17 +143,19 @@ def read_address(search: str | None) -> PageView:
 
 
 def row_key(row: dict) -> str:
-    """What names a row in an address: a measured run by its id, a row of the study by its setting."""
+    """What names a row in an address: a measured run by its id, a row of the study or of votes alone by its setting."""
     if row["source"] == "measured":
         return f"run~{row['run_id']}"
     group = 0 if pd.isna(row["group_size"]) else row["group_size"]
     parts = [row["model"], row["track"], row["method"], f"{row['w_bits']:g}", f"{row['a_bits']:g}", f"{group:g}"]
-    return "~".join(parts)
+    return "~".join(([votes.SOURCE] if row["source"] == votes.SOURCE else []) + parts)
 
 
 def find_row(board: Board, key: str) -> int | None:
     """The index of a row in `board.rows`, or None if it is not there (any more)."""
-    rows, parts = board.rows, key.split("~")
+    rows, parts, source = board.rows, key.split("~"), "paper"
+    if parts[0] == votes.SOURCE and len(parts) == 7:
+        source, *parts = parts
     if parts[0] == "run" and len(parts) == 2:
         mask = rows["run_id"] == parts[1]
     elif len(parts) == 6:
@@ -160,7 +163,7 @@ def find_row(board: Board, key: str) -> int | None:
             w_bits, a_bits, group = map(float, parts[3:])
         except ValueError:
             return None
-        mask = (rows["source"] == "paper") & (rows["model"] == parts[0]) & (rows["track"] == parts[1])
+        mask = (rows["source"] == source) & (rows["model"] == parts[0]) & (rows["track"] == parts[1])
         mask &= (rows["method"] == parts[2]) & (rows["w_bits"] == w_bits) & (rows["a_bits"] == a_bits)
         mask &= rows["group_size"].fillna(0) == group
     else:

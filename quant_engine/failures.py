@@ -49,6 +49,21 @@ def failure(
     return f"The {work} failed inside the engine ({type(error).__name__}): {details}."
 
 
+def database_failure(database: str, error: Exception) -> str:
+    """What the system said about a SQLite file, such as "The run queue PATH", in one sentence that names what to
+    change."""
+    message = str(error)
+    if "locked" in message:
+        return f"{database} is held by another process for too long: try again, or stop that process."
+    if "full" in message or "No space" in message:
+        return (
+            f"{database} can't be written because the disk is full: free some space or set LOWBIT_HOME to another disk."
+        )
+    if "not a database" in message or "malformed" in message:
+        return f"{database} is damaged: move the file away, and the lab makes a new one."
+    return f"{database} can't be written ({message}): make its folder writable or set LOWBIT_HOME to another folder."
+
+
 @contextmanager
 def exits_plainly(
     work: str, retry: str, debug: bool | None = None, passing: tuple[type[Exception], ...] = ()

@@ -64,3 +64,8 @@ def checkpoints() -> Path:
 def queue() -> Path:
     """The SQLite file of the run queue."""
     return home() / "queue.sqlite"
+
+
+def votes() -> Path:
+    """The SQLite file of the blind votes."""
+    return home() / "votes.sqlite"

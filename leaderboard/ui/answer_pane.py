@@ -75,7 +75,7 @@ def pane(side: Side) -> str:
     dtype = f"computed in {escape(side.stats.dtype)}" if side.stats else ""
     return (
         f'<article class="answer at-{side.state}" aria-busy="{str(side.state in ("status", "token")).lower()}">'
-        f"<header>{name}<span>{dtype}</span></header>{_costs(side.stats)}"
+        f"<header>{name}<span>{dtype}</span></header>{costs_html(side.stats)}"
         f'<div class="said" aria-live="polite"><div>{_earlier(side)}{answer_html(side)}</div></div>'
         f"{_along(side)}</article>"
     )
@@ -122,7 +122,7 @@ def _along(side: Side) -> str:
     return along_html(side.parting, side.shifts, can_go_on=side.onward is None) + onward
 
 
-def _costs(stats: AnswerStats | None) -> str:
+def costs_html(stats: AnswerStats | None) -> str:
     figures: Sequence[tuple[str, str]] = (
         ("First token", notation.seconds(stats.ttft_s) if stats else "–"),
         ("Tokens/s", f"{stats.tokens_per_s:.1f}" if stats and stats.tokens_per_s else "–"),

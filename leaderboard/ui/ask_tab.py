@@ -16,6 +16,7 @@ from leaderboard.conversation import Conversation, Example, read_examples
 from leaderboard.lab import Lab
 from leaderboard.ui.answer_pane import Side, first_sides, pane
 from leaderboard.ui.ask_columns import FIRST_SETTINGS, Columns, about_model, read_settings
+from leaderboard.ui.blind_part import BlindPart
 from leaderboard.ui.notice import notice
 from leaderboard.ui.pressed import pressed
 from leaderboard.ui.questions import Questions
@@ -53,7 +54,7 @@ _ESCAPE_JS = """
 document.addEventListener('keydown', (event) => {
   const choosing = event.target.closest?.('[aria-expanded="true"]');
   if (event.key !== 'Escape' || choosing) return;
-  const stops = document.querySelectorAll('#stop, #stop-sweep, #stop-stress');
+  const stops = document.querySelectorAll('#stop, #stop-sweep, #stop-stress, #stop-blind');
   for (const stop of stops) if (stop.checkVisibility()) stop.click();
 });
 """
@@ -101,11 +102,14 @@ class AskTab:
                 self.question = QuestionPart(lab)
                 self.sweep = SweepPart(lab)
                 self.stress = StressPart(lab)
+                self.blind = BlindPart(lab)
         self.picture.connect(self.question)
         self.question.connect(self.picture)
         columns = self.question.columns
-        self.sweep.connect(columns.model, self.picture.path, self.question.question, columns.length)
+        asked = [columns.model, self.picture.path, self.question.question, columns.length]
+        self.sweep.connect(*asked)
         self.stress.connect(self.picture.path, self.question.question, columns)
+        self.blind.connect(*asked, named=[self.question.asking, self.sweep.request])
         self.outputs = [self.picture.path, self.picture.frame, *self.question.outputs]
 
     def fill(self, asked: Asked) -> list[Any]:

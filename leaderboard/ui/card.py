@@ -7,7 +7,7 @@ from itertools import groupby
 
 import numpy as np
 
-from leaderboard import figures, quality
+from leaderboard import figures, quality, votes
 from leaderboard.boards import Boards
 from leaderboard.provenance import Number, Provenance, provenance_of
 from leaderboard.store import Problem
@@ -67,13 +67,16 @@ def pinned_rows(boards: Boards, keys: tuple[str, ...]) -> str:
     return f'<div class="pinned"><div class="chips"><b>Pinned</b>{chips}</div>{figure}</div>'
 
 
-def problems_html(problems: tuple[Problem, ...]) -> str:
-    """The run folders that were left out, by name and with the reason."""
-    if not problems:
-        return ""
-    items = "".join(f"<li>{escape(problem.reason)}</li>" for problem in problems)
-    count = "1 run folder is" if len(problems) == 1 else f"{len(problems)} run folders are"
-    return f'<div class="notice" role="alert"><b>{count} left out.</b><ul>{items}</ul></div>'
+def problems_html(problems: tuple[Problem, ...], of_votes: str = "") -> str:
+    """The run folders that were left out, by name and with the reason; and why blind votes are, if they are."""
+    notices = []
+    if problems:
+        items = "".join(f"<li>{escape(problem.reason)}</li>" for problem in problems)
+        count = "1 run folder is" if len(problems) == 1 else f"{len(problems)} run folders are"
+        notices.append(f"<b>{count} left out.</b><ul>{items}</ul>")
+    if of_votes:
+        notices.append(f"<b>Blind votes are left out.</b> {escape(of_votes)}")
+    return "".join(f'<div class="notice" role="alert">{notice}</div>' for notice in notices)
 
 
 def _number_row(number: Number) -> str:
@@ -91,7 +94,9 @@ def _pin_title(row: dict, *, with_model: bool) -> str:
 
 
 def _source(provenance: Provenance) -> str:
-    return f"measured, run <code>{escape(provenance.run_id)}</code>" if provenance.run_id else "from the study"
+    if provenance.run_id:
+        return f"measured, run <code>{escape(provenance.run_id)}</code>"
+    return "blind votes alone" if provenance.source == votes.SOURCE else "from the study"
 
 
 def _run_buttons(provenance: Provenance) -> str:

@@ -7,7 +7,7 @@ from html import escape
 
 import gradio as gr
 
-from leaderboard import analysis, figures, fit
+from leaderboard import analysis, figures, fit, quality, votes
 from leaderboard.analysis import Board
 from leaderboard.boards import Boards
 from leaderboard.plot import Figure
@@ -33,7 +33,7 @@ def quality_choices(board: Board, model: str) -> list[tuple[str, str]]:
 
 def model_choices(board: Board) -> list[str]:
     """The models that have a quantized setting with a score."""
-    quantized = board.rows["w_bits"] < 16
+    quantized = (board.rows["w_bits"] < 16) & (board.rows["source"] != votes.SOURCE)
     return [model for model in analysis.models(board) if (quantized & (board.rows["model"] == model)).any()]
 
 
@@ -67,6 +67,8 @@ def model_charts(board: Board, explored: Explored) -> str:
         ("Language against pictures", lambda: figures.language_and_pictures(board, model)),
         ("Nominal and stored bits", lambda: figures.honest_bits(board, model)),
     ]
+    if len(quality.blind_rates(board, model)):
+        drawings.append(("Told apart in blind votes", lambda: figures.told_apart(board, model)))
     return f'<div class="figures">{"".join(chart(draw, title) for title, draw in drawings)}</div>'
 
 

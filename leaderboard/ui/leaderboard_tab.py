@@ -144,7 +144,7 @@ class LeaderboardTab:
             table_view = select_table(self.boards, view.query)
             for name, choices in control_choices(table_view).items():
                 updates[self.controls[name]] = gr.update(choices=choices)
-            updates |= {self.problems: problems_html(self.boards.problems())} | self._table(table_view)
+            updates |= {self.problems: self._problems_html()} | self._table(table_view)
         return updates or gr.skip()
 
     def _lay_out_choosers(self, choices: Mapping[str, list]) -> dict[str, gr.components.Component]:
@@ -195,7 +195,7 @@ class LeaderboardTab:
             """`arguments` are the address and the format: several of the browser come as one list."""
             return export_table(self.boards, *arguments)
 
-        self.problems = html(problems_html(self.boards.problems()), elem_id="problems")
+        self.problems = html(self._problems_html(), elem_id="problems")
         self.pinned = html("", elem_id="pins", js_on_load=_JS)
         self.board = html(
             self._results_html(table_view), elem_id="board", js_on_load=_JS, server_functions=[export_view]
@@ -292,6 +292,9 @@ class LeaderboardTab:
             self.details_signature: signature,
             self.details_address: address(PageView(pins=view.pins, row=view.row)),
         }
+
+    def _problems_html(self) -> str:
+        return problems_html(self.boards.problems(), self.boards.votes.tally().problem)
 
     def _results_html(self, table_view: TableView) -> str:
         return table.results_html(table_view.view, self.boards.notes, table_view.choices.rows, table_view.ranking)

@@ -8,7 +8,8 @@ from itertools import groupby
 
 import numpy as np
 
-from leaderboard.analysis import Cell, View, cost_columns, descends
+from leaderboard import votes
+from leaderboard.analysis import Cell, View, compared_columns, descends
 from leaderboard.columns import Column
 from leaderboard.ranks import Ranking
 from leaderboard.store import Notes, note_on
@@ -16,6 +17,8 @@ from leaderboard.view import row_key
 from quant_engine import notation
 
 MOST_ROWS = 400
+WHERE = {"paper": "the study", votes.SOURCE: "blind votes on this machine: nothing else was measured of this setting"}
+"""Where rows come from that are not of runs, by their source."""
 _WORDS = {
     Cell.MISSING: "Not reported.",
     Cell.COMPUTED: "Mean of the five tasks, computed here; the source gives none.",
@@ -121,7 +124,7 @@ def _head(sheet: _Sheet) -> str:
     top = "".join(f'<td class="k {kind}"></td>' for _, _, kind in fixed)
     for group, members in groupby(view.columns, key=lambda column: column.group):
         columns = list(members)
-        arrow = "" if columns[0].cost else f" <span>{columns[0].arrow}</span>"
+        arrow = f" <span>{columns[0].arrow}</span>" if columns[0].compared else ""
         top += f'<th class="group" colspan="{len(columns)}" scope="colgroup"><div>{group}{arrow}</div></th>'
     cells = [
         _sorter(view, field, title, f"k {kind}", f"Sort by {title.lower()}.", None) for field, title, kind in fixed
@@ -148,7 +151,7 @@ def _row(sheet: _Sheet, index: int, row: dict) -> str:
     kinds = " ".join(["fp16"] * reference + ["measured"] * measured)
     group = "" if reference else "per row" if np.isnan(row["group_size"]) else f"{row['group_size']:g}"
     short = "16 bit" if reference else f"W{row['w_bits']:g}A{row['a_bits']:g}"
-    where = f"run {row['run_id']}" if measured else "the study"
+    where = f"run {row['run_id']}" if measured else WHERE[row["source"]]
     marks = [f"{short} {'g' + group if group.isdigit() else group}", "measured" if measured else ""]
     rank = sheet.ranking.text(index) if sheet.ranking else ""
     marks += [f"rank {rank}" if rank else "", escape(row["options"])]
@@ -191,9 +194,13 @@ def _cell(sheet: _Sheet, row: int, column: int, note: str) -> str:
 def _origins(view: View) -> dict[int, str]:
     """Where each result of the shown rows comes from, in a few words, by the result's number."""
     numbers = np.unique(view.origin[:MOST_ROWS])
-    results = view.results[["source", "table", "run_id", "items", "standard_error"]].iloc[numbers[numbers >= 0]]
+    fields = ["source", "table", "run_id", "items", "standard_error", "task", "value"]
+    results = view.results[fields].iloc[numbers[numbers >= 0]]
     origins = {}
-    for number, source, table, run_id, items, error in results.itertuples():
+    for number, source, table, run_id, items, error, task, value in results.itertuples():
+        if task == votes.TASK:
+            origins[number] = f"{value:.1f}% of {votes.describe(value, items)}."
+            continue
         sentences = [f"Table {table} of the study."] if source == "paper" else [f"Run {run_id}."]
         sentences += [f"{items:g} items."] if not np.isnan(items) else []
         sentences += [f"Standard error {notation.standard_error(error)}."] if not np.isnan(error) else []
@@ -208,7 +215,7 @@ def _edge(columns: tuple[Column, ...], index: int) -> str:
 
 def _legend(view: View, ranking: Ranking | None) -> str:
     states = {Cell(cell) for cell in np.unique(view.cells)}
-    scores = ~cost_columns(view.columns)
+    scores = compared_columns(view.columns)
     with_number = np.isin(view.cells, (Cell.OK, Cell.COMPUTED)) & scores
     parts = [
         '<span><i class="ramp lost"></i>loses against FP16</span>',
@@ -224,9 +231,15 @@ def _legend(view: View, ranking: Ranking | None) -> str:
             "<span>Measured numbers are shaded where the same items, in pairs, say that the difference to FP16 is more "
             "than chance.</span>"
         )
+    if any(column.task == votes.TASK for column in view.columns):
+        parts.append(
+            "<span>Told apart: the share of blind votes on this machine that named the quantized answer, and how many "
+            "there are; 50% is chance.</span>"
+        )
     if ranking:
         tie = "<b>2=</b>shared rank: the difference may be chance. " if (ranking.shared & view.measured).any() else ""
-        study = "" if view.measured.all() else " The study's rows are ranked by the printed number alone."
+        of_study = (view.rows["source"] == "paper").any()
+        study = " The study's rows are ranked by the printed number alone." if of_study else ""
         parts.append(f"<span>{tie}Ranks are by {escape(ranking.column.title)}.{study}</span>")
     return f'<p class="legend">{"".join(parts)}</p>'
 

@@ -21,6 +21,7 @@ from typing import Literal
 import psutil
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from quant_engine.failures import database_failure
 from quant_engine.progress import Progress
 from quant_engine.runs import folder
 from quant_engine.spec import RunSpec, UserError, clean_text
@@ -316,7 +317,7 @@ class Queue:
                     raise
                 db.execute("COMMIT")
         except (OSError, sqlite3.Error) as error:
-            raise UserError(_refusal(self.path, error)) from error
+            raise UserError(database_failure(f"The run queue {self.path}", error)) from error
 
 
 def _connect(path: Path) -> sqlite3.Connection:
@@ -391,16 +392,3 @@ def _is_gone(owner: str) -> bool:
     """True when `owner` is a process of this host that no longer exists."""
     host, _, pid = owner.rpartition(":")
     return host == socket.gethostname() and pid.isdigit() and not psutil.pid_exists(int(pid))
-
-
-def _refusal(path: Path, error: Exception) -> str:
-    """What the system said about the queue's file, as a sentence that names what to change."""
-    message = str(error)
-    queue = f"The run queue {path}"
-    if "locked" in message:
-        return f"{queue} is held by another process for too long: try again, or stop that process."
-    if "full" in message or "No space" in message:
-        return f"{queue} can't be written because the disk is full: free some space or set LOWBIT_HOME to another disk."
-    if "not a database" in message or "malformed" in message:
-        return f"{queue} is damaged: move the file away, and the lab makes a new one."
-    return f"{queue} can't be written ({message}): make its folder writable or set LOWBIT_HOME to another folder."

@@ -51,7 +51,7 @@ def asking(monkeypatch):
     monkeypatch.setattr(requests, "available", lambda card: True)
     service = Service()
     with gr.Blocks():
-        tab = AskTab(SimpleNamespace(answers=service))
+        tab = AskTab(SimpleNamespace(answers=service, votes=None))
     picture = str(tab.picture.examples[0].picture)
     form = [picture, "What?", "demo", 32, (True, False, True), "rtn", "3", None, "64", *["rtn", "2", None, "64"] * 2]
     return tab, service, form

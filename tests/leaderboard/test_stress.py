@@ -102,7 +102,7 @@ def stressing(monkeypatch):
     monkeypatch.setattr(requests, "available", lambda card: True)
     service = Service()
     with gr.Blocks():
-        part = AskTab(SimpleNamespace(answers=service)).stress
+        part = AskTab(SimpleNamespace(answers=service, votes=None)).stress
     form = ["What?", "demo", 256, (True, False, True), "rtn", "3", None, "64", *["rtn", "2", None, "64"] * 2]
     return part, service, form
 
