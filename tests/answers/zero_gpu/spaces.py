@@ -2,6 +2,10 @@
 asks for CUDA in any other process raises."""
 
 import multiprocessing
+import sys
+
+if not hasattr(sys.modules.get("gradio"), "Blocks"):  # as the package does: Gradio looks for it while it is loaded
+    raise ImportError
 
 import torch
 
