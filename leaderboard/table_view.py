@@ -61,9 +61,9 @@ def next_sort(sort: str | None, reverse: bool, column: str) -> tuple[str | None,
     return (None, False) if reverse else (column, True)
 
 
-def parse_range(text: str | None) -> Range:
+def parse_range(text: object) -> Range:
     """A typed range: "2.5-4", "<4", ">=3", or a single number. Anything else is open on both sides."""
-    text = (text or "").strip()
+    text = str(text or "").strip()
     match = re.fullmatch(r"(<=?|>=?)?\s*(\d+(?:\.\d+)?)(?:\s*(?:-|–|\.\.)\s*(\d+(?:\.\d+)?))?", text)
     if not match:
         return None, None

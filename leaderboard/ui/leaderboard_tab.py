@@ -40,7 +40,7 @@ def page_view(values: Mapping[str, Any]) -> PageView:
         **{name: values[name] or () for name in (*FILTERS, "statuses")},
         "stored": parse_range(values["stored"]),
         "size": parse_range(values["size"]),
-        "search": values["search"] or "",
+        "search": str(values["search"] or ""),
         "sort": sort,
         "reverse": reverse,
     }
@@ -130,7 +130,6 @@ class LeaderboardTab:
         signatures = {"table_signature": self.table_signature, "details_signature": self.details_signature}
         outputs = [*self._controls(*FILTERS, "model", "track"), self.problems]
         outputs += [*self.table_outputs, *self.details_outputs]
-        # Not preprocessed: an answer that came late leaves choices in which a list's value is not, and this mends them.
         event(self.refresh, None, outputs, inputs_kwargs=signatures | self.controls, preprocess=False, **QUICK)
 
     def refresh(self, table_signature: str, details_signature: str, **values: Any) -> Updates:
@@ -202,8 +201,11 @@ class LeaderboardTab:
         )
         self.card = html("", elem_id="card", js_on_load=_JS, server_functions=[zip_run])
 
+    # No event is preprocessed: a list's value that is not among its choices, since an answer that came late has left
+    # those of another table, would be an error there, and is as if it were not chosen here.
+
     def _connect(self) -> None:
-        controls = {"inputs_kwargs": self.controls}
+        controls = {"inputs_kwargs": self.controls, "preprocess": False}
         latest = {"trigger_mode": "always_last"}
         choosers, table_outputs = self._controls("model", "track"), self.table_outputs
         offering = [*choosers, *self._controls(*FILTERS)]
