@@ -72,9 +72,7 @@ STRESSES: dict[str, Stress] = {
     "jpeg": Stress(
         "JPEG quality", "compressed as JPEG", (50, 25, 10, 5, 1), lambda quality: f"quality {quality:g}", _compress
     ),
-    "crop": Stress(
-        "Crop", "cropped to so much of each side", (95, 85, 70, 55, 40), lambda share: f"{share:g}%", _crop
-    ),
+    "crop": Stress("Crop", "cropped to so much of each side", (95, 85, 70, 55, 40), lambda share: f"{share:g}%", _crop),
 }
 
 
