@@ -142,7 +142,7 @@ def steps_html(stress: Stress, shown: Sequence[str], asking: str = "") -> str:
         "</figure>"
         for address, label in zip(shown, stress.labels, strict=False)
     )
-    wait = f"Asking at {asking}: {len(shown)} of {len(stress.labels)}"
+    wait = f"Asking about the picture, {asking}: {len(shown)} of {len(stress.labels)}"
     line = f'<p class="wait" role="status">{escape(wait)}<i></i></p>' if asking else ""
     return f'<div class="stressed">{figures}</div>{line}'
 
