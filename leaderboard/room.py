@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Mapping
 
 from leaderboard import fit
@@ -51,9 +52,14 @@ def reachable(repository: str) -> bool:
     return hub.offers_model(repository, HUB_PATIENCE)
 
 
+def fetches() -> bool:
+    """Whether models are fetched for whoever asks them: not on a public page that would have to answer on its CPU."""
+    return "SPACE_ID" not in os.environ or answering_device() != "cpu"
+
+
 def absent(card: ModelCard) -> bool:
     """Whether a model of the hub is not on this machine and can't be fetched."""
-    return card.origin == "hub" and not available(card) and not reachable(card.location)
+    return card.origin == "hub" and not available(card) and not (fetches() and reachable(card.location))
 
 
 def fits(card: ModelCard, setting: QuantSetting) -> bool:
@@ -72,6 +78,8 @@ def lack(card: ModelCard, setting: QuantSetting = FP16) -> str:
     if absent(card):
         other = _other(card)
         choose = f", or choose {other.title}" if other else ""
+        if not fetches():
+            return f"{card.title} is not on this page, which has no GPU: run Low-Bit Lab on your machine{choose}."
         return f"{card.title} is not on this machine, and the Hugging Face Hub can't be asked for it: connect{choose}."
     return ""
 

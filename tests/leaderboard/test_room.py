@@ -67,6 +67,17 @@ def test_the_sentence_has_the_sizes_and_what_fits(machine):
     assert room.lack(LARGE, W4).endswith("can't be asked for it: connect, or choose Demo LLaVA-NeXT.")
 
 
+def test_a_public_page_without_a_gpu_fetches_no_model_for_its_visitors(machine, monkeypatch):
+    monkeypatch.setenv("SPACE_ID", "somebody/lab")
+    machine(22e9)
+    assert room.lack(LARGE).endswith("has no GPU: run Low-Bit Lab on your machine, or choose Demo LLaVA-NeXT.")
+    machine(22e9, device="cuda")
+    assert room.lack(LARGE) == ""
+    machine(22e9)
+    monkeypatch.setattr(room, "available", lambda card: True)
+    assert room.lack(LARGE) == ""
+
+
 def test_a_question_is_refused_where_no_side_fits_and_else_the_sides_that_do_not(machine, monkeypatch):
     monkeypatch.setattr(requests, "available", lambda card: True)
     machine(10e9)
