@@ -86,7 +86,8 @@ def browser(repeat: int) -> Iterator[tuple[str, str, str]]:
     """From the press of Ask to the first tokens, in a browser, each time on a fresh cache."""
     from playwright.sync_api import Error, sync_playwright
 
-    installed = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    names = ("chromium", "chromium-headless-shell", "chromium-browser", "google-chrome")
+    installed = next(filter(None, map(shutil.which, names)), None)
     with sync_playwright() as playwright:
         try:
             chromium = playwright.chromium.launch(executable_path=installed, args=CHROMIUM_OPTIONS)

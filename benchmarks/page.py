@@ -138,7 +138,8 @@ def in_browser(rows: int, repeat: int) -> dict[str, str]:
     def press(page: Any, name: str, what: str, see: str) -> None:
         times.setdefault(name, []).append(page.evaluate(_PRESS_JS, [what, see]) / 1000)
 
-    installed = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    names = ("chromium", "chromium-headless-shell", "chromium-browser", "google-chrome")
+    installed = next(filter(None, map(shutil.which, names)), None)
     with sync_playwright() as playwright, serving(*(("--serve", str(rows)) if rows else ())) as (url, _, _):
         try:
             browser = playwright.chromium.launch(executable_path=installed, args=CHROMIUM_OPTIONS)
