@@ -20,7 +20,7 @@ from quant_engine.weights import registry
 
 pytestmark = pytest.mark.demo
 
-BLOCKS = 12
+BLOCKS = 30
 """Copies of one block that stand for a model."""
 LINEARS = 106_168_320 // 30
 """Weights of the demo LLM's linears in one of its 30 blocks."""

@@ -15,7 +15,7 @@ from quant_engine.runs import folder
 pytestmark = pytest.mark.demo
 
 MEASURED = ["--tasks", "perplexity", "--limit", "8", "--window", "256", "--json"]
-SEEN = ["--samples", "8", "--length", "256"]
+SEEN = ["--samples", "16", "--length", "256"]
 GPTQ = ["run", "--model", "demo-llm", "--method", "gptq", "--bits", "3", "--group-size", "64", *SEEN]
 RTN = ["run", "--model", "demo-llm", "--method", "rtn", "--bits", "3", "--group-size", "64"]
 
