@@ -21,9 +21,9 @@ from quant_engine.weights import registry
 pytestmark = pytest.mark.demo
 
 BLOCKS = 30
-"""Copies of one block that stand for a model."""
-LINEARS = 106_168_320 // 30
-"""Weights of the demo LLM's linears in one of its 30 blocks."""
+"""Those of the demo LLM, for which copies of its first one stand."""
+LINEARS = 106_168_320 // BLOCKS
+"""Weights of the demo LLM's linears in one of its blocks."""
 SMALLEST_LINEAR = 192 * 576
 """Weights of its smallest linear."""
 
@@ -40,7 +40,6 @@ from quant_engine.models.catalog import model_card
 from quant_engine.models.files import folder_of
 from quant_engine.models.load import Skeleton
 
-BLOCKS = int(sys.argv[1])
 card = model_card("demo-llm")
 
 def private():
@@ -50,7 +49,7 @@ def private():
 
 def measure(folder):
     checkpoint, skeleton = Checkpoint(folder), Skeleton(card, folder_of(card, None), torch.float32, "cpu")
-    hidden, blocks = torch.ones(1, 1, 576), skeleton.blocks[:BLOCKS]
+    hidden, blocks = torch.ones(1, 1, 576), skeleton.blocks
     position = skeleton.decoder.rotary_emb(hidden, torch.zeros(1, 1, dtype=torch.long))
 
     def fill(indices):
@@ -61,13 +60,13 @@ def measure(folder):
         return private()
 
     before = fill(range(1))
-    after = fill(range(1, BLOCKS))
+    after = fill(range(1, len(blocks)))
     linears = [module for module in blocks[1:].modules() if isinstance(module, QuantLinear)]
     data = sum(linear.weight.stored_bytes() for linear in linears)
     ledger = ledger_of(blocks[1:]).bytes
     return {"path": str(folder), "grown": after - before, "data": data, "ledger": ledger}
 
-for folder in map(Path, sys.argv[2:]):
+for folder in map(Path, sys.argv[1:]):
     for _ in range(3):
         child = os.fork()
         if not child:
@@ -103,7 +102,7 @@ def check_memory(paths):
     that is not the model's.
     """
     folders = {name: str(path.resolve()) for name, path in paths.items()}
-    out = subprocess.check_output([sys.executable, "-c", MEASURE, str(BLOCKS), *folders.values()], text=True)
+    out = subprocess.check_output([sys.executable, "-c", MEASURE, *folders.values()], text=True)
     all_of = [json.loads(line) for line in out.splitlines()]
     measured = {
         name: sorted((one for one in all_of if one["path"] == folder), key=itemgetter("grown"))[1]
