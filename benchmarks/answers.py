@@ -77,7 +77,11 @@ def loading(repeat: int) -> Iterator[tuple[str, str, str]]:
     for _ in range(repeat):
         with service() as answers:
             began = time.perf_counter()
-            next(event for event in answers.ask(question(0, (FP16,), 1)) if event.message == "Reading")
+            for event in answers.ask(question(0, (FP16,), 1)):
+                if event.kind == "error":
+                    raise SystemExit(event.message)
+                if event.message == "Reading":
+                    break
             times.append(time.perf_counter() - began)
     yield "start of the process and loading FP16", seconds(times), ""
 

@@ -30,11 +30,12 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from quant_engine.data.texts import calibration_windows
+from quant_engine.failures import exits_plainly
 from quant_engine.methods import METHODS
 from quant_engine.models.catalog import model_card
 from quant_engine.models.forward import Piece, last_states
@@ -63,7 +64,7 @@ def main() -> None:
     parser.add_argument("--peer", default="", help="the Python of an environment with llama-cpp-python")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     given = parser.parse_args()
-    with tempfile.TemporaryDirectory() as aside:
+    with exits_plainly("benchmark", "start it again"), tempfile.TemporaryDirectory() as aside:
         peers = {**ours(given), **(llama_cpp(given.peer, aside, given.tokens) if given.peer else {})}
         busy = multiprocessing.get_context("spawn").Process(target=spin, daemon=True)
         if given.busy:
@@ -151,21 +152,20 @@ def llama_cpp(python: str, folder: str, tokens: int) -> dict[str, Measure]:
 
 
 def table(found: dict[tuple[str, int], list[dict[str, float]]], threads: list[int], title: str) -> Table:
-    shown = Table("weights", "MB", title=title)
-    for count in threads:
-        for column in ("tokens/s", "ratio", "prompt tokens/s"):
-            shown.add_column(f"{column}, {count} thread{'s' * (count > 1)}", justify="right")
+    columns = ("threads", "tokens/s", "ratio", "prompt tokens/s", "MB")
+    shown = Table("weights", *(Column(name, justify="right") for name in columns), title=title)
 
     def median(name: str, count: int, what: str) -> float:
         return statistics.median(result[what] for result in found[name, count])
 
-    for name in dict.fromkeys(name for name, _ in found):
-        size = found[name, threads[0]][0].get("bytes")
-        cells = [name, f"{size / 1e6:.0f}" if size else ""]
-        for count in threads:
+    for count in threads:
+        for name in dict.fromkeys(name for name, _ in found):
             rate, base = median(name, count, "decode"), median("torch float32", count, "decode")
-            cells += [f"{rate:.1f}", f"{rate / base:.2f}", f"{median(name, count, 'prefill'):.0f}"]
-        shown.add_row(*cells)
+            size = found[name, count][0].get("bytes")
+            prompt = f"{median(name, count, 'prefill'):.0f}"
+            cells = [name, str(count), f"{rate:.1f}", f"{rate / base:.2f}", prompt, f"{size / 1e6:.0f}" if size else ""]
+            shown.add_row(*cells)
+        shown.add_section()
     return shown
 
 

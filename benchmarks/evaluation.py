@@ -4,7 +4,7 @@
     python benchmarks/evaluation.py --suite 8 [--bits 4]
 
 FOLDER holds the sets' files as LOWBIT_DATA does (piqa_val.jsonl.gz, arc_easy_test.jsonl.gz, …). PYTHON is that of an
-environment which has lm-eval: python -m venv peers && peers/bin/pip install -r requirements.txt lm-eval==0.4.13
+environment which has lm-eval: `make peers`, then peers/bin/python.
 Both sides get the same model (SmolLM2-135M-Instruct, float32), rows, prompts and number of threads, each
 in a process of its own; tasks take turns, ours first and second by turns. Loading and reading rows are in neither time.
 Needs the demo models (python -m quant_engine get demo).

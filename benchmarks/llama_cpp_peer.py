@@ -58,7 +58,13 @@ class Model:
         return {"prefill": len(prompt) / (read - started), "decode": tokens / (time.perf_counter() - read)}
 
 
+@llama_cpp.llama_log_callback
+def say_nothing(level: int, text: bytes, data: object) -> None:
+    """What llama.cpp has to say about every tensor."""
+
+
 def main() -> None:
+    llama_cpp.llama_log_set(say_nothing, None)
     folder, models = Path(sys.argv[1]), {}
     for line in sys.stdin:
         asked = json.loads(line)

@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import llvmlite.ir as ir
@@ -21,7 +22,14 @@ from quant_engine.kernels import stored_vectors, vectors
 from quant_engine.kernels.salient import each_salient
 from quant_engine.kernels.vectors import I64
 
-SOURCES = hashlib.sha256(b"".join(Path(m.__file__).read_bytes() for m in (vectors, stored_vectors))).hexdigest()
+
+
+def hash_of(*modules: ModuleType) -> str:
+    """A hash of the files of modules."""
+    return hashlib.sha256(b"".join(Path(str(module.__file__)).read_bytes() for module in modules)).hexdigest()
+
+
+SOURCES = hash_of(vectors, stored_vectors)
 """What the instructions are made of. numba makes a function anew when its own file changes, or a value in its closure:
 this is such a value."""
 

@@ -19,8 +19,11 @@ from functools import cache
 import numpy as np
 from numba import carray, njit, prange
 
+from quant_engine.kernels import attention, compiled, low_rank, rotation
 from quant_engine.kernels.attention import exp
-from quant_engine.kernels.compiled import SOURCES, call, multiply_tiles, prepare
+from quant_engine.kernels.compiled import call, multiply_tiles, prepare
+from quant_engine.kernels.low_rank import add_low_rank
+from quant_engine.kernels.rotation import rotate
 from quant_engine.kernels.salient import pointer
 from quant_engine.weights.int_activations import SMALLEST_MAXIMUM
 
@@ -31,23 +34,29 @@ ENTRY = np.dtype(
         ("groups", np.int64),
         ("factors", np.int64),
         ("order", np.int64),
-        ("live", np.int64),
+        ("column_scales", np.int64),
         ("bias", np.int64),
         ("input", np.int64),
         ("output", np.int64),
         ("input_levels", np.int64),
         ("output_levels", np.int64),
+        ("input_rotation", np.int64),
+        ("output_rotation", np.int64),
+        ("adapter", np.int64),
     ]
 )
 """An entry of the table of linears, which stand in sets that share their input: in each block q, k, v; o; gate, up;
 down. It holds the kernel's address and the numbers that it takes first, how many groups a row has; addresses
-of `input_factors`, of the order of columns int32, of which columns are live float32, and of the bias float32, 0
-where there is none; the number in its set of the entry whose prepared input it takes, and of that which its product is
-added to, its own in most cases; and the highest code to which each token's inputs, or outputs, are rounded, 0 where
-they are not."""
+of `input_factors`, of the order of columns int32, of what its columns are multiplied with float32, and of the bias
+float32, 0 where there is none; the number in its set of the entry whose prepared input it takes, and of that which its
+product is added to, its own in most cases; the highest code to which each token's inputs, or outputs, are rounded, 0
+where they are not; and the addresses of the numbers of the rotations of its inputs and outputs (rotation.py), and of
+its adapter (low_rank.py), 0 where it has none."""
 _KERNEL, _WEIGHT = 0, 1
-_GROUPS, _FACTORS, _ORDER, _LIVE, _BIAS, _INPUT, _OUTPUT, _INPUT_LEVELS, _OUTPUT_LEVELS = range(6, 15)
+_GROUPS, _FACTORS, _ORDER, _COLUMN_SCALES, _BIAS, _INPUT, _OUTPUT, _INPUT_LEVELS, _OUTPUT_LEVELS = range(6, 15)
+_INPUT_ROTATION, _OUTPUT_ROTATION, _ADAPTER = range(15, 18)
 FIELDS = ENTRY.itemsize // 8
+_SOURCES = compiled.SOURCES + compiled.hash_of(attention, compiled, low_rank, rotation)
 
 
 @njit(nogil=True, cache=True, fastmath=True, error_model="numpy")
@@ -74,7 +83,7 @@ def _round_to(x, highest, codes):  # type: ignore[no-untyped-def]
     return scale
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@njit(nogil=True, error_model="numpy")  # not cached: it holds functions of other files
 def _prepare_set(entries, start, end, x, rows, inputs, sums, picked, scales):  # type: ignore[no-untyped-def]
     """What the products of a set take of `x` [rows, columns]."""
     for number in range(end - start):
@@ -82,7 +91,7 @@ def _prepare_set(entries, start, end, x, rows, inputs, sums, picked, scales):  #
         if entry[_INPUT] != number:
             continue
         columns, source = entry[_WEIGHT + 3] * 32, x
-        if entry[_ORDER] or entry[_LIVE] or entry[_INPUT_LEVELS]:
+        if entry[_ORDER] or entry[_COLUMN_SCALES] or entry[_INPUT_LEVELS]:
             source = carray(pointer(picked.ctypes.data), (x.shape[0], columns), np.float32)
             for row in range(x.shape[0]):
                 for j in range(columns):
@@ -92,11 +101,14 @@ def _prepare_set(entries, start, end, x, rows, inputs, sums, picked, scales):  #
                 for row in range(x.shape[0]):
                     for j in range(columns):
                         source[row, j] = x[row, order[j]]
-            if entry[_LIVE]:
-                live = carray(pointer(entry[_LIVE]), columns, np.float32)
+            if entry[_COLUMN_SCALES]:
+                of_columns = carray(pointer(entry[_COLUMN_SCALES]), columns, np.float32)
                 for row in range(x.shape[0]):
                     for j in range(columns):
-                        source[row, j] *= live[j]
+                        source[row, j] *= of_columns[j]
+            if entry[_INPUT_ROTATION]:
+                for row in range(x.shape[0]):
+                    rotate(entry[_INPUT_ROTATION], source[row], inputs[number])
             if entry[_INPUT_LEVELS]:
                 for row in range(x.shape[0]):
                     scales[number, row] = _round_to(source[row], entry[_INPUT_LEVELS], source[row])
@@ -116,9 +128,9 @@ def _multiply_set(entries, start, end, rows, inputs, sums, outputs, part, parts)
         multiply_tiles(entry[_KERNEL], entry[_WEIGHT : _WEIGHT + 5], rows, x, of_groups, y, part, parts)
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
-def _result(entries, start, end, linear, rows, outputs, scales):  # type: ignore[no-untyped-def]
-    """The product of one of a set's linears [rows, 16 * tiles], its parts added up, with the bias."""
+@njit(nogil=True, error_model="numpy")  # not cached: it holds functions of other files
+def _result(entries, start, end, linear, x, rows, outputs, scales, room):  # type: ignore[no-untyped-def]
+    """The product of one of a set's linears with `x` [rows, 16 * tiles], its parts added up, with the bias."""
     number = 0
     for candidate in range(end - start):
         if entries[start + candidate, _OUTPUT] == candidate:
@@ -139,6 +151,11 @@ def _result(entries, start, end, linear, rows, outputs, scales):  # type: ignore
         for row in range(scales.shape[1]):
             for j in range(columns):
                 y[row, j] *= scales[entry[_INPUT], row]
+    if entry[_OUTPUT_ROTATION]:
+        for row in range(x.shape[0]):
+            rotate(entry[_OUTPUT_ROTATION], y[row], room)
+    if entry[_ADAPTER]:
+        add_low_rank(entry[_ADAPTER], x, y, room)
     if entry[_BIAS]:
         bias = carray(pointer(entry[_BIAS]), columns, np.float32)
         for row in range(rows):
@@ -217,7 +234,7 @@ def stepper(parallel: bool) -> Callable[..., None]:
     much as the largest takes], `picked` as one of them, `scales` [entries of a set, rows], and `scores` [parts, heads
     of a key head, longest length + 1].
     """
-    sources = SOURCES  # numbers and texts alone: what else a closure holds is another in each process
+    sources = _SOURCES  # numbers and texts alone: what else a closure holds is another in each process
 
     def step(  # type: ignore[no-untyped-def]
         entries, sets, norms, eps, x, cos, sin, texts, attend, key_heads, scale, h, hidden, attended, inputs, sums,
@@ -234,9 +251,9 @@ def stepper(parallel: bool) -> Callable[..., None]:
             _prepare_set(entries, a, b, h, padded, inputs, sums, picked, scales)
             for part in prange(parts):
                 _multiply_set(entries, a, b, padded, inputs, sums, outputs, part, parts)
-            q = _result(entries, a, b, 0, padded, outputs, scales)
-            k = _result(entries, a, b, 1, padded, outputs, scales)
-            v = _result(entries, a, b, 2, padded, outputs, scales)
+            q = _result(entries, a, b, 0, h, padded, outputs, scales, picked)
+            k = _result(entries, a, b, 1, h, padded, outputs, scales, picked)
+            v = _result(entries, a, b, 2, h, padded, outputs, scales, picked)
             _rotate(q, heads, cos, sin)
             _rotate(k, key_heads, cos, sin)
             for part in prange(parts):
@@ -245,18 +262,18 @@ def stepper(parallel: bool) -> Callable[..., None]:
             _prepare_set(entries, b, c, of_heads, padded, inputs, sums, picked, scales)
             for part in prange(parts):
                 _multiply_set(entries, b, c, padded, inputs, sums, outputs, part, parts)
-            _add(x, _result(entries, b, c, 0, padded, outputs, scales))
+            _add(x, _result(entries, b, c, 0, of_heads, padded, outputs, scales, picked))
             _normalize(x, norms[2 * block + 1], eps, h)
             _prepare_set(entries, c, d, h, padded, inputs, sums, picked, scales)
             for part in prange(parts):
                 _multiply_set(entries, c, d, padded, inputs, sums, outputs, part, parts)
-            gate = _result(entries, c, d, 0, padded, outputs, scales)
-            up = _result(entries, c, d, 1, padded, outputs, scales)
+            gate = _result(entries, c, d, 0, h, padded, outputs, scales, picked)
+            up = _result(entries, c, d, 1, h, padded, outputs, scales, picked)
             _gate(gate, up, hidden)
             _prepare_set(entries, d, e, hidden, padded, inputs, sums, picked, scales)
             for part in prange(parts):
                 _multiply_set(entries, d, e, padded, inputs, sums, outputs, part, parts)
-            _add(x, _result(entries, d, e, 0, padded, outputs, scales))
+            _add(x, _result(entries, d, e, 0, hidden, padded, outputs, scales, picked))
         _normalize(x, norms[norms.shape[0] - 1], eps, x)
 
     return njit(parallel=parallel, nogil=True, cache=True, error_model="numpy")(step)

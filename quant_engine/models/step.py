@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from quant_engine.kernels import attention, cpu, decoding
+from quant_engine.kernels import attention, cpu, decoding, rotation
 from quant_engine.kernels.linear import StoredLinear
 from quant_engine.kernels.matmul import CPU_KERNELS
 from quant_engine.kernels.threads import Pace, share_threads
@@ -29,7 +29,9 @@ from quant_engine.weights.form import StoredWeight
 from quant_engine.weights.grouped import GroupedInt
 from quant_engine.weights.int_activations import IntActivations, highest_code
 from quant_engine.weights.interleaving import ROWS
+from quant_engine.weights.low_rank import LowRank
 from quant_engine.weights.mixed_width import MixedWidth
+from quant_engine.weights.rotated import RotatedInt
 
 _STEPS: WeakKeyDictionary[nn.Module, Step] = WeakKeyDictionary()
 _ANGLES = 512
@@ -55,26 +57,46 @@ def _is_supported(decoder: nn.Module) -> bool:
 
 
 def _fits(weight: StoredWeight) -> bool:
-    return all(CPU_KERNELS.get(part.form) is cpu and _is_plain(part) and cpu.fits(part) for _, part in _parts(weight))
+    return all(CPU_KERNELS.get(part.form) is cpu and _is_known(part) and cpu.fits(part) for _, part in _parts(weight))
 
 
-def _is_plain(weight: StoredWeight) -> bool:
-    """Whether a product is with inputs in some order and leaves outputs as they are."""
+def _is_known(weight: StoredWeight) -> bool:
+    """Whether the step does all that a weight does to inputs and outputs."""
     changed = [
         name
         for name in ("transform_input", "transform_output", "finish")
         if getattr(type(weight), name) is not getattr(StoredWeight, name)
     ]
-    return not changed or (isinstance(weight, GroupedInt) and set(changed) <= {"transform_input", "finish"})
+    ordered = isinstance(weight, GroupedInt) and set(changed) <= {"transform_input", "finish"}
+    return not changed or ordered or isinstance(weight, RotatedInt)
 
 
 def _parts(weight: StoredWeight) -> Iterator[tuple[torch.Tensor | None, StoredWeight]]:
-    """The weights whose products add up to that of a weight, and the columns that each takes, None for all in order."""
+    """The weights whose products add up to that of a weight, and the columns that each takes, None for all in order.
+    An adapter is no part."""
+    weight = weight.base if isinstance(weight, LowRank) else weight
     if isinstance(weight, MixedWidth):
         for name, part in weight.parts.items():
             yield weight.columns(name), part
     else:
         yield getattr(weight, "order", None), weight
+
+
+def _ranks(decoder: nn.Module) -> Iterator[int]:
+    """The rank of each adapter."""
+    weights = (block.get_submodule(path).weight for block in decoder.layers for path in LINEARS)
+    return (weight.rank for weight in weights if isinstance(weight, LowRank))
+
+
+def _column_scales(weight: StoredWeight) -> np.ndarray | None:
+    """What the columns of a product's inputs are multiplied with, float32, if anything."""
+    if isinstance(weight, RotatedInt):
+        return weight.column_scales.float().numpy()
+    return cpu.live_columns(weight).astype(np.float32) if isinstance(weight, Binary) else None
+
+
+def _bytes(values: torch.Tensor | np.ndarray | None) -> bytes:
+    return b"" if values is None else np.asarray(values).tobytes()
 
 
 class Step:
@@ -85,6 +107,7 @@ class Step:
         self._plans: list[tuple[StoredWeight, cpu.Plan]] = []
         self._held: list[np.ndarray] = []  # the tables hold addresses of these
         tables, sets = [], [0]
+        self._most_rank = max(_ranks(decoder), default=0)
         for block in decoder.layers:
             for paths in SEQUENTIAL_SETS:
                 tables.append(self._table([block.get_submodule(path) for path in paths]))
@@ -112,21 +135,39 @@ class Step:
             for order, weight in _parts(linear.weight):
                 plan = cpu.plan(weight)
                 self._plans.append((weight, plan))
-                live = cpu.live_columns(weight).astype(np.float32) if isinstance(weight, Binary) else None
-                order_bytes = b"" if order is None else order.numpy().tobytes()
+                scales = _column_scales(weight)
                 rounded = highest_code(weight.a_bits) if isinstance(weight, IntActivations) else 0
                 finished = rounded if rounded and weight.quantized_output else 0
-                live_bytes = b"" if live is None else live.tobytes()
-                kind = (plan.factors.tobytes(), plan.weight[2], order_bytes, live_bytes, rounded)
+                turned, turned_back = self._rotations(weight)
+                kind = (plan.factors.tobytes(), plan.weight[2], _bytes(order), _bytes(scales), rounded, turned)
                 bias = self._bias(linear, plan) if output == len(table) else 0
+                adapter = self._adapter(linear.weight) if output == len(table) else 0
                 table.append(
                     (
                         plan.product, plan.weight, plan.groups, plan.factors.ctypes.data,
-                        self._address(order), self._address(live), bias, inputs.setdefault(kind, len(table)), output,
-                        rounded, finished,
+                        self._address(order), self._address(scales), bias, inputs.setdefault(kind, len(table)), output,
+                        rounded, finished, turned, turned_back, adapter,
                     )
                 )  # fmt: skip
         return np.array(table, decoding.ENTRY).view(np.int64).reshape(len(table), decoding.FIELDS)
+
+    def _rotations(self, weight: StoredWeight) -> tuple[int, int]:
+        """Where the numbers of a weight's rotations stand: of its inputs, and of its outputs."""
+        if not isinstance(weight, RotatedInt):
+            return 0, 0
+        sizes = {"inputs": weight.in_features, "outputs": weight.out_features}
+        plans = [rotation.plan(size, weight.seed, side, weight.rotation) for side, size in sizes.items()]
+        self._held += [array for plan in plans for array in plan]
+        inputs, outputs = (plan[0].ctypes.data for plan in plans)
+        return inputs, outputs
+
+    def _adapter(self, weight: StoredWeight) -> int:
+        """Where the numbers of a weight's adapter stand."""
+        if not isinstance(weight, LowRank):
+            return 0
+        factors = self._address(weight.a), self._address(weight.b)
+        scale = self._address(np.array([weight.scale], np.float32))
+        return self._address(np.array([*factors, scale, weight.rank, weight.out_features], np.int64))
 
     def _bias(self, linear: StoredLinear, plan: cpu.Plan) -> int:
         if linear.bias is None:
@@ -191,12 +232,12 @@ class Step:
             padded = cpu.padded_rows(rows)
             entries = np.diff(self._sets).max()
             columns, groups = 32 * self._entries[:, 4].max(), self._entries[:, 6].max()
-            outputs = ROWS * self._entries[:, 5].max()
+            outputs, ranks = ROWS * self._entries[:, 5].max(), self._most_rank
             empty = partial(np.empty, dtype=np.float32)
             self._rooms[rows] = (
                 empty((rows, self._norms.shape[1])), empty((rows, self._intermediate)),
                 empty((rows, self._heads, self._head_size)), empty((entries, padded * columns)),
-                empty((entries, padded * groups)), empty((entries, padded * outputs)), empty(padded * columns),
+                empty((entries, padded * groups)), empty((entries, padded * outputs)), empty(padded * max(columns, outputs, ranks)),
                 empty((entries, rows)),
             )  # fmt: skip
         return self._rooms[rows]

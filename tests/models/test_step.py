@@ -17,6 +17,7 @@ from quant_engine.models.key_values import KeyValues
 from quant_engine.models.step import step_of
 from quant_engine.weights.half import Half
 from quant_engine.weights.int_activations import IntActivations
+from quant_engine.weights.low_rank import LowRank
 from quant_engine.weights.rotated import RotatedInt
 
 FORMS = {
@@ -33,10 +34,21 @@ FORMS = {
     "partly": lambda rows, columns: test_binary.made("partly", rows, columns, 32)[0],
     "residual": lambda rows, columns: test_binary.made("residual", rows, columns, 32)[0],
     "mixed": lambda rows, columns: test_mixed_width.made([2, 1, 3][: columns // 32], 2, 32, columns, rows)[0],
-    "rotated": lambda rows, columns: RotatedInt.pack(
-        torch.randint(16, (rows, columns)), torch.full((1,), 0.1).half(), torch.ones(columns).half(), 4, 0
-    ),
+    "rotated": lambda rows, columns: rotated(rows, columns, "kronecker"),
+    "rotated in blocks": lambda rows, columns: rotated(rows, columns, "blocked"),
+    "low rank": lambda rows, columns: adapted(FORMS["codebook"](rows, columns), 5),
+    "low rank of more than the columns": lambda rows, columns: adapted(FORMS["grouped"](rows, columns), 200),
 }
+
+
+def rotated(rows, columns, kind):
+    codes, column_scales = torch.randint(16, (rows, columns)), 0.5 + torch.rand(columns)
+    return RotatedInt.pack(codes, torch.full((1,), 0.02).half(), column_scales.half(), 4, 0, kind)
+
+
+def adapted(base, rank):
+    a, b = torch.randn(rank, base.in_features), torch.randn(base.out_features, rank)
+    return LowRank(base, a / 8, b / rank, 0.25)
 
 
 def models(name, form):
@@ -88,7 +100,7 @@ def test_tokens_of_several_texts_get_what_the_model_gives_them(name):
     check(dense, stored, 5)
 
 
-@pytest.mark.parametrize("form", [form for form in FORMS if form not in ("half", "rotated", "int activations")])
+@pytest.mark.parametrize("form", [form for form in FORMS if form not in ("half", "int activations")])
 @pytest.mark.parametrize("rows", [1, 3])
 def test_weights_of_every_form_go_through_the_step(form, rows):
     dense, stored = models("biases", form)
@@ -132,7 +144,10 @@ def test_new_weights_are_taken_where_others_lay():
 
 
 def test_what_the_step_can_not_do_goes_module_by_module():
-    dense, stored = models("llama", "rotated")
+    dense, stored = models("llama", "grouped")
+    weight = test_matmul.stored(4, 96, 64, 24)
+    stored.model.layers[0].mlp.up_proj = QuantLinear(weight)
+    dense.model.layers[0].mlp.up_proj.weight.data = weight.dequantize()
     assert step_of(stored.get_decoder()) is None
     assert step_of(dense.get_decoder()) is None
     check(dense, stored, 2)
