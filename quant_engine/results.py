@@ -80,11 +80,11 @@ class LayerRecord(BaseModel):
 
     `output_error` is over the calibration inputs. Where the method looks at no data it is over the tokens of one window
     of the built-in text: each linear gets what its dense block makes of the outputs of the quantized blocks before it.
-    A run measures it; until then the record of a checkpoint has None. Runs of earlier versions took the Hessian of four
-    such windows, or have None. `stored_bits` counts all that is stored; `headline_bits` counts as the papers do, codes
-    and signs only. `weights_before` and `weights_after` count the weights in equal parts of [-weights_reach,
-    weights_reach], before and after quantization; what lies beyond counts in the outermost parts. Runs of earlier
-    versions have none.
+    A run measures it, and all else that compares the weights before and after; until then the record of a checkpoint
+    has None. Runs of earlier versions took the Hessian of four such windows, or have None. `stored_bits` counts all
+    that is stored; `headline_bits` counts as the papers do, codes and signs only. `weights_before` and `weights_after`
+    count the weights in equal parts of [-weights_reach, weights_reach], before and after quantization; what lies beyond
+    counts in the outermost parts. Runs of earlier versions have none.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -95,7 +95,7 @@ class LayerRecord(BaseModel):
     in_features: int
     stored_bits: float
     headline_bits: float | None = None
-    weight_error: float
+    weight_error: float | None = None
     output_error: float | None = None
     seconds: float
     weights_reach: float | None = None

@@ -236,7 +236,8 @@ def main() -> int:
 
     try:
         plan = resolve_weights(WeightSpec.model_validate_json(line))
-        weights.quantize(plan, default_device(), Hooks(lambda progress: send(FromQuantizer(progress=progress))))
+        hooks = Hooks(lambda progress: send(FromQuantizer(progress=progress)))
+        weights.quantize(plan, default_device(), hooks, with_tokenizer=False)  # whoever answers reads it
     except Exception as error:
         traceback.print_exception(error)
         send(FromQuantizer(failure=failure(error, "quantization", _LESS_MEMORY, _RETRY)))

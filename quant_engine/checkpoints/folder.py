@@ -4,8 +4,8 @@
                          of each linear ("linears") and what quantizing it cost ("layers", results.LayerRecord)
     quantization.json    written last: the weights' spec, how many blocks, versions. Without it the folder is
                          unfinished, and quantization goes on behind the last finished block.
-    output_errors.json   the output error of each linear, by BLOCK.LINEAR, where the method looked at no data: written
-                         when a run first measures them
+    losses.json          what each linear lost, by BLOCK.LINEAR, where the method looked at no data: written when a run
+                         first measures it
 
 Every file is written aside and renamed, so a block is whole or not there.
 """
@@ -36,7 +36,7 @@ from quant_engine.weights.ledger import Ledger
 FORMAT = 2
 """Raised when older checkpoints can no longer be read: they are then quantized anew."""
 ABOUT = "quantization.json"
-OUTPUT_ERRORS = "output_errors.json"
+LOSSES = "losses.json"
 
 
 def checkpoint_id(spec: WeightSpec) -> str:
@@ -104,8 +104,8 @@ class Checkpoint:
         blocks = self.about().get("blocks")
         if blocks != self.finished_blocks() or len(self.records()) != blocks * len(LINEARS):
             raise self._damaged()
-        errors = self.path / OUTPUT_ERRORS
-        return [*map(self._block, range(blocks)), *([errors] if errors.exists() else []), self.path / ABOUT]
+        losses = self.path / LOSSES
+        return [*map(self._block, range(blocks)), *([losses] if losses.exists() else []), self.path / ABOUT]
 
     def equals(self, other: Checkpoint) -> bool:
         """Whether two finished checkpoints hold the same weights, however long it took to make them."""
@@ -140,17 +140,17 @@ class Checkpoint:
         except (OSError, ValueError, KeyError, SafetensorError):
             raise self._damaged() from None
 
-    def save_output_errors(self, errors: dict[str, float]) -> None:
-        """Adds to the records what was measured afterwards: output errors by BLOCK.LINEAR."""
-        disk.write_json(self.path / OUTPUT_ERRORS, errors)
+    def save_losses(self, losses: dict[str, dict[str, Any]]) -> None:
+        """Adds to the records what was measured afterwards: fields of theirs, by BLOCK.LINEAR."""
+        disk.write_json(self.path / LOSSES, losses)
 
     def records(self) -> list[LayerRecord]:
         """What each linear cost, for all finished blocks. Raises UserError if the files are damaged."""
         try:
             layers = [layer for index in range(self.finished_blocks()) for layer in self._metadata(index, "layers")]
-            if (self.path / OUTPUT_ERRORS).exists():
-                errors = json.loads((self.path / OUTPUT_ERRORS).read_text(encoding="utf-8"))
-                layers = [layer | {"output_error": errors[f"{layer['block']}.{layer['linear']}"]} for layer in layers]
+            if (self.path / LOSSES).exists():
+                losses = json.loads((self.path / LOSSES).read_text(encoding="utf-8"))
+                layers = [layer | losses[f"{layer['block']}.{layer['linear']}"] for layer in layers]
             return [LayerRecord(**layer) for layer in layers]
         except (OSError, ValueError, KeyError, TypeError, SafetensorError):
             raise self._damaged() from None

@@ -23,7 +23,6 @@ from quant_engine.kernels.salient import each_salient
 from quant_engine.kernels.vectors import I64
 
 
-
 def hash_of(*modules: ModuleType) -> str:
     """A hash of the files of modules."""
     return hashlib.sha256(b"".join(Path(str(module.__file__)).read_bytes() for module in modules)).hexdigest()

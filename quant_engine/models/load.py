@@ -97,7 +97,7 @@ class Skeleton:
     Making one holds files, configuration and tokenizer against each other: raises UserError, one sentence, for a
     folder whose model would not be what transformers makes of it. A `sibling` is the same model loaded in another
     setting: what both have in common is then held once, on the sibling's device. `files` are the folder's own, if they
-    hold no quantized weights.
+    hold no quantized weights. A model that reads nothing does without tokenizer: reading it takes a second.
     """
 
     def __init__(
@@ -110,6 +110,7 @@ class Skeleton:
         *,
         files: ModelFiles | None = None,
         in_halves: bool = False,
+        with_tokenizer: bool = True,
     ) -> None:
         self.card, self.folder, self.dtype, self.device, self._sibling = card, folder, dtype, device, sibling
         self._in_halves = in_halves and device == "cpu" and dtype == torch.float32
@@ -121,9 +122,9 @@ class Skeleton:
         self.blocks: nn.ModuleList = self.decoder.layers
         self._file_name = self._file_names()
         self._check_tensors()
-        self.tokenizer = (
-            sibling.tokenizer if sibling else load_tokenizer(folder, self.decoder.embed_tokens.num_embeddings)
-        )
+        self.tokenizer = sibling.tokenizer if sibling else None
+        if with_tokenizer and not sibling:
+            self.tokenizer = load_tokenizer(folder, self.decoder.embed_tokens.num_embeddings)
 
     @property
     def decoder(self) -> nn.Module:
@@ -132,8 +133,10 @@ class Skeleton:
 
     def _file_names(self) -> dict[str, str]:
         """The name in the files of each parameter; older releases of transformers named some otherwise."""
-        renamings = get_model_conversion_mapping(self.model)
         parameters = self.model.state_dict()
+        if self._files.stored.keys() <= parameters.keys():
+            return {name: name for name in self._files.stored}
+        renamings = get_model_conversion_mapping(self.model)
         unread = re.compile("|".join([*_UNREAD, *(self.model._keys_to_ignore_on_load_unexpected or ())]))
         names: dict[str, str] = {}
         for file_name, stored in self._files.stored.items():

@@ -237,7 +237,7 @@ class Step:
             self._rooms[rows] = (
                 empty((rows, self._norms.shape[1])), empty((rows, self._intermediate)),
                 empty((rows, self._heads, self._head_size)), empty((entries, padded * columns)),
-                empty((entries, padded * groups)), empty((entries, padded * outputs)), empty(padded * max(columns, outputs, ranks)),
-                empty((entries, rows)),
+                empty((entries, padded * groups)), empty((entries, padded * outputs)),
+                empty(padded * max(columns, outputs, ranks)), empty((entries, rows)),
             )  # fmt: skip
         return self._rooms[rows]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -16,28 +19,11 @@ HISTOGRAM_REACH = 4.5
 
 
 def layer_record(
-    block: int, name: str, layer: nn.Linear, quantized: QuantLinear, statistics: Statistics | None, seconds: float
+    block: int, name: str, quantized: QuantLinear, seconds: float, losses: Mapping[str, Any]
 ) -> LayerRecord:
-    """The record of linear `name` of block `block`, dense as `layer` and stored as `quantized`.
-
-    The output error is by the Hessian, where there is one; else on single inputs. Without statistics there is none yet
-    (see `output_errors`).
-    """
-    weight, change = layer.weight, quantized.weight.dequantize().float()
-    norm = _squares(weight)
-    reach = HISTOGRAM_REACH * (norm / weight.numel()).sqrt().item() or 1.0
-    counts = histogram(weight, reach), histogram(change, reach)
-    for part in parts(*weight.shape):
-        torch.sub(weight[part].float(), change[part], out=change[part])
+    """The record of linear `name` of block `block`, stored as `quantized`, with its `losses` as far as they are
+    measured."""
     ledger = quantized.weight.ledger()
-    error = None
-    if statistics:
-        by_hessian = statistics.hessian is not None
-        error = (
-            output_error(weight.float(), change, statistics.hessian)
-            if by_hessian
-            else sampled_output_error(layer, quantized, statistics.inputs)
-        )
     return LayerRecord(
         block=block,
         linear=name,
@@ -45,13 +31,32 @@ def layer_record(
         in_features=quantized.in_features,
         stored_bits=ledger.bits_per_weight,
         headline_bits=ledger.headline_bits,
-        weight_error=_share(_squares(change), norm),
-        output_error=error,
         seconds=seconds,
-        weights_reach=reach,
-        weights_before=counts[0],
-        weights_after=counts[1],
+        **losses,
     )
+
+
+def losses_of(layer: nn.Linear, quantized: QuantLinear, statistics: Statistics) -> dict[str, Any]:
+    """What a linear, dense as `layer`, lost as `quantized`: those fields of its LayerRecord. The output error is by the
+    Hessian, where there is one; else on single inputs."""
+    weight, change = layer.weight, quantized.weight.dequantize().float()
+    norm = _squares(weight)
+    reach = HISTOGRAM_REACH * (norm / weight.numel()).sqrt().item() or 1.0
+    counts = histogram(weight, reach), histogram(change, reach)
+    for part in parts(*weight.shape):
+        torch.sub(weight[part].float(), change[part], out=change[part])
+    weight_error = _share(_squares(change), norm)
+    if statistics.hessian is None:
+        error = sampled_output_error(layer, quantized, statistics.inputs)
+    else:
+        error = output_error(weight.float(), change, statistics.hessian)
+    return {
+        "weight_error": weight_error,
+        "output_error": error,
+        "weights_reach": reach,
+        "weights_before": counts[0],
+        "weights_after": counts[1],
+    }
 
 
 def histogram(weight: torch.Tensor, reach: float) -> list[int]:

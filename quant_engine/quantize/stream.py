@@ -26,7 +26,7 @@ from quant_engine.models.load import Skeleton
 from quant_engine.progress import Hooks, Progress
 from quant_engine.quantize.inputs import calibration_inputs
 from quant_engine.quantize.plan import WeightPlan
-from quant_engine.quantize.record import layer_record
+from quant_engine.quantize.record import layer_record, losses_of
 from quant_engine.quantize.statistics import collect
 from quant_engine.quantize.whole_model import TRAINING_SHARE
 from quant_engine.results import LayerRecord
@@ -34,7 +34,8 @@ from quant_engine.results import LayerRecord
 
 @dataclass
 class Stream:
-    """One model on its way through a method. `trained` are the tensors of `Method.train`, made in so many seconds."""
+    """One model on its way through a method. `trained` are the tensors of `Method.train`, made in so many seconds.
+    Without `with_tokenizer` the model's tokenizer is not read where the method looks at no data."""
 
     plan: WeightPlan
     checkpoint: Checkpoint
@@ -42,6 +43,7 @@ class Stream:
     hooks: Hooks
     trained: dict[str, torch.Tensor] = field(default_factory=dict)
     training_seconds: float = 0.0
+    with_tokenizer: bool = True
 
     @torch.inference_mode()
     def run(self) -> None:
@@ -51,7 +53,13 @@ class Stream:
         """
         finished = self.checkpoint.finished_blocks()
         card, spec = self.plan.card, self.plan.spec
-        self.skeleton = Skeleton(card, folder_of(card, spec.revision), getattr(torch, spec.dtype), self.device)
+        self.skeleton = Skeleton(
+            card,
+            folder_of(card, spec.revision),
+            getattr(torch, spec.dtype),
+            self.device,
+            with_tokenizer=self.with_tokenizer or self.plan.method.card.calibrated,
+        )
         self.blocks = self.skeleton.blocks
         if finished:
             self.hooks.log(f"{finished} of {len(self.blocks)} blocks were finished before; going on behind them.")
@@ -156,7 +164,8 @@ class Stream:
         stored = method.quantize(layer)
         seconds = time.monotonic() - started
         quantized = QuantLinear(stored, None if dense.bias is None else dense.bias.data)
-        record = layer_record(index, name, dense, quantized, statistics, seconds)
+        losses = losses_of(dense, quantized, statistics) if statistics else {}
+        record = layer_record(index, name, quantized, seconds, losses)
         parent, _, leaf = name.rpartition(".")
         setattr(self.blocks[index].get_submodule(parent), leaf, quantized)
         self._report("quantizing", index, linear=name, output_error=record.output_error, finished=True)

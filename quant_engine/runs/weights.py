@@ -15,7 +15,7 @@ from quant_engine.checkpoints.folder import Checkpoint, checkpoint_id, load_quan
 from quant_engine.formats.load import load_published, skeleton_of
 from quant_engine.models.load import Loaded, check_pictures, load_dense
 from quant_engine.progress import Hooks, Progress
-from quant_engine.quantize.output_errors import output_errors
+from quant_engine.quantize.losses import measure_losses
 from quant_engine.quantize.plan import WeightPlan
 from quant_engine.quantize.stream import Stream
 from quant_engine.quantize.whole_model import TRAINING_SHARE, trained_tensors
@@ -54,8 +54,9 @@ def check_takes_pictures(plan: WeightPlan, dtype: str, device: str) -> None:
         check_pictures(plan.card, plan.spec.revision)
 
 
-def quantize(plan: WeightPlan, device: str, hooks: Hooks) -> Path:
-    """The checkpoint folder of a plan's weights: found if made before, else made or completed, on `device`.
+def quantize(plan: WeightPlan, device: str, hooks: Hooks, *, with_tokenizer: bool = True) -> Path:
+    """The checkpoint folder of a plan's weights: found if made before, else made or completed, on `device`. Without
+    `with_tokenizer` nothing is said of a model whose tokenizer can't be read, unless calibrating takes it.
 
     Raises UserError where the user can change something, and Stopped when asked to stop (finished blocks are kept).
     """
@@ -63,23 +64,23 @@ def quantize(plan: WeightPlan, device: str, hooks: Hooks) -> Path:
     if not checkpoint.is_complete():
         with _locked(checkpoint.path, hooks):
             if not checkpoint.is_complete():
-                _make(plan, checkpoint, device, hooks)
+                _make(plan, checkpoint, device, hooks, with_tokenizer)
     return checkpoint.path
 
 
 def layer_records(plan: WeightPlan, device: str, hooks: Hooks) -> list[LayerRecord]:
-    """What each linear of a plan's finished checkpoint cost. Output errors that it lacks, because the method looked at
-    no data, are measured now and saved with it. Raises as `quantize` does."""
+    """What each linear of a plan's finished checkpoint cost. What it lost, where the method looked at no data, is
+    measured now and saved with it. Raises as `quantize` does."""
     checkpoint = Checkpoint(checkpoint_folder(plan.spec))
     if any(record.output_error is None for record in checkpoint.records()):
 
         def watch(block: int, blocks: int) -> None:
             hooks.check_stop()
-            hooks.progress(Progress(stage="evaluating", message=f"output errors of block {block + 1} of {blocks}"))
+            hooks.progress(Progress(stage="evaluating", message=f"errors of block {block + 1} of {blocks}"))
 
-        errors = output_errors(plan, checkpoint, device, watch)
+        losses = measure_losses(plan, checkpoint, device, watch)
         try:
-            checkpoint.save_output_errors(errors)
+            checkpoint.save_losses(losses)
         except OSError as error:
             raise _unwritable(checkpoint.path, error) from error
         gc.collect()
@@ -145,7 +146,7 @@ def _unwritable(path: Path, error: OSError) -> UserError:
     )
 
 
-def _make(plan: WeightPlan, checkpoint: Checkpoint, device: str, hooks: Hooks) -> None:
+def _make(plan: WeightPlan, checkpoint: Checkpoint, device: str, hooks: Hooks, with_tokenizer: bool) -> None:
     """What a method trains on the whole model comes before all blocks, adapters behind them. Both keep their state in
     the folder "training" until everything is finished."""
     hooks.progress(Progress(stage="loading", message=f"loading {plan.card.title}"))
@@ -159,7 +160,7 @@ def _make(plan: WeightPlan, checkpoint: Checkpoint, device: str, hooks: Hooks) -
 
         fine_tuning = FineTuning(plan, checkpoint, training, device, _last_share(hooks))
     trained, seconds = trained_tensors(plan, training, device, hooks) if plan.method.train else ({}, 0.0)
-    Stream(plan, checkpoint, device, hooks, trained, seconds).run()
+    Stream(plan, checkpoint, device, hooks, trained, seconds, with_tokenizer).run()
     about = fine_tuning.run() if fine_tuning else None
     checkpoint.finish(plan.spec, engine=__version__, fine_tuning=about)
     shutil.rmtree(training, ignore_errors=True)

@@ -184,11 +184,13 @@ def test_records_say_what_each_linear_cost(lab, tiny_models):
 
 
 def test_records_count_the_weights_before_and_after(lab, tiny_models):
-    path = quantize(plan_for(tiny_models / "llama", "rtn"), "cpu", Hooks())
+    plan = plan_for(tiny_models / "llama", "rtn")
+    path = quantize(plan, "cpu", Hooks())
     card = model_card(str(tiny_models / "llama"))
     dense = load_dense(card, None, "float32", "cpu").model.model.layers[1].self_attn.q_proj.weight
     stored = load_quantized(path, "float32", "cpu").model.model.layers[1].self_attn.q_proj.weight.dequantize()
-    record = next(one for one in Checkpoint(path).records() if (one.block, one.linear) == (1, "self_attn.q_proj"))
+    records = layer_records(plan, "cpu", Hooks())
+    record = next(one for one in records if (one.block, one.linear) == (1, "self_attn.q_proj"))
     reach = record.weights_reach
     assert reach == pytest.approx(4.5 * dense.square().mean().sqrt().item())
     for counts, weight in ((record.weights_before, dense), (record.weights_after, stored)):

@@ -16,7 +16,7 @@ from quant_engine.cli import app
 from quant_engine.models.catalog import ModelCard, model_card
 from quant_engine.models.context import context_length
 from quant_engine.progress import Hooks, Stopped
-from quant_engine.quantize import output_errors
+from quant_engine.quantize import losses
 from quant_engine.runs import folder, weights
 from quant_engine.runs.resolve import resolve, resolve_weights
 from quant_engine.spec import Calibration, QuantSetting, RunSpec, UserError, WeightSpec
@@ -90,11 +90,11 @@ def test_what_looks_at_no_data_is_measured_within_the_context(lab, short, monkey
         seen.append(calibration)
         raise Stopped
 
-    monkeypatch.setattr(output_errors, "calibration_inputs", look)
+    monkeypatch.setattr(losses, "calibration_inputs", look)
     plan = resolve_weights(WeightSpec(model=str(short), setting=QuantSetting(method="rtn", w_bits=4)))
     checkpoint = Checkpoint(weights.quantize(plan, "cpu", Hooks()))
     with pytest.raises(Stopped):
-        output_errors.output_errors(plan, checkpoint, "cpu", lambda block, blocks: None)
+        losses.measure_losses(plan, checkpoint, "cpu", lambda block, blocks: None)
     assert seen == [Calibration(samples=1, length=CONTEXT)]
 
 

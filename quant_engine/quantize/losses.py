@@ -1,8 +1,9 @@
-"""The output errors of linears whose method looks at no data: measured when a run wants them, not when it quantizes."""
+"""What linears lose whose method looks at no data: measured when a run wants to know, not when it quantizes."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -13,7 +14,7 @@ from quant_engine.models.files import folder_of
 from quant_engine.models.load import Skeleton
 from quant_engine.quantize.inputs import calibration_inputs
 from quant_engine.quantize.plan import WeightPlan
-from quant_engine.quantize.record import sampled_output_error
+from quant_engine.quantize.record import losses_of
 from quant_engine.quantize.statistics import collect
 from quant_engine.spec import Calibration
 from quant_engine.weights.low_rank import LowRank
@@ -23,10 +24,10 @@ MEASURED_ON = Calibration(samples=1)
 
 
 @torch.inference_mode()
-def output_errors(
+def measure_losses(
     plan: WeightPlan, checkpoint: Checkpoint, device: str, watch: Callable[[int, int], None]
-) -> dict[str, float]:
-    """The output error of each linear of a finished checkpoint, by BLOCK.LINEAR ("0.self_attn.q_proj").
+) -> dict[str, dict[str, Any]]:
+    """What each linear of a finished checkpoint lost (`losses_of`), by BLOCK.LINEAR ("0.self_attn.q_proj").
 
     A linear gets what its dense block makes of the outputs of the quantized blocks before it; adapters are left out.
     One block is in memory at a time. `watch(block, blocks)` is called before each.
@@ -35,7 +36,7 @@ def output_errors(
     context = skeleton.model.config.get_text_config().max_position_embeddings
     text = MEASURED_ON.model_copy(update={"length": min(MEASURED_ON.length, context)})
     hidden, kwargs = calibration_inputs(skeleton, text)
-    errors: dict[str, float] = {}
+    losses: dict[str, dict[str, Any]] = {}
     for index, module in enumerate(skeleton.blocks):
         watch(index, len(skeleton.blocks))
         block = CalibratedBlock(skeleton.fill_block(index), hidden, kwargs)
@@ -46,7 +47,7 @@ def output_errors(
             quantized = module.get_submodule(name)
             if isinstance(quantized.weight, LowRank):
                 quantized.weight = quantized.weight.base
-            errors[f"{index}.{name}"] = sampled_output_error(dense[name], quantized, inputs[name].inputs)
+            losses[f"{index}.{name}"] = losses_of(dense[name], quantized, inputs[name])
         block.advance(hidden)
         skeleton.release_block(index)
-    return errors
+    return losses

@@ -1,4 +1,4 @@
-"""Output errors where the method looks at no data: measured when they are wanted, and saved with the weights."""
+"""What linears lose where the method looks at no data: measured when it is wanted, and saved with the weights."""
 
 import json
 
@@ -11,7 +11,7 @@ from quant_engine.models.architecture import LINEARS
 from quant_engine.models.catalog import model_card
 from quant_engine.models.load import load_dense
 from quant_engine.progress import Hooks, Stopped
-from quant_engine.quantize import output_errors, stream
+from quant_engine.quantize import losses, stream
 from quant_engine.runs import folder, weights
 from quant_engine.runs.execute import execute
 from quant_engine.runs.resolve import resolve_weights
@@ -23,7 +23,7 @@ TEXT = Calibration(samples=2, length=40)
 
 @pytest.fixture
 def plan(lab, tiny_models, monkeypatch):
-    monkeypatch.setattr(output_errors, "MEASURED_ON", TEXT)
+    monkeypatch.setattr(losses, "MEASURED_ON", TEXT)
     return plan_for(tiny_models / "deep", RTN)
 
 
@@ -45,7 +45,8 @@ def test_a_method_that_looks_at_no_data_is_given_none(lab, tiny_models, monkeypa
     plan = plan_for(tiny_models / "llama", QuantSetting(method=method, w_bits=4))
     monkeypatch.setattr(stream, "calibration_inputs", lambda *given: pytest.fail("data were read"))
     path = weights.quantize(plan, "cpu", Hooks())
-    assert {record.output_error for record in Checkpoint(path).records()} == {None}
+    records = Checkpoint(path).records()
+    assert {(record.output_error, record.weight_error, record.weights_after) for record in records} == {(None,) * 3}
 
 
 @pytest.mark.parametrize("family", ["deep", "llava"])
@@ -92,7 +93,7 @@ def test_a_run_measures_them_without_quantizing_again_and_the_next_one_finds_the
     layers = folder.read_layers(path)
     assert len(layers) == 3 * len(LINEARS)
     assert all(0 < layer.output_error < 1 for layer in layers)
-    monkeypatch.setattr(weights, "output_errors", lambda *given: pytest.fail("measured again"))
+    monkeypatch.setattr(weights, "measure_losses", lambda *given: pytest.fail("measured again"))
     assert folder.read_layers(execute(run_of(plan, limit=1), Hooks())) == layers
 
 
@@ -115,6 +116,6 @@ def test_go_along_when_a_checkpoint_is_taken_over(plan, tmp_path):
 @pytest.mark.parametrize("content", ["nonsense", "{}", json.dumps([1])])
 def test_a_damaged_file_of_them_is_said(plan, content):
     path = weights.quantize(plan, "cpu", Hooks())
-    (path / "output_errors.json").write_text(content)
+    (path / "losses.json").write_text(content)
     with pytest.raises(UserError, match="damaged"):
         weights.layer_records(plan, "cpu", Hooks())
