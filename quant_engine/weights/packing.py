@@ -21,6 +21,9 @@ AT_ONCE = 2**18
 LOWER_HALVES = ((8, 0x00FF00FF00FF00FF), (16, 0x0000FFFF0000FFFF), (32, 0x00000000FFFFFFFF))
 """Of each way to cut 64 bits into pairs of equal fields: the width of a field, and a mask of the lower ones."""
 
+WHOLE = {1: "uint8", 2: "int16", 4: "int32"}
+"""The type that eight codes of so many bits fill."""
+
 
 def words_per_row(count: int, bits: int) -> int:
     """The 32-bit words that a row of `count` codes takes."""
@@ -63,7 +66,10 @@ def _packed(codes: torch.Tensor, bits: int) -> torch.Tensor:
         codes = torch.nn.functional.pad(codes, (0, -count % EIGHT))
     wide = codes.reshape(-1).view(torch.int64)
     for field, lower in LOWER_HALVES if bits < EIGHT else ():
-        wide = (wide & lower) | ((wide >> field & lower) << field // EIGHT * bits)
+        upper = (wide >> field).bitwise_and_(lower).bitwise_left_shift_(field // EIGHT * bits)
+        wide = (wide & lower).bitwise_or_(upper)
+    if bits in WHOLE:
+        return wide.to(getattr(torch, WHOLE[bits])).view(torch.uint8).view(rows, -1)
     return wide.view(torch.uint8).view(-1, EIGHT)[:, :bits].reshape(rows, -(-count // EIGHT) * bits)
 
 
