@@ -32,7 +32,7 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from safetensors.torch import save_file
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -95,7 +95,8 @@ def main() -> None:
     if given.windows:
         with exits_plainly("benchmark", "start it again"):
             parse_task("wikitext2").prepare()  # before minutes of quantizing
-    table = Table("setting", "seconds", "GPTQModel", "ratio", "peak MB", "GPTQModel", "perplexity", "GPTQModel")
+    columns = ("seconds", "ratio", "peak MB", "perplexity")
+    table = Table("setting", "by", *(Column(name, justify="right") for name in columns))
     table.title = f"{hardware('cpu')}; medians of {given.rounds}"
     console = Console()
     with tempfile.TemporaryDirectory() as aside:
@@ -108,7 +109,10 @@ def main() -> None:
                     for who, python in pythons.items():
                         runs[who].append(in_a_process(python, [who, name, model, str(bits)], given.windows))
                         console.print(f"{name} W{bits} {who}: {runs[who][-1]}")
-                table.add_row(f"{name} W{bits} g{GROUP}", *cells(medians(runs["ours"]), medians(runs["peer"])))
+                ours, peer = medians(runs["ours"]), medians(runs["peer"])
+                table.add_row(f"{name} W{bits} g{GROUP}", "ours", *cells(ours, peer))
+                if peer:
+                    table.add_row("", "GPTQModel", *cells(peer, None))
     console.print(table)
 
 
@@ -116,12 +120,10 @@ def medians(runs: list[dict[str, float]]) -> dict[str, float]:
     return {key: statistics.median(run[key] for run in runs) for key in runs[0]} if runs else {}
 
 
-def cells(ours: dict[str, float], peer: dict[str, float]) -> list[str]:
-    def pair(key: str, digits: int) -> list[str]:
-        return [f"{run[key]:.{digits}f}" if key in run else "" for run in (ours, peer)]
-
-    ratio = f"{ours['seconds'] / peer['seconds']:.2f}" if peer else ""
-    return [*pair("seconds", 1), ratio, *pair("peak MB", 0), *pair("perplexity", 3)]
+def cells(run: dict[str, float], peer: dict[str, float] | None) -> list[str]:
+    ratio = f"{run['seconds'] / peer['seconds']:.2f}" if peer else ""
+    perplexity = f"{run['perplexity']:.3f}" if "perplexity" in run else ""
+    return [f"{run['seconds']:.1f}", ratio, f"{run['peak MB']:.0f}", perplexity]
 
 
 def in_a_process(python: str, measure: list[str], windows: int) -> dict[str, float]:

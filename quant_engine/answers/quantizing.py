@@ -34,6 +34,7 @@ logger = logging.getLogger(__name__)
 
 NICE = 10
 THREADS = max(1, (os.cpu_count() or 1) // 4)
+"""Threads of a process that quantizes."""
 COMMAND = (sys.executable, "-m", "quant_engine.answers.quantizing")
 _RETRY = "ask again: finished blocks are kept"
 _LESS_MEMORY = f"choose a smaller model, then {_RETRY}"
@@ -246,4 +247,6 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    sys.stderr.flush()
+    os._exit(code)  # somebody waits: the interpreter would take half a second to clear its libraries away

@@ -35,10 +35,11 @@ if __name__ == "__main__":
     threading.Thread(target=end_with_parent, daemon=True).start()
     spec = WeightSpec.model_validate_json(line)
     what, _, detail = spec.model.partition("=")
+    method = spec.setting.method
+    if what == "quantize-by":
+        Path(detail, f"{method}.{os.getpid()}").touch()
     send(progress=Progress(stage="quantizing", block=7, blocks=30))
     if what == "quantize-by":
-        method = spec.setting.method
-        Path(detail, f"{method}.{os.getpid()}").touch()
         while not Path(detail, method).exists():
             time.sleep(0.02)
     elif detail == "fail":
