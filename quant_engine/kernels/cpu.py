@@ -8,6 +8,7 @@ here is which addresses and numbers it takes.
 from __future__ import annotations
 
 import threading
+from collections import defaultdict
 from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 from weakref import WeakKeyDictionary
@@ -17,7 +18,7 @@ import torch
 
 from quant_engine.kernels import compiled, salient, stored_vectors, vectors
 from quant_engine.kernels.stored_vectors import PARTLY_BINARY, SCALE_TYPES, ScaledIntegers
-from quant_engine.kernels.threads import parallel_kernels
+from quant_engine.kernels.threads import Pace
 from quant_engine.kernels.vectors import Halves, Integers, Levels, TwoPlanes
 from quant_engine.weights.binary import Binary, PartlyBinary, ResidualBinary
 from quant_engine.weights.codebook import BLOCKS_PER_STEP, Codebook, Fp4Codebook, dynamic_map
@@ -37,6 +38,8 @@ SERIAL_WORK = 2**20
 """Products of fewer weights times rows are over before a second thread has begun."""
 
 _RELAYING = threading.Lock()
+_PACES: defaultdict[int, Pace] = defaultdict(Pace)
+"""By how much work there is to do at once."""
 
 
 class Plan(NamedTuple):
@@ -201,7 +204,7 @@ def integer_rows(weight: GroupedInt, start: int, end: int) -> torch.Tensor:
 
 def _threads(work: int) -> AbstractContextManager[int]:
     """How many threads so much work is worth, which is then done."""
-    return nullcontext(1) if work < SERIAL_WORK or torch.get_num_threads() == 1 else parallel_kernels()
+    return nullcontext(1) if work < SERIAL_WORK or torch.get_num_threads() == 1 else _PACES[work].threads()
 
 
 def live_columns(weight: Binary) -> np.ndarray:
