@@ -59,7 +59,7 @@ def _dequantize_tile(  # type: ignore[no-untyped-def]
     return types.void(*literals, *(types.intp,) * 8), code
 
 
-def _function(arguments: int) -> Callable[[Callable[..., None]], Any]:
+def function(arguments: int) -> Callable[[Callable[..., None]], Any]:
     """Compiles a function of so many whole numbers, which has an `address`."""
     return cfunc(types.void(*(types.intp,) * arguments), cache=True, error_model="numpy")
 
@@ -74,7 +74,7 @@ def product(form: int, bits: int, variant: int) -> Any:
     """
     sources, salient = SOURCES, form == stored_vectors.PARTLY_BINARY
 
-    @_function(11)
+    @function(11)
     def multiply(side, words, per_group, blocks, tiles, rows, x, sums, y, first, last):  # type: ignore[no-untyped-def]
         x_row, y_row, sums_row = 128 * blocks, 64 * tiles, 4 * ((blocks + per_group - 1) // per_group)
         for tile in range(first, last):
@@ -101,7 +101,7 @@ def dequantizer(form: int, bits: int, variant: int) -> Any:
     tile and `stride` from a column of the weight to the next."""
     sources, salient = SOURCES, form == stored_vectors.PARTLY_BINARY
 
-    @_function(10)
+    @function(10)
     def dequantize(side, words, per_group, blocks, tiles, out, stride, step, first, last):  # type: ignore[no-untyped-def]
         for tile in range(first, last):
             _dequantize_tile(

@@ -19,11 +19,9 @@ from functools import cache
 import numpy as np
 from numba import carray, njit, prange
 
-from quant_engine.kernels import attention, compiled, low_rank, rotation
+from quant_engine.kernels import attention, compiled
 from quant_engine.kernels.attention import exp
 from quant_engine.kernels.compiled import call, multiply_tiles, prepare
-from quant_engine.kernels.low_rank import add_low_rank
-from quant_engine.kernels.rotation import rotate
 from quant_engine.kernels.salient import pointer
 from quant_engine.weights.int_activations import SMALLEST_MAXIMUM
 
@@ -56,7 +54,7 @@ _KERNEL, _WEIGHT = 0, 1
 _GROUPS, _FACTORS, _ORDER, _COLUMN_SCALES, _BIAS, _INPUT, _OUTPUT, _INPUT_LEVELS, _OUTPUT_LEVELS = range(6, 15)
 _INPUT_ROTATION, _OUTPUT_ROTATION, _ADAPTER = range(15, 18)
 FIELDS = ENTRY.itemsize // 8
-_SOURCES = compiled.SOURCES + compiled.hash_of(attention, compiled, low_rank, rotation)
+_SOURCES = compiled.SOURCES + compiled.hash_of(attention, compiled)
 
 
 @njit(nogil=True, cache=True, fastmath=True, error_model="numpy")
@@ -83,7 +81,15 @@ def _round_to(x, highest, codes):  # type: ignore[no-untyped-def]
     return scale
 
 
-@njit(nogil=True, error_model="numpy")  # not cached: it holds functions of other files
+@njit(nogil=True, cache=True, error_model="numpy")
+def _rotate_rows(numbers, x, rows, room):  # type: ignore[no-untyped-def]
+    """The first `rows` of `x` rotated in their place by the numbers at an address."""
+    kernel = carray(pointer(numbers), 1, np.int64)[0]
+    for row in range(rows):
+        call(kernel, (numbers, x.ctypes.data + row * 4 * x.shape[1], room.ctypes.data))
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
 def _prepare_set(entries, start, end, x, rows, inputs, sums, picked, scales):  # type: ignore[no-untyped-def]
     """What the products of a set take of `x` [rows, columns]."""
     for number in range(end - start):
@@ -107,8 +113,7 @@ def _prepare_set(entries, start, end, x, rows, inputs, sums, picked, scales):  #
                     for j in range(columns):
                         source[row, j] *= of_columns[j]
             if entry[_INPUT_ROTATION]:
-                for row in range(x.shape[0]):
-                    rotate(entry[_INPUT_ROTATION], source[row], inputs[number])
+                _rotate_rows(entry[_INPUT_ROTATION], source, x.shape[0], inputs[number])
             if entry[_INPUT_LEVELS]:
                 for row in range(x.shape[0]):
                     scales[number, row] = _round_to(source[row], entry[_INPUT_LEVELS], source[row])
@@ -128,9 +133,10 @@ def _multiply_set(entries, start, end, rows, inputs, sums, outputs, part, parts)
         multiply_tiles(entry[_KERNEL], entry[_WEIGHT : _WEIGHT + 5], rows, x, of_groups, y, part, parts)
 
 
-@njit(nogil=True, error_model="numpy")  # not cached: it holds functions of other files
+@njit(nogil=True, cache=True, error_model="numpy")
 def _result(entries, start, end, linear, x, rows, outputs, scales, room):  # type: ignore[no-untyped-def]
-    """The product of one of a set's linears with `x` [rows, 16 * tiles], its parts added up, with the bias."""
+    """The product of one of a set's linears [rows, 16 * tiles] with what stands at the address `x`, its parts added up,
+    with the bias."""
     number = 0
     for candidate in range(end - start):
         if entries[start + candidate, _OUTPUT] == candidate:
@@ -152,10 +158,10 @@ def _result(entries, start, end, linear, x, rows, outputs, scales, room):  # typ
             for j in range(columns):
                 y[row, j] *= scales[entry[_INPUT], row]
     if entry[_OUTPUT_ROTATION]:
-        for row in range(x.shape[0]):
-            rotate(entry[_OUTPUT_ROTATION], y[row], room)
+        _rotate_rows(entry[_OUTPUT_ROTATION], y, scales.shape[1], room)
     if entry[_ADAPTER]:
-        add_low_rank(entry[_ADAPTER], x, y, room)
+        adapter = carray(pointer(entry[_ADAPTER]), 1, np.int64)
+        call(adapter[0], (entry[_ADAPTER], x, scales.shape[1], y.ctypes.data, columns, room.ctypes.data))
     if entry[_BIAS]:
         bias = carray(pointer(entry[_BIAS]), columns, np.float32)
         for row in range(rows):
@@ -251,9 +257,9 @@ def stepper(parallel: bool) -> Callable[..., None]:
             _prepare_set(entries, a, b, h, padded, inputs, sums, picked, scales)
             for part in prange(parts):
                 _multiply_set(entries, a, b, padded, inputs, sums, outputs, part, parts)
-            q = _result(entries, a, b, 0, h, padded, outputs, scales, picked)
-            k = _result(entries, a, b, 1, h, padded, outputs, scales, picked)
-            v = _result(entries, a, b, 2, h, padded, outputs, scales, picked)
+            q = _result(entries, a, b, 0, h.ctypes.data, padded, outputs, scales, picked)
+            k = _result(entries, a, b, 1, h.ctypes.data, padded, outputs, scales, picked)
+            v = _result(entries, a, b, 2, h.ctypes.data, padded, outputs, scales, picked)
             _rotate(q, heads, cos, sin)
             _rotate(k, key_heads, cos, sin)
             for part in prange(parts):
@@ -262,18 +268,18 @@ def stepper(parallel: bool) -> Callable[..., None]:
             _prepare_set(entries, b, c, of_heads, padded, inputs, sums, picked, scales)
             for part in prange(parts):
                 _multiply_set(entries, b, c, padded, inputs, sums, outputs, part, parts)
-            _add(x, _result(entries, b, c, 0, of_heads, padded, outputs, scales, picked))
+            _add(x, _result(entries, b, c, 0, of_heads.ctypes.data, padded, outputs, scales, picked))
             _normalize(x, norms[2 * block + 1], eps, h)
             _prepare_set(entries, c, d, h, padded, inputs, sums, picked, scales)
             for part in prange(parts):
                 _multiply_set(entries, c, d, padded, inputs, sums, outputs, part, parts)
-            gate = _result(entries, c, d, 0, h, padded, outputs, scales, picked)
-            up = _result(entries, c, d, 1, h, padded, outputs, scales, picked)
+            gate = _result(entries, c, d, 0, h.ctypes.data, padded, outputs, scales, picked)
+            up = _result(entries, c, d, 1, h.ctypes.data, padded, outputs, scales, picked)
             _gate(gate, up, hidden)
             _prepare_set(entries, d, e, hidden, padded, inputs, sums, picked, scales)
             for part in prange(parts):
                 _multiply_set(entries, d, e, padded, inputs, sums, outputs, part, parts)
-            _add(x, _result(entries, d, e, 0, hidden, padded, outputs, scales, picked))
+            _add(x, _result(entries, d, e, 0, hidden.ctypes.data, padded, outputs, scales, picked))
         _normalize(x, norms[norms.shape[0] - 1], eps, x)
 
     return njit(parallel=parallel, nogil=True, cache=True, error_model="numpy")(step)

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from quant_engine.kernels import attention, cpu, decoding, rotation
+from quant_engine.kernels import attention, cpu, decoding, low_rank, rotation
 from quant_engine.kernels.linear import StoredLinear
 from quant_engine.kernels.matmul import CPU_KERNELS
 from quant_engine.kernels.threads import Pace, share_threads
@@ -165,9 +165,9 @@ class Step:
         """Where the numbers of a weight's adapter stand."""
         if not isinstance(weight, LowRank):
             return 0
-        factors = self._address(weight.a), self._address(weight.b)
-        scale = self._address(np.array([weight.scale], np.float32))
-        return self._address(np.array([*factors, scale, weight.rank, weight.out_features], np.int64))
+        plan = low_rank.plan(weight.a.numpy(), weight.b.numpy(), weight.scale)
+        self._held += plan
+        return plan[0].ctypes.data
 
     def _bias(self, linear: StoredLinear, plan: cpu.Plan) -> int:
         if linear.bias is None:
