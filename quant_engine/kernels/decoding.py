@@ -250,6 +250,7 @@ def stepper(parallel: bool) -> Callable[..., None]:
         parts = parts if parallel else 1
         rows, heads = x.shape[0], attended.shape[1]
         padded = rows + (rows % 4 == 3)
+        first, second, third = np.int64(0), np.int64(1), np.int64(2)  # as literals they would be compiled one by one
         of_heads = attended.reshape(rows, heads * attended.shape[2])
         for block in range(norms.shape[0] // 2):
             a, b, c, d, e = sets[4 * block : 4 * block + 5]
@@ -257,9 +258,9 @@ def stepper(parallel: bool) -> Callable[..., None]:
             _prepare_set(entries, a, b, h, padded, inputs, sums, picked, scales)
             for part in prange(parts):
                 _multiply_set(entries, a, b, padded, inputs, sums, outputs, part, parts)
-            q = _result(entries, a, b, 0, h.ctypes.data, padded, outputs, scales, picked)
-            k = _result(entries, a, b, 1, h.ctypes.data, padded, outputs, scales, picked)
-            v = _result(entries, a, b, 2, h.ctypes.data, padded, outputs, scales, picked)
+            q = _result(entries, a, b, first, h.ctypes.data, padded, outputs, scales, picked)
+            k = _result(entries, a, b, second, h.ctypes.data, padded, outputs, scales, picked)
+            v = _result(entries, a, b, third, h.ctypes.data, padded, outputs, scales, picked)
             _rotate(q, heads, cos, sin)
             _rotate(k, key_heads, cos, sin)
             for part in prange(parts):
@@ -268,18 +269,18 @@ def stepper(parallel: bool) -> Callable[..., None]:
             _prepare_set(entries, b, c, of_heads, padded, inputs, sums, picked, scales)
             for part in prange(parts):
                 _multiply_set(entries, b, c, padded, inputs, sums, outputs, part, parts)
-            _add(x, _result(entries, b, c, 0, of_heads.ctypes.data, padded, outputs, scales, picked))
+            _add(x, _result(entries, b, c, first, of_heads.ctypes.data, padded, outputs, scales, picked))
             _normalize(x, norms[2 * block + 1], eps, h)
             _prepare_set(entries, c, d, h, padded, inputs, sums, picked, scales)
             for part in prange(parts):
                 _multiply_set(entries, c, d, padded, inputs, sums, outputs, part, parts)
-            gate = _result(entries, c, d, 0, h.ctypes.data, padded, outputs, scales, picked)
-            up = _result(entries, c, d, 1, h.ctypes.data, padded, outputs, scales, picked)
+            gate = _result(entries, c, d, first, h.ctypes.data, padded, outputs, scales, picked)
+            up = _result(entries, c, d, second, h.ctypes.data, padded, outputs, scales, picked)
             _gate(gate, up, hidden)
             _prepare_set(entries, d, e, hidden, padded, inputs, sums, picked, scales)
             for part in prange(parts):
                 _multiply_set(entries, d, e, padded, inputs, sums, outputs, part, parts)
-            _add(x, _result(entries, d, e, 0, hidden.ctypes.data, padded, outputs, scales, picked))
+            _add(x, _result(entries, d, e, first, hidden.ctypes.data, padded, outputs, scales, picked))
         _normalize(x, norms[norms.shape[0] - 1], eps, x)
 
     return njit(parallel=parallel, nogil=True, cache=True, error_model="numpy")(step)
