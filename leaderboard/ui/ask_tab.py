@@ -22,7 +22,7 @@ from leaderboard.ui.pressed import pressed
 from leaderboard.ui.questions import Questions
 from leaderboard.ui.stress_part import StressPart
 from leaderboard.ui.sweep_part import SweepPart
-from leaderboard.ui.theme import QUICK, html
+from leaderboard.ui.theme import NO_PROGRESS, QUICK, html
 from leaderboard.view import Asked, PageView, address
 from quant_engine.answers.compare import along_fp16
 from quant_engine.answers.messages import AskRequest, Turn
@@ -249,7 +249,7 @@ class QuestionPart:
         outputs = [self.asking, self.problem, self.address, *self.columns.panes, *buttons]
         panes = [*self.columns.panes, self.answered]
         answering = {
-            "show_progress": "hidden",
+            **NO_PROGRESS,
             "concurrency_limit": ASKING_AT_ONCE,
             "concurrency_id": "ask",
             "api_visibility": "private",

@@ -20,7 +20,7 @@ from leaderboard.ui.notice import notice
 from leaderboard.ui.pressed import pressed
 from leaderboard.ui.questions import Questions
 from leaderboard.ui.table import bit_bar
-from leaderboard.ui.theme import QUICK, html
+from leaderboard.ui.theme import NO_PROGRESS, QUICK, html
 from leaderboard.votes import Ballot, Verdict
 from quant_engine.answers.messages import AskRequest
 from quant_engine.methods import METHODS, resolve_setting
@@ -142,10 +142,10 @@ class BlindPart:
                 self._answer,
                 self.blind,
                 [self.answers, self.blind],
-                show_progress="hidden",
                 concurrency_limit=BLIND_AT_ONCE,
                 concurrency_id="blind",
                 api_visibility="private",
+                **NO_PROGRESS,
             ).then(self._stand, self.blind, [self.keep, *buttons], **QUICK)
         self.stop.click(lambda blind: self.questions.stop(blind.request) if blind else None, self.blind, None, **QUICK)
         outputs = [self.blind, self.problem, self.answers, self.keep]

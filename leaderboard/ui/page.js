@@ -110,7 +110,11 @@ window.lowbit = (() => {
   const figures = (element) => {
     for (const chart of element.querySelectorAll('[data-figure]')) seen.observe(chart);
   };
-  new MutationObserver(() => { for (const chart of drawn) draw(chart); })
+  const redraw = (chart) => { // one on a tab that is not shown waits until it is
+    if (chart.checkVisibility()) draw(chart);
+    else seen.observe(chart);
+  };
+  new MutationObserver(() => { drawn.forEach(redraw); })
     .observe(document.body ?? document.documentElement, { attributes: true, attributeFilter: ['class'] });
 
   // --- buttons in our own HTML ---

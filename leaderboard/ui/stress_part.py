@@ -21,7 +21,7 @@ from leaderboard.ui.ask_columns import Columns
 from leaderboard.ui.chart import DRAW_JS, chart
 from leaderboard.ui.notice import notice
 from leaderboard.ui.questions import Questions
-from leaderboard.ui.theme import QUICK, html
+from leaderboard.ui.theme import NO_PROGRESS, QUICK, html
 from quant_engine.answers.messages import AskRequest
 from quant_engine.data.open_picture import open_picture
 from quant_engine.spec import UserError
@@ -70,9 +70,9 @@ class StressPart:
             self._answer,
             self.stressing,
             [self.steps, self.chart],
-            show_progress="hidden",
             concurrency_limit=STRESSED_AT_ONCE,
             api_visibility="private",
+            **NO_PROGRESS,
         ).then(lambda: (gr.update(visible=True), gr.update(visible=False)), None, buttons, **QUICK)
         self._columns = columns
         self.stop.click(self._halt, self.stressing, None, **QUICK)

@@ -16,7 +16,7 @@ from leaderboard.ui.answer_pane import Side, answer_html, first_sides
 from leaderboard.ui.notice import notice
 from leaderboard.ui.questions import Questions
 from leaderboard.ui.table import bit_bar
-from leaderboard.ui.theme import QUICK, html
+from leaderboard.ui.theme import NO_PROGRESS, QUICK, html
 from quant_engine import notation
 from quant_engine.answers.compare import SideAnswer, along_fp16, sweep_settings
 from quant_engine.answers.messages import AskRequest
@@ -52,9 +52,9 @@ class SweepPart:
             self._answer,
             self.request,
             self.row,
-            show_progress="hidden",
             concurrency_limit=SWEPT_AT_ONCE,
             api_visibility="private",
+            **NO_PROGRESS,
         ).then(lambda: (gr.update(visible=True), gr.update(visible=False)), None, buttons, **QUICK)
         self.stop.click(lambda request: self.questions.stop(request) if request else None, self.request, None, **QUICK)
 

@@ -14,7 +14,9 @@ from quant_engine import folders
 
 html = partial(gr.HTML, apply_default_css=False)  # our own stylesheet says what our own HTML looks like
 
-QUICK = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+NO_PROGRESS = {"show_progress": "hidden", "show_progress_on": []}
+"""For a function whose progress Gradio need not show: with no parts to show it on, the browser copies none for it."""
+QUICK = {"queue": False, "api_visibility": "private", **NO_PROGRESS}
 """How a function of the page is connected that answers at once and is no endpoint for programs."""
 
 _INK = colors.Color(
