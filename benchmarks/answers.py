@@ -142,6 +142,7 @@ def sides(repeat: int) -> Iterator[tuple[str, str, str]]:
     alone, together = [], []
     with service() as answers:
         ask(answers, question(0, (FP16, RTN)))
+        wait_until_idle(psutil.Process())  # another process gets ready to quantize
         for number in range(1, repeat + 1):
             alone.append(ask(answers, question(number, (FP16,))).seconds)
             together.append(ask(answers, question(-number, (FP16, RTN))).seconds)
@@ -154,6 +155,7 @@ def visitors(repeat: int) -> Iterator[tuple[str, str, str]]:
     """Several visitors who ask at once, FP16 beside RTN, against one after another; all ask something else."""
     with service() as answers:
         ask(answers, question(0, (FP16, RTN)))
+        wait_until_idle(psutil.Process())
         times = [ask(answers, question(-number, (FP16, RTN))).seconds for number in range(1, repeat + 1)]
         alone, crowds = statistics.median(times), []
         for count in (8, 20):

@@ -20,7 +20,7 @@ from quant_engine.checkpoints.folder import Checkpoint
 from quant_engine.models.catalog import fingerprint, model_card
 from quant_engine.models.device import default_device, default_dtype, prompt_dtype
 from quant_engine.models.files import folder_of
-from quant_engine.models.load import Loaded, Skeleton
+from quant_engine.models.load import Loaded, Skeleton, get_ready
 from quant_engine.progress import Hooks
 from quant_engine.runs import weights
 from quant_engine.runs.resolve import resolve_weights
@@ -68,6 +68,7 @@ def load_weights(spec: WeightSpec, sibling: Loaded | None, on_progress: OnProgre
     plan = resolve_weights(spec)
     loaded = weights.load(plan, default_dtype(device), device, Hooks(on_progress), sibling)
     loaded.prompt_dtype = prompt_dtype(device)
+    get_ready(loaded)
     return loaded
 
 

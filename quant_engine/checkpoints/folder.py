@@ -27,7 +27,7 @@ from quant_engine.kernels.linear import QuantLinear
 from quant_engine.models.architecture import LINEARS
 from quant_engine.models.catalog import ModelCard, fingerprint, model_card
 from quant_engine.models.files import folder_of
-from quant_engine.models.load import Loaded, Skeleton, get_ready
+from quant_engine.models.load import Loaded, Skeleton
 from quant_engine.results import LayerRecord
 from quant_engine.spec import UserError, WeightSpec, digest
 from quant_engine.weights.form import StoredWeight
@@ -199,5 +199,4 @@ def load_quantized(path: Path, dtype: str, device: str, sibling: Loaded | None =
     skeleton.fill_outside_blocks()
     for index, block in enumerate(skeleton.blocks):
         checkpoint.fill_block(index, block, device, skeleton.dtype)
-    get_ready(skeleton.model, skeleton.dtype)
     return skeleton.finish(ledger_of(skeleton.model).bits_per_weight)

@@ -11,7 +11,7 @@ from quant_engine.formats.published import Published
 from quant_engine.kernels.linear import HalfEmbedding, QuantEmbedding, QuantLinear, StoredLinear
 from quant_engine.models.architecture import LINEARS
 from quant_engine.models.catalog import ModelCard
-from quant_engine.models.load import Loaded, Skeleton, get_ready
+from quant_engine.models.load import Loaded, Skeleton
 from quant_engine.weights.half import Half
 from quant_engine.weights.ledger import Ledger
 
@@ -39,7 +39,6 @@ def load_published(published: Published, card: ModelCard, dtype: str, device: st
     skeleton.fill_outside_blocks()
     for index in range(len(skeleton.blocks)):
         skeleton.fill_block(index)
-    get_ready(skeleton.model, skeleton.dtype)
     return skeleton.finish(linears_ledger(skeleton.blocks).bits_per_weight)
 
 

@@ -399,15 +399,18 @@ def load_dense(
     skeleton.fill_outside_blocks()
     for index in range(len(skeleton.blocks)):
         skeleton.fill_block(index)
-    get_ready(skeleton.model, skeleton.dtype)
     return skeleton.finish(stored_bits=16.0)
 
 
 @torch.inference_mode()
-def get_ready(model: nn.Module, dtype: torch.dtype) -> None:
-    """Lays all stored weights of a model as kernels read them and compiles the kernels, so that no answer waits."""
-    warm_up((module.weight for module in model.modules() if isinstance(module, StoredLinear)), dtype)
-    step = step_of(model.get_decoder())
+def get_ready(loaded: Loaded) -> None:
+    """Lays all stored weights of a model as kernels read them and compiles the kernels, so that no answer waits.
+
+    Without it each is done when it is first needed.
+    """
+    linears = (module for module in loaded.model.modules() if isinstance(module, StoredLinear))
+    warm_up((linear.weight for linear in linears), getattr(torch, loaded.dtype))
+    step = step_of(loaded.model.get_decoder())
     if step:
         with parallel_kernels():  # nobody else holds this step's own lock: the model is new
             step.warm_up()
