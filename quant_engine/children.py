@@ -23,8 +23,7 @@ def start_child(
     """A child in a session of its own: Ctrl-C in the page's terminal is the page's to handle.
 
     When memory runs out the system takes the child and not the page. `nice` makes it step back from the processor for
-    others, also where Linux shares that out by sessions; `environment` is added to the page's own. Raises OSError when
-    the system can't start it.
+    others; `environment` is added to the page's own. Raises OSError when the system can't start it.
     """
     process = subprocess.Popen(
         command,
@@ -38,7 +37,6 @@ def start_child(
         score = int(Path("/proc/self/oom_score_adj").read_text())
         Path(f"/proc/{process.pid}/oom_score_adj").write_text(str(min(score + 500, 1000)))
         os.setpriority(os.PRIO_PROCESS, process.pid, nice)
-        Path(f"/proc/{process.pid}/autogroup").write_text(str(nice))
     return process
 
 

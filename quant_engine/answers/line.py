@@ -141,11 +141,9 @@ class RequestLine:
             self._ahead = spec
             self._loading.add(spec)
 
-    def _share_cores(self, *, reading: bool = False) -> None:
-        """Leave their cores to what quantizes and loads: waiting for a thread that is not running costs most. What
-        quantizes steps back while a prompt is read, whose threads seldom wait for each other."""
-        taken = self._loading.is_busy() + (0 if reading else self._quantizing.threads())
-        threads = max(1, self._cores - taken)
+    def _share_cores(self) -> None:
+        """Leave their cores to what quantizes and loads: waiting for a thread that is not running costs most."""
+        threads = max(1, self._cores - self._quantizing.threads() - self._loading.is_busy())
         if threads != torch.get_num_threads():
             torch.set_num_threads(threads)
 
@@ -158,7 +156,6 @@ class RequestLine:
             if question and not self._has_seats(question):
                 question = None
         if question:
-            self._share_cores(reading=True)
             with self._working_on([question]):
                 for number in question.waiting():
                     self._check(question)
