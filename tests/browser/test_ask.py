@@ -2,13 +2,12 @@
 
 import struct
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from PIL import Image
 from playwright.sync_api import Page, Route, expect
-from serving import Lab, served, started, tab, wait_until
+from serving import served, tab, wait_until
 
 pytestmark = pytest.mark.browser
 
@@ -23,13 +22,6 @@ AnswerService.__init__.__defaults__ = (command, *AnswerService.__init__.__defaul
 
 
 @pytest.fixture(scope="module")
-def lab(tmp_path_factory) -> Iterator[Lab]:
-    """A page as everybody starts it, which loads the model that it offers first."""
-    with started(tmp_path_factory.mktemp("asked")) as lab:
-        yield lab
-
-
-@pytest.fixture(scope="module")
 def stand_in(tmp_path_factory):
     """A page whose answers come from a tiny model."""
     with served(tmp_path_factory.mktemp("stand-in"), before=STAND_IN) as lab:
@@ -37,9 +29,9 @@ def stand_in(tmp_path_factory):
 
 
 @pytest.fixture
-def asking(fresh_page) -> Page:
-    tab(fresh_page, "Ask a picture")
-    return fresh_page
+def asking(page) -> Page:
+    tab(page, "Ask a picture")
+    return page
 
 
 def give(page: Page, picture: Path) -> None:
