@@ -38,10 +38,3 @@ def start_child(
         Path(f"/proc/{process.pid}/oom_score_adj").write_text(str(min(score + 500, 1000)))
         os.setpriority(os.PRIO_PROCESS, process.pid, nice)
     return process
-
-
-def end_with_parent() -> None:
-    """Ends this process when its standard input does: for a thread of its own."""
-    while os.read(0, 4096):  # not sys.stdin, whose lock would be held when the interpreter ends
-        pass
-    os._exit(0)

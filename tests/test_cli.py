@@ -18,6 +18,7 @@ from quant_engine.evaluate import TASKS
 from quant_engine.methods import METHODS
 from quant_engine.models.catalog import MODELS
 from quant_engine.models.decode import answer_text
+from quant_engine.models.device import prompt_dtype
 from quant_engine.runs import folder
 
 GPTQ = ("--method", "gptq", "-b", 3, "-g", 16, "--samples", 4, "--length", 32, "--device", "cpu")
@@ -115,6 +116,7 @@ def test_ask_prints_the_answer_of_the_quantized_model_and_its_bits(llama):
     rounding = ("--method", "rtn", "-b", 4, "-g", 16, "--device", "cpu")
     path = done("quantize", "-m", llama, *rounding).splitlines()[-1]
     loaded = load_quantized(Path(path), "float32", "cpu")
+    loaded.prompt_dtype = prompt_dtype("cpu")
     output = done("ask", "Why?", "-m", llama, *rounding, "--most-tokens", 12)
     text, _, figures = output.rpartition("RTN W4A16 g16: first token after ")
     expected = answer_text(loaded, None, "Why?", 12)

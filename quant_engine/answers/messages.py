@@ -124,9 +124,11 @@ class ToWorker(BaseModel):
 
 
 class FromQuantizer(BaseModel):
-    """One line of a process that quantizes: where it stands, or why it failed, in a sentence."""
+    """One line of a process that quantizes: where it stands, that the weights are there, or in a sentence why they
+    can't be made."""
 
     model_config = ConfigDict(extra="forbid")
 
     progress: Progress | None = None
+    done: bool = False
     failure: Text = ""

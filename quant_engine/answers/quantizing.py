@@ -1,14 +1,16 @@
 """Quantizing while answers go on: in a process of its own, `python -m quant_engine.answers.quantizing`.
 
-The process reads one WeightSpec as a line of JSON, writes a FromQuantizer line whenever it has come further, and ends
-when the checkpoint folder is complete. It also ends when its standard input does, so it never outlives whoever waits;
-what it had finished is found by the next one. It steps back from the processor for answers.
+The process reads WeightSpecs, each a line of JSON, and makes one after another: it writes a FromQuantizer line whenever
+it has come further, and when the checkpoint folder is complete. It ends when its standard input does, so it never
+outlives whoever waits; what it had finished is found by the next one. It steps back from the processor for answers.
 """
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
+import queue
 import signal
 import subprocess
 import sys
@@ -17,11 +19,13 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import BinaryIO
 
 from pydantic import ValidationError
 
+from quant_engine import memory
 from quant_engine.answers.messages import FromQuantizer
-from quant_engine.children import end_with_parent, start_child
+from quant_engine.children import start_child
 from quant_engine.failures import failure
 from quant_engine.methods import METHODS
 from quant_engine.models.device import default_device
@@ -82,26 +86,24 @@ class Quantizing:
 @dataclass(eq=False)
 class _Job:
     spec: WeightSpec
-    process: subprocess.Popen[bytes] | None = None
     text: str = "Starting to quantize"
 
 
 class _Lane:
-    """Quantizes one model after another, each in a process of its own."""
+    """Quantizes one model after another in a process that ends when none is left, unless it is to be ready."""
 
     def __init__(self, on_progress: OnProgress, on_end: OnEnd, command: Sequence[str]) -> None:
         self._on_progress, self._on_end, self._command = on_progress, on_end, tuple(command)
         self._keeps_ready = False
-        self._jobs: list[_Job] = []  # the first one is being made
-        self._idle_process: subprocess.Popen[bytes] | None = None
+        self._jobs: list[_Job] = []  # the first one is being made …
+        self._process: subprocess.Popen[bytes] | None = None  # … by this process
         self._changed = threading.Condition()
         threading.Thread(target=self._work, name="quantizing", daemon=True).start()
 
     def get_ready(self) -> None:
         with self._changed, suppress(OSError):  # whoever needs the process says so
             self._keeps_ready = True
-            if self._idle_process is None:
-                self._idle_process = self._start()
+            self._have_process()
 
     def add(self, spec: WeightSpec) -> str:
         with self._changed:
@@ -110,14 +112,15 @@ class _Lane:
                 job = _Job(spec)
                 self._jobs.append(job)
                 self._changed.notify()
-            return job.text if job.process else _position(self._jobs.index(job)) or job.text
+            return _position(self._jobs.index(job)) or job.text
 
     def remove(self, spec: WeightSpec) -> None:
         with self._changed:
-            for job in [job for job in self._jobs if job.spec == spec]:
-                self._jobs.remove(job)
-                if job.process:
-                    job.process.kill()
+            number = next((number for number, job in enumerate(self._jobs) if job.spec == spec), None)
+            if number is not None:
+                del self._jobs[number]
+            if number == 0:
+                self._end_process()
 
     def is_busy(self) -> bool:
         return bool(self._jobs)
@@ -127,13 +130,14 @@ class _Lane:
             with self._changed:
                 self._changed.wait_for(lambda: self._jobs)
                 job = self._jobs[0]
-                problem = self._take_process(job)
-            problem = problem or self._follow(job)
+            problem = self._make(job)
             with self._changed:
                 wanted = job in self._jobs
                 if wanted:
                     self._jobs.remove(job)
                 waiting = [(other.spec, _position(number)) for number, other in enumerate(self._jobs)]
+                if not self._jobs and not self._keeps_ready:
+                    self._end_process()
             if wanted:
                 self._on_end(job.spec, problem)
             for spec, text in waiting[1:]:
@@ -141,45 +145,45 @@ class _Lane:
             if self._keeps_ready:
                 self.get_ready()
 
-    def _start(self) -> subprocess.Popen[bytes]:
-        return _start(self._command)
-
-    def _take_process(self, job: _Job) -> str:
-        """Give a job its process: the idle one, or a new one. Returns why that can't be. Called with the lock held."""
-        job.process, self._idle_process = self._idle_process, None
-        if job.process is None or job.process.poll() is not None:
-            try:
-                job.process = self._start()
-            except OSError as error:
-                return f"The process that quantizes can't be started ({error.strerror}): free memory."
+    def _make(self, job: _Job) -> str:
+        """Have a job done. Returns why it failed, or an empty text."""
+        try:
+            with self._changed:
+                if job not in self._jobs:
+                    return ""
+                process = self._have_process()
+            for text in _progress(process, job.spec):
+                if text != job.text:
+                    job.text = text
+                    self._on_progress(job.spec, text)
+        except OSError as error:
+            return f"The process that quantizes can't be started ({error.strerror}): free memory."
+        except UserError as error:
+            return str(error)
         return ""
 
-    def _follow(self, job: _Job) -> str:
-        """Watch a job to its end. Returns why it failed, or an empty text."""
-        problem = ""
-        for news in _news(job.process, job.spec):
-            problem = news.failure
-            if news.progress and news.progress.text() != job.text:
-                job.text = news.progress.text()
-                self._on_progress(job.spec, job.text)
-        return problem or _sentence(job.process.wait())
+    def _have_process(self) -> subprocess.Popen[bytes]:
+        """The lane's process; a new one if there is none or it has ended. Called with the lock held."""
+        if self._process is None or self._process.poll() is not None:
+            self._process = _start(self._command)
+        return self._process
+
+    def _end_process(self) -> None:
+        """Called with the lock held."""
+        if self._process:
+            self._process.kill()
+        self._process = None
 
 
 def quantize_in_child(spec: WeightSpec) -> Iterator[str]:
     """Make these weights in a process of its own: where it stands, in words. Closing this stops it. Raises UserError if
     they can't be made."""
-    process, problem = _start(COMMAND), ""
+    process = _start(COMMAND)
     try:
-        for news in _news(process, spec):
-            problem = news.failure
-            if news.progress:
-                yield news.progress.text()
-        problem = problem or _sentence(process.wait())
+        yield from _progress(process, spec)
     finally:
         process.kill()
         process.wait()
-    if problem:
-        raise UserError(problem)
 
 
 def _start(command: Sequence[str]) -> subprocess.Popen[bytes]:
@@ -187,19 +191,26 @@ def _start(command: Sequence[str]) -> subprocess.Popen[bytes]:
     return start_child(command, subprocess.PIPE, subprocess.PIPE, None, nice=NICE, environment=environment)
 
 
-def _news(process: subprocess.Popen[bytes], spec: WeightSpec) -> Iterator[FromQuantizer]:
-    """What a process that was given a spec has to say, until it ends."""
+def _progress(process: subprocess.Popen[bytes], spec: WeightSpec) -> Iterator[str]:
+    """Have a process make these weights: where it stands, in words. Raises UserError if they can't be made."""
     with suppress(OSError):  # it has ended: its exit code says the rest
         process.stdin.write(spec.model_dump_json().encode() + b"\n")
         process.stdin.flush()
     for line in process.stdout:
         try:
-            yield FromQuantizer.model_validate_json(line)
+            news = FromQuantizer.model_validate_json(line)
         except ValidationError:
             logger.warning("The process that quantizes was cut off in the middle of a line.")
-    process.wait()
+            continue
+        if news.failure:
+            raise UserError(news.failure)
+        if news.done:
+            return
+        yield news.progress.text()
+    code = process.wait()
     with suppress(OSError):  # what it never read is sent again here
         process.stdin.close()
+    raise UserError(_sentence(code))
 
 
 def _position(ahead: int) -> str:
@@ -210,27 +221,35 @@ def _position(ahead: int) -> str:
 
 
 def _sentence(code: int) -> str:
-    """How a process ended that said nothing of it; empty if all is well."""
+    """How a process ended that said nothing of it."""
     if code == -signal.SIGKILL:
         return (
             "Quantizing was stopped by the system (signal 9), most likely because memory ran out; choose a smaller"
             f" model, or {_RETRY}."
         )
-    if code:
-        how = f"signal {-code}" if code < 0 else f"exit code {code}"
-        return f"Quantizing ended unexpectedly ({how}); see the log for the reason, then {_RETRY}."
-    return ""
+    how = f"signal {-code}" if code < 0 else f"exit code {code}"
+    return f"Quantizing ended unexpectedly ({how}); see the log for the reason, then {_RETRY}."
 
 
-def main() -> int:
-    """Quantize what standard input says. Returns the exit code."""
+def main() -> None:
+    """Quantize what standard input says, until it ends."""
     output = os.fdopen(os.dup(1), "wb")  # libraries print to standard output as they like: give them standard error
     os.dup2(2, 1)
-    line = sys.stdin.buffer.readline()
-    if not line:
-        return 0
-    threading.Thread(target=end_with_parent, daemon=True).start()
+    lines: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+    threading.Thread(target=_listen, args=(lines,), name="listener", daemon=True).start()
+    while True:
+        _quantize(lines.get(), output)
+        gc.collect()  # models refer to themselves in circles
+        memory.give_back()
 
+
+def _listen(lines: queue.SimpleQueue[bytes]) -> None:
+    for line in iter(sys.stdin.buffer.readline, b""):
+        lines.put(line)
+    os._exit(0)  # whatever is being computed, nobody waits for it
+
+
+def _quantize(line: bytes, output: BinaryIO) -> None:
     def send(news: FromQuantizer) -> None:
         output.write(news.model_dump_json().encode() + b"\n")
         output.flush()
@@ -242,11 +261,9 @@ def main() -> int:
     except Exception as error:
         traceback.print_exception(error)
         send(FromQuantizer(failure=failure(error, "quantization", _LESS_MEMORY, _RETRY)))
-        return 1
-    return 0
+    else:
+        send(FromQuantizer(done=True))
 
 
 if __name__ == "__main__":
-    code = main()
-    sys.stderr.flush()
-    os._exit(code)  # somebody waits: the interpreter would take half a second to clear its libraries away
+    main()

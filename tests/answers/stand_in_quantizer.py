@@ -1,10 +1,11 @@
 """A process that quantizes nothing: how long it takes and how it ends is said by the name of the model.
 
-"quantize=2" takes two seconds, "quantize=fail" says why it can't, "quantize=die" is killed. "quantize-by=FOLDER" ends
-once the folder holds a file named after the method; it leaves a file with its process id there.
+"quantize=2" takes two seconds, "quantize=fail" says why it can't, "quantize=die" is killed. "quantize-by=FOLDER" takes
+until the folder holds a file named after the method; it leaves a file with its process id there.
 """
 
 import os
+import queue
 import signal
 import sys
 import threading
@@ -18,9 +19,9 @@ from quant_engine.progress import Progress
 from quant_engine.spec import WeightSpec
 
 
-def end_with_parent():
-    while os.read(0, 4096):
-        pass
+def listen(lines):
+    for line in iter(sys.stdin.buffer.readline, b""):
+        lines.put(line)
     os._exit(0)
 
 
@@ -28,12 +29,7 @@ def send(**news):
     print(FromQuantizer(**news).model_dump_json(), flush=True)
 
 
-if __name__ == "__main__":
-    line = sys.stdin.buffer.readline()
-    if not line:
-        sys.exit()
-    threading.Thread(target=end_with_parent, daemon=True).start()
-    spec = WeightSpec.model_validate_json(line)
+def make(spec):
     what, _, detail = spec.model.partition("=")
     method = spec.setting.method
     if what == "quantize-by":
@@ -42,10 +38,15 @@ if __name__ == "__main__":
     if what == "quantize-by":
         while not Path(detail, method).exists():
             time.sleep(0.02)
-    elif detail == "fail":
-        send(failure="The disk is full: free some space.")
-        sys.exit(1)
     elif detail == "die":
         os.kill(os.getpid(), signal.SIGKILL)
-    else:
+    elif detail != "fail":
         time.sleep(float(detail))
+    send(**({"failure": "The disk is full: free some space."} if detail == "fail" else {"done": True}))
+
+
+if __name__ == "__main__":
+    lines = queue.SimpleQueue()
+    threading.Thread(target=listen, args=(lines,), daemon=True).start()
+    while True:
+        make(WeightSpec.model_validate_json(lines.get()))

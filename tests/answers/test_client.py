@@ -173,6 +173,16 @@ def test_rounding_does_not_wait_for_methods_that_take_long(shared, tmp_path):
     assert last(next_slow)[0].kind == "done"
 
 
+def test_settings_in_line_are_quantized_by_one_process(shared, tmp_path):
+    visitors = [shared.ask(request(f"quantize-by={tmp_path}", (side,), max_new_tokens=1)) for side in (GPTQ, AWQ)]
+    until_message(visitors[0], "block 7")
+    until_message(visitors[1], "In line")
+    for method in ("gptq", "awq"):
+        (tmp_path / method).touch()
+    assert [last(events)[0].kind for events in visitors] == ["done", "done"]
+    assert len({file.suffix for file in tmp_path.glob("*.*")}) == 1
+
+
 def test_what_two_visitors_wait_for_is_quantized_once_and_goes_on_when_one_of_them_leaves(shared, tmp_path):
     visitors = [shared.ask(request(f"quantize-by={tmp_path}", (RTN,), max_new_tokens=1)) for _ in range(2)]
     for events in visitors:
@@ -267,12 +277,12 @@ def test_without_fp16_no_side_can_be_held_against_it(shared):
 
 
 def test_a_stopped_answer_is_computed_anew(shared):
-    asked = request(sides=(SLOW,), max_new_tokens=6)
+    asked = request(sides=(SLOW,), max_new_tokens=20)
     events = shared.ask(asked)
     until(events, "token")
     events.close()
-    end = last(shared.ask(request(sides=(SLOW,), max_new_tokens=6, question=asked.question)))[0]
-    assert (end.kind, end.message, end.stats.tokens) == ("done", "", 6)
+    end = last(shared.ask(request(sides=(SLOW,), max_new_tokens=20, question=asked.question)))[0]
+    assert (end.kind, end.message, end.stats.tokens) == ("done", "", 20)
 
 
 def visit_at_once(service, requests):
