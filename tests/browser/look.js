@@ -28,27 +28,27 @@
       return (light + 0.05) / (dark + 0.05);
     };
     const COLORS = /(?:rgba?|hsla?|oklab|oklch|lab|lch|color)\([^()]*\)|#[0-9a-f]{3,8}/gi;
-    // Every colour that can be behind an element: a gradient has several.
-    const behind = (element) => {
-      const layers = [];
-      for (let at = element; at; at = at.parentElement) {
-        const style = getComputedStyle(at);
-        const painted = style.webkitBackgroundClip !== 'text' && style.backgroundImage.match(COLORS);
-        if (painted) layers.push(painted.map(rgba));
-        layers.push([rgba(style.backgroundColor)]);
-        if (layers.at(-1)[0][3] === 1) break;
-      }
-      let found = [[255, 255, 255, 1]];
-      for (const layer of layers.reverse()) found = layer.flatMap((color) => found.map((below) => over(color, below)));
-      return found;
+    // What holds for an element's ancestors is found once for all the texts in them.
+    const once = (find) => {
+      const found = new Map();
+      return (element) => found.get(element) ?? found.set(element, find(element)).get(element);
     };
+    // Every colour that can be behind an element: a gradient has several.
+    const behind = once((element) => {
+      const style = getComputedStyle(element), fill = rgba(style.backgroundColor), parent = element.parentElement;
+      const below = fill[3] === 1 || !parent ? [[255, 255, 255, 1]] : behind(parent);
+      const found = below.map((color) => over(fill, color));
+      const painted = style.webkitBackgroundClip !== 'text' && style.backgroundImage.match(COLORS);
+      return painted ? painted.flatMap((color) => found.map((one) => over(rgba(color), one))) : found;
+    });
+    const opacity = once((element) =>
+      Number(getComputedStyle(element).opacity) * (element.parentElement ? opacity(element.parentElement) : 1));
     const failures = [];
     const check = (element, text, color, style) => {
-      let opacity = 1;
-      for (let at = element; at; at = at.parentElement) opacity *= Number(getComputedStyle(at).opacity);
       const [red, green, blue, alpha] = rgba(color);
       const size = parseFloat(style.fontSize), large = size >= 24 || (size >= 18.66 && Number(style.fontWeight) >= 700);
-      const worst = Math.min(...behind(element).map((below) => ratio(over([red, green, blue, alpha * opacity], below), below)));
+      const ink = [red, green, blue, alpha * opacity(element)];
+      const worst = Math.min(...behind(element).map((below) => ratio(over(ink, below), below)));
       if (worst < (large ? 3 : 4.5)) {
         failures.push(`${worst.toFixed(2)} ${element.tagName.toLowerCase()}.${element.getAttribute('class')}: ${text.trim().slice(0, 40)}`);
       }

@@ -43,7 +43,8 @@ def contrast(page: Page, theme: str) -> list[str]:
     return look(page, "contrast")
 
 
-def test_the_contrast_check_finds_what_is_hard_to_read(page):
+def test_the_contrast_check_finds_what_is_hard_to_read(fresh_page):
+    page = fresh_page
     page.evaluate("document.querySelector('.masthead p').style.color = '#a0a0a0'")
     page.evaluate("document.querySelector('table.board td.lost').style.background = 'rgb(120 60 0)'")
     found = look(page, "contrast")

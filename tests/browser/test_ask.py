@@ -29,9 +29,9 @@ def stand_in(tmp_path_factory):
 
 
 @pytest.fixture
-def asking(page) -> Page:
-    tab(page, "Ask a picture")
-    return page
+def asking(fresh_page) -> Page:
+    tab(fresh_page, "Ask a picture")
+    return fresh_page
 
 
 def give(page: Page, picture: Path) -> None:

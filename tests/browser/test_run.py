@@ -7,7 +7,7 @@ from pathlib import Path
 import psutil
 import pytest
 from playwright.sync_api import Page, expect
-from serving import Lab, served, tab, wait_until
+from serving import NOBODY_ASKS, Lab, served, tab, wait_until
 
 from quant_engine.runs.queue import Queue, QueuedRun
 
@@ -17,9 +17,9 @@ RUN_S = 300_000
 
 
 @pytest.fixture
-def running(page) -> Page:
-    tab(page, "Run")
-    return page
+def running(fresh_page) -> Page:
+    tab(fresh_page, "Run")
+    return fresh_page
 
 
 def choose(page: Page, label: str, value: str) -> None:
@@ -66,7 +66,7 @@ def test_a_run_without_a_task_is_refused(running):
 
 def test_results_that_cannot_be_written_are_said_before_the_run_starts(tmp_path, opened):
     (tmp_path / "results").write_text("a file where the folder should be")
-    with served(tmp_path) as lab:
+    with served(tmp_path, before=NOBODY_ASKS) as lab:
         page = opened(lab)
         tab(page, "Run")
         start(page)
@@ -74,7 +74,7 @@ def test_results_that_cannot_be_written_are_said_before_the_run_starts(tmp_path,
 
 
 def test_a_hosted_page_starts_no_run_without_the_owners_token(tmp_path, opened):
-    with served(tmp_path, SPACE_ID="somebody/lab", LOWBIT_OWNER_TOKEN="secret") as lab:
+    with served(tmp_path, before=NOBODY_ASKS, SPACE_ID="somebody/lab", LOWBIT_OWNER_TOKEN="secret") as lab:
         page = opened(lab)
         tab(page, "Run")
         start(page)
@@ -146,7 +146,7 @@ def test_a_run_finishes_and_its_row_is_on_the_leaderboard(lab, running, opened):
 
 @pytest.mark.demo
 def test_a_killed_run_is_failed_with_a_sentence_and_the_page_lives_on(tmp_path, opened):
-    with served(tmp_path) as lab:
+    with served(tmp_path, before=NOBODY_ASKS) as lab:
         page = opened(lab)
         tab(page, "Run")
         choose(page, "Items per task", "")

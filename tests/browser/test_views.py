@@ -84,7 +84,8 @@ def test_a_step_back_during_another_is_not_lost(page):
     expect(page.locator("label.selected", has_text="GPTQ")).to_have_count(0)
 
 
-def test_more_filters_narrow_the_table(page):
+def test_more_filters_narrow_the_table(fresh_page):
+    page = fresh_page
     page.get_by_role("button", name="More filters and columns").click()
     press(page, "Activation bits", "8")
     summary_is(page, "2 of 41 settings")
