@@ -8,9 +8,11 @@ import threading
 import time
 from pathlib import Path
 
+import forked
 import pytest
 from pydantic import ValidationError
 
+from quant_engine.answers import client
 from quant_engine.answers.client import AnswerService
 from quant_engine.answers.messages import AskRequest, Turn
 from quant_engine.spec import QuantSetting, sentence
@@ -22,6 +24,19 @@ GPTQ, AWQ = (QuantSetting(method=method, w_bits=4) for method in ("gptq", "awq")
 SLOW = QuantSetting(method="slow", w_bits=4)
 OTHER = QuantSetting(method="other", w_bits=4)
 REFUSED = QuantSetting(method="refused", w_bits=4)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _stand_ins_are_forked():
+    """The stand-in loads no libraries anew each time. Every other command is started as ever."""
+    start = client.start_child
+
+    def forked_child(command, *pipes, **more):
+        return forked.Python(command[1:]) if command[: len(STAND_IN)] == STAND_IN else start(command, *pipes, **more)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(client, "start_child", forked_child)
+        yield
 
 
 @pytest.fixture(scope="module")

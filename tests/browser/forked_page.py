@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 from collections.abc import Mapping
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+
+from forked import FORKS
 
 from quant_engine import folders
 
-_FORKS = multiprocessing.get_context("forkserver")
-_FORKS.set_forkserver_preload(["app", "leaderboard.lab", "leaderboard.ui.page", "leaderboard.ui.theme"])
 
-
-def start(log: Path, environment: Mapping[str, str], before: str) -> multiprocessing.Process:
+def start(log: Path, environment: Mapping[str, str], before: str) -> BaseProcess:
     """`python app.py` with this environment, its output in `log`, after the Python in `before`."""
-    process = _FORKS.Process(target=_serve, args=(str(log), dict(environment), before), daemon=True)
+    process = FORKS.Process(target=_serve, args=(str(log), dict(environment), before), daemon=True)
     process.start()
     return process
 

@@ -4,10 +4,9 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
+import forked
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -101,6 +100,7 @@ def test_records_and_files_count_the_adapters(plan_for, fine_tune):
 
 TRAIN = """
 import sys
+import numba, torch
 from quant_engine.runs.resolve import resolve_weights
 from quant_engine.runs.weights import checkpoint_folder
 from quant_engine.finetune import training
@@ -109,6 +109,8 @@ from quant_engine.progress import Hooks
 from quant_engine.runs.resolve import resolve_weights
 from quant_engine.runs.weights import quantize
 from quant_engine.spec import WeightSpec
+torch.set_num_threads(1)
+numba.set_num_threads(1)
 training.SAVE_SECONDS = 0.0
 plan = resolve_weights(WeightSpec.model_validate_json(sys.argv[1]))
 quantize(plan, "cpu", Hooks(log=lambda line: print(line, flush=True)))
@@ -117,30 +119,35 @@ quantize(plan, "cpu", Hooks(log=lambda line: print(line, flush=True)))
 
 def in_a_process(spec):
     """A training in a process of its own. One thread, so that sums are added up in the same order every time."""
-    words = [sys.executable, "-c", TRAIN, spec.model_dump_json()]
-    one = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"), "1")
-    return subprocess.Popen(words, cwd=folders.PROJECT, stdout=subprocess.PIPE, text=True, env=os.environ | one)
+    return forked.Python(["-c", TRAIN, spec.model_dump_json()])
+
+
+def printed(process):
+    """What a process that ends well prints."""
+    text = process.stdout.read().decode()
+    assert process.wait() == 0
+    return text
 
 
 @pytest.mark.parametrize("method", ["qlora", "ir_qlora"])
 def test_a_killed_training_goes_on_and_ends_with_the_same_adapters(plan_for, method):
     """Killed in the middle of a step, with dropout, so that the random numbers have to be the same too."""
     spec = plan_for(method, dropout=0.1, steps=24).spec
-    in_a_process(spec).communicate()
+    printed(in_a_process(spec))
     path = checkpoint_folder(spec)
     reference = load_quantized(path, "float32", "cpu").model.state_dict()
     shutil.rmtree(folders.checkpoints())
 
     killed = in_a_process(spec)
     for line in killed.stdout:
-        if line.startswith("step 5 of"):
+        if line.startswith(b"step 5 of"):
             os.kill(killed.pid, signal.SIGKILL)
             break
     assert killed.wait() == -signal.SIGKILL
     assert not Checkpoint(path).is_complete()
     assert (path / "training" / "state.safetensors").exists()
 
-    said, _ = in_a_process(spec).communicate()
+    said = printed(in_a_process(spec))
     (resumed,) = [line for line in said.splitlines() if "were done before" in line]
     done = int(resumed.split()[0])
     assert done >= 4
