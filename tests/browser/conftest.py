@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Error, Page, expect, sync_playwright
-from serving import Lab, started
+from serving import NOBODY_ASKS, Lab, started
 
 PATIENCE_MS = 20_000
 expect.set_options(timeout=PATIENCE_MS)
@@ -31,8 +31,8 @@ GO_JS = """search => {
 
 @pytest.fixture(scope="session")
 def lab(tmp_path_factory) -> Iterator[Lab]:
-    """One page for all tests that don't need their own."""
-    with started(tmp_path_factory.mktemp("lab")) as lab:
+    """One page for all tests that don't need their own. It loads no model before it is asked."""
+    with started(tmp_path_factory.mktemp("lab"), before=NOBODY_ASKS) as lab:
         yield lab
 
 

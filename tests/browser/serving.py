@@ -53,12 +53,12 @@ def served(home: Path, *, before: str = "", **environment: str) -> Iterator[Lab]
 
 
 @contextmanager
-def started(home: Path) -> Iterator[Lab]:
-    """The same page by `python app.py`."""
+def started(home: Path, *, before: str = "") -> Iterator[Lab]:
+    """The same page in an interpreter of its own: by `python app.py` if nothing comes before."""
     port, log = free_port(), log_in(home)
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [sys.executable, "app.py"],
+            [sys.executable, *(["-c", f"{before}\nimport app; app.main()"] if before else ["app.py"])],
             cwd=folders.PROJECT,
             stdout=output,
             stderr=output,

@@ -2,12 +2,13 @@
 
 import struct
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from PIL import Image
 from playwright.sync_api import Page, Route, expect
-from serving import served, tab, wait_until
+from serving import Lab, served, started, tab, wait_until
 
 pytestmark = pytest.mark.browser
 
@@ -19,6 +20,13 @@ command = (sys.executable, {str(Path(__file__).parents[1] / "answers" / "stand_i
 AnswerService.__init__.__defaults__ = (command, *AnswerService.__init__.__defaults__[1:])
 """
 """For a page whose answers come from a tiny model, of which 2 bits are another."""
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory) -> Iterator[Lab]:
+    """A page as everybody starts it, which loads the model that it offers first."""
+    with started(tmp_path_factory.mktemp("asked")) as lab:
+        yield lab
 
 
 @pytest.fixture(scope="module")
