@@ -67,7 +67,7 @@ def measure(folder):
     return {"path": str(folder), "grown": after - before, "data": data, "ledger": ledger}
 
 for folder in map(Path, sys.argv[1:]):
-    for _ in range(3):
+    for _ in range(2):
         child = os.fork()
         if not child:
             print(json.dumps(measure(folder)), flush=True)
@@ -98,14 +98,14 @@ FORMS = {
 def check_memory(paths):
     """Processes hold the data of the checkpoints `paths` as the ledger says, and nothing else of their size.
 
-    The median of three processes: the first may have to compile, and on a busy machine one may catch an allocation
+    The smaller of two processes: the first may have to compile, and on a busy machine one may catch an allocation
     that is not the model's.
     """
     folders = {name: str(path.resolve()) for name, path in paths.items()}
     out = subprocess.check_output([sys.executable, "-c", MEASURE, *folders.values()], text=True)
     all_of = [json.loads(line) for line in out.splitlines()]
     measured = {
-        name: sorted((one for one in all_of if one["path"] == folder), key=itemgetter("grown"))[1]
+        name: min((one for one in all_of if one["path"] == folder), key=itemgetter("grown"))
         for name, folder in folders.items()
     }
     ledger = {name: one["ledger"] for name, one in measured.items()}

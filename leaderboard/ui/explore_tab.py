@@ -141,11 +141,11 @@ def _limited(value: object, least: float, most: float, *, empty: float) -> float
 class ExploreTab:
     """The tab's three parts: charts about a model, what fits a GPU, and measured runs from inside.
 
-    `outputs` is all that the tab shows: `fill` gives its values for a view, `refresh` for the values of `inputs`.
+    `outputs` is all that the tab shows: `fill` gives its values for a view.
     """
 
     def __init__(self, boards: Boards) -> None:
-        """Lays out the tab and connects it. Nothing is drawn before it is opened."""
+        """Lays out the tab. Nothing is drawn before it is opened."""
         self.boards = boards
         self._lay_out_charts()
         html('<h2 class="part">What fits my GPU</h2>')
@@ -157,10 +157,9 @@ class ExploreTab:
         self.explore_controls = [
             self.model, self.quality, self.within, self.bits, self.run, self.linear, self.against
         ]  # fmt: skip
-        self.inputs = [*self.explore_controls, *self.fit_controls]
         drawings = [self.charts, self.fit, self.layers, self.weights, self.comparison]
-        self.outputs = [*self.inputs, *drawings, self.explore_address, self.fit_address]
-        self._connect()
+        addresses = [self.explore_address, self.fit_address]
+        self.outputs = [*self.explore_controls, *self.fit_controls, *drawings, *addresses]
 
     def _lay_out_charts(self) -> None:
         board = self.boards.current()
@@ -205,22 +204,25 @@ class ExploreTab:
             "", elem_id="compared", js_on_load=run_inside.JS, server_functions=[run_inside.item_picture]
         )
 
-    def _connect(self) -> None:
-        """Lets each part follow its controls, and the address follow what is shown."""
+    def connect(self, tab: gr.Tab) -> None:
+        """Lets each part be drawn when `tab` is opened and follow its controls, and the address follow what is shown.
+
+        What changes while a part is being drawn draws it once more after that.
+        """
         controls, where = self.explore_controls, self.explore_address
         latest = {"trigger_mode": "always_last"}
         chart_controls = [self.model, self.quality, self.within, self.bits]
         gr.on(
-            [control.input for control in chart_controls],
-            self._draw_charts, controls, [self.quality, self.charts, where], **latest, **QUICK,
+            [tab.select, *(control.input for control in chart_controls)],
+            self._draw_charts, controls, [self.model, self.quality, self.charts, where], **latest, **QUICK,
         )  # fmt: skip
-        inside = [self.linear, self.layers, self.weights, self.comparison, where]
-        self.run.input(self._draw_run, controls, inside, **QUICK)
+        inside = [self.run, self.linear, self.against, self.layers, self.weights, self.comparison, where]
+        gr.on([tab.select, self.run.input], self._draw_run, controls, inside, **latest, **QUICK)
         self.linear.input(self._draw_weights, controls, [self.weights, where], **QUICK)
         self.layers.cell(self._press_cell, controls, [self.linear, self.weights, where], **QUICK)
         self.against.input(self._draw_comparison, controls, [self.comparison, where], **QUICK)
         gr.on(
-            [control.input for control in self.fit_controls],
+            [tab.select, *(control.input for control in self.fit_controls)],
             self._draw_fit, self.fit_controls, [self.memory, self.fit, self.fit_address], **latest, **QUICK,
         )  # fmt: skip
         for part, textbox in (("explore", where), ("fit", self.fit_address)):
@@ -255,12 +257,6 @@ class ExploreTab:
             address(PageView(fitted=fitted)),
         ]
 
-    def refresh(self, *values) -> list:
-        """The values of `outputs` with all drawings, and with choices that may have grown by new runs."""
-        count = len(self.explore_controls)
-        explored, fitted = read_explored(*values[:count]), read_fitted(*values[count:])
-        return self.fill(PageView(tab="explore", explored=explored, fitted=fitted))
-
     def _charts(self, board: Board, explored: Explored) -> str:
         return oddities(board, self.boards.notes, explored) + model_charts(board, explored)
 
@@ -276,16 +272,22 @@ class ExploreTab:
     def _draw_charts(self, *values) -> list:
         board, before = self.boards.current(), read_explored(*values)
         explored = settle(board, before)
-        qualities = offer(quality_choices(board, explored.model), explored.quality, before.quality)
-        return [qualities, self._charts(board, explored), self._address(explored)]
+        return [
+            offer(model_choices(board), explored.model, before.model),
+            offer(quality_choices(board, explored.model), explored.quality, before.quality),
+            self._charts(board, explored),
+            self._address(explored),
+        ]
 
     def _draw_run(self, *values) -> list:
-        """The chosen run; a linear that it lacks is no longer chosen."""
-        explored = self._settled(values)
+        """The chosen run, among those that there are now; a linear that it lacks is no longer chosen."""
+        explored, runs = self._settled(values), run_choices(self.boards.current())
         linears, before = [LARGEST, *run_inside.linears(explored.run)], explored.linear or ""
         explored = explored.model_copy(update={"linear": _linear_of(linears, explored) or None})
         return [
+            gr.update(choices=runs),
             offer(linears, explored.linear or "", before),
+            gr.update(choices=runs),
             *run_charts(self.boards.current(), explored),
             self._address(explored),
         ]

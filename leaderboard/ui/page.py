@@ -82,7 +82,7 @@ class _Page:
         self.leaderboard.card.again(self._fill_run_form, None, [self.tabs, *self.run.form.outputs], **QUICK)
         for card in self.method_cards:
             card.see(self._show_method, None, to_leaderboard, **QUICK)
-        self.explore_tab.select(self.explore.refresh, self.explore.inputs, self.explore.outputs, **QUICK)
+        self.explore.connect(self.explore_tab)
         for tab in self.tabs.children:
             name = "" if tab.id == "leaderboard" else f"tab={tab.id}"
             tab.select(None, None, None, js=f"() => {{ lowbit.go('tab', '{name}'); }}", **QUICK)

@@ -94,7 +94,11 @@ def wait_until(true, seconds=20):
 def ended(folder, method):
     """Whether the process that quantizes by this method is gone."""
     (file,) = folder.glob(f"{method}.*")
-    stat = Path(f"/proc/{file.suffix[1:]}/stat")
+    return gone(int(file.suffix[1:]))
+
+
+def gone(pid):
+    stat = Path(f"/proc/{pid}/stat")
     return not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] == "Z"
 
 
@@ -520,7 +524,7 @@ def test_the_process_ends_with_its_page():
     pid = int(page.stdout.readline())
     page.kill()
     page.wait()
-    wait_until(lambda: not Path(f"/proc/{pid}").exists(), 60)  # it listens once it has loaded its libraries
+    wait_until(lambda: gone(pid), 120)  # it listens once it has loaded its libraries
 
 
 def test_what_quantizes_ends_with_the_answering_process(service, tmp_path):
