@@ -94,7 +94,9 @@ def ours(given: argparse.Namespace) -> dict[str, Measure]:
     for name in given.settings:
         method, _, bits = name.rpartition("-")
         grouped = 64 if METHODS[method].card.grouped else None
-        options = {"steps": 1, "batch": 1, "held_out": 0} if METHODS[method].fine_tunes else {}
+        made = METHODS[method]
+        options = {"steps": 1, "batch": 1} if made.train else {}
+        options |= {"steps": 1, "batch": 1, "held_out": 0} if made.fine_tunes else {}
         setting = QuantSetting(method=method, w_bits=float(bits), group_size=grouped, options=options)
         models[name] = load(setting, given.device)
     prompt = calibration_windows(Calibration(samples=1, length=PROMPT), models["torch float32"].tokenizer)[0]

@@ -22,6 +22,7 @@ from pydantic import ValidationError
 
 from quant_engine.answers.messages import AnswerEvent, AskRequest, ToWorker
 from quant_engine.children import start_child
+from quant_engine.kernels import ahead
 from quant_engine.spec import UserError
 
 logger = logging.getLogger(__name__)
@@ -62,15 +63,20 @@ class AnswerService:
         self._command, self._idle_s, self._refused = tuple(command), idle_s, refused
         self._lock = threading.Lock()
         self._worker: _Worker | None = None
+        self._compiling: subprocess.Popen[bytes] | None = None
         self._idle: threading.Timer | None = None
         atexit.register(self.close)
 
     def warm_up(self, model: str | None = None) -> None:
-        """Start the process now and have it load a model, so that the first question doesn't wait. Returns at once.
+        """Start the process now and have it load a model, so that the first question doesn't wait. Meanwhile a machine
+        that never did so compiles what answers need. Returns at once.
 
         Raises UserError when no process can be started.
         """
         with self._lock:
+            if self._worker is None and ahead.is_needed():
+                with suppress(OSError):  # then it is compiled when the model has been loaded
+                    self._compiling = start_child(ahead.COMMAND, subprocess.DEVNULL, subprocess.DEVNULL, stderr=None)
             worker = self._running()
             if model:
                 worker.load(model)

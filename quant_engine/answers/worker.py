@@ -17,6 +17,7 @@ from quant_engine.answers import quantizing
 from quant_engine.answers.line import RequestLine
 from quant_engine.answers.model_cache import ModelCache, OnProgress
 from quant_engine.checkpoints.folder import Checkpoint
+from quant_engine.kernels import ahead
 from quant_engine.models.catalog import fingerprint, model_card
 from quant_engine.models.device import default_device, default_dtype, prompt_dtype
 from quant_engine.models.files import folder_of
@@ -68,6 +69,8 @@ def load_weights(spec: WeightSpec, sibling: Loaded | None, on_progress: OnProgre
     plan = resolve_weights(spec)
     loaded = weights.load(plan, default_dtype(device), device, Hooks(on_progress), sibling)
     loaded.prompt_dtype = prompt_dtype(device)
+    with ahead.at_work():
+        pass  # what is compiled there need not be compiled here
     get_ready(loaded)
     return loaded
 

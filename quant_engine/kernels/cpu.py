@@ -32,8 +32,9 @@ from quant_engine.weights.rotated import RotatedInt
 from quant_engine.weights.scaled import Float8, ScaledInt
 
 BLOCK = vectors.BLOCK
-FEW_ROWS = 16
-"""Up to so many activation rows, multiplying from the words beats dequantizing a tile."""
+FEW_ROWS, FEW_ROWS_WITH_SALIENT = 16, 8
+"""Up to so many activation rows, multiplying from the words beats dequantizing a tile; and where salient weights stand
+apart, whose columns are gathered anew for each row."""
 SERIAL_WORK = 2**20
 """Products of fewer weights times rows are over before a second thread has begun."""
 
@@ -138,6 +139,11 @@ def fits(weight: StoredWeight) -> bool:
     if isinstance(weight, GgufBlocks):
         return True
     return weight.in_features % BLOCK == 0 and (weight.group % BLOCK == 0 or weight.groups == 1)
+
+
+def few_rows(weight: StoredWeight) -> int:
+    """Up to how many activation rows a weight is multiplied from its words."""
+    return FEW_ROWS_WITH_SALIENT if isinstance(weight, PartlyBinary) else FEW_ROWS
 
 
 def prepare(weight: StoredWeight) -> None:

@@ -1,105 +1,33 @@
-"""The answering service from the page's side: several visitors, visitors who leave, and a process that dies."""
+"""The answering service from the page's side: several visitors, visitors who leave, and what can't be answered."""
 
-import itertools
-import os
 import subprocess
 import sys
 import threading
 import time
 from pathlib import Path
 
-import forked
 import pytest
+from answers.asking import (
+    AWQ,
+    FP16,
+    GPTQ,
+    OTHER,
+    REFUSED,
+    RTN,
+    SLOW,
+    STAND_IN,
+    ended,
+    last,
+    request,
+    until,
+    until_message,
+    wait_until,
+)
 from pydantic import ValidationError
 
-from quant_engine.answers import client
 from quant_engine.answers.client import AnswerService
-from quant_engine.answers.messages import AskRequest, Turn
-from quant_engine.spec import QuantSetting, sentence
-
-STAND_IN = (sys.executable, str(Path(__file__).with_name("stand_in.py")))
-FP16 = QuantSetting()
-RTN = QuantSetting(method="rtn", w_bits=4, group_size=32)
-GPTQ, AWQ = (QuantSetting(method=method, w_bits=4) for method in ("gptq", "awq"))
-SLOW = QuantSetting(method="slow", w_bits=4)
-OTHER = QuantSetting(method="other", w_bits=4)
-REFUSED = QuantSetting(method="refused", w_bits=4)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _stand_ins_are_forked():
-    """The stand-in loads no libraries anew each time. Every other command is started as ever."""
-    start = client.start_child
-
-    def forked_child(command, *pipes, **more):
-        return forked.Python(command[1:]) if command[: len(STAND_IN)] == STAND_IN else start(command, *pipes, **more)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(client, "start_child", forked_child)
-        yield
-
-
-@pytest.fixture(scope="module")
-def shared():
-    service = AnswerService(STAND_IN)
-    service.warm_up()
-    yield service
-    service.close()
-
-
-@pytest.fixture
-def service():
-    service = AnswerService(STAND_IN)
-    yield service
-    service.close()
-
-
-NUMBERS = itertools.count()
-
-
-def request(model="text", sides=(FP16,), **more):
-    """A question that nobody has asked yet."""
-    return AskRequest(model=model, question=more.pop("question", f"Why {next(NUMBERS)}?"), sides=sides, **more)
-
-
-def last(events):
-    """The last event of each side."""
-    ends = {}
-    for event in events:
-        ends[event.side] = event
-    return ends
-
-
-def until(events, kind):
-    for event in events:
-        if event.kind == kind and (event.text or kind == "status"):
-            return event
-    raise AssertionError(f"no {kind} came")
-
-
-def until_message(events, words):
-    for event in events:
-        if words in event.message:
-            return
-    raise AssertionError(f"nothing said {words!r}")
-
-
-def wait_until(true, seconds=20):
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end
-        time.sleep(0.02)
-
-
-def ended(folder, method):
-    """Whether the process that quantizes by this method is gone."""
-    (file,) = folder.glob(f"{method}.*")
-    return gone(int(file.suffix[1:]))
-
-
-def gone(pid):
-    stat = Path(f"/proc/{pid}/stat")
-    return not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] == "Z"
+from quant_engine.answers.messages import Turn
+from quant_engine.spec import sentence
 
 
 def test_both_sides_stream_at_the_same_time_and_end_with_their_figures(shared):
@@ -424,115 +352,6 @@ def test_a_side_that_can_not_be_answered_here_says_why_and_the_others_are_answer
     service.close()
     assert [event.message for event in events if event.side == 0] == ["Too large."]
     assert last(events)[1].kind == "done"
-
-
-def test_a_dead_process_ends_every_open_request_with_a_sentence_and_the_next_one_starts_another(service):
-    first = service.ask(request(sides=(SLOW, RTN), max_new_tokens=400))
-    second = service.ask(request())
-    answered = until(first, "token").text
-    until(second, "status")
-    service._worker._process.kill()
-    for ends in (last(first), last(second)):
-        assert {end.kind for end in ends.values()} == {"error"}
-        assert all("signal 9" in end.message and "memory ran out" in end.message for end in ends.values())
-    assert answered
-    ends = last(service.ask(request("die=11")))
-    assert "crashed (signal 11)" in ends[0].message
-
-
-@pytest.mark.parametrize("leave", ["by closing", "by cancelling"])
-def test_a_visitor_who_leaves_a_dead_process_takes_nobody_along(service, leave):
-    asked = request()
-    events = service.ask(asked)
-    next(events)
-    process = service._worker._process
-    process.kill()
-    process.wait()
-    if leave == "by cancelling":
-        service.cancel(asked.request_id)
-    events.close()
-    service.close()
-    assert process.stdin.closed
-    assert last(service.ask(request(max_new_tokens=2)))[0].kind == "done"
-
-
-@pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
-def test_a_process_that_died_while_idle_is_let_go_like_any_other():
-    service = AnswerService(STAND_IN, idle_s=0.3)
-    events = service.ask(request())
-    next(events)
-    worker = service._worker
-    worker._process.kill()
-    worker._process.wait()
-    events.close()
-    end = time.monotonic() + 10
-    while service._worker and time.monotonic() < end:
-        time.sleep(0.05)
-    service._idle.join(10)
-    assert worker._process.stdin.closed
-    service.close()
-
-
-def test_a_process_that_cannot_start_is_a_sentence():
-    service = AnswerService((sys.executable, "-c", "import sys; sys.stdin.readline(); sys.exit(3)"))
-    assert "exit code 3" in last(service.ask(request()))[0].message
-    service.close()
-
-
-def test_a_model_is_loaded_once_and_ahead_and_whoever_asks_meanwhile_knows_what_for_they_wait(service, tmp_path):
-    model = f"load-when={tmp_path}"
-    service.warm_up(model)
-    wait_until(lambda: [*tmp_path.glob("loading-*")], 60)
-    events = service.ask(request(model, max_new_tokens=1))
-    assert next(events).message == "Loading FP16"
-    (tmp_path / "go").touch()
-    assert last(events)[0].kind == "done"
-    service.warm_up(model)
-    assert last(service.ask(request(model, max_new_tokens=1)))[0].kind == "done"
-    assert len([*tmp_path.glob("loading-*")]) == 1
-
-
-def test_what_cannot_be_loaded_ahead_is_left_to_whoever_asks(service):
-    for model in ("bug", "huge"):
-        service.warm_up(model)
-    assert last(service.ask(request(max_new_tokens=1)))[0].kind == "done"
-    assert "ZeroDivisionError" in last(service.ask(request("bug")))[0].message
-
-
-def test_an_idle_process_ends():
-    service = AnswerService(STAND_IN, idle_s=0.3)
-    assert last(service.ask(request(max_new_tokens=2)))[0].kind == "done"
-    process = service._worker._process
-    process.wait(10)
-    assert process.returncode == 0
-    assert service._worker is None
-    service.close()
-
-
-def test_the_process_ends_with_its_page():
-    code = (
-        "import sys, time; from quant_engine.answers.client import AnswerService\n"
-        "service = AnswerService(sys.argv[1:]); service.warm_up(); print(service._worker._process.pid, flush=True)\n"
-        "time.sleep(60)"
-    )
-    page = subprocess.Popen(
-        [sys.executable, "-c", code, *STAND_IN],
-        stdout=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
-    )
-    pid = int(page.stdout.readline())
-    page.kill()
-    page.wait()
-    wait_until(lambda: gone(pid), 120)  # it listens once it has loaded its libraries
-
-
-def test_what_quantizes_ends_with_the_answering_process(service, tmp_path):
-    events = service.ask(request(f"quantize-by={tmp_path}", (RTN,)))
-    until_message(events, "Quantizing block 7 of 30")
-    service._worker._process.kill()
-    assert "signal 9" in last(events)[0].message
-    wait_until(lambda: ended(tmp_path, "rtn"))
 
 
 @pytest.mark.parametrize(
