@@ -97,7 +97,8 @@ def ours(given: argparse.Namespace) -> dict[str, Measure]:
         made = METHODS[method]
         options = {"steps": 1, "batch": 1} if made.train else {}
         options |= {"steps": 1, "batch": 1, "held_out": 0} if made.fine_tunes else {}
-        setting = QuantSetting(method=method, w_bits=float(bits), group_size=grouped, options=options)
+        a_bits = 16 if 16 in made.card.a_bits else made.card.a_bits[-1]
+        setting = QuantSetting(method=method, w_bits=float(bits), a_bits=a_bits, group_size=grouped, options=options)
         models[name] = load(setting, given.device)
     prompt = calibration_windows(Calibration(samples=1, length=PROMPT), models["torch float32"].tokenizer)[0]
     return {name: measure_ours(loaded, prompt, given.tokens) for name, loaded in models.items()}

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from quant_engine import folders, notation, terminal
+from quant_engine import folders, hub, notation, terminal
 from quant_engine.answers.client import AnswerService
 from quant_engine.answers.compare import compare as compare_answers
 from quant_engine.answers.compare import read_settings, sweep_settings
@@ -415,6 +415,9 @@ def export(
     checkpoint: Annotated[Path, typer.Argument(help="A folder that quantize printed, or a run's log names.")],
     target: Annotated[Path, typer.Argument(help="The new folder to write the checkpoint to.")],
     to: Annotated[str, typer.Option(help="gptq, gptq_v2, awq, compressed-tensors or gguf.")],
+    like: Annotated[
+        Path | None, typer.Option(help="With gguf: a GGUF file of the base model, whose tokenizer is taken over.")
+    ] = None,
 ) -> None:
     """Write quantized weights as a checkpoint that transformers, GPTQModel, vLLM or llama.cpp load, value for value.
 
@@ -428,8 +431,35 @@ def export(
 
     if not Checkpoint(checkpoint).is_complete():
         raise UserError(f"{checkpoint} holds no finished quantized weights; make them with the command quantize.")
-    write(checkpoint, target, to, model_card(Checkpoint(checkpoint), to))
+    write(checkpoint, target, to, model_card(Checkpoint(checkpoint), to), like)
     console.print(f"{target}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def push(
+    folder: Annotated[Path, typer.Argument(help="A folder that export wrote.")],
+    repository: Annotated[
+        str, typer.Argument(help="OWNER/NAME on the Hugging Face Hub; it is made if it is not there.")
+    ],
+    private: Annotated[bool, typer.Option("--private", help="Make a new repository for your eyes only.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Upload without being asked.")] = False,
+) -> None:
+    """Upload an exported checkpoint to the Hugging Face Hub, after asking whether to.
+
+    It takes an access token that may write: set HF_TOKEN, or log in with hf auth login.
+    """
+    files = [file for file in folder.rglob("*") if file.is_file()] if folder.is_dir() else []
+    if not any(file.suffix in (".safetensors", ".gguf") for file in files):
+        raise UserError(f"{folder} holds no exported checkpoint; write one with the command export.")
+    size = sum(file.stat().st_size for file in files) / 1e6
+    readers = "for your eyes only if it is new" if private else "for everyone to see"
+    question = (
+        f"Upload {len(files)} files of {folder}, {size:,.1f} MB, to {repository} on the Hugging Face Hub, {readers}?"
+    )
+    if not yes and not typer.confirm(question):
+        console.print("Nothing was uploaded.")
+        return
+    console.print(hub.upload(folder, repository, private=private), highlight=False, soft_wrap=True)
 
 
 @app.command()

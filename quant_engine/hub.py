@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Literal
 
 from quant_engine.deferred import deferred
-from quant_engine.spec import UserError
+from quant_engine.spec import UserError, quoted
 
 huggingface_hub, constants = deferred("huggingface_hub"), deferred("huggingface_hub.constants")
 errors, utils = deferred("huggingface_hub.errors"), deferred("huggingface_hub.utils")
@@ -116,6 +116,32 @@ def offers_model(repo: str, patience: float) -> bool:
     except (errors.HTTPError, OSError, ValueError):  # ValueError: something else answered than the hub
         return False
     return True
+
+
+def upload(folder: Path, repo: str, *, private: bool) -> str:
+    """Uploads the files of a folder to a model repository, in one commit; one that is not there is made. Returns the
+    repository's address. Raises UserError, one sentence, where that can't be done; the repository is then as it was, or
+    empty."""
+    api = huggingface_hub.HfApi()
+    try:
+        address = api.create_repo(repo, private=private, exist_ok=True)
+        api.upload_folder(repo_id=repo, folder_path=folder, commit_message=f"Upload {folder.name}")
+    except errors.HFValidationError:
+        raise UserError(
+            f"{quoted(repo)} is no name of a repository on the Hugging Face Hub; write OWNER/NAME."
+        ) from None
+    except (errors.HTTPError, OSError, ValueError) as error:
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        if status in (401, 403) or isinstance(error, errors.LocalTokenNotFoundError):
+            raise UserError(
+                f"The Hugging Face Hub refuses the upload to {repo}: set HF_TOKEN to an access token that may write "
+                "there."
+            ) from error
+        raise UserError(
+            f"{folder} was not uploaded to {repo} ({type(error).__name__}{f' {status}' if status else ''}): the Hugging"
+            " Face Hub can't be reached, or refuses it; connect to the network and try again."
+        ) from error
+    return str(address)
 
 
 def _holds(folder: Path, patterns: Sequence[str]) -> bool:

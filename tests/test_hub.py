@@ -4,8 +4,10 @@ import pytest
 from evaluate import hub_stand_in
 from test_requirements import imports
 from transformers import LlamaForCausalLM
+from typer.testing import CliRunner
 
 from quant_engine import folders, hub
+from quant_engine.cli import app
 from quant_engine.models import catalog, files
 from quant_engine.spec import UserError
 
@@ -145,3 +147,57 @@ def test_the_hub_is_asked_nowhere_else():
     paths = [path for room in ("quant_engine", "leaderboard") for path in (folders.PROJECT / room).rglob("*.py")]
     asking = {path for path in paths if "huggingface_hub" in imports(path)}
     assert asking == {folders.PROJECT / "quant_engine" / "hub.py"}
+
+
+@pytest.fixture
+def exported(tmp_path):
+    """The folder of an exported checkpoint."""
+    folder = tmp_path / "exported"
+    folder.mkdir()
+    (folder / "README.md").write_text("# A model")
+    (folder / "model.safetensors").write_bytes(bytes(range(256)))
+    return folder
+
+
+def push(monkeypatch, folder, *words, token=hub_stand_in.WRITER, said=None):
+    monkeypatch.setenv("HF_TOKEN", token)
+    return CliRunner().invoke(app, ["push", str(folder), *words], input=said)
+
+
+@pytest.mark.parametrize(("words", "said"), [(["lab/mine", "--yes"], None), (["lab/mine", "--private"], "y\n")])
+def test_an_exported_checkpoint_is_uploaded_whole(serve, exported, monkeypatch, words, said):
+    uploaded = {}
+    with hub_stand_in.hub({}, uploaded) as (address, _):
+        serve(address)
+        result = push(monkeypatch, exported, *words, said=said)
+    assert result.exit_code == 0, result.output
+    assert result.output.endswith(f"{address}/lab/mine\n")
+    assert uploaded == {"lab/mine": {file.name: file.read_bytes() for file in exported.iterdir()}}
+
+
+def test_nothing_is_uploaded_before_somebody_says_yes(serve, exported, monkeypatch):
+    with hub_stand_in.hub({}, {}) as (address, asked):
+        serve(address)
+        result = push(monkeypatch, exported, "lab/mine", said="n\n")
+        assert not asked
+    assert (
+        f"Upload 2 files of {exported}, 0.0 MB, to lab/mine on the Hugging Face Hub, for everyone to see?"
+        in result.output
+    )
+    assert result.output.endswith("Nothing was uploaded.\n")
+
+
+def test_what_cannot_be_uploaded_is_a_sentence(serve, exported, monkeypatch, tmp_path):
+    (tmp_path / "empty").mkdir()
+    with hub_stand_in.hub({}, {}) as (address, _):
+        serve(address)
+        for folder in (tmp_path / "empty", tmp_path / "missing"):
+            assert "holds no exported checkpoint" in push(monkeypatch, folder, "lab/mine", "-y").output
+        assert "is no name of a repository" in push(monkeypatch, exported, "lab//mine", "-y").output
+        refused = push(monkeypatch, exported, "lab/mine", "-y", token="hf_that_reads")
+    assert refused.exit_code == 2
+    assert "set HF_TOKEN to an access token that may write there" in " ".join(refused.output.split())
+    serve(NOWHERE)
+    assert "was not uploaded to lab/mine (ConnectError)" in " ".join(
+        push(monkeypatch, exported, "lab/mine", "-y").output.split()
+    )

@@ -27,9 +27,10 @@ GGUF = "gguf"
 SHARD_BYTES = 4 * 2**30
 
 
-def export(path: Path, target: Path, to: str, card: str) -> None:
+def export(path: Path, target: Path, to: str, card: str, like: Path | None = None) -> None:
     """Writes the finished checkpoint `path` into the new folder `target`, in the layout `to`, with the text of a model
-    `card`. What is not quantized is written in the type that the base model's files have; a GGUF file is one file.
+    `card`. What is not quantized is written in the type that the base model's files have; a GGUF file is one file,
+    which may get the tokenizer of another GGUF file, `like`.
 
     Raises UserError, one sentence, if the checkpoint is unfinished, `target` is not empty, or the layout can't say the
     weights exactly; nothing is then written.
@@ -37,6 +38,8 @@ def export(path: Path, target: Path, to: str, card: str) -> None:
     checkpoint = Checkpoint(path)
     if to not in (*LAYOUTS, GGUF):
         raise UserError(f"There is no format {to!r} to export to; choose {', '.join([*LAYOUTS, GGUF])}.")
+    if like and to != GGUF:
+        raise UserError(f"Leave out --like: {to} takes the files of the base model's tokenizer as they are.")
     if not checkpoint.is_complete():
         raise UserError(f"{path} holds no finished quantized weights; make them with the command quantize.")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
@@ -49,7 +52,7 @@ def export(path: Path, target: Path, to: str, card: str) -> None:
     try:
         with disk.replacing_folder(target.resolve()) as aside:
             if to == GGUF:
-                gguf_export.write(checkpoint, skeleton, aside)
+                gguf_export.write(checkpoint, skeleton, aside, like)
             else:
                 _write(checkpoint, skeleton, to, aside)
             (aside / "README.md").write_text(card, encoding="utf-8")

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ import torch
 from quant_engine.checkpoints.folder import Checkpoint
 from quant_engine.formats import gguf
 from quant_engine.formats.contract import LayoutError, integers
+from quant_engine.formats.gguf_header import GgufFile, read_header
 from quant_engine.models.architecture import LINEARS
 from quant_engine.models.load import Skeleton
 from quant_engine.weights.form import StoredWeight
@@ -43,18 +45,24 @@ SPLITS = {
 """llama.cpp's names for how a text is split before its bytes are merged, and a tokenizer.json's words for the same."""
 
 
-def write(checkpoint: Checkpoint, skeleton: Skeleton, folder: Path) -> None:
-    """Writes FILE into `folder`: a finished checkpoint with the configuration and tokenizer of its base model.
+def write(checkpoint: Checkpoint, skeleton: Skeleton, folder: Path, like: Path | None = None) -> None:
+    """Writes FILE into `folder`: a finished checkpoint with the configuration of its base model, and its tokenizer, or
+    that of `like`, a GGUF file of the same model.
 
-    Raises LayoutError, the end of a sentence, for what a GGUF file of the llama architecture can't say.
+    Raises LayoutError, the end of a sentence, for what a GGUF file of the llama architecture can't say or `like` says
+    otherwise, and UserError where `like` can't be read.
     """
+    tokenizer = _tokenizer_of(read_header(like), skeleton) if like else {}
     writer = library.GGUFWriter(folder / FILE, gguf.ARCHITECTURE)
     outside = skeleton.tensors_outside_blocks()
     tensors = {skeleton.parameter_names[name]: tensor for name, tensor in outside.items()}
     types = _types(checkpoint, skeleton)
     try:
         _add_configuration(writer, skeleton, types)
-        _add_tokenizer(writer, skeleton)
+        if like:
+            _add_fields(writer, tokenizer)
+        else:
+            _add_tokenizer(writer, skeleton)
         for name, tensor in tensors.items():
             _describe(writer, name, _dense_type(tensor), tuple(tensor.shape))
         for name, (kind, shape) in types.items():
@@ -199,6 +207,34 @@ def _add_tokenizer(writer: library.GGUFWriter, skeleton: Skeleton) -> None:
     first, last = skeleton.tokenizer.bos_token_id, skeleton.tokenizer.eos_token_id
     special.add_special_token = {"bos": ids[0] == first, "eos": ids[-1] == last}
     special.add_to_gguf(writer, quiet=True)
+
+
+def _tokenizer_of(file: GgufFile, skeleton: Skeleton) -> dict[str, Any]:
+    """What a GGUF file says of its tokenizer, which must give all texts of the model's tokenizer the same numbers."""
+    fields = {name: value for name, value in file.fields.items() if name.startswith("tokenizer.")}
+    tokens, rows = fields.get("tokenizer.ggml.tokens"), skeleton.model.config.vocab_size
+    if not isinstance(tokens, list) or len(tokens) != rows:
+        count = len(tokens) if isinstance(tokens, list) else "no"
+        raise LayoutError(f"{file.path} has {count} tokens, where the model has {rows}")
+    for token, number in sorted(skeleton.tokenizer.get_vocab().items(), key=itemgetter(1)):
+        if number < rows and tokens[number] != token:
+            raise LayoutError(f"token {number} of {file.path} is {tokens[number]!r}, where the model's is {token!r}")
+    return fields
+
+
+def _add_fields(writer: library.GGUFWriter, fields: dict[str, Any]) -> None:
+    """Fields as they were read. Whole numbers are of no sign, as llama.cpp asks for them."""
+    for name, value in fields.items():
+        if isinstance(value, bool):
+            writer.add_bool(name, value)
+        elif isinstance(value, int):
+            writer.add_uint32(name, value)
+        elif isinstance(value, float):
+            writer.add_float32(name, value)
+        elif isinstance(value, str):
+            writer.add_string(name, value)
+        else:
+            writer.add_array(name, value)
 
 
 def _split(content: dict[str, Any]) -> str:

@@ -1,11 +1,14 @@
 """A hub on this machine: the file API that `huggingface_hub` speaks, over folders of files."""
 
+import base64
 import hashlib
 import json
 import threading
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
+
+WRITER = "hf_that_may_write"
 
 
 def entry(file, folder):
@@ -15,8 +18,11 @@ def entry(file, folder):
 
 
 @contextmanager
-def hub(repos):
-    """Serves {repo: {revision: (commit, folder)}}, as models too, and yields (address, list of the paths asked for)."""
+def hub(repos, uploaded=None):
+    """Serves {repo: {revision: (commit, folder)}}, as models too, and yields (address, list of the paths asked for).
+
+    Models are uploaded into `uploaded`, {repo: {path: content}}, by whoever has WRITER for a token.
+    """
     asked = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -44,6 +50,34 @@ def hub(repos):
                     return self.answer(404, b"{}", {"X-Error-Code": "RevisionNotFound"})
             return self.answer(404, b"{}", {"X-Error-Code": "RepoNotFound"})
 
+        def do_POST(self):
+            path, body = unquote(urlsplit(self.path).path), self.rfile.read(int(self.headers["Content-Length"]))
+            asked.append(f"{self.command} {path}")
+            if self.headers.get("Authorization") != f"Bearer {WRITER}":
+                return self.answer(401, b"{}", {})
+            if path == "/api/validate-yaml":  # the head of a README
+                return self.json({"errors": [], "warnings": []})
+            if path == "/api/repos/create":
+                made = json.loads(body)
+                name = f"{made['organization']}/{made['name']}"
+                uploaded.setdefault(name, {})
+                return self.json({"url": f"http://{self.headers['Host']}/{name}", "id": name})
+            repo, _, what = path.removeprefix("/api/models/").rpartition("/main")[0].rpartition("/")
+            if what == "preupload":
+                files = [
+                    {"path": file["path"], "uploadMode": "regular", "shouldIgnore": False}
+                    for file in json.loads(body)["files"]
+                ]
+                return self.json({"files": files})
+            lines = [json.loads(line) for line in body.splitlines()]
+            uploaded[repo] |= {
+                line["value"]["path"]: base64.b64decode(line["value"]["content"])
+                for line in lines
+                if line["key"] == "file"
+            }
+            address = f"http://{self.headers['Host']}/{repo}/commit/{'c' * 40}"
+            return self.json({"commitUrl": address, "commitOid": "c" * 40})
+
         def json(self, body):
             self.answer(200, json.dumps(body).encode(), {"Content-Type": "application/json"})
 
@@ -57,7 +91,7 @@ def hub(repos):
             for name, value in {"Content-Length": str(len(content)), **headers}.items():
                 self.send_header(name, value)
             self.end_headers()
-            if self.command == "GET":
+            if self.command != "HEAD":
                 self.wfile.write(content)
 
         def log_message(self, *args):

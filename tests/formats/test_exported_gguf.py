@@ -9,6 +9,7 @@ import pytest
 import sentencepiece
 import torch
 from formats.test_exported_checkpoints import quantized
+from transformers import AutoTokenizer
 from typer.testing import CliRunner
 
 from quant_engine.checkpoints.folder import load_quantized
@@ -85,6 +86,42 @@ def test_the_tokenizer_and_its_chat_template_are_the_base_models(base, tmp_path,
         assert read(text)["input_ids"] == written(text)["input_ids"]
     assert len(written("the")["input_ids"]) == 1
     assert read.chat_template == written.chat_template
+
+
+def test_a_tokenizer_is_taken_over_from_another_file_of_the_same_model(base, tmp_path, lab):
+    checkpoint, like = quantized(base, "rtn", 4, 32), tmp_path / "exported" / "model.gguf"
+    export(checkpoint, like.parent, "gguf", "card")
+    words = ["export", str(checkpoint), str(tmp_path / "again"), "--to", "gguf", "--like", str(like)]
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 0, done.output
+    of_files = [gguf.GGUFReader(file).fields for file in (like, tmp_path / "again" / "model.gguf")]
+    assert {name: (field.types, field.contents()) for name, field in of_files[1].items()} == {
+        name: (field.types, field.contents()) for name, field in of_files[0].items()
+    }
+    assert (tmp_path / "again" / "model.gguf").stat().st_size == like.stat().st_size
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda tokens: tokens[:-1], "tokens, where the model has"),
+        (lambda tokens: tokens[::-1], "token 0 of .*, where the model's is"),
+    ],
+)
+def test_a_tokenizer_of_another_model_is_refused_and_nothing_is_written(change, words, base, tmp_path, lab):
+    checkpoint, tokens = quantized(base, "rtn", 4, 32), AutoTokenizer.from_pretrained(base).get_vocab()
+    writer = gguf.GGUFWriter(tmp_path / "other.gguf", "llama")
+    writer.add_token_list(change(sorted(tokens, key=tokens.get)))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    with pytest.raises(UserError, match=words):
+        export(checkpoint, tmp_path / "exported", "gguf", "card", tmp_path / "other.gguf")
+    with pytest.raises(UserError, match=r"GGUF file .* can't be read"):
+        export(checkpoint, tmp_path / "exported", "gguf", "card", tmp_path / "missing.gguf")
+    with pytest.raises(UserError, match="Leave out --like"):
+        export(checkpoint, tmp_path / "exported", "gptq", "card", tmp_path / "other.gguf")
+    assert not list(tmp_path.glob("*exported*"))
 
 
 def test_pieces_of_a_sentencepiece_model_are_written_with_their_scores(tmp_path):
