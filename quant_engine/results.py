@@ -142,10 +142,14 @@ class AnswerStats(BaseModel):
     dtype: str
     prompt_dtype: str = ""
 
+    @property
+    def computed(self) -> str:
+        """What the answer was computed in, in words."""
+        other = self.prompt_dtype not in ("", self.dtype)
+        return f"computed in {self.dtype}" + (f", the prompt in {self.prompt_dtype}" if other else "")
+
     def describe_weights(self, setting: QuantSetting) -> str:
         """How the weights of a model in this setting are held, in words."""
-        other = self.prompt_dtype not in ("", self.dtype)
-        computed = f"computed in {self.dtype}" + (f", the prompt in {self.prompt_dtype}" if other else "")
         if setting.method == "fp16":
-            return computed
-        return f"{self.stored_bits:.2f} bits stored per quantized weight, {computed}"
+            return self.computed
+        return f"{self.stored_bits:.2f} bits stored per quantized weight, {self.computed}"

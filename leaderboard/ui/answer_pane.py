@@ -72,7 +72,7 @@ def pane(side: Side) -> str:
     # The controls above say what will be asked; a setting stands here once it is asked.
     is_asked = side.state != "empty" or side.setting.method == "fp16"
     name = f"<b>{escape(side.setting.label)}</b>{bit_bar(side.setting.w_bits)}" if is_asked else "<b>&nbsp;</b>"
-    dtype = f"computed in {escape(side.stats.dtype)}" if side.stats else ""
+    dtype = escape(side.stats.computed) if side.stats else ""
     return (
         f'<article class="answer at-{side.state}" aria-busy="{str(side.state in ("status", "token")).lower()}">'
         f"<header>{name}<span>{dtype}</span></header>{costs_html(side.stats)}"

@@ -139,6 +139,12 @@ def test_the_unquantized_side_says_what_type_its_weights_have_in_memory():
     assert "bits stored" not in html
 
 
+def test_a_side_says_when_its_prompt_was_read_in_another_type():
+    stats = AnswerStats(**STATS | {"dtype": "float32", "prompt_dtype": "bfloat16"})
+    html = pane(Side(QuantSetting()).after(event("token", text="A", stats=stats)))
+    assert "<span>computed in float32, the prompt in bfloat16</span>" in html
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_every_option_has_a_control_of_its_type(name):
     for option, field in METHODS[name].Options.model_fields.items():
