@@ -130,9 +130,7 @@ def in_a_process(python: str, measure: list[str], windows: int) -> dict[str, flo
     """What `--measure` prints, on a fresh cache."""
     with tempfile.TemporaryDirectory() as home:
         env = os.environ | {"LOWBIT_MODELS": str(folders.models()), "LOWBIT_HOME": home}
-        env.setdefault(
-            "GPTQMODEL_CPU_WORKERS", "2"
-        )  # with a single one, as it takes for two cores, it refuses to start
+        env.setdefault("GPTQMODEL_CPU_WORKERS", "2")  # on two cores it takes one, and refuses to start with that
         # -P: this folder's kernels.py would be taken for a package of that name.
         command = [python, "-P", __file__, "--measure", *measure, "--windows", str(windows)]
         out = subprocess.run(command, env=env, check=True, stdout=subprocess.PIPE, text=True).stdout

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +22,7 @@ compiled, decoding = deferred("quant_engine.kernels.compiled"), deferred("quant_
 vectors, stored_vectors = deferred("quant_engine.kernels.vectors"), deferred("quant_engine.kernels.stored_vectors")
 
 COMMAND = (sys.executable, "-m", "quant_engine.kernels.ahead")
+PATIENCE_S = 60.0
 _FOLDER = Path(__file__).parent
 
 
@@ -30,10 +33,20 @@ def is_needed() -> bool:
     return os.access(_FOLDER, os.W_OK) and not any(file.stat().st_mtime > written for file in code)
 
 
-def at_work() -> FileLock:
-    """Held by the process that compiles: whoever needs the same waits for it instead of compiling it too."""
-    folders.home().mkdir(parents=True, exist_ok=True)
-    return FileLock(folders.home() / "compiling.lock")
+@contextmanager
+def at_work() -> Iterator[None]:
+    """Held by the process that compiles: whoever needs the same waits for it here instead of compiling it too. Where
+    that can't be written down, or takes too long, nobody waits."""
+    lock = None
+    with suppress(OSError, NotImplementedError):
+        folders.home().mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folders.home() / "compiling.lock")
+        lock.acquire(PATIENCE_S)
+    try:
+        yield
+    finally:
+        if lock:
+            lock.release()
 
 
 def compile_shared() -> None:

@@ -1,9 +1,13 @@
 """What is compiled ahead is what models then take, and nothing else is compiled for them."""
 
 import os
+import threading
+import time
+from contextlib import nullcontext
 
 import pytest
 import torch
+from filelock import FileLock
 from models import test_step
 
 from quant_engine.kernels import ahead, compiled, decoding
@@ -42,3 +46,35 @@ def test_it_is_needed_where_no_code_is_newer_than_what_it_is_made_of(tmp_path, m
         code.touch()
         os.utime(code, (written.st_atime, written.st_mtime + seconds))
     assert ahead.is_needed() == needed
+
+
+def test_whoever_needs_the_same_waits_for_the_process_that_compiles(lab):
+    begun, order = threading.Event(), []
+
+    def compile_slowly():
+        with ahead.at_work():
+            begun.set()
+            time.sleep(0.3)
+            order.append("compiled")
+
+    other = threading.Thread(target=compile_slowly)
+    other.start()
+    begun.wait()
+    with ahead.at_work():
+        order.append("loaded")
+    other.join()
+    assert order == ["compiled", "loaded"]
+
+
+@pytest.mark.parametrize("home", ["a file", "held"])
+def test_nobody_waits_where_no_lock_can_be_had(tmp_path, monkeypatch, home):
+    monkeypatch.setenv("LOWBIT_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(ahead, "PATIENCE_S", 0.1)
+    if home == "a file":
+        (tmp_path / "home").write_text("")
+        holder = nullcontext()
+    else:
+        (tmp_path / "home").mkdir()
+        holder = FileLock(tmp_path / "home" / "compiling.lock")
+    with holder, ahead.at_work():
+        pass
