@@ -6,8 +6,8 @@
 All read the same prompt of 512 tokens of the built-in text and continue it greedily, in turns, round after round, so
 that all meet the same load on the machine. Prints medians of tokens per second, the ratio to torch's dense float32, and
 the memory of the weights. "float16" is the unquantized model as it is answered from: 16 bits in memory, computed with
-in float32. With --busy another process keeps a core busy. Methods that look at data see a single window of it: what
-they make is as fast as any.
+in float32. With --busy another process keeps a core busy. Methods that look at data see a single window of it, and
+what is trained is trained for one step: what they make is as fast as any.
 
 llama.cpp takes part where --peer names the Python of an environment that has it (make peers): the same weights as
 its Q4_1 file, and Q8_0 and Q2_K made from that. Its products round activations to 8 bits; ours are exact in float32.

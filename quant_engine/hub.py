@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Literal
 
 from quant_engine.deferred import deferred
-from quant_engine.spec import UserError, quoted
+from quant_engine.spec import UserError
 
 huggingface_hub, constants = deferred("huggingface_hub"), deferred("huggingface_hub.constants")
 errors, utils = deferred("huggingface_hub.errors"), deferred("huggingface_hub.utils")
@@ -127,9 +127,7 @@ def upload(folder: Path, repo: str, *, private: bool) -> str:
         address = api.create_repo(repo, private=private, exist_ok=True)
         api.upload_folder(repo_id=repo, folder_path=folder, commit_message=f"Upload {folder.name}")
     except errors.HFValidationError:
-        raise UserError(
-            f"{quoted(repo)} is no name of a repository on the Hugging Face Hub; write OWNER/NAME."
-        ) from None
+        raise _no_name(repo) from None
     except (errors.HTTPError, OSError, ValueError) as error:
         status = getattr(getattr(error, "response", None), "status_code", None)
         if status in (401, 403) or isinstance(error, errors.LocalTokenNotFoundError):
@@ -144,6 +142,10 @@ def upload(folder: Path, repo: str, *, private: bool) -> str:
     return str(address)
 
 
+def _no_name(repo: str) -> UserError:
+    return UserError(f"{repo!r} is no name of a repository on the Hugging Face Hub; write OWNER/NAME.")
+
+
 def _holds(folder: Path, patterns: Sequence[str]) -> bool:
     return any(next(folder.rglob(pattern), None) for pattern in patterns)
 
@@ -156,7 +158,7 @@ def _errors_as_sentences(
     try:
         yield
     except errors.HFValidationError:
-        raise UserError(f"{repo!r} is no name of a repository on the Hugging Face Hub; write OWNER/NAME.") from None
+        raise _no_name(repo) from None
     except errors.RevisionNotFoundError:
         raise UserError(f"The repository {repo} on the Hugging Face Hub has no revision {revision!r}.") from None
     except errors.RepositoryNotFoundError:  # a gated one too

@@ -63,7 +63,7 @@ class AnswerService:
         self._command, self._idle_s, self._refused = tuple(command), idle_s, refused
         self._lock = threading.Lock()
         self._worker: _Worker | None = None
-        self._compiling: subprocess.Popen[bytes] | None = None
+        self._compiling: subprocess.Popen[bytes] | None = None  # held, so that it is not a child that nobody waits for
         self._idle: threading.Timer | None = None
         atexit.register(self.close)
 

@@ -67,19 +67,10 @@ def compile_shared() -> None:
 def _step(parallel: bool) -> None:
     """The step of a decoder without blocks."""
     entries, sets, texts = np.zeros((0, decoding.FIELDS), np.int64), np.zeros(1, np.int64), np.zeros((1, 3), np.int64)
-    room = (
-        _zeros(1, 2),
-        _zeros(1, 2),
-        _zeros(1, 1, 2),
-        _zeros(1, 2),
-        _zeros(1, 1),
-        _zeros(1, 2),
-        _zeros(2),
-        _zeros(1, 1),
-    )
+    shapes = (1, 2), (1, 2), (1, 1, 2), (1, 2), (1, 1), (1, 2), (2,), (1, 1), (1, 1, 1)
     decoding.stepper(parallel)(
         entries, sets, _zeros(1, 2), np.float32(1), _zeros(1, 2), _zeros(1, 2), _zeros(1, 2), texts, 0, 1, _zeros(1),
-        *room, _zeros(1, 1, 1), 1,
+        *(_zeros(*shape) for shape in shapes), 1,
     )  # fmt: skip
 
 
