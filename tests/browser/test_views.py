@@ -6,7 +6,7 @@ import re
 
 import pandas as pd
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, expect
 from serving import NO_MODELS, NOBODY_ASKS, served, tab
 from test_leaderboard import column, press, rows, summary_is
 
@@ -286,6 +286,29 @@ def test_what_fits_answers_for_a_card_and_for_typed_memory(page):
     page.get_by_role("option", name="Other: type the memory").click()
     page.get_by_label("Memory, GiB").fill("5")
     expect(page.locator("#fit")).to_contain_text("5 GiB")
+
+
+def test_a_gpu_chosen_while_the_tab_opens_again_is_not_lost(fresh_page):
+    page, held = fresh_page, []
+    tab(page, "Explore")
+    expect(page.locator("#fit")).to_contain_text("fit RTX 4090")
+    tab(page, "Leaderboard")
+
+    def hold(route: Route) -> None:
+        asked = '"RTX 4090"' in (route.request.post_data or "")
+        route.fallback() if held or not asked else held.append(route)
+
+    page.route("**/run/predict*", hold)
+    with page.expect_request(lambda _: bool(held)):
+        tab(page, "Explore")
+    page.get_by_label("GPU").click()
+    page.get_by_role("option", name="RTX 3060").click()
+    with page.expect_response(lambda reply: reply.request == held[0].request):
+        held[0].continue_()
+    page.wait_for_timeout(1000)  # what the late answer writes is there
+    expect(page.locator("#fit")).to_contain_text("fit RTX 3060")
+    expect(page.get_by_label("GPU")).to_have_value("RTX 3060 · 12 GB")
+    search_has(page, "fit.card=RTX")
 
 
 def test_a_method_card_has_a_rendered_formula_and_leads_to_its_rows(page):
