@@ -18,8 +18,7 @@ from numba import carray, cfunc, njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from quant_engine.kernels.compiled import SOURCES
-from quant_engine.kernels.salient import pointer
+from quant_engine.kernels.compiled import SOURCES, pointer
 from quant_engine.kernels.vectors import F32, FLOATS, LANES, Emitter
 
 IN_REGISTERS = 12

@@ -16,10 +16,10 @@ from typing import Any
 import llvmlite.ir as ir
 import numpy as np
 from numba import cfunc, njit, prange, types
+from numba.core import cgutils
 from numba.extending import intrinsic
 
 from quant_engine.kernels import stored_vectors, vectors
-from quant_engine.kernels.salient import each_salient
 from quant_engine.kernels.vectors import I64
 
 
@@ -72,7 +72,7 @@ def product(form: int, bits: int, variant: int) -> Any:
     `side` and `words` are where the weight's data stand; `x` [rows, 32 * blocks] the activations, each column times
     `stored_vectors.input_factors`, and `sums` [rows, groups] those of their groups; `y` [rows, 16 * tiles] is written.
     """
-    sources, salient = SOURCES, form == stored_vectors.PARTLY_BINARY
+    sources = SOURCES
 
     @function(11)
     def multiply(side, words, per_group, blocks, tiles, rows, x, sums, y, first, last):  # type: ignore[no-untyped-def]
@@ -88,8 +88,6 @@ def product(form: int, bits: int, variant: int) -> Any:
                     sources, form, bits, variant, 1, side, words, x + row * x_row, sums + row * sums_row,
                     y + row * y_row, tile, tiles, blocks, per_group,
                 )  # fmt: skip
-            if salient:
-                each_salient(side, words, tile, blocks, x, x_row, y + 64 * tile, y_row, rows, True)
 
     return multiply
 
@@ -99,7 +97,7 @@ def dequantizer(form: int, bits: int, variant: int) -> Any:
     """A function of (side, words, per_group, blocks, tiles, out, stride, step, first, last): the weights of the tiles
     from `first` to before `last`, as columns. `out` is where those of `first` begin, with `step` bytes from tile to
     tile and `stride` from a column of the weight to the next."""
-    sources, salient = SOURCES, form == stored_vectors.PARTLY_BINARY
+    sources = SOURCES
 
     @function(10)
     def dequantize(side, words, per_group, blocks, tiles, out, stride, step, first, last):  # type: ignore[no-untyped-def]
@@ -108,10 +106,18 @@ def dequantizer(form: int, bits: int, variant: int) -> Any:
                 sources, form, bits, variant, side, words, out + (tile - first) * step, stride, tile, tiles, blocks,
                 per_group,
             )  # fmt: skip
-            if salient:
-                each_salient(side, words, tile, blocks, 0, 0, out + (tile - first) * step, stride, 0, False)
 
     return dequantize
+
+
+@intrinsic
+def pointer(typing, address):  # type: ignore[no-untyped-def]
+    """What stands at an address."""
+
+    def code(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        return builder.inttoptr(args[0], cgutils.voidptr_t)
+
+    return types.voidptr(types.intp), code
 
 
 @intrinsic

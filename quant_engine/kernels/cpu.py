@@ -16,8 +16,8 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import torch
 
-from quant_engine.kernels import compiled, salient, stored_vectors, vectors
-from quant_engine.kernels.stored_vectors import PARTLY_BINARY, SCALE_TYPES, ScaledIntegers
+from quant_engine.kernels import compiled, stored_vectors, vectors
+from quant_engine.kernels.stored_vectors import SCALE_TYPES, ScaledIntegers
 from quant_engine.kernels.threads import Pace
 from quant_engine.kernels.vectors import Halves, Integers, Levels, TwoPlanes
 from quant_engine.weights.binary import Binary, PartlyBinary, ResidualBinary
@@ -32,9 +32,8 @@ from quant_engine.weights.rotated import RotatedInt
 from quant_engine.weights.scaled import Float8, ScaledInt
 
 BLOCK = vectors.BLOCK
-FEW_ROWS, FEW_ROWS_WITH_SALIENT = 16, 8
-"""Up to so many activation rows, multiplying from the words beats dequantizing a tile; and where salient weights stand
-apart, whose columns are gathered anew for each row."""
+FEW_ROWS = 16
+"""Up to so many activation rows, multiplying from the words beats dequantizing a tile."""
 SERIAL_WORK = 2**20
 """Products of fewer weights times rows are over before a second thread has begun."""
 
@@ -91,10 +90,10 @@ def _read(weight: StoredWeight) -> Plan:
         form, variant, words, group = 3, TwoPlanes.RESIDUAL, weight.signs, weight.group
         side = (weight.scales, weight.marks, weight.salient)
     elif isinstance(weight, PartlyBinary):
-        form, variant, words, group = PARTLY_BINARY, 0, weight.signs, weight.group
+        form, variant, words, group = 11, 0, weight.signs, weight.group
         side = (
             weight.scales, weight.marks, weight.codes, weight.starts, weight.grid_scales, weight.grid_zeros,
-            salient.FLOAT16.ctypes.data, weight.out_features, len(weight.codes),
+            vectors.EXPANSION.ctypes.data,
         )  # fmt: skip
     elif isinstance(weight, Binary):
         form, variant, words, side, group = 2, 0, weight.signs, (weight.scales, 0), weight.group
@@ -139,11 +138,6 @@ def fits(weight: StoredWeight) -> bool:
     if isinstance(weight, GgufBlocks):
         return True
     return weight.in_features % BLOCK == 0 and (weight.group % BLOCK == 0 or weight.groups == 1)
-
-
-def few_rows(weight: StoredWeight) -> int:
-    """Up to how many activation rows a weight is multiplied from its words."""
-    return FEW_ROWS_WITH_SALIENT if isinstance(weight, PartlyBinary) else FEW_ROWS
 
 
 def prepare(weight: StoredWeight) -> None:

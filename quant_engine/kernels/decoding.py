@@ -21,8 +21,7 @@ from numba import carray, njit, prange
 
 from quant_engine.kernels import attention, compiled
 from quant_engine.kernels.attention import exp
-from quant_engine.kernels.compiled import call, multiply_tiles, prepare
-from quant_engine.kernels.salient import pointer
+from quant_engine.kernels.compiled import call, multiply_tiles, pointer, prepare
 from quant_engine.weights.int_activations import SMALLEST_MAXIMUM
 
 ENTRY = np.dtype(

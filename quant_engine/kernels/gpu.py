@@ -281,11 +281,6 @@ def _works(weight: StoredWeight, dtype: torch.dtype) -> bool:
     return False
 
 
-def few_rows(weight: StoredWeight) -> int:
-    """Up to how many activation rows a weight is multiplied from its words."""
-    return FEW_ROWS
-
-
 def multiply(x: torch.Tensor, weight: StoredWeight) -> torch.Tensor:
     """`x` [rows, in_features], at most FEW_ROWS, times the stored weight's transpose: float32 [rows, out_features]."""
     plan, (m, n) = _plan(weight), (weight.out_features, weight.in_features)

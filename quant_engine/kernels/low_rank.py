@@ -10,8 +10,7 @@ import numpy as np
 from numba import carray, njit, types
 from numba.extending import intrinsic
 
-from quant_engine.kernels.compiled import function
-from quant_engine.kernels.salient import pointer
+from quant_engine.kernels.compiled import function, pointer
 
 _NUMBERS = 7
 """The addresses of `adder`, of A [rank, columns] and B [outputs, rank] float16 and of their scale float32 [1], the

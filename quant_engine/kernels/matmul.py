@@ -41,8 +41,8 @@ CPU_KERNELS = {
     "fp4_codebook": cpu,
     "gguf_blocks": cpu,
 }
-"""By storage form, the module with its functions `fits`, `few_rows`, `prepare`, `multiply` and `dequantize_rows` for
-the CPU."""
+"""By storage form, the module with its functions `fits`, `prepare`, `multiply` and `dequantize_rows` for the CPU, and
+up to how many activation rows it multiplies from the words."""
 
 
 def matmul(x: torch.Tensor, weight: StoredWeight) -> torch.Tensor:
@@ -72,7 +72,7 @@ def _tile_dtype(x: torch.Tensor) -> torch.dtype:
 def _from_words(x: torch.Tensor, weight: StoredWeight) -> torch.Tensor | None:
     """The product of a few rows with the stored matrix, straight from its packed words; None where no kernel fits."""
     kernel = _kernel(x, weight)
-    if not kernel or len(x) > kernel.few_rows(weight):
+    if not kernel or len(x) > kernel.FEW_ROWS:
         return None
     if x.device.type != "cpu":
         return kernel.multiply(weight.transform_input(x), weight)

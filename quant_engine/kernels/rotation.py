@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 from numba import carray, njit
 
-from quant_engine.kernels.compiled import function
-from quant_engine.kernels.salient import pointer
+from quant_engine.kernels.compiled import function, pointer
 from quant_engine.weights.rotated import Kind, rotation
 
 _NUMBERS = 9

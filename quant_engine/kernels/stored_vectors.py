@@ -171,7 +171,6 @@ FORMS = (
     Integers, Levels, Signs, TwoPlanes, Halves, ScaledIntegers, Floats8, Fp4Levels, BlockLevels, Blocks32, Blocks16,
     MarkedSigns,
 )  # fmt: skip
-PARTLY_BINARY = FORMS.index(MarkedSigns)
 
 
 def emitted(

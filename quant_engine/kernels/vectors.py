@@ -18,6 +18,7 @@ from functools import reduce
 from typing import Any
 
 import llvmlite.ir as ir
+import numpy as np
 from numba.core import cgutils
 
 from quant_engine.weights.binary import RESIDUAL_TERMS
@@ -29,8 +30,13 @@ BLOCK = 32
 AT_ONCE = 4
 """Activation rows that share the work of cutting out codes."""
 
-I16, I32, I64, F32 = ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType()
-INTS, FLOATS = ir.VectorType(I32, LANES), ir.VectorType(F32, LANES)
+I8, I16, I32, I64, F32 = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType()
+BYTES, INTS, FLOATS = ir.VectorType(I8, LANES), ir.VectorType(I32, LANES), ir.VectorType(F32, LANES)
+
+_MASKS = np.unpackbits(np.arange(2**8 + 1, dtype=np.uint16).astype(np.uint8)[:, None], axis=1, bitorder="little")
+EXPANSION = np.where(_MASKS > 0, _MASKS.cumsum(1) - 1, 0x80).astype(np.uint8)
+"""For each mask of eight lanes, the number of the byte that a lane gets; without one it gets zero. The last row is
+there because 16 bytes are loaded for eight."""
 
 
 class Emitter:
@@ -116,6 +122,24 @@ class Emitter:
         code = pick(0) if 16 % bits == 0 else b.or_(pick(0), b.shl(pick(1), self.ints(16)))
         code = b.and_(b.lshr(code, self.ints(*(offset for _, offset in starts))), self.ints(2**bits - 1))
         return b.sitofp(code, FLOATS)
+
+    def expanded(self, address: ir.Value, mask: ir.Value, table: ir.Value) -> tuple[ir.Value, ir.Value]:
+        """The bytes from an address on, one to each lane of a `mask` in turn, and the address behind the last one.
+        `table` is that of EXPANSION."""
+        b, zeros = self.builder, ir.Constant(BYTES, [0] * LANES)
+        if "+avx512vbmi2" in self.features or "+ssse3" not in self.features:
+            pointer = self._pointer(BYTES, address, 0)
+            found = self.call("llvm.masked.expandload.v16i8", BYTES, pointer, mask, zeros)
+            return found, b.add(address, b.zext(self.call("llvm.ctpop.i16", I16, b.bitcast(mask, I16)), I64))
+        halves = []
+        for start in (0, 8):
+            lanes = ir.Constant(ir.VectorType(I32, 8), list(range(start, start + 8)))
+            bits = b.bitcast(b.shuffle_vector(mask, mask, lanes), I8)
+            order = self.load(BYTES, self.after(table, (b.zext(bits, I64), 8)))
+            halves.append(self.call("llvm.x86.ssse3.pshuf.b.128", BYTES, self.load(BYTES, address), order))
+            address = b.add(address, b.zext(self.call("llvm.ctpop.i8", I8, bits), I64))
+        order = ir.Constant(INTS, [*range(8), *range(LANES, LANES + 8)])
+        return b.shuffle_vector(*halves, order), address
 
     def look_up(self, table: ir.Value, indices: Callable[[int], ir.Value]) -> ir.Value:
         """The float32 of a `table` in memory at each lane's index."""
@@ -377,29 +401,45 @@ class Halves:
 
 
 class MarkedSigns:
-    """mean + spread, or mean - spread, but 0 where the second plane has a mark: what stands there is added by
-    salient.py. Side data: addresses of means and spreads, float16 in turns, and of the marks."""
+    """mean + spread, or mean - spread, but scale * (code - zero) where the second plane has a mark.
+
+    Side data: addresses of means and spreads, float16 in turns; of the marks; of the codes, and where those of each
+    group begin; of the rows' scales float16 and zeros uint8; and of EXPANSION.
+    """
 
     shifts = False
 
     def __init__(self, e: Emitter, bits: int, variant: int, side: ir.Value) -> None:
         self.e, self.bits = e, bits
-        self.scales, marks = (e.load(I64, side, 8 * n) for n in range(2))
-        self.more_planes = [marks]
+        names = ("scales", "marks", "codes", "starts", "grid_scales", "grid_zeros", "expansion")
+        self.side = {name: e.load(I64, side, 8 * n) for n, name in enumerate(names)}
+        self.more_planes = [self.side["marks"]]
+        self.next_code = cgutils.alloca_once(e.builder, I64)
 
     def coefficients(self, at: Group, apart: bool) -> tuple[ir.Value, ir.Value]:
         e, b = self.e, self.e.builder
-        mean, spread = (e.halves(self.scales, b.add(at.index, at.index), 2 * LANES * n) for n in range(2))
+        means, twice = self.side["scales"], b.add(at.index, at.index)
+        mean, spread = (e.halves(means, twice, 2 * LANES * n) for n in range(2))
         self.negative, self.positive = b.fsub(mean, spread), b.fadd(mean, spread)
+        self.scale = e.halves(self.side["grid_scales"], at.tile)
+        zero = e.load(BYTES, e.after(self.side["grid_zeros"], (at.tile, LANES)))
+        self.zero = b.fmul(b.uitofp(b.zext(zero, INTS), FLOATS), self.scale)
+        start = e.load(I32, e.after(self.side["starts"], (at.index, 4)))
+        b.store(b.add(self.side["codes"], b.zext(start, I64)), self.next_code)
         return e.floats(1), e.floats(0)
 
     def values(self, words: list[list[ir.Value]], shifted: bool, block: ir.Value) -> Iterator[ir.Value]:
         e, b = self.e, self.e.builder
+        address = b.load(self.next_code)
         for j in range(BLOCK):
             sign, mark = (
                 b.icmp_unsigned("!=", b.and_(plane[0], e.ints(_signed(1 << j))), e.ints(0)) for plane in words
             )
-            yield b.select(mark, e.floats(0), b.select(sign, self.positive, self.negative))
+            codes, address = e.expanded(address, mark, self.side["expansion"])
+            # Both products are exact, and so is their difference: it is the scale times a small integer.
+            salient = b.fsub(b.fmul(b.sitofp(b.zext(codes, INTS), FLOATS), self.scale), self.zero)
+            yield b.select(mark, salient, b.select(sign, self.positive, self.negative))
+        b.store(address, self.next_code)
 
     def weight(self, value: ir.Value, factor: ir.Value, constant: ir.Value) -> ir.Value:
         return value

@@ -15,7 +15,7 @@ from __future__ import annotations
 import torch
 
 from quant_engine.weights.form import StoredWeight
-from quant_engine.weights.interleaving import interleaved, restored
+from quant_engine.weights.interleaving import ROWS, interleaved, restored
 from quant_engine.weights.ledger import Ledger
 from quant_engine.weights.packing import WORD, pack, unpack, unused_bits, words_per_row
 
@@ -123,6 +123,9 @@ class PartlyBinary(Binary):
 
     `codes` is one stream of 7-bit codes, `starts` int32 [m] each row's first place in it. `grid_scales` float16 [m] and
     `grid_zeros` uint8 [m] are the rows' 8-bit grids: w_hat = scale * (code - zero).
+
+    Interleaved, `codes` are whole bytes in the order of tiles, columns and rows, so that those of a column's 16 rows
+    follow each other, and `starts` [tiles, groups] says where each group's begin.
     """
 
     form = "partly_binary"
@@ -156,8 +159,7 @@ class PartlyBinary(Binary):
         weight._set(torch.where(marks, codes >> LOW_BITS > 0, signs), scales, live)
         weight.marks = _plane(marks)
         weight.codes = pack((codes[marks] & (2**LOW_BITS - 1))[None], LOW_BITS)[0]
-        in_row = marks.sum(1)
-        weight.starts = (in_row.cumsum(0) - in_row).to(torch.int32)
+        weight.starts = cls._starts(marks)
         weight.grid_scales = grid_scales.to(torch.float16)
         weight.grid_zeros = grid_zeros.to(torch.uint8)
         return weight
@@ -180,6 +182,38 @@ class PartlyBinary(Binary):
         rows = marks.nonzero()[:, 0] + start
         weight[marks] = self.grid_scales[rows].float() * (codes - self.grid_zeros[rows].float())
         return weight * self.column_bits(self.live)
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def interleave(self) -> None:
+        signs, marks = (self._bits(plane, 0, None) for plane in (self.signs, self.marks))
+        codes = torch.zeros_like(marks, dtype=torch.uint8)
+        low = unpack(self.codes[None], LOW_BITS, self.salient)[0]
+        codes[marks] = low | signs[marks].to(torch.uint8) << LOW_BITS
+        super().interleave()
+        marks = interleaved(marks)
+        counts = marks.sum(-1, dtype=torch.int32)
+        before = (counts.flatten().cumsum(0, dtype=torch.int32) - counts.flatten()).view_as(counts)
+        self.codes = torch.nn.functional.pad(interleaved(codes)[marks], (0, ROWS))  # a column's are loaded as if all 16
+        self.starts = before[:, :: self.group].contiguous()
+        for name in ("grid_scales", "grid_zeros"):
+            setattr(self, name, interleaved(getattr(self, name)[:, None]))
+
+    def restore(self) -> None:
+        super().restore()
+        marks = self._bits(self.marks, 0, None)
+        codes = torch.zeros((len(self.starts), self.in_features, ROWS), dtype=torch.uint8)
+        codes[interleaved(marks)] = self.codes[: self.salient]
+        low = restored(codes, self.out_features)[marks] & (2**LOW_BITS - 1)
+        self.codes, self.starts = pack(low[None], LOW_BITS)[0], self._starts(marks)
+        for name in ("grid_scales", "grid_zeros"):
+            setattr(self, name, restored(getattr(self, name), self.out_features)[:, 0])
+
+    @staticmethod
+    def _starts(marks: torch.Tensor) -> torch.Tensor:
+        """Where the codes of each row begin, by its `marks` bool [m, n]: int32 [m]."""
+        in_row = marks.sum(1)
+        return (in_row.cumsum(0) - in_row).to(torch.int32)
 
     def ledger(self) -> Ledger:
         rows, columns = self.out_features, self.in_features

@@ -1,5 +1,11 @@
 """The kernels of binary weights against dequantize-then-multiply."""
 
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from weights.test_binary import FORMS, made
@@ -27,6 +33,35 @@ def test_numba_dequantizes_bit_for_bit_as_the_form_does(form, rows, columns, gro
     expected = weight.dequantize(1)
     assert torch.equal(matmul.CPU_KERNELS[weight.form].dequantize_rows(weight, 1, rows), expected)
     assert torch.equal(weight.dequantize(1), expected)
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="features of x86 processors")
+@pytest.mark.parametrize("features", ["", "+ssse3,+avx,+avx2,+fma,+f16c,+popcnt"])
+def test_salient_weights_are_spread_over_lanes_on_processors_without_an_instruction_for_it(features, tmp_path):
+    code = (
+        "import torch; from test_binary import made; from quant_engine.kernels import matmul\n"
+        "weight, dense = made('partly', 20, 160, 32)\n"
+        "x = torch.randn(5, 160)\n"
+        "assert torch.equal(matmul.tiled(torch.eye(160), weight), dense.T)\n"
+        "assert torch.allclose(matmul.matmul(x, weight), x @ dense.T, atol=1e-4)"
+    )
+    tests = Path(__file__).parents[1]
+    path = os.pathsep.join([str(tests / "weights"), str(tests.parent)])
+    asked = {"NUMBA_CPU_NAME": "x86-64", "NUMBA_CPU_FEATURES": features, "NUMBA_CACHE_DIR": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", code], env={**os.environ, **asked, "PYTHONPATH": path}, check=True)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_an_interleaved_weight_goes_to_a_file_as_the_plain_one(form):
+    weight, _ = made(form, 37, 192, 64)
+    before = {name: buffer.clone() for name, buffer in weight.state_dict().items()}
+    cpu.prepare(weight)
+    assert weight.interleaved
+    after = weight.state_dict()
+    assert after.keys() == before.keys()
+    for name, buffer in before.items():
+        assert torch.equal(after[name], buffer), name
+        assert after[name].dtype == buffer.dtype
 
 
 @pytest.mark.parametrize("form", FORMS)
