@@ -41,7 +41,8 @@ def _multiply_tile(  # type: ignore[no-untyped-def]
 
     def code(context, builder, signature, args):  # type: ignore[no-untyped-def]
         e, emitted = stored_vectors.emitted(context, builder, *(kind.literal_value for kind in literals[1:4]), args[5])
-        vectors.product(e, emitted, rows.literal_value, args[6:])
+        multiply = vectors.integer_product if isinstance(emitted, vectors.IntegerDots) else vectors.product
+        multiply(e, emitted, rows.literal_value, args[6:])
 
     return types.void(*literals, *(types.intp,) * 9), code
 
@@ -144,7 +145,8 @@ def multiply_tiles(kernel, weight, rows, x, sums, y, part, parts):  # type: igno
 
 @njit(nogil=True, cache=True, fastmath=True, error_model="numpy")
 def prepare(x, factors, per_group, scaled, sums):  # type: ignore[no-untyped-def]
-    """`x` with each column times its block's `factors` [32], and the sum of each group; rows that `x` has not are 0."""
+    """`x` with each column times its block's `factors` [32], and the sum of each group; rows that `x` has not are 0.
+    Negative factors are numbers of columns, less 32: each row's columns in this order are its first bytes."""
     columns = x.shape[1]
     for row in range(scaled.shape[0]):
         if row >= x.shape[0]:
@@ -159,6 +161,11 @@ def prepare(x, factors, per_group, scaled, sums):  # type: ignore[no-untyped-def
                     total += value
                     scaled[row, block * 32 + j] = value * factors[j]
             sums[row, group] = total
+        if factors[0] < 0:
+            numbers = scaled[row].view(np.int8)
+            for block in range(columns // 32):
+                for j in range(32):
+                    numbers[block * 32 + j] = np.int8(x[row, block * 32 + 32 + np.int64(factors[j])])
 
 
 @cache

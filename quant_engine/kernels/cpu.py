@@ -10,16 +10,18 @@ from __future__ import annotations
 import threading
 from collections import defaultdict
 from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
+from numba.core.registry import cpu_target
 
 from quant_engine.kernels import compiled, stored_vectors, vectors
 from quant_engine.kernels.stored_vectors import SCALE_TYPES, ScaledIntegers
 from quant_engine.kernels.threads import Pace
-from quant_engine.kernels.vectors import Halves, Integers, Levels, TwoPlanes
+from quant_engine.kernels.vectors import Halves, IntegerDots, Integers, Levels, TwoPlanes
 from quant_engine.weights.binary import Binary, PartlyBinary, ResidualBinary
 from quant_engine.weights.codebook import BLOCKS_PER_STEP, Codebook, Fp4Codebook, dynamic_map
 from quant_engine.weights.dual_binary import DualBinary
@@ -27,6 +29,7 @@ from quant_engine.weights.form import StoredWeight
 from quant_engine.weights.gguf_blocks import KINDS, GgufBlocks
 from quant_engine.weights.grouped import GroupedInt
 from quant_engine.weights.half import Half
+from quant_engine.weights.int_activations import IntActivations
 from quant_engine.weights.interleaving import ROWS
 from quant_engine.weights.rotated import RotatedInt
 from quant_engine.weights.scaled import Float8, ScaledInt
@@ -105,6 +108,8 @@ def _read(weight: StoredWeight) -> Plan:
         variant = Halves.BFLOAT16 if weight.dtype == "bfloat16" else Halves.FLOAT16
     elif isinstance(weight, ScaledInt | Float8 | GgufBlocks):
         form, variant, words, side, group = _of_other_programs(weight)
+    elif sums_integers(weight):
+        form, variant, words, side, group = 12, Integers.MIDDLE, weight.codes, (weight.scales, 0), weight.in_features
     else:
         form, variant = 0, Integers.MIDDLE if weight.symmetric else Integers.ZEROS
         words, side, group = weight.codes, (weight.scales, weight.zeros), weight.group
@@ -116,6 +121,16 @@ def _read(weight: StoredWeight) -> Plan:
     first = np.array([numbers.ctypes.data, words.data_ptr(), per_group, blocks, tiles], np.int64)
     product = compiled.product(form, bits, variant).address
     return Plan(form, bits, variant, first, numbers, product, stored_vectors.input_factors(form, bits), groups)
+
+
+def sums_integers(weight: StoredWeight) -> bool:
+    """Whether the products of this weight are sums of integers, as fast as any for however many activation rows."""
+    return isinstance(weight, IntActivations) and weight.bits in IntegerDots.WIDTHS and fits(weight) and _has_dots()
+
+
+@cache
+def _has_dots() -> bool:
+    return IntegerDots.is_fast(cpu_target.target_context.codegen().magic_tuple()[2])
 
 
 def _of_other_programs(weight: ScaledInt | Float8 | GgufBlocks) -> tuple[int, int, torch.Tensor, tuple, int]:

@@ -82,10 +82,10 @@ def _from_words(x: torch.Tensor, weight: StoredWeight) -> torch.Tensor | None:
 def _by_integers(codes: torch.Tensor, weight: IntActivations) -> torch.Tensor:
     """Activation `codes`, whole numbers in float32 [rows, in_features], times the weight: float32, summed in integers
     where there are many rows."""
-    y = _from_words(codes, weight)
+    on_cpu = codes.device.type == "cpu"
+    y = cpu.multiply(codes, weight) if on_cpu and cpu.sums_integers(weight) else _from_words(codes, weight)
     if y is not None:
         return y
-    on_cpu = codes.device.type == "cpu"
     if not on_cpu and (len(codes) <= 16 or weight.in_features % 8 or weight.out_features % 8):
         # Too small or odd for the GPU's integer product; in float32 these sums are all but exact as well.
         return tiled(codes, weight)

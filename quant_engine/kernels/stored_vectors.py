@@ -23,6 +23,7 @@ from quant_engine.kernels.vectors import (
     Emitter,
     Group,
     Halves,
+    IntegerDots,
     Integers,
     Levels,
     MarkedSigns,
@@ -169,7 +170,7 @@ class Blocks16(Blocks32):
 
 FORMS = (
     Integers, Levels, Signs, TwoPlanes, Halves, ScaledIntegers, Floats8, Fp4Levels, BlockLevels, Blocks32, Blocks16,
-    MarkedSigns,
+    MarkedSigns, IntegerDots,
 )  # fmt: skip
 
 
@@ -182,7 +183,10 @@ def emitted(
 
 
 def input_factors(form: int, bits: int) -> np.ndarray:
-    """What each of a block's 32 inputs is multiplied with, since its code stays shifted: float32 [32]."""
+    """What each of a block's 32 inputs is multiplied with, since its code stays shifted: float32 [32]. Where inputs are
+    bytes, instead the numbers of the columns that they belong to, less 32."""
+    if FORMS[form] is IntegerDots:
+        return np.array(IntegerDots.columns(bits), np.float32) - BLOCK
     if not FORMS[form].shifts:
         return np.ones(BLOCK, np.float32)
     shifts = [offset if stays_shifted(bits, offset) else 0 for _, offset in code_offsets(bits)]

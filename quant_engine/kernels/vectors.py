@@ -224,6 +224,36 @@ def cut(e: Emitter, words: list[ir.Value], word: int, offset: int, bits: int) ->
     return b.or_(code, b.shl(words[word + 1], e.ints(32 - offset))) if offset + bits > 32 else code
 
 
+class IntegerDots(Integers):
+    """Integers in the middle of their range, one group a row, for inputs that are integers of 8 bits: summed as such.
+
+    A word holds the codes of 32 / b columns. Those that lie at the same place in each of its four bytes are multiplied
+    with four inputs at once, which are bytes.
+    """
+
+    WIDTHS = (1, 2, 4, 8)
+
+    @staticmethod
+    def is_fast(features: str) -> bool:
+        """Whether a CPU with these features has an instruction for it."""
+        return "+avx512vnni" in features.split(",")
+
+    @staticmethod
+    def columns(bits: int) -> list[int]:
+        """A block's 32 columns in the order in which they are multiplied."""
+        in_byte = 8 // bits
+        words, fields = range(bits), range(in_byte)
+        return [(4 * word + byte) * in_byte + field for word in words for field in fields for byte in range(4)]
+
+    def dots(self, words: list[ir.Value], inputs: ir.Value) -> Iterator[tuple[ir.Value, ir.Value]]:
+        """Pairs of codes and inputs, four in each lane; `inputs` is the address of a block's bytes."""
+        e, b = self.e, self.e.builder
+        mask = (2**self.bits - 1) * 0x01010101
+        fields = [(word, offset) for word in words for offset in range(0, 8, self.bits)]
+        for number, (word, offset) in enumerate(fields):
+            yield b.and_(b.lshr(word, e.ints(offset)), e.ints(_signed(mask))), e.splat(e.load(I32, inputs, 4 * number))
+
+
 class Levels:
     """level[code] * scale + shift. Side data: addresses of scales, shifts, their steps, the mean scale and the dynamic
     map (float32, but doubly quantized scales and shifts uint8), and the last step's number."""
@@ -483,6 +513,30 @@ def product(e: Emitter, form: Any, rows: int, numbers: list[ir.Value]) -> None:
             b.store(e.fma(factor, dot, e.fma(constant, group_sum, b.load(total))), total)
     for row, total in enumerate(totals):
         e.store(b.load(total), e.after(y, (b.add(b.mul(tiles, I64(row)), tile), 4 * LANES)))
+
+
+def integer_product(e: Emitter, form: IntegerDots, rows: int, numbers: list[ir.Value]) -> None:
+    """As `product`, in integers until the sum is whole. In `x` a row's first bytes are its columns."""
+    words, x, sums, y, tile, tiles, blocks, _ = numbers
+    b, parts = e.builder, 4 if rows == 1 else 1
+    dots = [[cgutils.alloca_once_value(b, e.ints(0)) for _ in range(parts)] for _ in range(rows)]
+    for part in (part for row in dots for part in row):
+        b.store(e.ints(0), part)
+    with cgutils.for_range(b, blocks) as block:
+        loaded = _load_block(e, form, words, tile, blocks, block.index)[0]
+        for row, parts_of_row in enumerate(dots):
+            inputs = e.after(x, (b.mul(blocks, I64(row)), 4 * BLOCK), (block.index, BLOCK))
+            for number, (codes, fours) in enumerate(form.dots(loaded, inputs)):
+                part = parts_of_row[number % parts]
+                b.store(e.call("llvm.x86.avx512.vpdpbusd.512", INTS, b.load(part), codes, fours), part)
+    for row, parts_of_row in enumerate(dots):
+        sum_of_inputs = e.load(F32, e.after(sums, (I64(row), 4)))
+        zeros = b.mul(e.call("llvm.fptosi.sat.i32.f32", I32, sum_of_inputs), I32(2 ** (form.bits - 1)))
+        dot = b.sub(reduce(b.add, [b.load(part) for part in parts_of_row]), e.splat(zeros))
+        # Inputs that are not numbers are none in bytes, but their sum is not a number either.
+        lost = e.splat(b.fmul(sum_of_inputs, F32(0)))
+        result = b.fadd(b.fmul(b.sitofp(dot, FLOATS), e.halves(form.scales, tile)), lost)
+        e.store(result, e.after(y, (b.add(b.mul(tiles, I64(row)), tile), 4 * LANES)))
 
 
 def weights(e: Emitter, form: Any, numbers: list[ir.Value]) -> None:

@@ -4,6 +4,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from quant_engine.kernels import cpu
 from quant_engine.kernels.linear import QuantLinear
 from quant_engine.kernels.matmul import matmul
 from quant_engine.weights.int_activations import IntActivations, quantize_rows, quantize_tokens
@@ -35,6 +36,30 @@ def test_every_product_is_that_of_the_rounded_numbers(bits, rows, outputs, colum
     found = matmul(x, stored)
     assert found.dtype == dtype
     assert torch.allclose(found.double(), expected, rtol=1e-5 if dtype == torch.float32 else 1e-2, atol=1e-4)
+
+
+@pytest.mark.skipif(not cpu.sums_integers(random(16, 64, 8)[0]), reason="a CPU with integer dot products")
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+@pytest.mark.parametrize("rows", [1, 3, 4, 16, 40])
+def test_sums_are_those_of_integers_to_the_last_bit(bits, rows):
+    generator = torch.Generator().manual_seed(bits)
+    codes = torch.randint(-(2 ** (bits - 1)), 2 ** (bits - 1), (37, 4096), generator=generator).float()
+    x = torch.randint(-127, 128, (rows, 4096), generator=generator).float()
+    x[:, 0] = 127  # so that a token's scale is one
+    stored = IntActivations.pack(codes, torch.rand(37, 1, generator=generator) + 0.1, bits, 8, False)
+    expected = (x.double() @ codes.double().T).float() * stored.row_scales.float()
+    assert torch.equal(matmul(x, stored), expected)
+
+
+@pytest.mark.parametrize("rows", [1, 4, 40])
+def test_a_token_that_is_not_a_number_stays_so_and_others_are_as_before(rows):
+    stored, _, _ = random(20, 96, 8)
+    x = torch.randn(rows, 96)
+    expected = matmul(x, stored)
+    x[0, 5] = torch.nan
+    found = matmul(x, stored)
+    assert found[0].isnan().all()
+    assert torch.equal(found[1:], expected[1:])
 
 
 def test_goes_to_disk_and_back_bit_for_bit(tmp_path):
