@@ -1,15 +1,18 @@
-"""Compiles what the answers of all models share, in a process of its own: `python -m quant_engine.kernels.ahead`.
+"""Compiles what answers need, in a process of its own: `python -m quant_engine.kernels.ahead`.
 
-On a machine that never did so it takes about as long as loading a model, which goes on beside it. What only some models
-need is compiled when one of them is loaded.
+First comes what all models share. On a machine that never compiled it this takes about as long as loading a model,
+which goes on beside it. Then, at leisure, come the products of all forms in which the methods store weights. What else
+a model needs is compiled when it is loaded.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +23,31 @@ from quant_engine.deferred import deferred
 
 compiled, decoding = deferred("quant_engine.kernels.compiled"), deferred("quant_engine.kernels.decoding")
 vectors, stored_vectors = deferred("quant_engine.kernels.vectors"), deferred("quant_engine.kernels.stored_vectors")
+low_rank, rotation = deferred("quant_engine.kernels.low_rank"), deferred("quant_engine.kernels.rotation")
+matmul, registry = deferred("quant_engine.kernels.matmul"), deferred("quant_engine.weights.registry")
+torch = deferred("torch")
 
 COMMAND = (sys.executable, "-m", "quant_engine.kernels.ahead")
 PATIENCE_S = 60.0
+LEISURE = 3.0
+"""So many times as long as it took to compile something, nothing is compiled."""
+_COLUMNS = 64
+_GROUP, _BLOCK = {"group": _COLUMNS}, {"block": _COLUMNS}
+FORMS: tuple[tuple[str, dict[str, object]], ...] = (
+    *(
+        ("grouped_int", {"bits": bits, **_GROUP, "symmetric": False, "ordered": False})
+        for bits in (3, 2, 8, 1, 5, 6, 7)
+    ),
+    *(("codebook", {"bits": bits, **_BLOCK, "double": True, "shifted": False}) for bits in (4, 3, 2)),
+    *(("int_activations", {"bits": bits, "a_bits": bits, "quantized_output": False}) for bits in (8, 4, 6)),
+    *(("rotated_int", {"bits": bits, "seed": 0, "rotation": "kronecker"}) for bits in (4, 3, 2)),
+    ("dual_binary", _GROUP),
+    ("partly_binary", {**_GROUP, "salient": 0}),
+    ("residual_binary", _GROUP),
+    ("binary", _GROUP),
+    *(("codebook", {"bits": bits, **_BLOCK, "double": True, "shifted": True}) for bits in (4, 3, 2)),
+)
+"""How the methods store weights: what is known of each form when it is compiled."""
 _FOLDER = Path(__file__).parent
 
 
@@ -64,6 +89,23 @@ def compile_shared() -> None:
         compiled.unpacker(parallel)(dequantizers[0], weight, _zeros(32, 0), 0, 1)
 
 
+def compile_forms(leisure: float = LEISURE) -> None:
+    """Compiles the products of `FORMS`, and what a decoder's step does beside them."""
+    step_parts = rotation.rotator, low_rank.adder
+    for compile_one in (*(partial(_product, form, config) for form, config in FORMS), *step_parts):
+        started = time.monotonic()
+        compile_one()
+        time.sleep(leisure * (time.monotonic() - started))
+
+
+def _product(form: str, config: dict[str, object]) -> None:
+    """The products of a weight that is all zero."""
+    weight = registry.empty_weight(form, out_features=16, in_features=_COLUMNS, **config)
+    for buffer in weight.buffers():
+        buffer.zero_()
+    matmul.warm_up([weight], torch.float32)
+
+
 def _step(parallel: bool) -> None:
     """The step of a decoder without blocks."""
     entries, sets, texts = np.zeros((0, decoding.FIELDS), np.int64), np.zeros(1, np.int64), np.zeros((1, 3), np.int64)
@@ -81,3 +123,4 @@ def _zeros(*shape: int) -> np.ndarray:
 if __name__ == "__main__":
     with at_work():
         compile_shared()
+    compile_forms()

@@ -12,6 +12,7 @@ from models import test_step
 
 from quant_engine.kernels import ahead, compiled, decoding
 from quant_engine.kernels.matmul import matmul
+from quant_engine.weights import registry
 from quant_engine.weights.half import Half
 
 
@@ -31,6 +32,26 @@ def test_a_models_step_and_products_are_those_that_were_compiled_ahead():
             torch.testing.assert_close(matmul(x, large), x @ large.dequantize().T, rtol=1e-4, atol=1e-3)
     torch.set_num_threads(threads)
     assert [function.signatures for function in functions] == before
+
+
+def test_products_of_the_methods_forms_are_compiled_for_all_weights_of_their_kind(monkeypatch):
+    forms = [form for number, form in enumerate(ahead.FORMS) if not number or form[0] != ahead.FORMS[number - 1][0]]
+    monkeypatch.setattr(ahead, "FORMS", forms)
+    ahead.compile_forms(leisure=0)
+    before = compiled.product.cache_info().misses, compiled.dequantizer.cache_info().misses
+    for form, config in forms:
+        weight = registry.empty_weight(form, out_features=48, in_features=128, **config)
+        for buffer in weight.buffers():
+            buffer.zero_()
+        for rows in (1, 5, 17):
+            assert not matmul(torch.randn(rows, 128), weight).any(), form
+    assert (compiled.product.cache_info().misses, compiled.dequantizer.cache_info().misses) == before
+
+
+def test_a_form_is_compiled_ahead_unless_it_is_made_of_others_or_comes_from_other_programs():
+    made_of_others = {"half", "low_rank", "mixed_width", "rounded_inputs"}
+    foreign = {"gguf_blocks", "scaled_int", "float8", "fp4_codebook"}
+    assert {form for form, _ in ahead.FORMS} == set(registry.FORMS) - made_of_others - foreign
 
 
 @pytest.mark.parametrize(("seconds", "needed"), [(None, True), (-1, True), (1, False)])
