@@ -63,7 +63,7 @@ class AnswerService:
         self._command, self._idle_s, self._refused = tuple(command), idle_s, refused
         self._lock = threading.Lock()
         self._worker: _Worker | None = None
-        self._compiling: subprocess.Popen[bytes] | None = None  # held, so that it is not a child that nobody waits for
+        self._compiling: subprocess.Popen[bytes] | None = None
         self._idle: threading.Timer | None = None
         atexit.register(self.close)
 
@@ -127,8 +127,12 @@ class AnswerService:
         """End the process. Open requests end with a sentence; a later request starts a new process."""
         with self._lock:
             worker, self._worker = self._worker, None
+            compiling, self._compiling = self._compiling, None
             if self._idle:
                 self._idle.cancel()
+        if compiling:
+            compiling.terminate()
+            compiling.wait()
         if worker:
             worker.close()
 

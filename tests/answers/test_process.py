@@ -123,6 +123,16 @@ def test_a_machine_that_compiled_nothing_does_so_while_a_model_is_loaded(service
     wait_until((tmp_path / "compiled").exists)
 
 
+def test_what_is_still_compiled_ends_with_the_page(service, tmp_path, monkeypatch):
+    code = f"import os, time; open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid())); time.sleep(60)"
+    monkeypatch.setattr(ahead, "is_needed", lambda: True)
+    monkeypatch.setattr(ahead, "COMMAND", (sys.executable, "-c", code))
+    service.warm_up()
+    wait_until(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text())
+    service.close()
+    assert gone(int((tmp_path / "pid").read_text()))
+
+
 def test_a_process_killed_at_any_moment_leaves_one_sentence_for_each_side_and_nothing_else(service, tmp_path):
     """A hundred answers, eight at a time, of which one waits for what is quantized."""
     moments, processes, messages = random.Random(0), set(), set()
