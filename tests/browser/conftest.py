@@ -55,9 +55,10 @@ def context(browser) -> Iterator[BrowserContext]:
     context.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def shared_pages() -> list[Page]:
-    """The window that tests use one after the other, once there is one."""
+    """The window that the tests of a file use one after the other, once there is one. Which files come before another
+    is left to chance, and tabs that were opened stay on the page."""
     return []
 
 
