@@ -35,9 +35,9 @@ from rich.table import Table
 PROJECT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PROJECT))
 
-from leaderboard.conversation import read_examples  # noqa: E402
 from quant_engine import folders, notation  # noqa: E402
 from quant_engine.answers.client import AnswerService  # noqa: E402
+from quant_engine.answers.examples import read_examples  # noqa: E402
 from quant_engine.answers.messages import AskRequest  # noqa: E402
 from quant_engine.spec import QuantSetting  # noqa: E402
 

@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 def answering() -> AnswerService:
     """What answers questions: a resident process, or with ZeroGPU a call that is given a GPU for each."""
-    return ZeroGpuAnswers(room.refused) if zero_gpu() else AnswerService(refused=room.refused)
+    return ZeroGpuAnswers(room.settled) if zero_gpu() else AnswerService(settled=room.settled)
 
 
 @dataclass

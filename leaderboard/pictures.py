@@ -11,7 +11,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from leaderboard.conversation import read_examples
+from quant_engine.answers.examples import read_examples
 from quant_engine.data.open_picture import open_picture
 from quant_engine.evaluate import VisualQuestions, parse_result_name
 from quant_engine.runs.folder import RunFolder

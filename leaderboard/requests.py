@@ -154,9 +154,9 @@ def question(
     except ValidationError as error:
         raise UserError(sentence(error)) from None
     _check_here(model)
-    refused = room.refused(request)
-    if len(refused) == len(request.sides):
-        raise UserError(refused[0])
+    settled = room.settled(request)
+    if len(settled) == len(request.sides) and all(event.kind == "error" for event in settled.values()):
+        raise UserError(settled[0].message)
     return request
 
 

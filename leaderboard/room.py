@@ -11,9 +11,10 @@ from leaderboard.fit import Need
 from leaderboard.sizes import counted_bits, shapes
 from leaderboard.store import method_name
 from quant_engine import hub, memory, notation
+from quant_engine.answers import shipped
 from quant_engine.answers.client import held_memory
 from quant_engine.answers.compare import sweep_settings
-from quant_engine.answers.messages import AskRequest
+from quant_engine.answers.messages import AnswerEvent, AskRequest
 from quant_engine.models.catalog import MODELS, ModelCard, available
 from quant_engine.models.device import answering_device, gpu_memory
 from quant_engine.spec import QuantSetting
@@ -91,11 +92,20 @@ def mark(card: ModelCard) -> str:
     return "(not to be had here)" if absent(card) else ""
 
 
-def refused(request: AskRequest) -> Mapping[int, str]:
-    """The sides of a request that can't be answered here, with why."""
+def settled(request: AskRequest) -> Mapping[int, AnswerEvent]:
+    """How the sides of a request end that can't be answered here: FP16's with the answer that ships, if there is one;
+    else with why."""
     card = MODELS.get(request.model)
     lacking = {number: lack(card, setting) for number, setting in enumerate(request.sides)} if card else {}
-    return {number: sentence for number, sentence in lacking.items() if sentence}
+    if request.along and lacking.get(0):
+        why = "FP16 was not computed here, so that no answer can be held against its probabilities."
+        lacking = dict.fromkeys(range(len(request.sides)), why)
+    ends = {}
+    for number, why in lacking.items():
+        if why:
+            refusal = AnswerEvent(request_id=request.request_id, side=number, kind="error", message=why)
+            ends[number] = (None if request.along else shipped.find(request, number)) or refusal
+    return ends
 
 
 def _narrower(card: ModelCard) -> QuantSetting | None:

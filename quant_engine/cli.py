@@ -16,15 +16,17 @@ from rich.markup import escape
 from rich.table import Table
 
 from quant_engine import folders, hub, notation, terminal
+from quant_engine.answers import shipped
 from quant_engine.answers.client import AnswerService
 from quant_engine.answers.compare import compare as compare_answers
 from quant_engine.answers.compare import read_settings, sweep_settings
+from quant_engine.answers.examples import read_examples
 from quant_engine.answers.messages import AskRequest
 from quant_engine.evaluate import reads_windows, split_tasks
 from quant_engine.failures import exits_plainly
 from quant_engine.formats import published
 from quant_engine.models import catalog
-from quant_engine.models.device import check_device, default_device, default_dtype, prompt_dtype
+from quant_engine.models.device import answering_device, check_device, default_device, default_dtype, prompt_dtype
 from quant_engine.progress import Hooks, Progress
 from quant_engine.runs import folder
 from quant_engine.runs.command import command
@@ -532,6 +534,42 @@ def _answer_alone(plan: WeightPlan, picture: Path | None, question: str, most_to
             f"[dim]{setting.label}: first token after {stats.ttft_s:.2f} s{rate}, weights "
             f"{notation.size(stats.weight_bytes)}, {stats.describe_weights(setting)}[/dim]"
         )
+
+
+@app.command("answer-examples")
+def answer_examples(
+    model: Annotated[str, typer.Argument(help="A model's id that takes pictures, such as llava-next-8b.")],
+    into: Annotated[Path, typer.Option(help="The folder of the file.")] = shipped.FOLDER,
+) -> None:
+    """Write FP16's answers to the examples to a file, which the page shows where the model is too large for it."""
+    from quant_engine.runs.about import engine_commit, hardware
+
+    revision = resolve_weights(WeightSpec(model=model)).spec.revision
+    answered, service = [], AnswerService()
+    try:
+        with errors.status("Starting") as status:
+            for example in read_examples():
+                request = AskRequest(
+                    model=model,
+                    image=example.picture,
+                    question=example.question,
+                    sides=(QuantSetting(),),
+                    max_new_tokens=shipped.MOST_TOKENS,
+                )
+                (answer,) = compare_answers(
+                    service,
+                    request,
+                    divergence=False,
+                    watch=lambda _, event: event.message and status.update(escape(event.message)),
+                )
+                if answer.problem:
+                    raise UserError(answer.problem)
+                console.print(f"{example.question} {answer.text.strip()}", highlight=False, markup=False)
+                answered.append((example, answer))
+    finally:
+        service.close()
+    file = shipped.write(shipped.pack(model, revision, hardware(answering_device()), engine_commit(), answered), into)
+    console.print(f"Answers: {file}", highlight=False, soft_wrap=True)
 
 
 def _picture_and_question(words: list[str], picture: Path | None) -> tuple[Path | None, str]:

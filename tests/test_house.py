@@ -24,6 +24,7 @@ LATE = {
     ("quant_engine/cli.py", "quant_engine.formats.export"): "torch",
     ("quant_engine/cli.py", "quant_engine.models.decode"): "torch",
     ("quant_engine/cli.py", "quant_engine.data.open_picture"): "Pillow",
+    ("quant_engine/cli.py", "quant_engine.runs.about"): "torch",
     ("quant_engine/cli.py", "quant_engine.runs.model_card"): "torch",
     ("quant_engine/cli.py", "quant_engine.runs.paired"): "numpy",
     ("quant_engine/cli.py", "quant_engine.runs.queue"): "not needed by what makes no run",

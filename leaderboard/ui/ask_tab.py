@@ -12,7 +12,7 @@ from typing import Any
 import gradio as gr
 
 from leaderboard import pictures, requests
-from leaderboard.conversation import Conversation, Example, read_examples
+from leaderboard.conversation import Conversation
 from leaderboard.lab import Lab
 from leaderboard.ui.answer_pane import Side, first_sides, pane
 from leaderboard.ui.ask_columns import FIRST_SETTINGS, Columns, about_model, read_settings
@@ -25,6 +25,7 @@ from leaderboard.ui.sweep_part import SweepPart
 from leaderboard.ui.theme import NO_PROGRESS, QUICK, html
 from leaderboard.view import Asked, PageView, address
 from quant_engine.answers.compare import along_fp16
+from quant_engine.answers.examples import Example, read_examples
 from quant_engine.answers.messages import AskRequest, Turn
 from quant_engine.spec import UserError
 

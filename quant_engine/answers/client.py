@@ -31,7 +31,7 @@ IDLE_S = 300.0
 CLOSE_S = 3.0
 _COMMAND = (sys.executable, "-m", "quant_engine.answers.worker")
 
-Refused = Callable[[AskRequest], Mapping[int, str]]
+Settled = Callable[[AskRequest], Mapping[int, AnswerEvent]]
 
 
 def held_memory() -> int:
@@ -45,7 +45,7 @@ def held_memory() -> int:
     return held
 
 
-def nothing_refused(request: AskRequest) -> Mapping[int, str]:
+def nothing_settled(request: AskRequest) -> Mapping[int, AnswerEvent]:
     """Every side can be answered here."""
     return {}
 
@@ -53,14 +53,14 @@ def nothing_refused(request: AskRequest) -> Mapping[int, str]:
 class AnswerService:
     """Answers questions through one resident process, which ends after `idle_s` seconds without a question.
 
-    `refused` says which sides of a request can't be answered on this machine, and why: they end with that sentence, and
-    nothing is loaded for them.
+    `settled` says which sides of a request can't be answered on this machine, and how they end instead: with a sentence
+    that says why, or with an answer that another machine gave. Nothing is loaded for them.
     """
 
     def __init__(
-        self, command: Sequence[str] = _COMMAND, idle_s: float = IDLE_S, refused: Refused = nothing_refused
+        self, command: Sequence[str] = _COMMAND, idle_s: float = IDLE_S, settled: Settled = nothing_settled
     ) -> None:
-        self._command, self._idle_s, self._refused = tuple(command), idle_s, refused
+        self._command, self._idle_s, self._settled = tuple(command), idle_s, settled
         self._lock = threading.Lock()
         self._worker: _Worker | None = None
         self._compiling: subprocess.Popen[bytes] | None = None
@@ -88,10 +88,9 @@ class AnswerService:
         The request is sent with the first event that is asked for. Closing the iterator cancels it. Raises UserError
         when no process can be started.
         """
-        refused = self._refused(request)
-        for side, sentence in refused.items():
-            yield AnswerEvent(request_id=request.request_id, side=side, kind="error", message=sentence)
-        numbers = [side for side in range(len(request.sides)) if side not in refused]
+        settled = self._settled(request)
+        yield from settled.values()
+        numbers = [side for side in range(len(request.sides)) if side not in settled]
         if numbers:
             with closing(self._ask(request.of(numbers))) as events:
                 for event in events:

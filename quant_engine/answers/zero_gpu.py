@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from queue import SimpleQueue
 
-from quant_engine.answers.client import AnswerService, Inbox, Refused, nothing_refused
+from quant_engine.answers.client import AnswerService, Inbox, Settled, nothing_settled
 from quant_engine.answers.messages import AnswerEvent, AskRequest, ToWorker
 from quant_engine.deferred import deferred
 from quant_engine.failures import failure
@@ -37,8 +37,8 @@ class ZeroGpuAnswers(AnswerService):
     """Answers questions as AnswerService does, each in a call that has a GPU. Make it before the page is launched, and
     before anything loads torch. Raises UserError if the package `spaces` is not installed."""
 
-    def __init__(self, refused: Refused = nothing_refused) -> None:
-        super().__init__(refused=refused)
+    def __init__(self, settled: Settled = nothing_settled) -> None:
+        super().__init__(settled=settled)
         self._open: set[str] = set()
         self._cancelled: set[str] = set()
         try:

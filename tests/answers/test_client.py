@@ -26,7 +26,7 @@ from answers.asking import (
 from pydantic import ValidationError
 
 from quant_engine.answers.client import AnswerService
-from quant_engine.answers.messages import Turn
+from quant_engine.answers.messages import AnswerEvent, Turn
 from quant_engine.spec import sentence
 
 
@@ -344,7 +344,11 @@ def test_a_visitor_may_leave_while_the_model_is_loaded(shared):
 
 
 def test_a_side_that_can_not_be_answered_here_says_why_and_the_others_are_answered():
-    service = AnswerService(STAND_IN, refused=lambda request: {0: "Too large."} if request.model == "text" else {})
+    def settled(request):
+        event = AnswerEvent(request_id=request.request_id, side=0, kind="error", message="Too large.")
+        return {0: event} if request.model == "text" else {}
+
+    service = AnswerService(STAND_IN, settled=settled)
     assert [event.message for event in service.ask(request())] == ["Too large."]
     assert service._worker is None
     turn = Turn(question="Before?", answers=("", "Because."))

@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from leaderboard.conversation import Conversation, read_examples
+from leaderboard.conversation import Conversation
 from leaderboard.ui.answer_pane import first_sides, pane
 from leaderboard.ui.ask_columns import read_settings
+from quant_engine.answers.examples import read_examples
 from quant_engine.answers.messages import AskRequest
 from quant_engine.spec import QuantSetting, UserError
 

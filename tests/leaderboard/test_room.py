@@ -82,9 +82,9 @@ def test_a_question_is_refused_where_no_side_fits_and_else_the_sides_that_do_not
     monkeypatch.setattr(requests, "available", lambda card: True)
     machine(10e9)
     asked = requests.question(LARGE.id, "/tmp/a.png", "What?", [W4, W2], 64)
-    assert room.refused(asked) == {0: room.lack(LARGE)}
+    assert {side: event.message for side, event in room.settled(asked).items()} == {0: room.lack(LARGE)}
     machine(8e9)
-    assert list(room.refused(asked)) == [0, 1]
+    assert list(room.settled(asked)) == [0, 1]
     machine(6e9)
     with pytest.raises(UserError) as refusal:
         requests.question(LARGE.id, "/tmp/a.png", "What?", [W4, W2], 64)
@@ -97,7 +97,7 @@ def test_models_that_answer_now_make_room_and_what_is_not_known_is_not_refused(m
     assert room.lack(LARGE) == ""
     machine(None, device="cuda")
     assert room.lack(LARGE) == ""
-    assert not room.refused(AskRequest(model="/a/folder", question="What?", sides=(W4,)))
+    assert not room.settled(AskRequest(model="/a/folder", question="What?", sides=(W4,)))
 
 
 def test_a_gpu_says_what_is_free_and_a_machine_without_its_tool_nothing(monkeypatch):

@@ -10,9 +10,9 @@ import pytest
 from PIL import Image, ImageChops, ImageStat
 
 from leaderboard import requests, stress
-from leaderboard.conversation import read_examples
 from leaderboard.stress import STRESSES
 from leaderboard.ui.ask_tab import AskTab
+from quant_engine.answers.examples import read_examples
 from quant_engine.answers.messages import AnswerEvent
 
 PICTURE = read_examples()[0].picture
