@@ -1,9 +1,9 @@
 """Blind votes: which of two unnamed answers is the quantized one, in one SQLite file; and the rates that come of them.
 
-A vote is about one question: model, picture, words and setting. Those who vote are known by a salted digest of the
-page's session, and count once for each question, with their first vote. Words are stored where the voter says so, and
-pictures never. A rate is the share of votes that named the quantized answer. "Can't tell" counts as half a right vote,
-which is what a tossed coin would be right on average; 50% is chance.
+A vote is about one question: model, picture, words and setting. Those who vote are known by a salted digest of what
+their browser stores of the first vote's session, and count once for each question, with their first vote. Words are
+stored where the voter says so, and pictures never. A rate is the share of votes that named the quantized answer. "Can't
+tell" counts as half a right vote, which is what a tossed coin would be right on average; 50% is chance.
 
 The file has a rollback journal, not a write-ahead log as the run queue's: votes are rare, and other storage holds it.
 """
@@ -71,7 +71,7 @@ CREATE TABLE IF NOT EXISTS votes (
 
 @dataclass(frozen=True)
 class Ballot:
-    """A vote on a question. `picture` is what identifies the picture, `voter` the page's session; `keep_words` says
+    """A vote on a question. `picture` is what identifies the picture, `voter` who votes; `keep_words` says
     that the question may be stored in words."""
 
     voter: str

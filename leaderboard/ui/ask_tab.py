@@ -114,10 +114,13 @@ class AskTab:
         self.outputs = [self.picture.path, self.picture.frame, *self.question.outputs]
 
     def fill(self, asked: Asked) -> list[Any]:
-        """Updates of `outputs` that set the tab to a link. A link that asks nothing leaves it as it is."""
+        """Updates of `outputs` that set the tab to a link. A link that asks nothing leaves it as it is, and one that
+        names an example alone asks the example's question."""
         if asked == Asked():
             return [gr.skip()] * len(self.outputs)
-        return [*self.picture.fill(asked), *self.question.fill(asked)]
+        example = self.picture.example(asked)
+        question = asked.question or (example.question if example else "")
+        return [*self.picture.fill(asked), *self.question.fill(asked.model_copy(update={"question": question}))]
 
 
 class PicturePart:
@@ -148,10 +151,15 @@ class PicturePart:
 
     def fill(self, asked: Asked) -> list[Any]:
         """The example of a link. Without it the picture stays: a visitor's own is in no link."""
-        if asked.example is None or asked.example > len(self.examples):
+        example = self.example(asked)
+        if example is None:
             return [gr.skip(), gr.skip()]
-        example = self.examples[asked.example - 1]
         return [str(example.picture), picture_html(str(example.picture), example.answer)]
+
+    def example(self, asked: Asked) -> Example | None:
+        """The example that a link names, if it is there."""
+        is_there = asked.example is not None and asked.example <= len(self.examples)
+        return self.examples[asked.example - 1] if is_there else None
 
     def _accept(self, upload: Mapping[str, Any] | None, path: str | None) -> tuple:
         """Takes an uploaded picture, whose file is deleted; a refused one leaves the picture before it."""

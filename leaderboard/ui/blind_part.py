@@ -27,6 +27,8 @@ from quant_engine.methods import METHODS, resolve_setting
 from quant_engine.spec import QuantSetting, UserError
 
 BLIND_AT_ONCE = 8
+MOST_VOTER = 64
+"""Characters that say whose vote it is."""
 FIRST_SETTING = QuantSetting(method="rtn", w_bits=3, group_size=64)
 LETTERS = "AB"
 UNSURE = "unsure"
@@ -113,6 +115,7 @@ class BlindPart:
         """Lays out the part."""
         self.questions, self._votes = Questions(lab.answers), lab.votes
         self.blind = gr.State(None)
+        self.voter = gr.BrowserState(None, storage_key="lowbit-voter", secret="lowbit-voter")
         with gr.Accordion("Blind: can you tell the quantized answer?", open=False, elem_classes="more-options blind"):
             html(f'<p class="remark">{escape(_HELP)}</p>')
             with gr.Row(elem_classes="sweeping"):
@@ -148,8 +151,8 @@ class BlindPart:
                 **NO_PROGRESS,
             ).then(self._stand, self.blind, [self.keep, *buttons], **QUICK)
         self.stop.click(lambda blind: self.questions.stop(blind.request) if blind else None, self.blind, None, **QUICK)
-        outputs = [self.blind, self.problem, self.answers, self.keep]
-        self.answers.vote(self._vote, [self.blind, self.keep, *named], outputs, **QUICK)
+        outputs = [self.blind, self.problem, self.answers, self.keep, self.voter]
+        self.answers.vote(self._vote, [self.blind, self.keep, self.voter, *named], outputs, **QUICK)
 
     def _prepare_surprise(self, blind: Blind | None, model, picture, question, length, *_: Any) -> tuple:
         return self._begin(blind, model, picture, question, length, surprise, hidden=True)
@@ -209,30 +212,34 @@ class BlindPart:
             gr.update(visible=waiting),
         )
 
-    def _vote(self, event: gr.EventData, request: gr.Request, blind: Blind | None, keep: bool, *named: Any) -> tuple:
+    def _vote(
+        self, event: gr.EventData, request: gr.Request, blind: Blind | None, keep: bool, voter: Any, *named: Any
+    ) -> tuple:
         """Stores the vote, and then reveals the names. Where it can't be stored nothing is revealed: it can be cast
-        again."""
+        again. The browser stores as whose vote it was: the session in which the first one was cast."""
         if blind is None or not blind.open:
-            return gr.skip(), notice("Ask a question first, and wait for both answers."), gr.skip(), gr.skip()
+            return gr.skip(), notice("Ask a question first, and wait for both answers."), *[gr.skip()] * 3
         try:
             vote = pressed(event, "vote")
             verdict = blind.verdict(vote)
-            counted = self._count(blind, verdict, getattr(request, "session_hash", None), keep is True, named)
+            session = getattr(request, "session_hash", None)
+            voter = voter if session and isinstance(voter, str) and 0 < len(voter) <= MOST_VOTER else session
+            counted = self._count(blind, verdict, voter, keep is True, named)
         except UserError as refusal:
-            return gr.skip(), notice(str(refusal)), gr.skip(), gr.skip()
+            return gr.skip(), notice(str(refusal)), *[gr.skip()] * 3
         quantized = LETTERS[blind.order.index(1)]
         words = {"right": "Right", "wrong": "Not so", "unsure": "Now you know"}[verdict]
         blind = blind.revealed(f"{words}: {quantized} is {blind.setting.label}.", counted)
-        return blind, "", blind_html(blind), gr.update(visible=False)
+        return blind, "", blind_html(blind), gr.update(visible=False), voter
 
-    def _count(self, blind: Blind, verdict: Verdict, session: str | None, keep: bool, named: tuple) -> str:
+    def _count(self, blind: Blind, verdict: Verdict, voter: str | None, keep: bool, named: tuple) -> str:
         """Stores a vote if it is a blind one, and says in a sentence whether it counts and what the rate is now."""
-        if not session:
+        if not voter:
             raise UserError("A vote comes from a page that is open: reload the page, then ask again.")
         if blind.question in blind.known or any(is_about(asked, blind.request) for asked in named):
             return "Not counted: FP16's answer to this question was shown under its name before."
         model, setting = blind.request.model, blind.setting
-        ballot = Ballot(session, model, blind.picture, blind.request.question, setting, verdict, keep)
+        ballot = Ballot(voter, model, blind.picture, blind.request.question, setting, verdict, keep)
         words = "Counted." if self._votes.cast(ballot) else "Not counted: you have voted on this question before."
         rate = self._votes.rate(model, setting)
         if rate is None:

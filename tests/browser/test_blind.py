@@ -53,6 +53,11 @@ def test_a_blind_vote_is_stored_and_its_rate_stands_on_the_leaderboard(tmp_path,
             assert votes.execute("SELECT method, w_bits, verdict, words FROM votes").fetchall() == [
                 ("rtn", 3, "right", None)
             ]
+        page.goto(f"{lab.url}/?tab=ask&ask.example=1&ask.question=Which+bar%3F")
+        page.get_by_role("button", name="Blind: can you tell").press("Enter")
+        page.locator("#ask-blind").press("Enter")
+        page.locator("#blind article", has_text="A 3 bar").locator("[data-vote]").press("Enter")
+        expect(page.locator("#blind")).to_contain_text("Not counted: you have voted on this question before.")
         page.goto(f"{lab.url}/?model=Demo+LLaVA-NeXT")
         expect(page.locator("table.board td", has_text="100% of 1")).to_be_visible()
         assert "Traceback" not in lab.log.read_text()

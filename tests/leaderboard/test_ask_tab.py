@@ -155,3 +155,12 @@ def test_a_link_fills_the_tab_and_one_that_asks_nothing_leaves_it(asking):
     assert filled[tab.question.question] == "What?"
     assert filled[tab.picture.path].endswith("chart-1.png")
     assert len(tab.fill(Asked())) == len(tab.outputs)
+
+
+@pytest.mark.parametrize(("asked", "question"), [({"example": 2}, True), ({"example": 2, "question": "Why?"}, False)])
+def test_a_link_to_an_example_alone_asks_its_question(asking, asked, question):
+    tab, _, _ = asking
+    example = tab.picture.examples[1]
+    filled = dict(zip(tab.outputs, tab.fill(Asked(**asked)), strict=True))
+    assert filled[tab.question.question] == (example.question if question else "Why?")
+    assert filled[tab.picture.path] == str(example.picture)

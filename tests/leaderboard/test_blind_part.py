@@ -50,7 +50,7 @@ class Visitor:
 
     def __init__(self, part, picture: str, session: str):
         self.part, self.picture, self.session = part, picture, session
-        self.blind, self.problem, self.shown = None, "", ""
+        self.blind, self.problem, self.shown, self.voter = None, "", "", None
 
     def ask(self, question="What?", setting=("rtn", "3", None, "64"), until_finished=True) -> list[str]:
         """Asks, and gives what was shown while both answers were on their way."""
@@ -71,9 +71,9 @@ class Visitor:
 
     def vote(self, vote, keep=False, named=(None, None)) -> str:
         event, request = SimpleNamespace(_data={"vote": vote}), SimpleNamespace(session_hash=self.session)
-        blind, self.problem, shown, _ = self.part._vote(event, request, self.blind, keep, *named)
+        blind, self.problem, shown, _, voter = self.part._vote(event, request, self.blind, keep, self.voter, *named)
         if blind != gr.skip():
-            self.blind, self.shown = blind, shown
+            self.blind, self.shown, self.voter = blind, shown, voter
         return self.problem
 
     @property
@@ -189,6 +189,21 @@ def test_a_question_counts_once_and_not_after_fp16s_answer_was_seen(visitor, tab
     again.vote(again.wrong)
     assert "Not counted: you have voted on this question before." in again.shown
     assert (rate(box).votes, rate(box).right) == (2, 2)
+
+
+@pytest.mark.parametrize(
+    ("forged", "counted"), [(None, True), ("session a", False), ("", True), (3, True), ("x" * 65, True)]
+)
+def test_a_page_that_was_opened_anew_votes_as_its_browser_did_before(visitor, tab, box, forged, counted):
+    visitor.ask()
+    visitor.vote(visitor.right)
+    assert visitor.voter == "session a"
+    anew = Visitor(tab.blind, visitor.picture, "session b")
+    anew.voter = forged
+    anew.ask()
+    anew.vote(anew.right)
+    assert rate(box).votes == 1 + counted
+    assert anew.voter == ("session b" if counted else "session a")
 
 
 def test_a_question_that_was_answered_under_names_on_the_page_is_not_counted(visitor, box):
