@@ -206,9 +206,10 @@ def options(debug: Annotated[bool, typer.Option("--debug", help="Show where an e
 
 @app.command("list")
 def list_(
-    what: Annotated[str, typer.Argument(help="methods, models, tasks or runs")] = "methods", as_json: AsJson = False
+    what: Annotated[str, typer.Argument(help="methods, models, checkpoints, tasks or runs")] = "methods",
+    as_json: AsJson = False,
 ) -> None:
-    """Show what there is: methods, models, tasks, or the runs made so far."""
+    """Show what there is: methods, models, the study's checkpoints, tasks, or the runs made so far."""
     if what not in terminal.LISTS:
         raise UserError(f"There is no list of {what!r}; choose {', '.join(terminal.LISTS)}.")
     columns, rows = terminal.LISTS[what]()

@@ -17,6 +17,7 @@ from quant_engine import notation
 from quant_engine.evaluate import TASKS, reads_windows
 from quant_engine.methods import METHODS
 from quant_engine.models import catalog
+from quant_engine.models.releases import RELEASES
 from quant_engine.progress import Progress
 from quant_engine.runs import folder
 from quant_engine.spec import UserError
@@ -54,6 +55,11 @@ def _models() -> Rows:
     return ["model", "title", "type", "files", "note"], rows
 
 
+def _releases() -> Rows:
+    rows = [[release.repository, release.method, f"{release.w_bits:g}", release.taken_as] for release in RELEASES]
+    return ["on the hub", "method", "bits", "taken as"], rows
+
+
 def _tasks() -> Rows:
     rows = [[task.name, task.metric, "yes" if task.pictures else "no", task.help] for task in TASKS.values()]
     rows.append(["perplexity:FILE", "perplexity", "no", "Perplexity on a text file of your own; divergence:FILE too."])
@@ -75,7 +81,7 @@ def _runs() -> Rows:
     return ["run", "model", "setting", "results"], rows
 
 
-LISTS = {"methods": _methods, "models": _models, "tasks": _tasks, "runs": _runs}
+LISTS = {"methods": _methods, "models": _models, "checkpoints": _releases, "tasks": _tasks, "runs": _runs}
 
 
 def results_table(run: folder.RunFolder) -> Table:

@@ -15,6 +15,7 @@ from leaderboard.store import method_name
 from leaderboard.ui.theme import html
 from leaderboard.view import FIRST_MODEL
 from quant_engine.methods import METHODS, MethodCard
+from quant_engine.models.releases import releases_of
 from quant_engine.spec import UserError
 
 QUALITY = "wikitext2"
@@ -94,7 +95,12 @@ def facts(board: Board, standings: pd.DataFrame, card: MethodCard) -> str:
     link = f'<a href="{escape(card.url)}" rel="noreferrer">{escape(card.reference)}</a>'
     title = escape(method_name(card.name))
     see = f'<button type="button" data-method="{title}">See {title} on the leaderboard</button>'
-    return f"<dl>{rows}<div><dt>Paper</dt><dd>{link}</dd></div></dl>{see}"
+    released = "".join(
+        f'<div><dt>Study\'s weights</dt><dd><a href="{escape(release.url)}" rel="noreferrer">'
+        f"{escape(release.repository)}</a> ({escape(release.taken_as)})</dd></div>"
+        for release in releases_of(card.name)
+    )
+    return f"<dl>{rows}<div><dt>Paper</dt><dd>{link}</dd></div>{released}</dl>{see}"
 
 
 _JS = """

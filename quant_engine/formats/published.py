@@ -77,12 +77,17 @@ def find(source: PublishedCheckpoint) -> Published:
     """
     if source.location.endswith(GGUF):
         return _gguf(source)
-    folder, revision = _folder(source)
+    of_user = folders.named(source.location)
+    if of_user.is_dir():
+        folder, revision, how = *_folder(source, of_user), "give it as the --model"
+    else:
+        folder, revision = _configuration(source)
+        how = "download it, and give its folder as the --model"
     check.check_pointers(folder)
     config = check.read_json(folder / CONFIG)
     quantization = check.quantization_of(config) or _older(folder)
     if not quantization:
-        raise UserError(f"{source.location} is not quantized: give it as the --model.")
+        raise UserError(f"{source.location} is not quantized: {how}.")
     name = quantization.get("quant_method") if isinstance(quantization, dict) else None
     if not isinstance(name, str) or name.lower() not in FORMATS:
         raise UserError(f"{source.location} is quantized as {name!r}; what is read here is {', '.join(FORMATS)}.")
@@ -91,6 +96,9 @@ def find(source: PublishedCheckpoint) -> Published:
         raise UserError(f"{source.location} holds a {kind!r} model; only {' and '.join(FAMILIES)} models are read.")
     format = FORMATS[name.lower()]
     named, setting = PublishedCheckpoint(location=source.location, revision=revision), format.setting(quantization)
+    if not of_user.is_dir():
+        hub.snapshot(source.location, "model", revision, check.PATTERNS, title=source.location)
+        check.check_pointers(folder)
     return Published(named, folder, config, setting, FAMILIES[kind], format, quantization)
 
 
@@ -117,18 +125,20 @@ def _gguf(source: PublishedCheckpoint) -> Published:
     return Published(named, path.parent, gguf.config(file), gguf.setting(file), "llama", gguf=file)
 
 
-def _folder(source: PublishedCheckpoint) -> tuple[Path, str]:
+def _folder(source: PublishedCheckpoint, path: Path) -> tuple[Path, str]:
     """The folder with a checkpoint's files, and its revision."""
-    path = folders.named(source.location)
-    if path.is_dir():
-        revision = digest([_identity(file) for pattern in check.PATTERNS for file in sorted(path.glob(pattern))])
-        if source.revision not in (None, revision):
-            raise UserError(f"The checkpoint in {path} is revision {revision}, not {source.revision}: it has changed.")
-        return path.resolve(), revision
+    revision = digest([_identity(file) for pattern in check.PATTERNS for file in sorted(path.glob(pattern))])
+    if source.revision not in (None, revision):
+        raise UserError(f"The checkpoint in {path} is revision {revision}, not {source.revision}: it has changed.")
+    return path.resolve(), revision
+
+
+def _configuration(source: PublishedCheckpoint) -> tuple[Path, str]:
+    """The folder with what a repository of the hub says of its checkpoint, without the weights, and its commit."""
     if not _REPOSITORY.fullmatch(source.location):
         raise UserError(f"{quoted(source.location)} is no folder and no repository: give a path, or OWNER/NAME.")
     revision = hub.commit(source.location, "model", source.revision, title=source.location)
-    return hub.snapshot(source.location, "model", revision, check.PATTERNS, title=source.location), revision
+    return hub.snapshot(source.location, "model", revision, ["*.json", "README.md"], title=source.location), revision
 
 
 def _identity(file: Path) -> tuple[str | int, ...]:
