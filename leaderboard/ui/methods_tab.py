@@ -15,7 +15,7 @@ from leaderboard.store import method_name
 from leaderboard.ui.theme import html
 from leaderboard.view import FIRST_MODEL
 from quant_engine.methods import METHODS, MethodCard
-from quant_engine.models.releases import releases_of
+from quant_engine.models.releases import Release, releases_of
 from quant_engine.spec import UserError
 
 QUALITY = "wikitext2"
@@ -80,6 +80,11 @@ def formula_lines(formula: str) -> list[str]:
     return [line.strip() for line in lines]
 
 
+def form_of(release: Release) -> str:
+    """How the study's scripts take a release, where that is known, behind its name."""
+    return "" if release.taken_as == "unknown" else f" ({escape(release.taken_as)})"
+
+
 def facts(board: Board, standings: pd.DataFrame, card: MethodCard) -> str:
     """The facts about a method that stand below its formula."""
     group = "any group size, or per row" if card.grouped else "no groups to choose"
@@ -97,7 +102,7 @@ def facts(board: Board, standings: pd.DataFrame, card: MethodCard) -> str:
     see = f'<button type="button" data-method="{title}">See {title} on the leaderboard</button>'
     released = "".join(
         f'<div><dt>Study\'s weights</dt><dd><a href="{escape(release.url)}" rel="noreferrer">'
-        f"{escape(release.repository)}</a> ({escape(release.taken_as)})</dd></div>"
+        f"{escape(release.repository)}</a>{form_of(release)}</dd></div>"
         for release in releases_of(card.name)
     )
     return f"<dl>{rows}<div><dt>Paper</dt><dd>{link}</dd></div>{released}</dl>{see}"
