@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
@@ -22,6 +21,32 @@ from quant_engine.answers.compare import compare as compare_answers
 from quant_engine.answers.compare import read_settings, sweep_settings
 from quant_engine.answers.examples import read_examples
 from quant_engine.answers.messages import AskRequest
+from quant_engine.commands import queue, sweep
+from quant_engine.commands.options import (
+    ABits,
+    AsJson,
+    BaseModel,
+    Bits,
+    CalibrationSeed,
+    Device,
+    Dtype,
+    GroupSize,
+    Length,
+    Limit,
+    Method,
+    Model,
+    Option,
+    PublishedAt,
+    QuantizeDtype,
+    Revision,
+    Samples,
+    Seed,
+    Tasks,
+    Text,
+    Window,
+    console,
+    errors,
+)
 from quant_engine.evaluate import reads_windows, split_tasks
 from quant_engine.failures import exits_plainly
 from quant_engine.formats import published
@@ -30,7 +55,9 @@ from quant_engine.models.device import answering_device, check_device, default_d
 from quant_engine.progress import Hooks, Progress
 from quant_engine.runs import folder
 from quant_engine.runs.command import command
+from quant_engine.runs.queue import Queue
 from quant_engine.runs.resolve import WeightPlan, resolve, resolve_weights
+from quant_engine.runs.worker import run_claimed
 from quant_engine.spec import (
     Calibration,
     OptionValue,
@@ -41,9 +68,6 @@ from quant_engine.spec import (
     WeightSpec,
     clean_text,
 )
-
-console = Console()
-errors = Console(stderr=True)
 
 
 class _Commands(typer.core.TyperGroup):
@@ -78,70 +102,8 @@ app = typer.Typer(
     Results are folders under LOWBIT_RESULTS (default ~/.cache/low-bit-lab/results), which the page shows too.""",
 )
 
-Model = Annotated[
-    str, typer.Option("--model", "-m", help="A model's id (see [bold]list models[/bold]) or the path of its folder.")
-]
-BaseModel = Annotated[
-    str | None,
-    typer.Option(
-        "--model",
-        "-m",
-        help="A model's id (see [bold]list models[/bold]) or the path of its folder; with --checkpoint, the model that "
-        "it was made from, where it does not say so itself.",
-    ),
-]
-PublishedAt = Annotated[
-    str | None,
-    typer.Option(
-        "--checkpoint",
-        help="Weights that another program quantized (GPTQ, AWQ, compressed-tensors, bitsandbytes, GGUF): a folder or "
-        "a .gguf file, or OWNER/NAME or OWNER/NAME/FILE.gguf on the Hugging Face Hub.",
-    ),
-]
-Method = Annotated[str, typer.Option(help="fp16 (unquantized) or a method of [bold]list methods[/bold].")]
-Bits = Annotated[float, typer.Option("--bits", "-b", help="Weight bits, 1 to 8; 16 for fp16.")]
-ABits = Annotated[int, typer.Option(help="Activation bits; 16 leaves activations alone.")]
-GroupSize = Annotated[
-    int | None, typer.Option("--group-size", "-g", help="Weights that share a scale; without it, a whole row does.")
-]
-Option = Annotated[
-    list[str] | None, typer.Option("--option", "-o", help="A method's own option as NAME=VALUE, as often as needed.")
-]
-Text = Annotated[
-    str,
-    typer.Option(
-        "--calibration",
-        help="builtin, or the path of a text file; for a model that takes pictures also pictures (drawn, with "
-        "questions) or pictures:FOLDER (with a questions.jsonl).",
-    ),
-]
-Samples = Annotated[int, typer.Option(help="Calibration windows.")]
-Length = Annotated[int, typer.Option(help="Tokens of a calibration window.")]
-CalibrationSeed = Annotated[int, typer.Option(help="Which calibration windows are drawn.")]
-Tasks = Annotated[
-    str,
-    typer.Option(
-        "--tasks",
-        "-t",
-        help="Tasks with commas between (see [bold]list tasks[/bold]). A comma inside the path of perplexity:PATH is "
-        "part of the path, unless a task's name follows it.",
-    ),
-]
-Limit = Annotated[int | None, typer.Option(help="At most so many items of each task (windows, for perplexity).")]
-Window = Annotated[
-    int | None,
-    typer.Option(
-        help="Perplexity window in tokens; default 2048, 1024 for demo models, and never more than the model reads."
-    ),
-]
-Seed = Annotated[int, typer.Option(help="Seed of whatever a method draws at random.")]
-Dtype = Annotated[
-    str | None, typer.Option(help="What the model computes in: float32 (default on the CPU), bfloat16 or float16.")
-]
-QuantizeDtype = Annotated[str, typer.Option(help="What quantizing computes in, whatever the model then does.")]
-Device = Annotated[str | None, typer.Option(help="cpu or cuda; default cuda where there is one.")]
-Revision = Annotated[str | None, typer.Option(help="Commit or tag of a hub model.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+app.command("sweep")(sweep.sweep)
+app.add_typer(queue.app, name="queue")
 
 
 def _setting(method: str, bits: float, a_bits: int, group_size: int | None, options: list[str] | None) -> QuantSetting:
@@ -609,9 +571,6 @@ def _compare_answers(request: AskRequest, divergence: bool, as_json: bool) -> No
 
 def _do(spec: RunSpec, as_json: bool, context: typer.Context) -> None:
     """Runs under the queue's claim, so that a page and a terminal never do the same run twice at once."""
-    from quant_engine.runs.queue import Queue
-    from quant_engine.runs.worker import run_claimed
-
     if folder.exists(spec.run_id):
         errors.print("This run was made before; nothing is computed again.")
     else:

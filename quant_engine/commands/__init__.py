@@ -1,0 +1,1 @@
+"""Commands of `python -m quant_engine` that have a file of their own."""

@@ -1,0 +1,168 @@
+"""A sweep: the runs of all settings that methods, bits and groups make, of one or several models, as one job."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+
+from quant_engine.methods import METHODS, resolve_setting
+from quant_engine.models.catalog import model_card
+from quant_engine.models.device import default_device, default_dtype
+from quant_engine.runs.resolve import resolve
+from quant_engine.spec import (
+    Calibration,
+    Dtype,
+    Identifier,
+    QuantSetting,
+    RunSpec,
+    UserError,
+    WeightSpec,
+    quoted,
+    read_code,
+    sentence,
+)
+
+MOST_RUNS = 500
+_HINT = "write a line such as `methods: [rtn, gptq]` for each field."
+
+
+class Sweep(BaseModel):
+    """What is varied, and what all runs share. `settings` are codes such as gptq-4-g64, besides those that `methods`,
+    `bits` and `group_sizes` make (None: a whole row); a method that has no groups is taken once. `window` None is each
+    model's own."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    models: tuple[Identifier, ...]
+    methods: tuple[Identifier, ...] = ()
+    bits: tuple[float, ...] = ()
+    group_sizes: tuple[int | None, ...] = (None,)
+    settings: tuple[str, ...] = ()
+    tasks: tuple[Identifier, ...]
+    limit: int | None = Field(default=None, ge=1)
+    window: int | None = None
+    calibration: Calibration = Calibration()
+    seed: int = 0
+    dtype: Dtype | None = None
+    device: str | None = None
+
+    @field_validator("models", "methods", "bits", "group_sizes", "settings", "tasks", mode="before")
+    @classmethod
+    def _list(cls, value: object, about: ValidationInfo) -> object:
+        """A single value for a list of it, and a list in a text with commas."""
+        if isinstance(value, str):
+            value = [part.strip() for part in value.split(",") if part.strip()]
+        values = list(value) if isinstance(value, list | tuple) else [value]
+        if not values and about.field_name in ("models", "tasks"):
+            raise ValueError(f"Name at least one of {about.field_name}.")
+        if about.field_name in ("bits", "group_sizes"):
+            for number in values:
+                if not (number is None or isinstance(number, int | float) or _is_number(number)):
+                    raise ValueError(f"{about.field_name} are numbers such as 4, not {quoted(number)}.")
+        return values
+
+
+def _is_number(text: object) -> bool:
+    try:
+        float(str(text))
+    except ValueError:
+        return False
+    return True
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The runs of a sweep, resolved, each once; and why settings were left out, a sentence each."""
+
+    specs: tuple[RunSpec, ...]
+    left_out: tuple[str, ...]
+
+
+def read_sweep(file: Path) -> Sweep:
+    """The sweep that a YAML file describes. Raises UserError."""
+    try:
+        described = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{file} can't be read ({getattr(error, 'strerror', None) or 'it is no text'}).") from None
+    except yaml.YAMLError as error:
+        where = getattr(error, "problem_mark", None)
+        line = f" in line {where.line + 1}" if where else ""
+        raise UserError(
+            f"{file} is no YAML{line}: write a line such as `methods: [rtn, gptq]` for each field."
+        ) from None
+    if not isinstance(described, dict):
+        raise UserError(f"{file} describes no sweep: {_HINT}")
+    try:
+        return Sweep.model_validate(described)
+    except ValidationError as error:
+        raise UserError(f"{file}: {sentence(error)}") from None
+
+
+def settings_of(sweep: Sweep) -> tuple[list[QuantSetting], list[str]]:
+    """The resolved settings in the order of the sweep, each once, and a sentence for each that is not defined. Raises
+    UserError for a method that there is not, and for one without bits."""
+    settings: list[QuantSetting] = []
+    left_out: list[str] = []
+    for setting in (*_combined(sweep), *map(read_code, sweep.settings)):
+        try:
+            resolved = resolve_setting(setting)
+        except UserError as refusal:
+            left_out.append(str(refusal))
+            continue
+        if resolved not in settings:
+            settings.append(resolved)
+    return settings, left_out
+
+
+def _combined(sweep: Sweep) -> Iterator[QuantSetting]:
+    """What methods, bits and groups make."""
+    for method in sweep.methods:
+        if method == "fp16":
+            yield QuantSetting()
+            continue
+        if method not in METHODS:
+            raise UserError(f"There is no method {method!r}; the methods are: fp16, {', '.join(METHODS)}.")
+        if not sweep.bits:
+            raise UserError(f"The sweep names no bits for {method}: give some, or settings such as {method}-4.")
+        card = METHODS[method].card
+        a_bits = 16 if 16 in card.a_bits else card.a_bits[-1]
+        for bits, group in product(sweep.bits, sweep.group_sizes if card.grouped else (None,)):
+            try:
+                yield QuantSetting(method=method, w_bits=bits, a_bits=a_bits, group_size=group)
+            except ValidationError as error:
+                raise UserError(sentence(error)) from None
+
+
+def plan(sweep: Sweep) -> Plan:
+    """All runs of a sweep. Raises UserError where there is none, and for a model or task that can't be had."""
+    settings, left_out = settings_of(sweep)
+    if not settings:
+        raise UserError(left_out[0] if left_out else "The sweep names no setting: give methods and bits, or settings.")
+    if len(settings) * len(sweep.models) > MOST_RUNS:
+        raise UserError(f"A sweep has at most {MOST_RUNS} runs, not {len(settings) * len(sweep.models)}.")
+    device = sweep.device or default_device()
+    specs: dict[str, RunSpec] = {}
+    for model, setting in product(sweep.models, settings):
+        calibrated = setting.method in METHODS and METHODS[setting.method].card.calibrated
+        weights = WeightSpec(
+            model=model,
+            setting=setting,
+            calibration=sweep.calibration if calibrated else None,
+            seed=sweep.seed,
+        )
+        asked = RunSpec(
+            weights=weights,
+            tasks=sweep.tasks,
+            limit=sweep.limit,
+            window=sweep.window or model_card(model).window,
+            dtype=sweep.dtype or default_dtype(device),
+            device=device,
+        )
+        spec = resolve(asked).spec
+        specs[spec.run_id] = spec
+    return Plan(tuple(specs.values()), tuple(left_out))
