@@ -108,7 +108,7 @@ def run(
             device=device,
             dtype=default_dtype(device),
             tasks=tasks,
-            limit=_count(limit, "Items per task"),
+            limit=items(limit),
             window=_count(window, "Window") or model_card(model).window,
         )
     except ValidationError as error:
@@ -116,6 +116,11 @@ def run(
     resolved = resolve(spec).spec
     _check_here(resolved.weights.model)
     return resolved
+
+
+def items(limit: str | float | None) -> int | None:
+    """The most items of a task that the control shows; None for all. Raises UserError."""
+    return _count(limit, "Items per task")
 
 
 def calibration(source: str, samples: str | float | None, length: str | float | None) -> Calibration:

@@ -1,8 +1,9 @@
 """Every result in one tidy frame: the study's numbers and the run folders on this machine.
 
 The columns are the fields of `quant_engine.results.Result`; `conditions`, which two measured numbers must share to be
-comparable (item limit, window, the weights they start from); and a run's `window`, `dtype` and `device`. Run folders
-are read once and again when they change; one that cannot be read is named with the reason, and the rest shows.
+comparable (item limit, window, the weights they start from); and a run's `window`, `dtype`, `device`, the seconds that
+all of it took, and the tokens that it was calibrated on. Run folders are read once and again when they change; one that
+cannot be read is named with the reason, and the rest shows.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from quant_engine.spec import UserError, digest, published_title
 
 PAPER = folders.ASSETS / "paper" / "results.csv"
 NOTES = folders.ASSETS / "paper" / "notes.csv"
-COLUMNS = [*Result.model_fields, "conditions", "window", "dtype", "device"]
+COLUMNS = [*Result.model_fields, "conditions", "window", "dtype", "device", "run_s", "calibration_tokens"]
 PAPER_METHODS = (
     "FP16", "RTN", "GPTQ", "AWQ", "SliM-LLM", "QuIP", "DB-LLM", "PB-LLM", "BiLLM", "SmoothQuant", "OmniQuant",
     "I-LLM", "SpinQuant", "NormalFloat", "QLoRA", "IR-QLoRA",
@@ -171,6 +172,9 @@ def read_run(folder: Path) -> pd.DataFrame | Problem:
     frame["conditions"] = f"{run.spec.limit or 'all'} items, window {run.spec.window}, {run.spec.weights.revision}"
     frame["window"] = float(run.spec.window)
     frame["dtype"], frame["device"] = run.spec.dtype, run.spec.device
+    calibration, seconds = run.spec.weights.calibration, run.about.get("duration_s")
+    frame["run_s"] = float(seconds) if isinstance(seconds, int | float) else float("nan")
+    frame["calibration_tokens"] = float(calibration.samples * calibration.length if calibration else 0)
     frame["method"] = frame["method"].map(method_name)
     frame["model"] = frame["model"].map(model_name)
     return frame
@@ -229,7 +233,8 @@ def _tidy(frame: pd.DataFrame) -> pd.DataFrame:
     frame = frame.reindex(columns=COLUMNS)
     frame["a_bits"] = frame["a_bits"].fillna(16)
     for column in ("w_bits", "a_bits", "group_size", "stored_bits", "value", "standard_error", "items", "seed",
-                   "duration_s", "peak_memory_bytes", "window"):  # fmt: skip
+                   "duration_s", "peak_memory_bytes", "window", "run_s",
+                   "calibration_tokens"):  # fmt: skip
         frame[column] = pd.to_numeric(frame[column], errors="coerce").astype(float)
     return frame
 

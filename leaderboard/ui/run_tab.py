@@ -11,6 +11,7 @@ import gradio as gr
 from pydantic.fields import FieldInfo
 
 from leaderboard import requests
+from leaderboard.cost import cost
 from leaderboard.lab import Lab
 from leaderboard.ui import run_card, setting_picker
 from leaderboard.ui.notice import model_note, notice
@@ -100,7 +101,7 @@ class RunForm:
 
     def __init__(self, lab: Lab) -> None:
         """Lays out the form and connects it."""
-        self.hosted = lab.hosted
+        self.hosted, self._store = lab.hosted, lab.store
         model = next(iter(MODELS))
         self.model = gr.Dropdown(model_choices(), value=model, label="Model", filterable=False)
         self.remark = html(model_note(model))
@@ -117,6 +118,7 @@ class RunForm:
                 placeholder=str(MODELS[model].window),
                 max_lines=1,
             )
+        self.cost = html("", elem_id="run-cost", elem_classes="remark")
         self.token = gr.Textbox(label="Owner's token", type="password", visible=lab.hosted, max_lines=1)
         self.controls = [
             self.model, *self.picker, self.tasks, self.limit, *self.calibration, self.window, *self.options
@@ -148,6 +150,21 @@ class RunForm:
         self.model.input(self._fit_model, [self.model, self.tasks], [self.remark, self.tasks, self.window], **QUICK)
         method = self.picker.method
         method.input(self._fit_method, method, [self.calibration_column, *self.columns.values()], **QUICK)
+        counted = [self.model, *self.picker, self.tasks, self.limit, *self.calibration]
+        self.cost.value = self._cost(*(control.value for control in counted))
+        gr.on([control.change for control in counted], self._cost, counted, self.cost, **QUICK)
+
+    def _cost(self, model, method, bits, a_bits, group, tasks, limit, source, samples, length) -> str:
+        """What the run will take, in a sentence or two; nothing for what is no run yet."""
+        try:
+            setting = requests.setting(method, bits, group, a_bits=a_bits)
+            calibrated = method in METHODS and METHODS[method].card.calibrated
+            looked_at = requests.calibration(source, samples, length) if calibrated else None
+            items = requests.items(limit)
+        except UserError:
+            return ""
+        expected = cost(self._store.snapshot().frame, MODELS[model], setting, tasks or [], items, looked_at)
+        return f"<p>{escape(expected.words())}</p>"
 
     def _fit_model(self, model: str, tasks: list[str]) -> tuple:
         """What a model allows. Choices that it allows stay: a list that merely loses the focus asks this, too."""
