@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from html import escape
 from typing import Any, Literal, get_args, get_origin
@@ -17,7 +17,7 @@ from leaderboard.ui import run_card, setting_picker
 from leaderboard.ui.notice import model_note, notice
 from leaderboard.ui.pressed import pressed
 from leaderboard.ui.theme import QUICK, html, offer
-from quant_engine.evaluate import TASKS
+from quant_engine.evaluate import TASKS, Task
 from quant_engine.methods import METHODS
 from quant_engine.models.catalog import MODELS, available
 from quant_engine.runs import folder as run_folder
@@ -27,6 +27,13 @@ from quant_engine.spec import RunSpec, UserError
 LOG_LINES = 200
 RECENT = 12
 FIRST_TASKS = ["perplexity"]
+TASK_GROUPS: dict[str, Callable[[Task], bool]] = {
+    "Text": lambda task: not task.pictures and task.metric in ("perplexity", "KL divergence"),
+    "Multiple choice": lambda task: not task.pictures and task.metric == "accuracy",
+    "Pictures drawn by this project": lambda task: task.pictures and task.name.startswith("demo-"),
+    "Published sets of pictures": lambda task: task.pictures and not task.name.startswith("demo-"),
+}
+"""The tasks that are offered together, and what tells them: each task is in one of them."""
 _LOADING = '<div class="run empty">Looking at the queue …</div>'
 _PICK_JS = """
 element.addEventListener('click', (event) => {
@@ -44,10 +51,20 @@ def model_choices() -> list[tuple[str, str]]:
     return titles + [(f"{card.title} (to be downloaded)", card.id) for card in away]
 
 
-def task_choices(model: str) -> list[tuple[str, str]]:
-    """The tasks that a model can do."""
+def task_choices(model: str, group: str) -> list[tuple[str, str]]:
+    """The tasks of a group that a model can do."""
     tasks = [task for task in TASKS.values() if MODELS[model].pictures or not task.pictures]
-    return [(f"{task.title} ({task.metric})", task.name) for task in tasks]
+    return [(f"{task.title} ({task.metric})", task.name) for task in tasks if TASK_GROUPS[group](task)]
+
+
+def among(tasks: Sequence[str], choices: list[tuple[str, str]]) -> list[str]:
+    """Those of `tasks` that are offered."""
+    return [name for _, name in choices if name in tasks]
+
+
+def joined(groups: Sequence[list[str] | None]) -> list[str]:
+    """The tasks that are chosen in all groups."""
+    return [task for group in groups for task in group or []]
 
 
 def run_to_show(queue: Queue, run_id: str | None, runs: list[QueuedRun]) -> QueuedRun | None:
@@ -106,9 +123,8 @@ class RunForm:
         self.model = gr.Dropdown(model_choices(), value=model, label="Model", filterable=False)
         self.remark = html(model_note(model))
         self.picker = setting_picker.build(fp16=True)
-        self.tasks = gr.CheckboxGroup(
-            task_choices(model), value=FIRST_TASKS, label="Measure", elem_classes="pills", elem_id="tasks"
-        )
+        with gr.Column(elem_id="tasks"):
+            self.tasks = [self._task_group(model, group) for group in TASK_GROUPS]
         self.limit = gr.Textbox("8", label="Items per task (empty for all)", max_lines=1)
         with gr.Accordion("Calibration and method options", open=False, elem_classes="more-options"):
             self._lay_out_calibration()
@@ -121,9 +137,16 @@ class RunForm:
         self.cost = html("", elem_id="run-cost", elem_classes="remark")
         self.token = gr.Textbox(label="Owner's token", type="password", visible=lab.hosted, max_lines=1)
         self.controls = [
-            self.model, *self.picker, self.tasks, self.limit, *self.calibration, self.window, *self.options
+            self.model, *self.picker, *self.tasks, self.limit, *self.calibration, self.window, *self.options
         ]  # fmt: skip
         self._connect()
+
+    @staticmethod
+    def _task_group(model: str, group: str) -> gr.CheckboxGroup:
+        choices = task_choices(model, group)
+        return gr.CheckboxGroup(
+            choices, value=among(FIRST_TASKS, choices), label=group, visible=bool(choices), elem_classes="pills"
+        )
 
     def _lay_out_calibration(self) -> None:
         with gr.Column(visible=False) as self.calibration_column:
@@ -147,14 +170,14 @@ class RunForm:
 
     def _connect(self) -> None:
         """Lets the form follow the chosen model and method."""
-        self.model.input(self._fit_model, [self.model, self.tasks], [self.remark, self.tasks, self.window], **QUICK)
+        self.model.input(self._fit_model, [self.model, *self.tasks], [self.remark, *self.tasks, self.window], **QUICK)
         method = self.picker.method
         method.input(self._fit_method, method, [self.calibration_column, *self.columns.values()], **QUICK)
-        counted = [self.model, *self.picker, self.tasks, self.limit, *self.calibration]
+        counted = [self.model, *self.picker, self.limit, *self.calibration, *self.tasks]
         self.cost.value = self._cost(*(control.value for control in counted))
         gr.on([control.change for control in counted], self._cost, counted, self.cost, **QUICK)
 
-    def _cost(self, model, method, bits, a_bits, group, tasks, limit, source, samples, length) -> str:
+    def _cost(self, model, method, bits, a_bits, group, limit, source, samples, length, *tasks) -> str:
         """What the run will take, in a sentence or two; nothing for what is no run yet."""
         try:
             setting = requests.setting(method, bits, group, a_bits=a_bits)
@@ -163,27 +186,29 @@ class RunForm:
             items = requests.items(limit)
         except UserError:
             return ""
-        expected = cost(self._store.snapshot().frame, MODELS[model], setting, tasks or [], items, looked_at)
+        expected = cost(self._store.snapshot().frame, MODELS[model], setting, joined(tasks), items, looked_at)
         return f"<p>{escape(expected.words())}</p>"
 
-    def _fit_model(self, model: str, tasks: list[str]) -> tuple:
+    def _fit_model(self, model: str, *tasks: list[str]) -> tuple:
         """What a model allows. Choices that it allows stay: a list that merely loses the focus asks this, too."""
-        choices = task_choices(model)
-        names = {name for _, name in choices}
-        value = [task for task in tasks if task in names]
-        if tasks and not value:
-            value = FIRST_TASKS
-        return model_note(model), offer(choices, value, tasks), gr.update(placeholder=str(MODELS[model].window))
+        choices = [task_choices(model, group) for group in TASK_GROUPS]
+        values = [among(of_group, offered) for of_group, offered in zip(tasks, choices, strict=True)]
+        if joined(tasks) and not joined(values):
+            values = [among(FIRST_TASKS, offered) for offered in choices]
+        groups = [
+            offer(offered, value, before, visible=bool(offered))
+            for offered, value, before in zip(choices, values, tasks, strict=True)
+        ]
+        return model_note(model), *groups, gr.update(placeholder=str(MODELS[model].window))
 
     def _fit_method(self, method: str) -> list[dict]:
         """Shows what a method has a use for."""
         calibrated = method in METHODS and METHODS[method].card.calibrated
         return [gr.update(visible=calibrated), *[gr.update(visible=name == method) for name in self.columns]]
 
-    def read(
-        self, model, method, bits, a_bits, group, tasks, limit, source, samples, length, window, *options
-    ) -> RunSpec:
+    def read(self, model, method, bits, a_bits, group, *values) -> RunSpec:
         """The run that the controls describe. Raises UserError for one that the engine would refuse."""
+        tasks, (limit, source, samples, length, window, *options) = values[: len(self.tasks)], values[len(self.tasks) :]
         names = {name: list(method.Options.model_fields) for name, method in METHODS.items()}
         setting = requests.setting(
             method, bits, group, options_of(method, names, options), a_bits=a_bits, hosted=self.hosted
@@ -191,8 +216,13 @@ class RunForm:
         calibrated = method in METHODS and METHODS[method].card.calibrated
         calibration = requests.calibration(source, samples, length) if calibrated else None
         return requests.run(
-            model, setting, tasks, limit=limit, window=window, calibration=calibration, hosted=self.hosted
+            model, setting, joined(tasks), limit=limit, window=window, calibration=calibration, hosted=self.hosted
         )
+
+    @staticmethod
+    def _filled(model: str, group: str, tasks: Sequence[str]) -> dict:
+        choices = task_choices(model, group)
+        return gr.update(choices=choices, value=among(tasks, choices), visible=bool(choices))
 
     @property
     def outputs(self) -> list[gr.components.Component]:
@@ -206,7 +236,7 @@ class RunForm:
         return [
             weights.model,
             *setting_picker.fill(setting),
-            gr.update(choices=task_choices(weights.model), value=list(spec.tasks)),
+            *(self._filled(weights.model, group, spec.tasks) for group in TASK_GROUPS),
             "" if spec.limit is None else str(spec.limit),
             *(
                 [calibration.source, str(calibration.samples), str(calibration.length)]

@@ -6,7 +6,7 @@ from pydantic import BaseModel
 
 from leaderboard.ui import run_card
 from leaderboard.ui.answer_pane import Side, pane
-from leaderboard.ui.run_tab import option_control, options_of, run_to_show, task_choices
+from leaderboard.ui.run_tab import TASK_GROUPS, option_control, options_of, run_to_show, task_choices
 from quant_engine.answers.messages import AnswerEvent
 from quant_engine.evaluate import TASKS
 from quant_engine.methods import METHODS
@@ -94,11 +94,15 @@ def test_options_are_those_of_the_chosen_method():
 
 
 def test_a_text_model_is_offered_no_picture_tasks():
-    names = [name for _, name in task_choices("demo-llm")]
+    names = [name for group in TASK_GROUPS for _, name in task_choices("demo-llm", group)]
     assert names[0] == "perplexity"
     assert {"wikitext2", "piqa", "mmlu"} <= set(names)
     assert not any(TASKS[name].pictures for name in names)
-    assert {"demo-mmbench", "chartqa"} <= {name for _, name in task_choices("demo")}
+
+
+def test_every_task_is_in_one_group():
+    names = [name for group in TASK_GROUPS for _, name in task_choices("demo", group)]
+    assert sorted(names) == sorted(TASKS)
 
 
 RTN = QuantSetting(method="rtn", w_bits=4, group_size=64)
