@@ -15,8 +15,8 @@ from transformers.initialization import no_init_weights
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from quant_engine.models.catalog import ModelCard
-from quant_engine.models.check import read_json, reason
-from quant_engine.spec import UserError
+from quant_engine.models.check import StoredTensor, read_json, reason
+from quant_engine.spec import UserError, quoted
 
 LINEARS = (
     "self_attn.q_proj",
@@ -31,6 +31,11 @@ LINEARS = (
 
 SEQUENTIAL_SETS = (LINEARS[:3], LINEARS[3:4], LINEARS[4:6], LINEARS[6:])
 """The linears of a decoder block in the order in which it uses them; those of a set share their input."""
+
+_SIZES = ("hidden_size", "intermediate_size", "vocab_size", "head_dim", "num_attention_heads", "num_key_value_heads")
+_SIZES += ("image_size", "patch_size")
+"""Fields of a config.json that are dimensions of tensors, or no larger than these."""
+_FAR = 16
 
 _CLASSES = {"llama": LlamaForCausalLM, "llava_next": LlavaNextForConditionalGeneration}
 _WRONG_TYPE = re.compile(r"Field '(?P<field>\w+)' expected (?P<type>\w+), got \w+ \(value: (?P<value>.*?)\)")
@@ -56,10 +61,35 @@ def empty_model(card: ModelCard, folder: Path, dtype: torch.dtype) -> nn.Module:
     except UserError:
         raise
     except Exception as error:  # whatever transformers raises at a field that makes no sense
-        raise UserError(f"{path} makes no model: {_wrong_field(path, error)}") from None
+        why = _wrong_field(path, error).removesuffix(".")
+        raise UserError(f"{path} makes no model ({why}): correct that file, or fetch it again.") from None
     _check_blocks(path, text_config, model.get_decoder().layers)
     model.generation_config.eos_token_id = _end_tokens(folder) or model.generation_config.eos_token_id
     return model.requires_grad_(False).eval()
+
+
+def check_sizes(folder: Path, stored: Mapping[str, StoredTensor]) -> None:
+    """Raises UserError if the config.json of a folder describes a model that is far larger than its tensors, which are
+    `stored`: before anything is built, of which a size may be any number."""
+    path = folder / "config.json"
+    config = read_json(path)
+    dimensions = [size for tensor in stored.values() if 0 not in tensor.shape for size in tensor.shape]
+    largest = _FAR * max(dimensions, default=0)  # what is closer is built, and held against each tensor
+    most = dict.fromkeys(_SIZES, largest) | {"num_hidden_layers": len(stored)}
+    for part in (config, config.get("text_config"), config.get("vision_config")):
+        for name, limit in most.items() if isinstance(part, dict) else ():
+            value = part.get(name)
+            if isinstance(value, int | float) and value > limit:
+                raise UserError(
+                    f"{path} says {name} {quoted(value)}, which is more than the tensors in its files have: correct "
+                    "that file, or fetch it again."
+                )
+        image, patch = (part.get(name) for name in ("image_size", "patch_size")) if isinstance(part, dict) else (0, 0)
+        if type(image) is int and type(patch) is int and patch > 0 and (image // patch) ** 2 > largest:
+            raise UserError(
+                f"{path} says image_size {image} and patch_size {patch}, and no tensor has that many positions: "
+                "correct that file, or fetch it again."
+            )
 
 
 def _end_tokens(folder: Path) -> list[int]:

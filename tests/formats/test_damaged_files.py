@@ -25,7 +25,7 @@ CONFIGURATIONS = {
     "gptq": {"quant_method": "gptq", "bits": 4, "group_size": 16},
     "awq": {"quant_method": "awq", "bits": 4, "group_size": 16, "version": "gemm"},
     "compressed-tensors": {"quant_method": "compressed-tensors", "config_groups": {"group_0": PACKED}},
-    "bitsandbytes": {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"},
+    "bitsandbytes": {"quant_method": "bitsandbytes", "bnb_4bit_quant_type": "nf4"},
 }
 MAKE = {
     "gptq": lambda n, r, c: plain.gptq(r, c, 4, 16, act_order=True, seed=n),
