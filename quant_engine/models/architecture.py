@@ -35,6 +35,8 @@ SEQUENTIAL_SETS = (LINEARS[:3], LINEARS[3:4], LINEARS[4:6], LINEARS[6:])
 _SIZES = ("hidden_size", "intermediate_size", "vocab_size", "head_dim", "num_attention_heads", "num_key_value_heads")
 _SIZES += ("image_size", "patch_size")
 """Fields of a config.json that are dimensions of tensors, or no larger than these."""
+_CLIP = {"image_size": 224, "patch_size": 32}
+"""What a vision tower has that doesn't say it."""
 _FAR = 16
 
 _CLASSES = {"llama": LlamaForCausalLM, "llava_next": LlavaNextForConditionalGeneration}
@@ -84,12 +86,13 @@ def check_sizes(folder: Path, stored: Mapping[str, StoredTensor]) -> None:
                     f"{path} says {name} {quoted(value)}, which is more than the tensors in its files have: correct "
                     "that file, or fetch it again."
                 )
-        image, patch = (part.get(name) for name in ("image_size", "patch_size")) if isinstance(part, dict) else (0, 0)
-        if type(image) is int and type(patch) is int and patch > 0 and (image // patch) ** 2 > largest:
-            raise UserError(
-                f"{path} says image_size {image} and patch_size {patch}, and no tensor has that many positions: "
-                "correct that file, or fetch it again."
-            )
+    vision = config.get("vision_config")
+    image, patch = (vision.get(name, size) for name, size in _CLIP.items()) if isinstance(vision, dict) else (0, 1)
+    if type(image) is int and type(patch) is int and patch > 0 and (image // patch) ** 2 > largest:
+        raise UserError(
+            f"{path} says image_size {image} and patch_size {patch}, and no tensor has that many positions: correct "
+            "that file, or fetch it again."
+        )
 
 
 def _end_tokens(folder: Path) -> list[int]:

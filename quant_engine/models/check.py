@@ -162,9 +162,10 @@ def weight_files(folder: Path) -> list[str]:
     weight_map = read_json(folder / INDEX).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise UserError(f"{folder / INDEX} has no weight_map from tensors to files: fetch that file again.")
-    elsewhere = next((file for file in weight_map.values() if not _is_file_name(file)), None)
-    if elsewhere is not None:
-        raise UserError(f"{folder / INDEX} names {quoted(elsewhere)}, which is no file of its folder: fetch it again.")
+    elsewhere = [file for file in weight_map.values() if not _is_file_name(file)]
+    if elsewhere:
+        name = quoted(elsewhere[0])
+        raise UserError(f"{folder / INDEX} names {name}, which is no file of its folder: fetch that file again.")
     files = sorted(set(weight_map.values()))
     missing = [file for file in files if not (folder / file).is_file()]
     if missing:
