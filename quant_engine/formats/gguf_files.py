@@ -20,6 +20,8 @@ from quant_engine.weights.form import StoredWeight
 from quant_engine.weights.packing import parts
 
 _DENSE = {"f32": ("F32", torch.float32), "f16": ("F16", torch.float16), "bf16": ("BF16", torch.bfloat16)}
+_MOST_ITEMS, _FEW_ITEMS = 16, 1000
+"""Items of all lists for each token, where a type, a score and two or three merges are usual; and some for the rest."""
 _EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
@@ -140,6 +142,9 @@ def _check_tokenizer(file: GgufFile) -> None:
     rows = file.tensors["token_embd.weight"].shape[0]
     if not isinstance(tokens, list) or not tokens or len(tokens) > rows or not all(isinstance(t, str) for t in tokens):
         raise UserError(f"{file.path} has no tokens for its {rows} embeddings: give a file with its tokenizer.")
+    items = sum(len(value) for value in file.fields.values() if isinstance(value, list))
+    if items > _MOST_ITEMS * len(tokens) + _FEW_ITEMS:  # transformers takes some 300 bytes for each
+        raise UserError(f"{file.path} has lists of {items:,} items for its {len(tokens)} tokens: fetch it again.")
     for name in ("scores", "token_type"):
         listed = file.fields.get(f"tokenizer.ggml.{name}")
         if listed is not None and (not isinstance(listed, list) or len(listed) != len(tokens)):

@@ -42,7 +42,7 @@ _VERSIONS = (2, 3)
 _MOST_DIMENSIONS = 4
 _LONGEST_NAME = 100
 """Bytes of a tensor's name; llama.cpp has room for 64."""
-LONGEST_HEADER, MOST_ITEMS = 2**26, 2**22
+LONGEST_HEADER, MOST_ITEMS = 2**26, 2**21
 """Bytes of a header, and items of all its lists: several times those of the largest vocabulary, and little memory."""
 
 

@@ -16,7 +16,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from quant_engine.models.catalog import ModelCard
 from quant_engine.models.check import StoredTensor, read_json, reason
-from quant_engine.spec import UserError, quoted
+from quant_engine.spec import MOST_QUOTED, UserError, quoted
 
 LINEARS = (
     "self_attn.q_proj",
@@ -101,7 +101,10 @@ def _end_tokens(folder: Path) -> list[int]:
     stated = read_json(path).get("eos_token_id") if path.exists() else None
     tokens = stated if isinstance(stated, list) else [] if stated is None else [stated]
     if not all(isinstance(token, int) for token in tokens):
-        raise UserError(f"{path} has the eos_token_id {stated!r}, where a number or a list of numbers belongs.")
+        raise UserError(
+            f"{path} has the eos_token_id {quoted(stated)}, where a number or a list of numbers belongs: correct that "
+            "file, or fetch it again."
+        )
     return tokens
 
 
@@ -110,9 +113,12 @@ def _check_rotary(path: Path, settings: Mapping[str, Any]) -> None:
     for name, value in settings.items():
         if name in ("rope_type", "type"):
             if value not in known:
-                raise UserError(f"{path} has the {name} {value!r}; those that are known are: {', '.join(known)}.")
+                raise UserError(f"{path} has the {name} {quoted(value)}; those that are known are: {', '.join(known)}.")
         elif not all(isinstance(number, int | float) for number in (value if isinstance(value, list) else [value])):
-            raise UserError(f"{path} has {name} {value!r} among its rotary settings, where a number belongs.")
+            raise UserError(
+                f"{path} has {name} {quoted(value)} among its rotary settings, where a number belongs: correct that "
+                "file, or fetch it again."
+            )
 
 
 def _check_blocks(path: Path, config: Any, blocks: nn.ModuleList) -> None:
@@ -135,11 +141,13 @@ def _wrong_field(path: Path, error: Exception) -> str:
     """The field of config.json that transformers stumbled on, in a sentence, as far as its error says."""
     typed = _WRONG_TYPE.search(str(error))
     if typed:
-        return f"{typed['field']} is {typed['value']}, and should be of type {typed['type']}."
+        value = typed["value"]
+        value = value if len(value) <= MOST_QUOTED else f"{value[:MOST_QUOTED]} …"
+        return f"{typed['field']} is {value}, and should be of type {typed['type']}."
     if isinstance(error, KeyError):  # a name that is looked up, such as that of an activation
         config = read_json(path)
         fields = [name for part in (config, *config.values()) if isinstance(part, dict) for name in part]
         values = [part[name] for part in (config, *config.values()) if isinstance(part, dict) for name in part]
         named = [name for name, value in zip(fields, values, strict=True) if value == error.args[0]]
-        return f"there is no {error}" + (f", which {' or '.join(dict.fromkeys(named))} says." if named else ".")
+        return f"there is no {quoted(error.args[0])}" + (f", which {' or '.join(dict.fromkeys(named))} says." if named else ".")
     return reason(error)
