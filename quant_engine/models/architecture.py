@@ -149,5 +149,6 @@ def _wrong_field(path: Path, error: Exception) -> str:
         fields = [name for part in (config, *config.values()) if isinstance(part, dict) for name in part]
         values = [part[name] for part in (config, *config.values()) if isinstance(part, dict) for name in part]
         named = [name for name, value in zip(fields, values, strict=True) if value == error.args[0]]
-        return f"there is no {quoted(error.args[0])}" + (f", which {' or '.join(dict.fromkeys(named))} says." if named else ".")
+        says = f", which {' or '.join(dict.fromkeys(named))} says." if named else "."
+        return f"there is no {quoted(error.args[0])}{says}"
     return reason(error)

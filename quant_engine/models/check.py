@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import re
 import stat
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -186,8 +187,12 @@ def _header(folder: Path, file: str) -> dict[str, StoredTensor]:
         with safetensors.safe_open(folder / file, "np") as opened:
             slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118 - no mapping
             tensors = {name: StoredTensor(file, s.get_dtype(), tuple(s.get_shape())) for name, s in slices.items()}
+        names = _names(folder / file)
     except (OSError, ValueError, safetensors.SafetensorError):
         raise UserError(f"The weights file {folder / file} is cut off or damaged: fetch that file again.") from None
+    twice = next((name for name, times in Counter(names).items() if times > 1), None)
+    if twice is not None:
+        raise UserError(f"The weights file {folder / file} holds {quoted(twice)} twice: fetch that file again.")
     for name, tensor in tensors.items():
         if not name or not name.isprintable() or len(name) > LONGEST_NAME or len(tensor.shape) > MOST_DIMENSIONS:
             raise UserError(
@@ -195,6 +200,13 @@ def _header(folder: Path, file: str) -> dict[str, StoredTensor]:
                 "dimensions): fetch that file again."
             )
     return tensors
+
+
+def _names(path: Path) -> list[str]:
+    """The names in the header of a file that safetensors has read: of a name that is there twice it takes the last."""
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        return [name for name, _ in json.loads(file.read(size).decode(), object_pairs_hook=list)]
 
 
 def reason(error: Exception) -> str:

@@ -160,7 +160,13 @@ def too_many(tensors, chance):
 
 
 def twice(tensors, chance):
-    tensors.insert(chance.randrange(len(tensors)), replace(chance.choice(tensors)))
+    """A name stands there twice, for data of its own or the same."""
+    tensor = chance.choice(tensors)
+    if isinstance(tensor.dtype, int) or chance.random() < 0.5:
+        tensors.insert(chance.randrange(len(tensors)), replace(tensor))
+        return
+    start = sum(len(other.data) for other in tensors[: tensors.index(tensor)])
+    tensors.append(replace(tensor, data=b"", start=start, end=start + len(tensor.data)))
 
 
 def not_finite(tensors, chance):

@@ -32,7 +32,7 @@ SLOWEST_S = 30
 LONGEST_SENTENCE = 500
 PACKED = {"weights": {"num_bits": 4, "type": "int", "strategy": "group", "group_size": 16}, "input_activations": None}
 CONFIGURATIONS = {
-    "gptq": {"quant_method": "gptq", "bits": 4, "group_size": 16},
+    "gptq": {"quant_method": "gptq", "bits": 4, "group_size": 16, "desc_act": True},
     "awq": {"quant_method": "awq", "bits": 4, "group_size": 16, "version": "gemm"},
     "compressed-tensors": {"quant_method": "compressed-tensors", "config_groups": {"group_0": PACKED}},
     "bitsandbytes": {"quant_method": "bitsandbytes", "bnb_4bit_quant_type": "nf4"},
