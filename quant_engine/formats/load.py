@@ -34,8 +34,8 @@ def skeleton_of(published: Published, card: ModelCard, dtype: str, device: str) 
         return Skeleton(card, folder, getattr(torch, dtype), device, files=files, in_halves=True)
     except UserError as error:  # of the folder that was written for transformers: it says what the file does
         words = str(error).replace(str(folder / CONFIG), path).replace(str(folder), path)
-        problem = words.replace("its config.json", "its metadata").rpartition(": ")[0]
-        raise UserError(f"{problem}: fetch it again, or give another file.") from None
+        words = words.replace("its config.json", "its metadata").removesuffix(".")
+        raise UserError(f"{words.rpartition(': ')[0] or words}: fetch it again, or give another file.") from None
 
 
 def load_published(published: Published, card: ModelCard, dtype: str, device: str) -> Loaded:

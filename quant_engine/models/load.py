@@ -143,7 +143,10 @@ class Skeleton:
         for file_name, stored in self._files.stored.items():
             name, _ = rename_source_key(file_name, renamings, [], self.model.base_model_prefix, parameters)
             if name in names:
-                raise UserError(f"The weights in {self.folder} hold {name} twice, as {names[name]} and {file_name}.")
+                raise UserError(
+                    f"The weights in {self.folder} hold {name} twice, as {names[name]} and {file_name}: fetch the model "
+                    "again."
+                )
             if name in parameters:
                 names[name] = file_name
             elif not unread.search(file_name):

@@ -26,8 +26,8 @@ from quant_engine.spec import PublishedCheckpoint, UserError
 
 DAMAGED = int(os.environ.get("DAMAGED", "24"))
 """Files of each format that the suite damages, in each way in turn; DAMAGED=500 takes a minute."""
-SPARE_BYTES = 2**30
-"""What reading a file of some 100 kB may take of address space: libraries load code and start threads."""
+SPARE_BYTES = 2**28
+"""What reading a file of some 100 kB may take of address space once another was read: a few threads' worth."""
 SLOWEST_S = 30
 LONGEST_SENTENCE = 500
 PACKED = {"weights": {"num_bits": 4, "type": "int", "strategy": "group", "group_size": 16}, "input_activations": None}
@@ -62,8 +62,11 @@ def checkpoints(tiny_models, tmp_path_factory):
 
 
 @pytest.fixture
-def bounded_memory():
-    """Address space that is not much more than what is taken now: a size that a file invents is then not to be had."""
+def bounded_memory(checkpoints, tiny_models, lab):
+    """Address space that is not much more than what whole files took: a size that a file invents is then not to be
+    had."""
+    for file in checkpoints.values():
+        load(file.parent, file, model_card(str(tiny_models / "llama")))
     taken = psutil.Process().memory_info().vms
     limits = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (taken + SPARE_BYTES, limits[1]))
@@ -72,12 +75,11 @@ def bounded_memory():
 
 
 def load(folder, file, card):
-    """The checkpoint's model, after a step through it."""
+    """Reads a checkpoint and takes a step through its model."""
     source = PublishedCheckpoint(location=str(folder / file.name if file.suffix == ".gguf" else folder))
     loaded = load_published(published.find(source), card, "float32", "cpu")
     with torch.inference_mode():
         loaded.model(input_ids=torch.arange(4, 8)[None])
-    return loaded
 
 
 def refusal(folder, file, card):
