@@ -144,8 +144,8 @@ class Skeleton:
             name, _ = rename_source_key(file_name, renamings, [], self.model.base_model_prefix, parameters)
             if name in names:
                 raise UserError(
-                    f"The weights in {self.folder} hold {name} twice, as {names[name]} and {file_name}: fetch the model "
-                    "again."
+                    f"The weights in {self.folder} hold {name} twice, as {names[name]} and {file_name}: fetch the "
+                    "model again."
                 )
             if name in parameters:
                 names[name] = file_name
