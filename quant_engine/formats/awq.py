@@ -27,7 +27,7 @@ from quant_engine.formats.contract import (
 )
 from quant_engine.formats.gptq import SCALE_TYPES, half
 from quant_engine.models.check import StoredTensor
-from quant_engine.spec import QuantSetting, UserError
+from quant_engine.spec import QuantSetting, quoted
 
 torch = deferred("torch")
 grouped = deferred("quant_engine.weights.grouped")
@@ -48,9 +48,9 @@ GEMM, GEMV = "gemm", "gemv"
 def setting(quantization: Quantization) -> QuantSetting:
     bits, layout = whole_number(quantization, "bits", "w_bit"), _layout(quantization)
     if bits != BITS:
-        raise UserError(f"The AWQ checkpoint has {bits!r} bits; only {BITS} are read.")
+        raise LayoutError(f"has {quoted(bits)} bits; only {BITS} are read")
     if layout not in (GEMM, GEMV):
-        raise UserError(f"The AWQ checkpoint has the layout {layout!r}; those that are read are {GEMM} and {GEMV}.")
+        raise LayoutError(f"has the layout {quoted(layout)}; those that are read are {GEMM} and {GEMV}")
     group = whole_number(quantization, "group_size", "q_group_size")
     return QuantSetting(
         method=f"awq:{writer(quantization)}", w_bits=BITS, group_size=group if group and group > 0 else None
@@ -63,6 +63,14 @@ def _layout(quantization: Quantization) -> str:
 
 
 def shape(tensors: Mapping[str, StoredTensor], quantization: Quantization) -> tuple[int, int]:
+    rows, columns = _shape(tensors, quantization)
+    group = _group(columns, quantization)
+    if columns % group:
+        raise LayoutError(f"groups of {group} columns, as config.json says, don't divide its {columns}")
+    return rows, columns
+
+
+def _shape(tensors: Mapping[str, StoredTensor], quantization: Quantization) -> tuple[int, int]:
     check_types(tensors, {"qweight": ("I32",), "qzeros": ("I32",), "scales": SCALE_TYPES})
     if any(len(tensor.shape) != 2 for tensor in tensors.values()):
         raise LayoutError("qweight, qzeros and scales should have two dimensions")

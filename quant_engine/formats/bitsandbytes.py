@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 from quant_engine.deferred import deferred
 from quant_engine.formats.contract import Format, LayoutError, Quantization, ReadTensor, check_shape, check_types
 from quant_engine.models.check import StoredTensor
-from quant_engine.spec import QuantSetting, UserError
+from quant_engine.spec import QuantSetting, quoted
 
 torch = deferred("torch")
 codebook = deferred("quant_engine.weights.codebook")
@@ -53,19 +53,31 @@ _TYPES = {
 
 
 def setting(quantization: Quantization) -> QuantSetting:
-    if quantization.get("load_in_8bit") or quantization.get("_load_in_8bit"):
+    if _in_8_bits(quantization):
         return QuantSetting(method=f"{NAME}:int8", w_bits=8, a_bits=8)
     kind = quantization.get("bnb_4bit_quant_type", FP4)
     if kind not in (NF4, FP4):
-        raise UserError(f"The {NAME} checkpoint has levels of the type {kind!r}; those that are read are nf4 and fp4.")
+        raise LayoutError(f"has levels of the type {quoted(kind)}; those that are read are {NF4} and {FP4}")
     return QuantSetting(method=f"{NAME}:{kind}", w_bits=4, group_size=BLOCK)
+
+
+def _in_8_bits(quantization: Quantization) -> bool:
+    return bool(quantization.get("load_in_8bit") or quantization.get("_load_in_8bit"))
 
 
 def shape(tensors: Mapping[str, StoredTensor], quantization: Quantization) -> tuple[int, int]:
     check_types(tensors, _TYPES)
+    bytes_stated, four_bits_stated = _in_8_bits(quantization), quantization.get("load_in_4bit") is True
     if "SCB" in tensors:
+        if four_bits_stated and not bytes_stated:
+            raise LayoutError("it holds 8-bit integers (SCB), and config.json says load_in_4bit")
         return _shape_of_int8(tensors)
+    if bytes_stated and not four_bits_stated:
+        raise LayoutError("SCB is missing, and config.json says load_in_8bit")
     state = _state(tensors)
+    stated = quantization.get("bnb_4bit_quant_type", state["kind"])
+    if stated != state["kind"]:
+        raise LayoutError(f"its quant_state is of the type {state['kind']}, and config.json says {quoted(stated)}")
     rows, columns = state["shape"]
     blocks = -(-rows * columns // state["blocksize"])
     shapes = {"weight": (-(-rows * columns // 2), 1), "weight.absmax": (blocks,), "weight.quant_map": (16,)}
@@ -97,18 +109,22 @@ def _state(tensors: Mapping[str, StoredTensor | torch.Tensor]) -> dict[str, Any]
     kind, stored = found[0]
     values = stored.values if isinstance(stored, ReadTensor) else stored
     try:
-        state = json.loads(bytes(values.tolist()).decode())
+        state = json.loads(bytes(values.flatten().tolist()).decode())
     except (AttributeError, ValueError, RecursionError):  # too large to be read, or no JSON
         state = None
     if not isinstance(state, dict):
         raise LayoutError("its quant_state is no JSON object")
+    if state.get("quant_type", kind) != kind:
+        raise LayoutError(f"its quant_state says the type {quoted(state['quant_type'])}, and its name {kind}")
     size, block = state.get("shape"), state.get("blocksize")
     whole = isinstance(size, list) and len(size) == 2 and all(type(n) is int and 0 < n < 2**31 for n in size)
     if not whole or type(block) is not int or not 0 < block < 2**31:
-        raise LayoutError(f"its quant_state has the shape {size!r} and the blocksize {block!r}")
+        raise LayoutError(f"its quant_state has the shape {quoted(size)} and the blocksize {quoted(block)}")
     nested = state.get("nested_blocksize", NESTED_BLOCK), state.get("nested_offset", 0.0)
     if nested[0] != NESTED_BLOCK or type(nested[1]) not in (int, float) or not abs(nested[1]) < 1e30:
-        raise LayoutError(f"its quant_state has the nested_blocksize {nested[0]!r} and the nested_offset {nested[1]!r}")
+        raise LayoutError(
+            f"its quant_state has the nested_blocksize {quoted(nested[0])} and the nested_offset {quoted(nested[1])}"
+        )
     return {"kind": kind, "shape": tuple(size), "blocksize": block, "offset": float(nested[1])}
 
 

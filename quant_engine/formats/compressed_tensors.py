@@ -32,7 +32,7 @@ from quant_engine.formats.contract import (
 )
 from quant_engine.formats.gptq import SCALE_TYPES, columns_of, half
 from quant_engine.models.check import StoredTensor
-from quant_engine.spec import QuantSetting, UserError
+from quant_engine.spec import QuantSetting, quoted
 from quant_engine.weights.packing import words_per_row
 
 torch = deferred("torch")
@@ -66,15 +66,13 @@ def setting(quantization: Quantization) -> QuantSetting:
     schemes = _schemes(quantization)
     stated = quantization.get("format")
     if stated not in (None, *FORMATS):
-        raise UserError(
-            f"The {NAME} checkpoint has the format {stated!r}; those that are read are {', '.join(FORMATS)}."
-        )
+        raise LayoutError(f"has the format {quoted(stated)}; those that are read are {', '.join(FORMATS)}")
     weights = _weights(schemes[0])
     kind, bits = weights.get("type"), weights.get("num_bits")
     if (kind, bits) not in [*(("int", bits) for bits in BITS), ("float", 8)]:
-        raise UserError(
-            f"The {NAME} checkpoint has {kind!r} weights of {bits!r} bits; what is read is integers of 1 to 8 bits "
-            "and floats of 8."
+        raise LayoutError(
+            f"has {quoted(kind)} weights of {quoted(bits)} bits; what is read is integers of 1 to 8 bits and floats of "
+            "8"
         )
     group = weights.get("group_size")
     group = group if isinstance(group, int) and group > 0 else None
@@ -88,7 +86,7 @@ def _schemes(quantization: Quantization) -> list[dict[str, Any]]:
     groups = quantization.get("config_groups")
     schemes = list(groups.values()) if isinstance(groups, dict) else []
     if not schemes or not all(isinstance(scheme, dict) for scheme in schemes):
-        raise UserError(f"The {NAME} checkpoint does not say how it is quantized (config_groups).")
+        raise LayoutError("does not say how it is quantized: its config.json should have config_groups")
     return schemes
 
 
@@ -109,15 +107,13 @@ def _input_grid(quantization: Quantization) -> str | None:
         kind, per_token = f"{stated.get('type')}{stated.get('num_bits')}", stated.get("strategy") == "token"
         known = kind in INPUT_GRIDS and stated.get("symmetric", True) is True
         if not known or not (per_token if stated.get("dynamic") else stated.get("strategy") == "tensor"):
-            raise UserError(
-                f"The {NAME} checkpoint rounds its inputs in a way that is not read: what is read is symmetric 8-bit "
-                "integers or floats, a token at a time or with a scale for all."
+            raise LayoutError(
+                "rounds its inputs in a way that is not read; what is read is symmetric 8-bit integers or floats, a "
+                "token at a time or with a scale for all"
             )
         grids.add(INPUT_GRIDS[kind])
     if len(grids) > 1:
-        raise UserError(
-            f"The {NAME} checkpoint rounds the inputs of some linears and not of others, which is not read."
-        )
+        raise LayoutError("rounds the inputs of some linears and not of others, which is not read: give another")
     return grids.pop()
 
 
@@ -128,6 +124,7 @@ def shape(tensors: Mapping[str, StoredTensor], quantization: Quantization) -> tu
     rows, columns = _size(tensors)
     scale = tensors["weight_scale"]
     groups = _groups(scale.shape, rows, columns, quantization)
+    _check_groups(groups, columns, quantization)
     if "weight_g_idx" in tensors:
         check_shape("weight_g_idx", tensors["weight_g_idx"], (columns,))
     if "input_scale" in tensors and tensors["input_scale"].shape not in ((), (1,)):
@@ -138,6 +135,8 @@ def shape(tensors: Mapping[str, StoredTensor], quantization: Quantization) -> tu
         check_shape("weight_zero_point", zeros, (words_per_row(rows, bits), groups))
     elif zeros:
         check_shape("weight_zero_point", zeros, scale.shape)
+    elif all(_weights(scheme).get("symmetric") is False for scheme in _schemes(quantization)):
+        raise LayoutError("weight_zero_point is missing, and config.json says that no grid is symmetric")
     return rows, columns
 
 
@@ -161,9 +160,12 @@ def _bits(words: int, columns: int, quantization: Quantization) -> int:
     """The width whose codes of a row take so many words."""
     fitting = [bits for bits in BITS if words_per_row(columns, bits) == words]
     stated = [_weights(scheme).get("num_bits") for scheme in _schemes(quantization)]
-    bits = next((bits for bits in (*stated, *fitting) if bits in fitting), None)
+    if not fitting:
+        raise LayoutError(f"weight_packed has {words} words a row, which do not hold codes of {columns} columns")
+    bits = next((bits for bits in stated if bits in fitting), None)
     if bits is None:
-        raise LayoutError(f"{words} words do not hold codes of {columns} columns in 1 to 8 bits")
+        widths = " or ".join(map(quoted, stated))
+        raise LayoutError(f"weight_packed holds codes of {fitting[0]} bits, and config.json says {widths}")
     return bits
 
 
@@ -177,6 +179,17 @@ def _groups(scale: tuple[int, ...], rows: int, columns: int, quantization: Quant
     if block and scale == (-(-rows // block[0]), -(-columns // block[1])):
         return scale[1]
     raise LayoutError(f"weight_scale {list(scale)} does not fit [{rows}, {columns}]")
+
+
+def _check_groups(groups: int, columns: int, quantization: Quantization) -> None:
+    """Raises LayoutError if the configuration states other groups, for all linears that have any."""
+    sizes = [_weights(scheme).get("group_size") for scheme in _schemes(quantization)]
+    sizes = [size for size in sizes if isinstance(size, int) and size > 0]
+    if groups > 1 and sizes and not _block(quantization) and columns not in [groups * size for size in sizes]:
+        stated = " or ".join(map(str, sizes))
+        raise LayoutError(
+            f"weight_scale has {groups} scales for {columns} columns, and config.json says groups of {stated}"
+        )
 
 
 def _block(quantization: Quantization) -> tuple[int, int] | None:

@@ -28,7 +28,8 @@ Quantization = dict[str, Any]
 
 
 class LayoutError(ValueError):
-    """A linear whose tensors contradict each other or its format, in the end of a sentence that names the linear."""
+    """A linear whose tensors contradict each other or its format, in the end of a sentence that names the linear; of a
+    configuration, the end of a sentence that names the checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class ReadTensor(StoredTensor):
 class Format:
     """How a format stores a quantized linear in safetensors files.
 
-    `setting(quantization)` is the method, bits and group size that a configuration states, and raises UserError for
+    `setting(quantization)` is the method, bits and group size that a configuration states, and raises LayoutError for
     what is not read here.
     `parts` are the last parts of the names of a linear's tensors; a layer is a linear of this format if it has one of
     the `marks` among them. Those that a linear may lack are `optional`; the small ones that `shape` gets with their

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from quant_engine.deferred import deferred
 from quant_engine.formats.gguf_header import GgufFile
-from quant_engine.spec import QuantSetting, UserError
+from quant_engine.spec import QuantSetting, UserError, quoted
 
 torch = deferred("torch")
 gguf_blocks = deferred("quant_engine.weights.gguf_blocks")
@@ -62,7 +62,8 @@ def setting(file: GgufFile) -> QuantSetting:
     if set(types) <= set(UNQUANTIZED):
         return QuantSetting()
     main = next(name for name, _ in types.most_common() if name not in UNQUANTIZED)
-    stated = FILE_TYPES.get(file.fields.get("general.file_type"), main)
+    number = file.fields.get("general.file_type")
+    stated = FILE_TYPES.get(number, main) if isinstance(number, int) else main
     name = main if stated in UNQUANTIZED else stated
     return QuantSetting(method=f"gguf:{name}", w_bits=int(re.search(r"\d", name)[0]))
 
@@ -71,12 +72,15 @@ def config(file: GgufFile) -> dict[str, Any]:
     """The model's config.json. Raises UserError for another architecture, and for what LLaMA-type models here lack."""
     fields = file.fields
     if fields.get("general.architecture") != ARCHITECTURE:
-        found = fields.get("general.architecture")
-        raise UserError(f"{file.path} holds a {found!r} model; of GGUF files those of llama are read.")
+        found = quoted(fields.get("general.architecture"))
+        raise UserError(f"{file.path} holds a {found} model; of GGUF files those of {ARCHITECTURE} are read.")
     if "rope_freqs.weight" in file.tensors or fields.get("llama.rope.scaling.type", "none") != "none":
-        raise UserError(f"{file.path} has scaled rotary embeddings, which are not read from GGUF files.")
+        raise UserError(
+            f"{file.path} has scaled rotary embeddings, which are not read from GGUF files: give the model in another "
+            "format."
+        )
     if fields.get("llama.expert_count"):
-        raise UserError(f"{file.path} holds a mixture of experts, which is not of the LLaMA type.")
+        raise UserError(f"{file.path} holds a mixture of experts, which is not of the LLaMA type: give another model.")
     heads = _field(file, "attention.head_count", int)
     hidden = _field(file, "embedding_length", int)
     embedding = file.tensors.get("token_embd.weight")
@@ -105,7 +109,9 @@ def config(file: GgufFile) -> dict[str, Any]:
 def _field(file: GgufFile, name: str, kind: type | tuple[type, ...], default: Any = None) -> Any:
     value = file.fields.get(f"{ARCHITECTURE}.{name}", default)
     if not isinstance(value, kind) or isinstance(value, bool) or not 0 < value < 2**31:
-        raise UserError(f"{file.path} says {ARCHITECTURE}.{name} {value!r}, where a number above 0 belongs.")
+        raise UserError(
+            f"{file.path} says {ARCHITECTURE}.{name} {quoted(value)}, where a number above 0 belongs: fetch it again."
+        )
     return value
 
 

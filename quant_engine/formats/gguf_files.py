@@ -15,11 +15,13 @@ from quant_engine.formats.gguf_header import TYPES, GgufFile
 from quant_engine.formats.published import Published
 from quant_engine.models.check import StoredTensor, read_json, reason
 from quant_engine.models.files import ModelFiles, check_finite
-from quant_engine.spec import UserError
+from quant_engine.spec import UserError, quoted
 from quant_engine.weights.form import StoredWeight
 from quant_engine.weights.packing import parts
 
 _DENSE = {"f32": ("F32", torch.float32), "f16": ("F16", torch.float16), "bf16": ("BF16", torch.bfloat16)}
+_MOST_ITEMS, _FEW_ITEMS = 16, 1000
+"""Items of all lists for each token, where a type, a score and two or three merges are usual; and some for the rest."""
 _EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
@@ -33,11 +35,16 @@ class GgufFiles(ModelFiles):
         for theirs, tensor in file.tensors.items():
             name = gguf.our_name(theirs)
             if name is None:
-                raise UserError(f"{file.path} holds {theirs}, which a model of the LLaMA type has no place for.")
+                raise UserError(
+                    f"{file.path} holds {theirs}, which a model of the LLaMA type has no place for: fetch it again, or "
+                    "give another model."
+                )
             self._theirs[name] = theirs
             dense = tensor.type in _DENSE
             if not dense and len(tensor.shape) != 2:
-                raise UserError(f"{file.path} holds {theirs} {list(tensor.shape)}, which should be a matrix.")
+                raise UserError(
+                    f"{file.path} holds {theirs} {list(tensor.shape)}, which should be a matrix: fetch it again."
+                )
             self.stored[name] = StoredTensor(file.path.name, _DENSE[tensor.type][0] if dense else "F16", tensor.shape)
             if not dense:
                 self.packed[name] = cache(partial(self._weight, theirs))
@@ -81,7 +88,9 @@ class GgufFiles(ModelFiles):
         if heads is None:
             return rows
         if len(rows) % (2 * heads):
-            raise UserError(f"{self._file.path} holds {theirs} with {len(rows)} rows, which are not {heads} heads.")
+            raise UserError(
+                f"{self._file.path} holds {theirs} with {len(rows)} rows, which are not {heads} heads: fetch it again."
+            )
         return gguf.our_order(rows, heads)
 
 
@@ -104,7 +113,10 @@ def model_folder(published: Published) -> Path:
                 file.path.parent, gguf_file=file.path.name, local_files_only=True, trust_remote_code=False
             )
         except Exception as error:  # whatever transformers raises at a damaged file
-            raise UserError(f"The tokenizer in {file.path} can't be read: {reason(error)}") from None
+            why = reason(error).removesuffix(".")
+            raise UserError(
+                f"The tokenizer in {file.path} can't be read ({why}): fetch it again, or give another file."
+            ) from None
         with disk.replacing_folder(folder) as aside:
             tokenizer.save_pretrained(aside)
             _remove_invented(aside, set(file.fields["tokenizer.ggml.tokens"]))
@@ -130,11 +142,16 @@ def _check_tokenizer(file: GgufFile) -> None:
     rows = file.tensors["token_embd.weight"].shape[0]
     if not isinstance(tokens, list) or not tokens or len(tokens) > rows or not all(isinstance(t, str) for t in tokens):
         raise UserError(f"{file.path} has no tokens for its {rows} embeddings: give a file with its tokenizer.")
+    items = sum(len(value) for value in file.fields.values() if isinstance(value, list))
+    if items > _MOST_ITEMS * len(tokens) + _FEW_ITEMS:  # transformers takes some 300 bytes for each
+        raise UserError(f"{file.path} has lists of {items:,} items for its {len(tokens)} tokens: fetch it again.")
     for name in ("scores", "token_type"):
         listed = file.fields.get(f"tokenizer.ggml.{name}")
         if listed is not None and (not isinstance(listed, list) or len(listed) != len(tokens)):
-            raise UserError(f"{file.path} has {name} that don't fit its {len(tokens)} tokens.")
+            raise UserError(f"{file.path} has {name} that don't fit its {len(tokens)} tokens: fetch it again.")
     for name in ("bos", "eos", "unknown", "padding"):
         number = file.fields.get(f"tokenizer.ggml.{name}_token_id")
         if number is not None and (not isinstance(number, int) or not 0 <= number < len(tokens)):
-            raise UserError(f"{file.path} has the {name} token {number!r}, which is not among its tokens.")
+            raise UserError(
+                f"{file.path} has the {name} token {quoted(number)}, which is not among its tokens: fetch it again."
+            )

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from quant_engine.spec import UserError
+from quant_engine.spec import UserError, quoted
 
 TYPES = {
     0: ("f32", 1, 4),
@@ -40,6 +40,10 @@ _NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: 
 _TEXT, _ARRAY = 8, 9
 _VERSIONS = (2, 3)
 _MOST_DIMENSIONS = 4
+_LONGEST_NAME = 100
+"""Bytes of a tensor's name; llama.cpp has room for 64."""
+LONGEST_HEADER, MOST_ITEMS = 2**26, 2**21
+"""Bytes of a header, and items of all its lists: several times those of the largest vocabulary, and little memory."""
 
 
 @dataclass(frozen=True)
@@ -63,11 +67,13 @@ class _Reader:
     """Reads a file's bytes in order. Raises ValueError where they end too early or can't be what they should be."""
 
     def __init__(self, data: mmap.mmap) -> None:
-        self.data, self.at = data, 0
+        self.data, self.at, self.items = data, 0, 0
 
     def take(self, count: int) -> bytes:
         if count > len(self.data) - self.at:
             raise ValueError("it is cut off")
+        if self.at + count > LONGEST_HEADER:
+            raise ValueError(f"its header takes more than {LONGEST_HEADER >> 20} MiB")
         self.at += count
         return self.data[self.at - count : self.at]
 
@@ -86,19 +92,23 @@ class _Reader:
         if kind != _ARRAY:
             raise ValueError(f"a field has the unknown type {kind}")
         kind, count = self.number("I"), self.number("Q")
+        self.items += count
+        if count > len(self.data):
+            raise ValueError("a list is cut off")
+        if self.items > MOST_ITEMS:
+            raise ValueError(f"its lists have more than {MOST_ITEMS:,} items")
         if kind in _NUMBERS:
             code = f"<{count}{_NUMBERS[kind]}"
-            # The size before the text of the format is understood: a count may be anything.
-            if count > len(self.data):
-                raise ValueError("it is cut off")
             return list(struct.unpack(code, self.take(struct.calcsize(code))))
-        if kind != _TEXT or count > len(self.data) // 8:
-            raise ValueError("a list is cut off, or of an unknown type")
+        if kind != _TEXT:
+            raise ValueError(f"a list has items of the type {kind}, which is not read here")
         return [self.text() for _ in range(count)]
 
     def tensor(self) -> tuple[str, tuple[int, ...], int, int]:
         """Name, shape, type and offset of the next tensor."""
         name, count = self.text(), self.number("I")
+        if not name or not name.isprintable() or len(name) > _LONGEST_NAME:
+            raise ValueError(f"a tensor has the name {quoted(name)}")
         if not 1 <= count <= _MOST_DIMENSIONS:
             raise ValueError(f"{name} has {count} dimensions")
         shape = tuple(self.number("Q") for _ in range(count))[::-1]
@@ -108,11 +118,15 @@ class _Reader:
 def read_header(path: Path) -> GgufFile:
     """Raises UserError, one sentence, for a file that is damaged, or has tensors of a type that is not read."""
     try:
+        if not path.stat().st_size:
+            raise ValueError("it is empty")
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             fields, tensors = _read(_Reader(data))
     except (OSError, ValueError, struct.error, OverflowError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise UserError(f"The GGUF file {path} can't be read: {reason}.") from None
+        raise UserError(
+            f"The GGUF file {path} can't be read ({reason}): fetch it again, or give another file."
+        ) from None
     return GgufFile(path, fields, tensors)
 
 
@@ -126,12 +140,12 @@ def _read(reader: _Reader) -> tuple[dict[str, Any], dict[str, GgufTensor]]:
     for _ in range(count):
         name, kind = reader.text(), reader.number("I")
         if name in fields:
-            raise ValueError(f"the field {name!r} is there twice")
+            raise ValueError(f"the field {quoted(name)} is there twice")
         fields[name] = reader.value(kind)
     described = [reader.tensor() for _ in range(tensors)]
     alignment = fields.get("general.alignment", 32)
     if not isinstance(alignment, int) or not 1 <= alignment <= len(reader.data):
-        raise ValueError(f"the alignment is {alignment!r}")
+        raise ValueError(f"the alignment is {quoted(alignment)}")
     begin = -(-reader.at // alignment) * alignment
     return fields, _located(described, begin, len(reader.data))
 
@@ -150,4 +164,9 @@ def _located(described: list[tuple[str, tuple[int, ...], int, int]], begin: int,
         if end > size:
             raise ValueError(f"{name} {list(shape)} ends behind the file")
         tensors[name] = GgufTensor(type_name, shape, begin + offset, end)
+    last, last_end = "", 0
+    for name, tensor in sorted(tensors.items(), key=lambda item: item[1].start):
+        if tensor.start < last_end:
+            raise ValueError(f"{name} lies where {last} does")
+        last, last_end = name, tensor.end
     return tensors

@@ -10,8 +10,8 @@ For a linear with in_features n and out_features m, in groups of g columns:
     w = scale * (code - zero)
 
 Version 1 (`checkpoint_format` gptq, or none) stores zeros minus one, which wraps around at 0; gptq_v2 stores them as
-they are. With act-order the columns of a group lie apart. Widths may differ from layer to layer (GPTQModel's
-`dynamic`): they follow from the tensors' own shapes.
+they are. With act-order the columns of a group lie apart. Where the configuration says that layers differ (GPTQModel's
+`dynamic`), their widths follow from the tensors' own shapes.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from quant_engine.formats.contract import (
     written_by,
 )
 from quant_engine.models.check import StoredTensor
-from quant_engine.spec import QuantSetting, UserError
+from quant_engine.spec import QuantSetting, quoted
 from quant_engine.weights.packing import WORD
 
 torch = deferred("torch")
@@ -51,9 +51,9 @@ SCALE_TYPES = ("F16", "BF16", "F32")
 def setting(quantization: Quantization) -> QuantSetting:
     bits, layout = whole_number(quantization, "bits"), _layout(quantization)
     if bits not in BITS:
-        raise UserError(f"The GPTQ checkpoint has {bits!r} bits; those that are read are {', '.join(map(str, BITS))}.")
+        raise LayoutError(f"has {quoted(bits)} bits; those that are read are {', '.join(map(str, BITS))}")
     if layout not in (V1, V2):
-        raise UserError(f"The GPTQ checkpoint has the layout {layout!r}; those that are read are {V1} and {V2}.")
+        raise LayoutError(f"has the layout {quoted(layout)}; those that are read are {V1} and {V2}")
     group = whole_number(quantization, "group_size")
     group = group if group and group > 0 else None
     return QuantSetting(method=f"gptq:{writer(quantization)}", w_bits=bits, group_size=group)
@@ -74,11 +74,21 @@ def shape(tensors: Mapping[str, StoredTensor], quantization: Quantization) -> tu
     columns = tensors["qweight"].shape[0] * WORD // int(bits)
     check_shape("qzeros", tensors["qzeros"], (groups, rows * int(bits) // WORD))
     check_shape("qweight", tensors["qweight"], (columns * int(bits) // WORD, rows))
+    stated = whole_number(quantization, "bits")
+    if stated not in (None, bits) and not _by_layer(quantization):
+        raise LayoutError(f"qweight and qzeros hold codes of {bits:g} bits, and config.json says {stated}")
     if "g_idx" in tensors:
         check_shape("g_idx", tensors["g_idx"], (columns,))
+    elif quantization.get("desc_act") is True and groups > 1:
+        raise LayoutError("g_idx is missing, and config.json says that columns have an order of their own (desc_act)")
     elif -(-columns // _group(columns, groups, quantization)) != groups:
         raise LayoutError(f"scales {[groups, rows]} don't fit groups of {quantization.get('group_size')} columns")
     return rows, columns
+
+
+def _by_layer(quantization: Quantization) -> bool:
+    """Whether layers differ: `dynamic` of GPTQModel, or `extra_config` of AutoRound, say how."""
+    return bool(quantization.get("dynamic") or quantization.get("extra_config"))
 
 
 def _group(columns: int, groups: int, quantization: Quantization) -> int:
@@ -93,6 +103,9 @@ def weight(tensors: Mapping[str, torch.Tensor], quantization: Quantization) -> G
     columns = tensors["qweight"].shape[0] * WORD // bits
     words = tensors["qweight"].T.contiguous()
     group, order = columns_of(tensors.get("g_idx"), columns, groups, quantization)
+    stated = min(_group(columns, groups, quantization), columns)
+    if group != stated and whole_number(quantization, "group_size") and not _by_layer(quantization):
+        raise LayoutError(f"g_idx has groups of {group} columns, and config.json says {stated}")
     codes = packing.unpack(words, bits, columns)
     zeros = packing.unpack(tensors["qzeros"].contiguous(), bits, rows).T
     if _layout(quantization) == V1:

@@ -11,7 +11,9 @@ from quant_engine.formats.published import Published
 from quant_engine.kernels.linear import HalfEmbedding, QuantEmbedding, QuantLinear, StoredLinear
 from quant_engine.models.architecture import LINEARS
 from quant_engine.models.catalog import ModelCard
+from quant_engine.models.context import CONFIG
 from quant_engine.models.load import Loaded, Skeleton
+from quant_engine.spec import UserError
 from quant_engine.weights.half import Half
 from quant_engine.weights.ledger import Ledger
 
@@ -23,11 +25,17 @@ def skeleton_of(published: Published, card: ModelCard, dtype: str, device: str) 
 
     Raises UserError, one sentence, for files that contradict each other or the configuration.
     """
-    if published.gguf:
-        folder, files = model_folder(published), GgufFiles(published.gguf, published.config)
-    else:
-        folder, files = published.folder, PackedFiles(published.folder, published.format, published.quantization)
-    return Skeleton(card, folder, getattr(torch, dtype), device, files=files, in_halves=True)
+    if not published.gguf:
+        files = PackedFiles(published.folder, published.format, published.quantization)
+        return Skeleton(card, published.folder, getattr(torch, dtype), device, files=files, in_halves=True)
+    files = GgufFiles(published.gguf, published.config)
+    folder, path = model_folder(published), str(published.gguf.path)
+    try:
+        return Skeleton(card, folder, getattr(torch, dtype), device, files=files, in_halves=True)
+    except UserError as error:  # of the folder that was written for transformers: it says what the file does
+        words = str(error).replace(str(folder / CONFIG), path).replace(str(folder), path)
+        words = words.replace("its config.json", "its metadata").removesuffix(".")
+        raise UserError(f"{words.rpartition(': ')[0] or words}: fetch it again, or give another file.") from None
 
 
 def load_published(published: Published, card: ModelCard, dtype: str, device: str) -> Loaded:

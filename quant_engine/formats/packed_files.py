@@ -9,13 +9,15 @@ from pathlib import Path
 import torch
 
 from quant_engine.formats.contract import Format, LayoutError, Quantization, ReadTensor
-from quant_engine.models.check import StoredTensor, all_tensors, read_json
+from quant_engine.models.check import DENSE, StoredTensor, all_tensors, read_json
 from quant_engine.models.files import ModelFiles, read_tensors
 from quant_engine.spec import UserError
 from quant_engine.weights.form import StoredWeight
 
 LARGEST_SMALL = 4096
 """Values of a tensor that is read before its linear is."""
+_SMALL = ("U8", "I32", "I64")
+"""Types of such tensors; any other is refused unread."""
 
 
 class PackedFiles(ModelFiles):
@@ -32,13 +34,18 @@ class PackedFiles(ModelFiles):
             path, part = found[name]
             if path in linears:
                 self._linears.setdefault(path, {})[part] = tensor
-            else:
-                self.stored[name] = tensor
+                continue
+            if part not in ("", "weight") or (part == "weight" and tensor.dtype not in DENSE):
+                marks = " or ".join(f"{path}.{mark}" for mark in format.marks)
+                raise UserError(f"The weights in {folder} hold {name} and lack {marks}: fetch the checkpoint again.")
+            self.stored[name] = tensor
         self._read_small()
         for path, tensors in self._linears.items():
             name = f"{path}.weight"
             if name in self.stored:
-                raise UserError(f"The weights in {folder} hold {path} twice, dense and quantized.")
+                raise UserError(
+                    f"The weights in {folder} hold {path} twice, dense and quantized: fetch the checkpoint again."
+                )
             file = next(iter(tensors.values())).file
             self.stored[name] = StoredTensor(file, "F16", self._shape(path, tensors))
             self.packed[name] = partial(self._weight, path)
@@ -56,7 +63,7 @@ class PackedFiles(ModelFiles):
             f"{path}.{part}": tensor
             for path, tensors in self._linears.items()
             for part, tensor in tensors.items()
-            if part in self._format.small and math.prod(tensor.shape) <= LARGEST_SMALL
+            if part in self._format.small and tensor.dtype in _SMALL and math.prod(tensor.shape) <= LARGEST_SMALL
         }
         for name, values in read_tensors(self._folder, wanted).items():
             path, part = self._linear_and_part(name)
@@ -81,7 +88,11 @@ class PackedFiles(ModelFiles):
             raise self._contradiction(path, error) from None
 
     def _contradiction(self, path: str, error: LayoutError) -> UserError:
-        return UserError(f"The linear {path} in {self._folder} is no {self._format.title} linear: {error}.")
+        file = self._folder / next(iter(self._linears[path].values())).file
+        return UserError(
+            f"The linear {path} in {file} is no {self._format.title} linear ({error}): fetch the checkpoint again, or "
+            "quantize its model anew."
+        )
 
     def _pass_over_zero_biases(self) -> None:
         """AutoGPTQ gave every linear a bias, of zeros where the model has none."""
@@ -90,7 +101,8 @@ class PackedFiles(ModelFiles):
             return
         for path in self._linears:
             name = f"{path}.bias"
-            if name in self.stored and not self.read([name])[name].any():
+            dense = name in self.stored and self.stored[name].dtype in DENSE
+            if dense and not self.read([name])[name].any():
                 del self.stored[name]
 
     def read(self, names: list[str]) -> dict[str, torch.Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any, Literal
 
 from quant_engine import folders, hub
 from quant_engine.formats import FORMATS, Format, gguf
+from quant_engine.formats.contract import LayoutError
 from quant_engine.formats.gguf_header import GgufFile, read_header
 from quant_engine.models import check
 from quant_engine.models.catalog import FAMILIES, MODELS, ModelCard, model_card
@@ -51,7 +53,7 @@ class Published:
             for card in MODELS.values():
                 if name in (card.id, card.location):
                     return card
-            if name.startswith("/") and Path(name).is_dir():
+            if name.startswith("/") and os.path.isdir(name):
                 return model_card(name)
         found = f" (its card says {quoted(names[0])})" if len(names) > 1 else ""
         raise UserError(
@@ -65,7 +67,8 @@ class Published:
         other = _text(config) if config else {}
         different = [name for name in _SAME if config and mine.get(name) != other.get(name)]
         if card.family != self.family or different:
-            reason = f"{different[0]} is {mine.get(different[0])}" if different else f"it is a {self.family} model"
+            stated = f"{different[0]} is {quoted(mine.get(different[0]))}" if different else ""
+            reason = stated or f"it is a {self.family} model"
             raise UserError(f"{self.source.location} was not made from {card.title} ({reason}): name its base model.")
 
 
@@ -83,19 +86,24 @@ def find(source: PublishedCheckpoint) -> Published:
     else:
         folder, revision = _configuration(source)
         how = "download it, and give its folder as the --model"
-    check.check_pointers(folder)
     config = check.read_json(folder / CONFIG)
     quantization = check.quantization_of(config) or _older(folder)
     if not quantization:
         raise UserError(f"{source.location} is not quantized: {how}.")
     name = quantization.get("quant_method") if isinstance(quantization, dict) else None
     if not isinstance(name, str) or name.lower() not in FORMATS:
-        raise UserError(f"{source.location} is quantized as {name!r}; what is read here is {', '.join(FORMATS)}.")
+        raise UserError(f"{source.location} is quantized as {quoted(name)}; what is read here is {', '.join(FORMATS)}.")
     kind = config.get("model_type")
     if not isinstance(kind, str) or kind not in FAMILIES:
-        raise UserError(f"{source.location} holds a {kind!r} model; only {' and '.join(FAMILIES)} models are read.")
+        raise UserError(
+            f"{source.location} holds a {quoted(kind)} model; only {' and '.join(FAMILIES)} models are read."
+        )
     format = FORMATS[name.lower()]
-    named, setting = PublishedCheckpoint(location=source.location, revision=revision), format.setting(quantization)
+    try:
+        setting = format.setting(quantization)
+    except LayoutError as error:
+        raise UserError(f"The {format.title} checkpoint {source.location} {error}.") from None
+    named = PublishedCheckpoint(location=source.location, revision=revision)
     if not of_user.is_dir():
         hub.snapshot(source.location, "model", revision, check.PATTERNS, title=source.location)
         check.check_pointers(folder)
@@ -127,6 +135,7 @@ def _gguf(source: PublishedCheckpoint) -> Published:
 
 def _folder(source: PublishedCheckpoint, path: Path) -> tuple[Path, str]:
     """The folder with a checkpoint's files, and its revision."""
+    check.check_pointers(path)
     revision = digest([_identity(file) for pattern in check.PATTERNS for file in sorted(path.glob(pattern))])
     if source.revision not in (None, revision):
         raise UserError(f"The checkpoint in {path} is revision {revision}, not {source.revision}: it has changed.")

@@ -15,8 +15,8 @@ from transformers.initialization import no_init_weights
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from quant_engine.models.catalog import ModelCard
-from quant_engine.models.check import read_json, reason
-from quant_engine.spec import UserError
+from quant_engine.models.check import StoredTensor, read_json, reason
+from quant_engine.spec import MOST_QUOTED, UserError, quoted
 
 LINEARS = (
     "self_attn.q_proj",
@@ -31,6 +31,13 @@ LINEARS = (
 
 SEQUENTIAL_SETS = (LINEARS[:3], LINEARS[3:4], LINEARS[4:6], LINEARS[6:])
 """The linears of a decoder block in the order in which it uses them; those of a set share their input."""
+
+_SIZES = ("hidden_size", "intermediate_size", "vocab_size", "head_dim", "num_attention_heads", "num_key_value_heads")
+_SIZES += ("image_size", "patch_size")
+"""Fields of a config.json that are dimensions of tensors, or no larger than these."""
+_CLIP = {"image_size": 224, "patch_size": 32}
+"""What a vision tower has that doesn't say it."""
+_FAR = 16
 
 _CLASSES = {"llama": LlamaForCausalLM, "llava_next": LlavaNextForConditionalGeneration}
 _WRONG_TYPE = re.compile(r"Field '(?P<field>\w+)' expected (?P<type>\w+), got \w+ \(value: (?P<value>.*?)\)")
@@ -56,10 +63,36 @@ def empty_model(card: ModelCard, folder: Path, dtype: torch.dtype) -> nn.Module:
     except UserError:
         raise
     except Exception as error:  # whatever transformers raises at a field that makes no sense
-        raise UserError(f"{path} makes no model: {_wrong_field(path, error)}") from None
+        why = _wrong_field(path, error).removesuffix(".")
+        raise UserError(f"{path} makes no model ({why}): correct that file, or fetch it again.") from None
     _check_blocks(path, text_config, model.get_decoder().layers)
     model.generation_config.eos_token_id = _end_tokens(folder) or model.generation_config.eos_token_id
     return model.requires_grad_(False).eval()
+
+
+def check_sizes(folder: Path, stored: Mapping[str, StoredTensor]) -> None:
+    """Raises UserError if the config.json of a folder describes a model that is far larger than its tensors, which are
+    `stored`: before anything is built, of which a size may be any number."""
+    path = folder / "config.json"
+    config = read_json(path)
+    dimensions = [size for tensor in stored.values() if 0 not in tensor.shape for size in tensor.shape]
+    largest = _FAR * max(dimensions, default=0)  # what is closer is built, and held against each tensor
+    most = dict.fromkeys(_SIZES, largest) | {"num_hidden_layers": len(stored)}
+    for part in (config, config.get("text_config"), config.get("vision_config")):
+        for name, limit in most.items() if isinstance(part, dict) else ():
+            value = part.get(name)
+            if isinstance(value, int | float) and value > limit:
+                raise UserError(
+                    f"{path} says {name} {quoted(value)}, which is more than the tensors in its files have: correct "
+                    "that file, or fetch it again."
+                )
+    vision = config.get("vision_config")
+    image, patch = (vision.get(name, size) for name, size in _CLIP.items()) if isinstance(vision, dict) else (0, 1)
+    if type(image) is int and type(patch) is int and patch > 0 and (image // patch) ** 2 > largest:
+        raise UserError(
+            f"{path} says image_size {image} and patch_size {patch}, and no tensor has that many positions: correct "
+            "that file, or fetch it again."
+        )
 
 
 def _end_tokens(folder: Path) -> list[int]:
@@ -68,7 +101,10 @@ def _end_tokens(folder: Path) -> list[int]:
     stated = read_json(path).get("eos_token_id") if path.exists() else None
     tokens = stated if isinstance(stated, list) else [] if stated is None else [stated]
     if not all(isinstance(token, int) for token in tokens):
-        raise UserError(f"{path} has the eos_token_id {stated!r}, where a number or a list of numbers belongs.")
+        raise UserError(
+            f"{path} has the eos_token_id {quoted(stated)}, where a number or a list of numbers belongs: correct that "
+            "file, or fetch it again."
+        )
     return tokens
 
 
@@ -77,9 +113,12 @@ def _check_rotary(path: Path, settings: Mapping[str, Any]) -> None:
     for name, value in settings.items():
         if name in ("rope_type", "type"):
             if value not in known:
-                raise UserError(f"{path} has the {name} {value!r}; those that are known are: {', '.join(known)}.")
+                raise UserError(f"{path} has the {name} {quoted(value)}; those that are known are: {', '.join(known)}.")
         elif not all(isinstance(number, int | float) for number in (value if isinstance(value, list) else [value])):
-            raise UserError(f"{path} has {name} {value!r} among its rotary settings, where a number belongs.")
+            raise UserError(
+                f"{path} has {name} {quoted(value)} among its rotary settings, where a number belongs: correct that "
+                "file, or fetch it again."
+            )
 
 
 def _check_blocks(path: Path, config: Any, blocks: nn.ModuleList) -> None:
@@ -102,11 +141,14 @@ def _wrong_field(path: Path, error: Exception) -> str:
     """The field of config.json that transformers stumbled on, in a sentence, as far as its error says."""
     typed = _WRONG_TYPE.search(str(error))
     if typed:
-        return f"{typed['field']} is {typed['value']}, and should be of type {typed['type']}."
+        value = typed["value"]
+        value = value if len(value) <= MOST_QUOTED else f"{value[:MOST_QUOTED]} …"
+        return f"{typed['field']} is {value}, and should be of type {typed['type']}."
     if isinstance(error, KeyError):  # a name that is looked up, such as that of an activation
         config = read_json(path)
         fields = [name for part in (config, *config.values()) if isinstance(part, dict) for name in part]
         values = [part[name] for part in (config, *config.values()) if isinstance(part, dict) for name in part]
         named = [name for name, value in zip(fields, values, strict=True) if value == error.args[0]]
-        return f"there is no {error}" + (f", which {' or '.join(dict.fromkeys(named))} says." if named else ".")
+        says = f", which {' or '.join(dict.fromkeys(named))} says." if named else "."
+        return f"there is no {quoted(error.args[0])}{says}"
     return reason(error)

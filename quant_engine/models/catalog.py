@@ -156,6 +156,7 @@ def fingerprint(card: ModelCard, revision: str | None = None) -> str:
         if not available(card):
             raise UserError(f"{card.title} is not on this machine yet: run `python -m quant_engine get demo`.")
         return digest(json.loads((folder / "complete.json").read_text())["recipe"])
+    check.check_pointers(folder)
     return digest([_identity(path) for pattern in check.PATTERNS for path in sorted(folder.glob(pattern))])
 
 

@@ -5,12 +5,15 @@ already or not all there, files that are cut off. Loads no torch; what needs the
 from __future__ import annotations
 
 import json
+import re
+import stat
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from quant_engine.deferred import deferred
-from quant_engine.spec import UserError
+from quant_engine.spec import UserError, quoted
 
 safetensors = deferred("safetensors")
 
@@ -26,6 +29,8 @@ QUANTIZED = (
 )
 """Last parts of the names of tensors that other programs store quantized weights in."""
 LONGEST_REASON = 300
+LONGEST_NAME, MOST_DIMENSIONS = 300, 8
+"""More than what tensors have, and no more than a sentence about them can hold."""
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 """How the few lines begin that Git LFS leaves where a large file should be."""
 _LARGEST_POINTER = 1024
@@ -62,13 +67,17 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def check_pointers(folder: Path) -> None:
-    """Raises UserError if a file is a Git LFS pointer, the few lines that stand where the file itself should be."""
+    """Raises UserError if a file is a Git LFS pointer, the few lines that stand where the file itself should be, or
+    what has its name is a folder, a pipe or a link to nothing."""
     for path in sorted(path for pattern in PATTERNS for path in folder.glob(pattern)):
         try:
-            if path.stat().st_size <= _LARGEST_POINTER and path.read_bytes().startswith(LFS_POINTER):
+            state = path.stat()
+            if not stat.S_ISREG(state.st_mode):
+                raise UserError(f"{path} is no file: remove it, and fetch that file again.")
+            if state.st_size <= _LARGEST_POINTER and path.read_bytes().startswith(LFS_POINTER):
                 raise UserError(f"{path} is a Git LFS pointer and not the file itself: run `git lfs pull` in {folder}.")
         except OSError as error:
-            raise UserError(f"{path} can't be read ({error.strerror}).") from None
+            raise UserError(f"{path} can't be read ({error.strerror}): remove it, and fetch that file again.") from None
 
 
 def check_unquantized(config: dict[str, Any], where: str) -> None:
@@ -152,8 +161,12 @@ def weight_files(folder: Path) -> list[str]:
             "that is not loaded; fetch the model again, or save it as safetensors."
         )
     weight_map = read_json(folder / INDEX).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map or not all(map(_is_file_name, weight_map.values())):
+    if not isinstance(weight_map, dict) or not weight_map:
         raise UserError(f"{folder / INDEX} has no weight_map from tensors to files: fetch that file again.")
+    elsewhere = [file for file in weight_map.values() if not _is_file_name(file)]
+    if elsewhere:
+        name = quoted(elsewhere[0])
+        raise UserError(f"{folder / INDEX} names {name}, which is no file of its folder: fetch that file again.")
     files = sorted(set(weight_map.values()))
     missing = [file for file in files if not (folder / file).is_file()]
     if missing:
@@ -165,7 +178,7 @@ def weight_files(folder: Path) -> list[str]:
 
 
 def _is_file_name(value: Any) -> bool:
-    return isinstance(value, str) and Path(value).name == value
+    return isinstance(value, str) and value not in ("", "..") and Path(value).name == value and value.isprintable()
 
 
 def _header(folder: Path, file: str) -> dict[str, StoredTensor]:
@@ -173,14 +186,33 @@ def _header(folder: Path, file: str) -> dict[str, StoredTensor]:
     try:
         with safetensors.safe_open(folder / file, "np") as opened:
             slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118 - no mapping
-            return {name: StoredTensor(file, s.get_dtype(), tuple(s.get_shape())) for name, s in slices.items()}
+            tensors = {name: StoredTensor(file, s.get_dtype(), tuple(s.get_shape())) for name, s in slices.items()}
+        names = _names(folder / file)
     except (OSError, ValueError, safetensors.SafetensorError):
         raise UserError(f"The weights file {folder / file} is cut off or damaged: fetch that file again.") from None
+    twice = next((name for name, times in Counter(names).items() if times > 1), None)
+    if twice is not None:
+        raise UserError(f"The weights file {folder / file} holds {quoted(twice)} twice: fetch that file again.")
+    for name, tensor in tensors.items():
+        if not name or not name.isprintable() or len(name) > LONGEST_NAME or len(tensor.shape) > MOST_DIMENSIONS:
+            raise UserError(
+                f"The weights file {folder / file} is damaged (it holds a tensor {quoted(name)} of {len(tensor.shape)} "
+                "dimensions): fetch that file again."
+            )
+    return tensors
+
+
+def _names(path: Path) -> list[str]:
+    """The names in the header of a file that safetensors has read: of a name that is there twice it takes the last."""
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        return [name for name, _ in json.loads(file.read(size).decode(), object_pairs_hook=list)]
 
 
 def reason(error: Exception) -> str:
-    """What a library says of a file, in one sentence; of a long text its first sentence."""
+    """What a library says of a file: its first sentence, or the beginning of a long one."""
     words = " ".join(str(error).split()) or type(error).__name__
+    words = re.split(r"[.!?] (?=[A-Z])", words)[0]
     if len(words) > LONGEST_REASON:
-        words = words.partition(". ")[0][:LONGEST_REASON]
+        words = f"{words[:LONGEST_REASON].rpartition(' ')[0]} …"
     return words if words.endswith(".") else words + "."

@@ -23,7 +23,7 @@ from transformers.core_model_loading import rename_source_key
 from quant_engine.kernels.linear import HalfEmbedding, HalfLinear, QuantEmbedding, QuantLinear, StoredLinear
 from quant_engine.kernels.matmul import warm_up
 from quant_engine.kernels.threads import parallel_kernels
-from quant_engine.models.architecture import LINEARS, empty_model
+from quant_engine.models.architecture import LINEARS, check_sizes, empty_model
 from quant_engine.models.catalog import ModelCard
 from quant_engine.models.check import DENSE, TOKENIZERS, StoredTensor, reason
 from quant_engine.models.files import ModelFiles, TensorFiles, all_finite, folder_of
@@ -115,6 +115,7 @@ class Skeleton:
         self.card, self.folder, self.dtype, self.device, self._sibling = card, folder, dtype, device, sibling
         self._in_halves = in_halves and device == "cpu" and dtype == torch.float32
         self._files = files or TensorFiles(folder)
+        check_sizes(folder, self._files.stored)
         self.model = empty_model(card, folder, dtype)
         for module in self.model.modules():
             for name, buffer in module.named_buffers(recurse=False):
@@ -142,7 +143,10 @@ class Skeleton:
         for file_name, stored in self._files.stored.items():
             name, _ = rename_source_key(file_name, renamings, [], self.model.base_model_prefix, parameters)
             if name in names:
-                raise UserError(f"The weights in {self.folder} hold {name} twice, as {names[name]} and {file_name}.")
+                raise UserError(
+                    f"The weights in {self.folder} hold {name} twice, as {names[name]} and {file_name}: fetch the "
+                    "model again."
+                )
             if name in parameters:
                 names[name] = file_name
             elif not unread.search(file_name):
@@ -366,7 +370,8 @@ def load_tokenizer(folder: Path, embeddings: int | None = None) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # whatever transformers raises at a damaged file
-        raise UserError(f"The tokenizer in {folder} can't be read: {reason(error)}") from None
+        why = reason(error).removesuffix(".")
+        raise UserError(f"The tokenizer in {folder} can't be read ({why}): fetch its files again.") from None
     vocabulary = tokenizer.get_vocab()
     beyond = [
         id for token, id in vocabulary.items() if embeddings and id >= embeddings and token != tokenizer.pad_token

@@ -11,10 +11,12 @@ from transformers import LlavaNextImageProcessorPil, LlavaNextProcessor
 from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
 
 from quant_engine.models.check import read_json, reason
-from quant_engine.spec import UserError
+from quant_engine.spec import UserError, quoted
 
 _TRIED = ((40, 40), (120, 40), (40, 120))
 """Widths and heights of the pictures that a processor is tried on."""
+_SIZES = ("size", "crop_size", "image_grid_pinpoints")
+_LARGEST_SIDE = 4096
 _CLASS_TOKENS = {"clip_vision_model": True, "siglip_vision_model": False}
 """Whether a vision tower puts a class token before its patches."""
 _CONFIG, _OLDER_CONFIG = "processor_config.json", "preprocessor_config.json"
@@ -36,7 +38,8 @@ def load_processor(folder: Path, config: Any, tokenizer: Any) -> LlavaNextProces
     except UserError:
         raise
     except Exception as error:  # whatever transformers raises at a field that makes no sense
-        raise UserError(f"The picture processor in {folder} can't be used: {reason(error)}") from None
+        why = reason(error).removesuffix(".")
+        raise UserError(f"The picture processor in {folder} can't be used ({why}): fetch its files again.") from None
     _check_chat(folder, processor)
     return processor
 
@@ -49,6 +52,8 @@ def _read(folder: Path, config: Any, tokenizer: Any) -> LlavaNextProcessor:
             f"{folder} does not say how pictures are prepared: put the model's {_OLDER_CONFIG} (or {_CONFIG}) there; "
             "questions without a picture need none."
         )
+    for name, content in stated.items():
+        _check_sizes(folder / name, content)
     processor = LlavaNextProcessor.from_pretrained(
         folder,
         image_processor=LlavaNextImageProcessorPil.from_pretrained(folder, local_files_only=True),
@@ -64,13 +69,27 @@ def _read(folder: Path, config: Any, tokenizer: Any) -> LlavaNextProcessor:
     return processor
 
 
+def _check_sizes(path: Path, content: Any, picture: bool = False) -> None:
+    """Raises UserError for a side of a picture that would take gigabytes to try. `picture` says whether `content` is
+    part of a size."""
+    parts = content.items() if isinstance(content, dict) else enumerate(content) if isinstance(content, list) else ()
+    for name, part in parts:
+        _check_sizes(path, part, picture or name in _SIZES)
+    if picture and isinstance(content, int | float) and content > _LARGEST_SIDE:
+        raise UserError(
+            f"{path} has pictures of {quoted(content)} pixels a side, where {_LARGEST_SIDE} are the most: correct that "
+            "file, or fetch it again."
+        )
+
+
 def _check_layer(folder: Path, config: Any) -> None:
     """The layer of the vision tower that features are taken from must be one of its layers."""
     layers, count = config.vision_feature_layer, config.vision_config.num_hidden_layers
     for layer in layers if isinstance(layers, list) else [layers]:
         if not 1 <= abs(layer) <= count:
             raise UserError(
-                f"{folder / 'config.json'} has vision_feature_layer {layer}, and its vision tower has {count} layers."
+                f"{folder / 'config.json'} has vision_feature_layer {quoted(layer)}, and its vision tower has {count} "
+                "layers: correct that file, or fetch it again."
             )
 
 

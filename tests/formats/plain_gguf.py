@@ -37,14 +37,15 @@ def field(value):
     return struct.pack("<If", 6, value) if isinstance(value, float) else struct.pack("<II", 4, value)
 
 
-def file(fields, tensors):
-    """The bytes of a file; `tensors` are names, shapes, types by number and data."""
+def file(fields, tensors, starts=()):
+    """The bytes of a file; `tensors` are names, shapes, types by number and data. `starts` are where the header says
+    that the data of some begin, by number, in place of where they do."""
     head = b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(fields))
     head += b"".join(text(name) + field(value) for name, value in fields.items())
     offset, data = 0, b""
-    for name, shape, kind, content in tensors:
+    for number, (name, shape, kind, content) in enumerate(tensors):
         head += text(name) + struct.pack("<I", len(shape)) + b"".join(struct.pack("<Q", n) for n in shape[::-1])
-        head += struct.pack("<IQ", kind, offset)
+        head += struct.pack("<IQ", kind, dict(starts).get(number, offset))
         content += bytes(-len(content) % 32)
         data, offset = data + content, offset + len(content)
     return head + bytes(-len(head) % 32) + data

@@ -59,7 +59,7 @@ def check(format, tensors, expected, quantization):
 @pytest.mark.parametrize("bits", [1, 2, 3, 4, 5, 8])
 def test_packed_integers_are_read_bit_for_bit(bits, groups, symmetric):
     tensors, weight = plain.compressed(40, 96, bits, groups, symmetric=symmetric)
-    stored = check("compressed-tensors", tensors, weight, scheme(num_bits=bits))
+    stored = check("compressed-tensors", tensors, weight, scheme(num_bits=bits, group_size=96 // groups))
     assert (stored.form, stored.bits, stored.groups) == ("grouped_int", bits, groups)
 
 
@@ -70,7 +70,7 @@ def test_scales_stay_as_they_are_where_float16_would_change_them(dtype):
     codes, zeros, _ = plain.draw(40, 96, 4, 3)
     columns = torch.arange(96) // 32
     weight = tensors["weight_scale"].float()[:, columns] * (codes - zeros[:, columns]).float()
-    assert check("compressed-tensors", tensors, weight, scheme()).form == "scaled_int"
+    assert check("compressed-tensors", tensors, weight, scheme(group_size=32)).form == "scaled_int"
 
 
 @pytest.mark.parametrize(("shape", "block"), [((1,), None), ((40, 1), None), ((3, 3), [16, 32])])
@@ -90,7 +90,7 @@ def test_signed_bytes_are_read_bit_for_bit():
 @pytest.mark.parametrize("kind", ["nf4", "fp4"])
 def test_4_bit_levels_are_read_bit_for_bit(kind, double, block):
     tensors, weight = plain.four_bits(48, 96, kind, double=double, block=block)
-    check("bitsandbytes", tensors, weight, NF4)
+    check("bitsandbytes", tensors, weight, NF4 | {"bnb_4bit_quant_type": kind})
 
 
 def test_rows_of_llm_int8_are_read_bit_for_bit():
@@ -203,7 +203,22 @@ def test_a_packed_linear_that_contradicts_itself_is_a_sentence(part, change, wor
     tensors, _ = plain.compressed(40, 96, 4, 3, symmetric=False)
     tensors[part] = change(tensors[part])
     with pytest.raises(LayoutError, match=words):
-        read("compressed-tensors", tensors, scheme())
+        read("compressed-tensors", tensors, scheme(group_size=32))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"num_bits": 3}, "codes of 4 bits, and config.json says 3"),
+        ({"group_size": 16}, "3 scales for 96 columns, and config.json says groups of 16"),
+        ({"group_size": 40}, "config.json says groups of 40"),
+        ({"symmetric": False}, "weight_zero_point is missing"),
+    ],
+)
+def test_a_packed_linear_that_its_configuration_contradicts_is_a_sentence(change, words):
+    tensors, _ = plain.compressed(40, 96, 4, 3)
+    with pytest.raises(LayoutError, match=words):
+        read("compressed-tensors", tensors, scheme(**{"group_size": 32} | change))
 
 
 @pytest.mark.parametrize(
@@ -231,6 +246,19 @@ def test_a_4_bit_linear_that_contradicts_itself_is_a_sentence(part, change, word
         del tensors[part]
     with pytest.raises(LayoutError, match=words):
         read("bitsandbytes", tensors, NF4)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "quantization", "words"),
+    [
+        (plain.four_bits(48, 96, "nf4")[0], NF4 | {"bnb_4bit_quant_type": "fp4"}, "type nf4, and config.json says"),
+        (plain.four_bits(48, 96, "nf4")[0], {"load_in_8bit": True}, "SCB is missing"),
+        (plain.llm_int8(40, 96)[0], NF4, "load_in_4bit"),
+    ],
+)
+def test_a_bitsandbytes_linear_that_its_configuration_contradicts_is_a_sentence(tensors, quantization, words):
+    with pytest.raises(LayoutError, match=words):
+        read("bitsandbytes", tensors, quantization)
 
 
 def state(**fields):

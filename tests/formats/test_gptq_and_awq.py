@@ -63,9 +63,9 @@ def test_a_gptq_linear_with_one_group_a_row_is_read():
     assert torch.equal(read("gptq", tensors, {"group_size": -1})[1].dequantize(), weight)
 
 
-def test_the_width_of_a_gptq_linear_is_that_of_its_tensors_whatever_the_configuration_says():
+def test_where_layers_differ_the_width_of_a_gptq_linear_is_that_of_its_tensors():
     tensors, weight = plain.gptq(32, 64, 8, 32)
-    shape, stored = read("gptq", tensors, {"bits": 4, "group_size": 32})
+    shape, stored = read("gptq", tensors, {"bits": 4, "group_size": 128, "dynamic": {"+:.*": {"bits": 8}}})
     assert (shape, stored.bits) == ((32, 64), 8)
     assert torch.equal(stored.dequantize(), weight)
 
@@ -112,6 +112,38 @@ def test_a_gptq_linear_that_contradicts_itself_is_a_sentence(part, change, words
         read("gptq", tensors, {"group_size": 32})
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"bits": 3}, "codes of 4 bits, and config.json says 3"),
+        ({"group_size": 64}, "g_idx has groups of 32 columns, and config.json says 64"),
+        ({"group_size": 48}, "g_idx has groups of 32 columns, and config.json says 48"),
+        ({"group_size": -1, "desc_act": True, "g_idx": None}, "g_idx is missing"),
+        ({"group_size": 16, "g_idx": None}, "groups of 16"),
+    ],
+)
+def test_a_gptq_linear_that_its_configuration_contradicts_is_a_sentence(change, words):
+    tensors, _ = plain.gptq(32, 96, 4, 32)
+    if "g_idx" in change:
+        del tensors["g_idx"]
+    with pytest.raises(LayoutError, match=words):
+        read("gptq", tensors, {"bits": 4, "group_size": 32} | change)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"group_size": 64}, "qzeros is"),
+        ({"group_size": 40}, "groups of 40 columns, as config.json says, don't divide its 96"),
+        ({"version": "gemv"}, "qzeros"),
+    ],
+)
+def test_an_awq_linear_that_its_configuration_contradicts_is_a_sentence(change, words):
+    tensors, _ = plain.awq_gemm(32, 96, 32)
+    with pytest.raises(LayoutError, match=words):
+        read("awq", tensors, {"bits": 4, "group_size": 32} | change)
+
+
 def mixed_gptq(number, rows, columns):
     """Layers of different widths; some have their columns in another order."""
     bits = (2, 3 if rows % 32 == 0 else 4, 4, 8)[number % 4]
@@ -120,7 +152,8 @@ def mixed_gptq(number, rows, columns):
 
 @pytest.mark.parametrize("base", ["llama", "llava"])
 def test_a_checkpoint_answers_as_the_dense_model_that_it_stands_for(base, tiny_models, tmp_path):
-    dense = plain.checkpoint(tiny_models / base, tmp_path / "gptq", GPTQ, mixed_gptq)
+    quantization = GPTQ | {"dynamic": {"+:.*k_proj": {"bits": 3}}}
+    dense = plain.checkpoint(tiny_models / base, tmp_path / "gptq", quantization, mixed_gptq)
     (tmp_path / "dense").mkdir()
     for file in (tiny_models / base).iterdir():
         (tmp_path / "dense" / file.name).write_bytes(file.read_bytes())
