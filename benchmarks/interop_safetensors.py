@@ -3,6 +3,7 @@ read here, and ours in GPTQModel, compressed-tensors and transformers."""
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import shutil
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import torch
 import transformers
-from interop_cases import FLOAT32, HALF, Case, Unavailable, apart, load_here, logits_of, quantized, read_here
+from interop_cases import BFLOAT16, FLOAT32, HALF, Case, Unavailable, apart, load_here, logits_of, quantized, read_here
 from safetensors.torch import load_file, save_file
 
 from quant_engine.checkpoints.folder import load_quantized
@@ -160,6 +161,8 @@ def dequantized(folder: Path, base: Path) -> torch.nn.Module:
             block.get_submodule(name).weight.copy_(packed(torch.eye(packed.in_features, dtype=torch.float16)).T)
         for norm in NORMS:  # AWQ folds scales into them
             block.get_submodule(norm).weight.copy_(source.get_submodule(norm).weight)
+    for name in ("model.embed_tokens", "model.norm", "lm_head"):  # in the type of the checkpoint
+        dense.get_submodule(name).weight.copy_(read.get_submodule(name).weight)
     return dense
 
 
@@ -184,7 +187,8 @@ def awq_gemv(folder: Path, gemm: Path, base: Path) -> float:
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     for file in (folder / "config.json", folder / "quantize_config.json"):
         content = json.loads(file.read_text())
-        content.get("quantization_config", content).update({"format": "gemv", "checkpoint_format": "gemv"})
+        quantization = content.get("quantization_config", content)
+        quantization |= {name: "gemv" for name in ("version", "checkpoint_format", "format") if name in quantization}
         file.write_text(json.dumps(content))
     return apart(read_here(folder, base), logits_of(dense))
 
@@ -225,18 +229,35 @@ def exported(folder: Path, base: Path, weights: Weights, layout: str, program: s
 
 
 def in_transformers(folder: Path, base: Path) -> torch.nn.Module:
-    """The model as transformers loads it, in float16: by GPTQModel's layers, or compressed-tensors'."""
+    """The model as transformers loads it, computing in float16: by GPTQModel's layers in plain PyTorch."""
+    awq = json.loads((folder / "config.json").read_text())["quantization_config"]["quant_method"] == "awq"
+    layers = transformers.AwqConfig(backend="torch_awq") if awq else transformers.GPTQConfig(4, backend="torch")
+    return _in_transformers(folder, layers)
+
+
+def in_transformers_bfloat16(folder: Path, base: Path) -> torch.nn.Module:
+    """By the layers that GPTQModel chooses for 4 bits on a CPU: PyTorch's own kernel, which takes scales and inputs in
+    bfloat16."""
+    return _in_transformers(folder)
+
+
+def packed_in_transformers(folder: Path, base: Path) -> torch.nn.Module:
+    """By compressed-tensors' layers, which unpack as they are first used."""
+    tensors = load_file(folder / "model.safetensors")
     try:
         return _in_transformers(folder)
     except RuntimeError as error:
-        tensors = load_file(folder / "model.safetensors")
         if "mismatched" not in str(error) or not any(name.endswith("weight_zero_point") for name in tensors):
             raise
-        raise Unavailable("compressed-tensors 0.20.1 makes room for zero points that are not packed") from None
+        version = importlib.metadata.version("compressed-tensors")
+        raise Unavailable(f"compressed-tensors {version} reserves unpacked zero points for packed ones") from None
 
 
-def _in_transformers(folder: Path) -> torch.nn.Module:
-    return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float16, device_map="cpu").eval()
+def _in_transformers(folder: Path, layers: object = None) -> torch.nn.Module:
+    given = {"quantization_config": layers} if layers else {}
+    return transformers.AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float16, device_map="cpu", **given
+    ).eval()
 
 
 def unpacked_in_transformers(folder: Path, base: Path) -> torch.nn.Module:
@@ -249,10 +270,14 @@ def unpacked_in_transformers(folder: Path, base: Path) -> torch.nn.Module:
     ).eval()
 
 
+IN_GPTQMODEL, IN_TRANSFORMERS, IN_BFLOAT16 = "in gptqmodel", "in transformers", "in transformers by int4 kernels"
+UNPACKED, PACKED = "in transformers, unpacked", "in transformers, packed"
 LOADERS = {
-    "gptqmodel": dequantized,
-    "transformers": in_transformers,
-    "transformers, unpacked": unpacked_in_transformers,
+    IN_GPTQMODEL: dequantized,
+    IN_TRANSFORMERS: in_transformers,
+    IN_BFLOAT16: in_transformers_bfloat16,
+    UNPACKED: unpacked_in_transformers,
+    PACKED: packed_in_transformers,
 }
 
 
@@ -265,16 +290,18 @@ def export_cases(root: Path, base: Path) -> Iterator[Case]:
     with_zeros["4 bits gptq act-order"] = "gptq", 4, 64, act_order
     rows = {"4 bits symmetric, a scale for each row": ("rtn", 4, None, symmetric)}
     rows_with_zeros = {"4 bits, a scale for each row": ("rtn", 4, None, ())}
+    awq = {"awq 4 bits": ("awq", 4, 64, ()), "rtn 4 bits": ("rtn", 4, 64, ())}
     packed = {name: weights for name, weights in (gptq | with_zeros).items() if "act-order" not in name}
     for layout, programs, choices in (
-        ("gptq", ("gptqmodel", "transformers"), gptq),
-        ("gptq_v2", ("gptqmodel", "transformers"), gptq | with_zeros | rows),
-        ("awq", ("gptqmodel", "transformers"), {"awq 4 bits": ("awq", 4, 64, ()), "rtn 4 bits": ("rtn", 4, 64, ())}),
-        ("compressed-tensors", ("transformers, unpacked", "transformers"), packed | rows | rows_with_zeros),
+        ("gptq", (IN_GPTQMODEL, IN_TRANSFORMERS), gptq),
+        ("gptq", (IN_BFLOAT16,), {"4 bits symmetric": gptq["4 bits symmetric"]}),
+        ("gptq_v2", (IN_GPTQMODEL, IN_TRANSFORMERS), gptq | with_zeros | rows | rows_with_zeros),
+        ("awq", (IN_GPTQMODEL, IN_TRANSFORMERS, IN_BFLOAT16), awq),
+        ("compressed-tensors", (UNPACKED, PACKED), packed | rows | rows_with_zeros),
     ):
         for name, weights in choices.items():
             folder = root / f"exported-{layout}-{name.replace(' ', '-')}"
             for program in programs:
                 measure = partial(exported, folder, base, weights, layout, program)
-                bound = FLOAT32 if "unpacked" in program else HALF
-                yield Case(f"exported to {layout}, {name}, in {program}", measure, bound)
+                bound = BFLOAT16 if program == IN_BFLOAT16 else HALF
+                yield Case(f"exported to {layout}, {name}, {program}", measure, bound)
