@@ -53,8 +53,12 @@ def all_cases(root: Path, base: Path) -> Iterator[Case]:
     ):
         yield from cases(root, base)
     for title, options in ((GPTQ, {}), (f"symmetric {GPTQ}", {"symmetric": True})):
-        checkpoint = partial(interop_cases.quantized, interop_gguf.DEMO, "gptq", 4, 32, **options)
-        yield from interop_gguf.answer_cases(root, title, cache(checkpoint))
+        yield from interop_gguf.answer_cases(root, title, partial(of_smollm2, **options))
+
+
+@cache
+def of_smollm2(**options: object) -> Path:
+    return interop_cases.quantized(interop_cases.demo_model(), "gptq", 4, 32, **options)
 
 
 def run(cases: Iterator[Case]) -> Counter[str]:

@@ -8,10 +8,10 @@ import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 PROJECT = Path(__file__).parents[1]
-os.environ.setdefault("LOWBIT_HOME", tempfile.mkdtemp(prefix="interop-"))
 sys.path[:0] = [str(PROJECT), str(PROJECT / "tests")]
 REPORT = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8")
 """Standard output. What other programs write there, progress bars and all, goes nowhere."""
@@ -21,6 +21,8 @@ import torch  # noqa: E402
 import transformers  # noqa: E402
 from models import tiny_chat  # noqa: E402
 
+from quant_engine import folders  # noqa: E402
+from quant_engine.demo.fetch import get_language_model  # noqa: E402
 from quant_engine.formats import published  # noqa: E402
 from quant_engine.formats.load import load_published  # noqa: E402
 from quant_engine.models.catalog import model_card  # noqa: E402
@@ -30,6 +32,8 @@ from quant_engine.runs import weights  # noqa: E402
 from quant_engine.runs.resolve import resolve_weights  # noqa: E402
 from quant_engine.spec import Calibration, PublishedCheckpoint, QuantSetting, WeightSpec  # noqa: E402
 
+os.environ.setdefault("LOWBIT_MODELS", str(folders.models()))
+os.environ.setdefault("LOWBIT_HOME", tempfile.mkdtemp(prefix="interop-"))
 FLOAT32, HALF, BFLOAT16 = 1e-4, 1e-2, 8e-2
 """How far logits may be apart, relative to their largest: both computed in float32, theirs in float16, or theirs in
 bfloat16, which has three bits less (the dense model itself is 3e-2 off in that)."""
@@ -67,6 +71,13 @@ def base_model(folder: Path) -> Path:
     content["model"]["merges"] = [["t", "h"], ["th", "e"]]
     (folder / "tokenizer.json").write_text(json.dumps(content))
     return folder
+
+
+@cache
+def demo_model() -> str:
+    """The name of SmolLM2 here, which is fetched if it is not on this machine."""
+    get_language_model()
+    return "demo-llm"
 
 
 def apart(ours: torch.Tensor, theirs: torch.Tensor) -> float:

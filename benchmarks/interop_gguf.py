@@ -20,7 +20,7 @@ import llama_cpp
 import torch
 import transformers
 from formats import plain_gguf
-from interop_cases import FLOAT32, IDS, PROJECT, REPORT, Case, apart, load_here, logits_of, quantized
+from interop_cases import FLOAT32, IDS, PROJECT, REPORT, Case, apart, demo_model, load_here, logits_of, quantized
 
 from quant_engine.checkpoints.folder import load_quantized
 from quant_engine.formats.export import export
@@ -30,7 +30,6 @@ from quant_engine.models.load import Loaded
 PERPLEXITY = 5e-3
 """How far perplexities may be apart, relative to ours, where llama.cpp rounds activations."""
 KINDS = ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q2_k", "q3_k_m", "q4_k_m", "q5_k_m", "q6_k", "iq4_nl", "f16", "bf16")
-DEMO = "demo-llm"
 DEMO_KINDS = ("q8_0", "q4_1", "q2_k", "q4_k_m", "iq4_nl")
 """Mixtures of types in which SmolLM2 is read; q4_1 is its own file's, and the others are made from that."""
 TEXT_TOKENS = 512
@@ -111,7 +110,7 @@ def read_cases(root: Path, base: Path) -> Iterator[Case]:
         measure = partial(read_file, small, root / f"{kind}.gguf", kind, base, True)
         yield Case(f"llama.cpp {kind}", measure, FLOAT32)
     for kind in DEMO_KINDS:
-        measure = partial(read_file, smollm2_file, root / f"smollm2-{kind}.gguf", kind, DEMO, False)
+        measure = partial(read_file, smollm2_file, root / f"smollm2-{kind}.gguf", kind, demo_model(), False)
         yield Case(f"llama.cpp {kind} of SmolLM2", measure, FLOAT32)
 
 
@@ -183,19 +182,29 @@ class Answers:
         print("      perplexity {:.3f} here, {:.3f} in llama.cpp".format(*scores), file=REPORT)
         return abs(scores[1] / scores[0] - 1)
 
-    def different(self, rounding: bool) -> float:
-        """The share of ten greedy answers whose tokens are not all the same, each with the token where it parts."""
-        llama, parted = (self.rounding if rounding else self.unrounding), 0
+    @cached_property
+    def prompts(self) -> list[list[int]]:
+        """The questions in the model's chat template. Raises ValueError where llama.cpp makes other tokens of one."""
+        prompts = []
         for question in QUESTIONS:
             chat = [{"role": "user", "content": question}]
             text = self.here.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
-            prompt = self.here.tokenizer(text, add_special_tokens=False)["input_ids"]
-            if llama.tokenize(text.encode(), add_bos=False, special=True) != prompt:
+            prompts.append(self.here.tokenizer(text, add_special_tokens=False)["input_ids"])
+            if self.rounding.tokenize(text.encode(), add_bos=False, special=True) != prompts[-1]:
                 raise ValueError(f"llama.cpp makes other tokens of {question!r}")
-            ours, logits = self._answer_here(prompt)
+        return prompts
+
+    @cached_property
+    def ours(self) -> list[tuple[list[int], list[torch.Tensor]]]:
+        return [self._answer_here(prompt) for prompt in self.prompts]
+
+    def different(self, rounding: bool) -> float:
+        """The share of ten greedy answers whose tokens are not all the same, each with the token where it parts."""
+        llama, parted = (self.rounding if rounding else self.unrounding), 0
+        for question, prompt, (ours, logits) in zip(QUESTIONS, self.prompts, self.ours, strict=True):
             theirs = self._answer_there(llama, prompt)
-            parted += ours != theirs
             if ours != theirs:
+                parted += 1
                 print(f"      {question} {self._parting(ours, theirs, logits)}", file=REPORT)
         same = len(QUESTIONS) - parted
         print(f"      {same} of {len(QUESTIONS)} answers are the same to the last token", file=REPORT)

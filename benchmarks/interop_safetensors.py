@@ -129,6 +129,12 @@ def compressed_tensors_cases(root: Path, base: Path) -> Iterator[Case]:
         bound = HALF if input_args else FLOAT32
         measure = partial(by_compressed_tensors, folder, base, weight_args, input_args)
         yield Case(f"compressed-tensors {name}", measure, bound)
+    yield Case("compressed-tensors int4 group act-order (weight_g_idx)", _no_longer_written, FLOAT32)
+
+
+def _no_longer_written() -> float:
+    version = importlib.metadata.version("compressed-tensors")
+    raise Unavailable(f"compressed-tensors {version} no longer writes it")
 
 
 def by_gptqmodel(folder: Path, base: Path, **settings: object) -> float:
@@ -203,6 +209,10 @@ def gptqmodel_cases(root: Path, base: Path) -> Iterator[Case]:
                     name = f"gptqmodel {layout} {bits} bits{words}"
                     folder = root / name.replace(" ", "-")
                     yield Case(name, partial(by_gptqmodel, folder, base, **settings, format=layout), HALF)
+    rows = {"bits": 4, "group_size": -1, "format": "gptq", "act_group_aware": False}
+    yield Case("gptqmodel gptq 4 bits, a scale for each row", partial(by_gptqmodel, root / "rows", base, **rows), HALF)
+    mixed = {"bits": 4, "group_size": 64, "format": "gptq", "dynamic": {r"+:.*down_proj": {"bits": 8}}}
+    yield Case("gptqmodel gptq 4 bits, some layers 8", partial(by_gptqmodel, root / "mixed", base, **mixed), HALF)
     gemm = {"bits": 4, "group_size": 64, "method": "awq", "format": "gemm"}
     yield Case("gptqmodel awq gemm", partial(by_gptqmodel, root / "awq-gemm", base, **gemm), HALF)
     yield Case("gptqmodel awq gemv", partial(awq_gemv, root / "awq-gemv", root / "for-gemv", base), HALF)
