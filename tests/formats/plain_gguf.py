@@ -1,5 +1,6 @@
 """GGUF files of the tiny llama model, written byte by byte from the description of the format."""
 
+import json
 import struct
 
 import gguf
@@ -27,11 +28,11 @@ def text(value):
 
 
 def field(value):
-    """A value with its type: whole numbers, floats, texts and lists of these."""
+    """A value with its type: whole numbers (in a list, with their sign), floats, texts and lists of these."""
     if isinstance(value, str):
         return struct.pack("<I", 8) + text(value)
     if isinstance(value, list):
-        items = [field(item) for item in value]
+        items = [struct.pack("<Ii", 5, item) if isinstance(item, int) else field(item) for item in value]
         kind = items[0][:4] if items else struct.pack("<I", 8)
         return struct.pack("<I", 9) + kind + struct.pack("<Q", len(items)) + b"".join(item[4:] for item in items)
     return struct.pack("<If", 6, value) if isinstance(value, float) else struct.pack("<II", 4, value)
@@ -78,6 +79,10 @@ def encode(weight, kind):
     return data.tobytes(), torch.from_numpy(values.astype(np.float32))
 
 
+def merges(tokenizer):
+    return [" ".join(pair) for pair in json.loads(tokenizer.backend_tokenizer.to_str())["model"]["merges"]]
+
+
 def fields(config, tokenizer):
     tokens = [token for token, _ in sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])]
     return {
@@ -92,9 +97,10 @@ def fields(config, tokenizer):
         "llama.attention.layer_norm_rms_epsilon": float(config.rms_norm_eps),
         "llama.rope.freq_base": float(config.rope_parameters["rope_theta"]),
         "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": "gpt-2",
         "tokenizer.ggml.tokens": tokens,
         "tokenizer.ggml.token_type": [3 if token in tokenizer.all_special_tokens else 1 for token in tokens],
-        "tokenizer.ggml.merges": [],
+        "tokenizer.ggml.merges": merges(tokenizer),
         "tokenizer.ggml.bos_token_id": 1,
         "tokenizer.ggml.eos_token_id": 2,
     }
