@@ -57,14 +57,14 @@ GGUF = {
 """llama.cpp's names of its types."""
 OWN = ("fp16", "rtn-4-g64", "gptq-4-g64", "awq-4-g64", "slim_llm-4-g64", "normal_float-4")
 PEER_ENV = {"GPTQMODEL_CPU_WORKERS": "2"} | os.environ  # on two cores it takes one, and refuses to start with that
-NAMES = (*(f"{kind}.gguf" for kind in GGUF), "gptq-4-g64", "nf4", "int8")
+NAMES = (*(f"{kind}.gguf" for kind in GGUF), "gptqmodel-4-g64", "nf4", "int8")
 
 
 def write(name: str, target: Path) -> None:
     """Writes a checkpoint; runs under the Python of the peers."""
     if name.endswith(".gguf"):
         _write_gguf(name.removesuffix(".gguf"), target)
-    elif name.startswith("gptq"):
+    elif name.startswith("gptqmodel"):
         _write_gptq(target)
     else:
         _write_bitsandbytes(name, target)
