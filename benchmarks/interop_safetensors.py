@@ -19,8 +19,6 @@ from quant_engine.checkpoints.folder import load_quantized
 from quant_engine.formats.export import export
 from quant_engine.models.architecture import LINEARS
 
-NORMS = ("input_layernorm", "post_attention_layernorm")
-
 
 def by_bitsandbytes(folder: Path, base: Path, quantization: transformers.BitsAndBytesConfig) -> float:
     """bitsandbytes quantizes as transformers loads a model; what is saved then is read here."""
@@ -29,6 +27,9 @@ def by_bitsandbytes(folder: Path, base: Path, quantization: transformers.BitsAnd
     )
     model.save_pretrained(folder)
     transformers.AutoTokenizer.from_pretrained(base).save_pretrained(folder)
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False  # its kernel of that processor takes all in bfloat16
     if quantization.load_in_8bit:
         return layers_apart(folder, base, model)
     return apart(read_here(folder, base), logits_of(model))
@@ -161,14 +162,11 @@ def dequantized(folder: Path, base: Path) -> torch.nn.Module:
 
     read = GPTQModel.load(str(folder), device="cpu", backend="torch", dtype=torch.float16).model
     dense = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    dense.load_state_dict(load_file(folder / "model.safetensors"), strict=False)  # AWQ folds scales into norms
     for block, source in zip(dense.model.layers, read.model.layers, strict=True):
         for name in LINEARS:
             packed = source.get_submodule(name)
             block.get_submodule(name).weight.copy_(packed(torch.eye(packed.in_features, dtype=torch.float16)).T)
-        for norm in NORMS:  # AWQ folds scales into them
-            block.get_submodule(norm).weight.copy_(source.get_submodule(norm).weight)
-    for name in ("model.embed_tokens", "model.norm", "lm_head"):  # in the type of the checkpoint
-        dense.get_submodule(name).weight.copy_(read.get_submodule(name).weight)
     return dense
 
 
