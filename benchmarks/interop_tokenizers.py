@@ -23,7 +23,8 @@ from quant_engine.models.load import load_tokenizer
 
 WORDS = 800
 HARD = (
-    "", "a", "\n\n\ttabs\r\n", "don't WE'LL I'd", "1234567 3.14 2024-11-30", "naïve café 漢字 текст", "🙂 family: 👩‍👩‍👧",
+    "", "a", "\n\n\ttabs\r\n", "don't WE'LL I'd", "1234567 3.14 2024-11-30", "naïve café 漢字 текст",
+    "🙂 family: 👩‍👩‍👧",
     "x=y+z;//(){}[]", "e\u0301 \u00a0\u200b", "THE the The   the",
 )  # fmt: skip
 SPACED = (" ", "  two spaces", "a<s>b</s>")
@@ -51,9 +52,7 @@ def pieces(folder: Path) -> None:
 
 def merges(split: str, folder: Path) -> None:
     """Merges of bytes within the parts of a text that a way of splitting makes."""
-    steps = json.dumps(
-        {"type": "Sequence", "pretokenizers": [{"trim_offsets": True, **step} for step in SPLITS[split]]}
-    )
+    steps = [{"trim_offsets": True, **step} for step in SPLITS[split]]
     trained = tokenizers.Tokenizer(tokenizers.models.BPE(ignore_merges=split == "llama-bpe"))
     trained.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     content = json.loads(trained.to_str()) | {"pre_tokenizer": {"type": "Sequence", "pretokenizers": steps}}
@@ -89,7 +88,7 @@ def tokens_apart(root: Path, make: Callable[[Path], None]) -> float:
 
 def _spaces() -> float:
     raise Unavailable(
-        "llama.cpp puts a space before every text and behind special tokens, and GGUF has no word for transformers' rule"
+        "llama.cpp puts a space before every text and behind special tokens, and GGUF can't say transformers' rule"
     )
 
 
