@@ -32,6 +32,7 @@ os.environ.setdefault("GPTQMODEL_CPU_WORKERS", "4")  # it takes as many as there
 import interop_cases
 import interop_gguf
 import interop_safetensors
+import interop_tokenizers
 import torch
 import transformers
 from interop_cases import REPORT, Case, Unavailable
@@ -50,6 +51,7 @@ def all_cases(root: Path, base: Path) -> Iterator[Case]:
         interop_safetensors.export_cases,
         interop_gguf.read_cases,
         interop_gguf.export_cases,
+        interop_tokenizers.tokenizer_cases,
     ):
         yield from cases(root, base)
     for title, options in ((GPTQ, {}), (f"symmetric {GPTQ}", {"symmetric": True})):
