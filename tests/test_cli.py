@@ -201,8 +201,12 @@ def test_results_that_can_not_be_written_fail_the_run_in_one_sentence(lab, tmp_p
 
 
 @pytest.mark.parametrize(
-    "name", ["list", "get", "run", "quantize", "evaluate", "compare", "merge", "export", "push", "ask"]
-)
+    "name",
+    [
+        "list", "get", "run", "sweep", "quantize", "evaluate", "compare", "merge", "export", "push", "ask",
+        "answer-examples",
+    ],
+)  # fmt: skip
 def test_help_of_every_command_explains_it_and_each_of_its_parameters(name):
     command = get_command(app).commands[name]
     text = CliRunner().invoke(app, [name, "--help"], env={"COLUMNS": "400"}).stdout

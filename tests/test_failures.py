@@ -17,7 +17,25 @@ from quant_engine.failures import exits_plainly, failure
 from quant_engine.runs import execute
 from quant_engine.spec import UserError
 
-COMMANDS = get_command(app).commands
+
+def commands_of(group, before=""):
+    """Every command by what is typed for it, those of groups included."""
+    found = {}
+    for name, command in group.commands.items():
+        inner = hasattr(command, "commands")
+        found |= commands_of(command, f"{name} ") if inner else {f"{before}{name}": command}
+    return found
+
+
+def registered(typer_app, before=""):
+    """What typer knows of each of them."""
+    found = {f"{before}{found.name or found.callback.__name__}": found for found in typer_app.registered_commands}
+    for group in typer_app.registered_groups:
+        found |= registered(group.typer_instance, f"{group.name} ")
+    return found
+
+
+COMMANDS = commands_of(get_command(app))
 ERRORS = {
     "a bug": (KeyError("blocks"), 1, "The command failed inside the engine (KeyError): add --debug to see where."),
     "torch": (RuntimeError("mat1 and mat2\nmismatch"), 1, "failed inside the engine (RuntimeError)"),
@@ -42,7 +60,7 @@ ERRORS = {
 
 def words_for(name):
     """The command with something for each argument that it needs."""
-    words = [name]
+    words = name.split()
     for parameter in COMMANDS[name].params:
         if parameter.required:
             words += parameter.opts[:1] if parameter.param_type_name == "option" else []
@@ -55,7 +73,7 @@ def failing(monkeypatch):
     """Makes a command raise an error: failing(name, error)."""
 
     def fail(name, error):
-        (found,) = [found for found in app.registered_commands if (found.name or found.callback.__name__) == name]
+        found = registered(app)[name]
 
         @functools.wraps(found.callback)
         def raising(*_, **__):

@@ -190,7 +190,7 @@ def test_a_command_is_parsed_into_the_run_that_it_was_made_of(
         run_ids.append(run_id)
         raise UserError("Not now.")
 
-    monkeypatch.setattr("quant_engine.runs.worker.run_claimed", refuse)
+    monkeypatch.setattr("quant_engine.cli.run_claimed", refuse)
     result = CliRunner().invoke(app, words_of(command(spec)))
     assert "Not now." in result.stderr, result.output
     assert run_ids == [spec.run_id]
