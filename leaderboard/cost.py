@@ -71,8 +71,8 @@ def cost(
     model, method = card.title, method_name(setting.method)
     tokens = calibration.samples * calibration.length if calibration else 0
     quantizing = _quantizing(measured, method, tokens)
-    weights, alike = _scaled(quantizing, "quantizing_s", model)
-    seconds, untimed = weights, []
+    seconds, alike = _scaled(quantizing, "quantizing_s", model)
+    untimed: list[str] = []
     for task in tasks:
         of_task = measured[(measured["task"] == task) & (measured["items"] > 0)].dropna(subset=["duration_s"])
         items = limit or (of_task["items"].max() if len(of_task) else None)
@@ -80,7 +80,7 @@ def cost(
         if items is None or each is None:
             untimed.append(task)
         elif seconds is not None:
-            seconds += each * min(items, of_task["items"].max() if limit is None else items)
+            seconds += each * items
     bits = counted_bits(model, method, setting.w_bits, setting.group_size)
     return Cost(
         seconds=seconds,
