@@ -92,9 +92,14 @@ def pack(
 
 def write(shipped: ShippedAnswers, folder: Path = FOLDER) -> Path:
     """Writes a model's answers in place of earlier ones; returns the file. Raises OSError."""
-    file = folder / f"{shipped.model}.json"
+    file = _file(shipped.model, folder)
     write_text(file, shipped.model_dump_json(indent=1) + "\n")
     return file
+
+
+def _file(model: str, folder: Path) -> Path:
+    """Where a model's answers stand, also if its id is the path of its folder."""
+    return folder / f"{Path(model).name}.json"
 
 
 def digest(picture: Path) -> str:
@@ -118,7 +123,7 @@ def find(request: AskRequest, side: int, folder: Path = FOLDER) -> AnswerEvent |
     """The end of a request's side that asks FP16 a first question about an example, if its answer ships."""
     if request.sides[side].method != "fp16" or request.image is None or request.earlier or request.prefix:
         return None
-    shipped = _read(folder / f"{Path(request.model).name}.json")
+    shipped = _read(_file(request.model, folder))
     if shipped is None or shipped.model != request.model:
         return None
     try:

@@ -88,6 +88,13 @@ def test_a_model_that_is_too_large_shows_it_and_nothing_is_held_against_it(folde
     assert room.settled(asked()) == {}
 
 
+def test_answers_of_a_model_folder_stand_where_they_were_asked_for(tmp_path):
+    packed = shipped.pack(f"/somewhere/{LARGE}", "main", "a GPU", None, [(EXAMPLE, ANSWER)])
+    assert shipped.write(packed, tmp_path) == tmp_path / f"{LARGE}.json"
+    assert shipped.find(asked(model=f"/somewhere/{LARGE}"), 0, tmp_path).text == "Fish."
+    assert shipped.find(asked(), 0, tmp_path) is None
+
+
 def test_an_answer_that_was_cut_off_is_left_out():
     whole, cut = (ANSWER.model_copy(update={"tokens": (1,) * count}) for count in (511, 512))
     packed = shipped.pack(LARGE, "main", "a GPU", None, [(EXAMPLE, whole), (EXAMPLE, cut)])
