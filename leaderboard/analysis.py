@@ -147,6 +147,15 @@ class Choices:
     columns: tuple[str, ...]
 
 
+def _distinguished(rows: pd.DataFrame, conditions: list[str]) -> list[str]:
+    """The options of rows, and before them how many items were measured where rows are else the same."""
+    alike = rows[["model", "track", "method", "w_bits", "a_bits", "group_size", "options"]].fillna(PER_ROW)
+    items = pd.Series([text.partition(",")[0] for text in conditions], index=rows.index)
+    several = items.groupby([alike[name] for name in alike], sort=False).transform("nunique") > 1
+    shown = items.where(several & (items != ""), "")
+    return [", ".join(filter(None, pair)) for pair in zip(shown, rows["options"], strict=True)]
+
+
 def arrange(results: pd.DataFrame) -> Board:
     """All results as settings × tasks. A row is one setting of the study, or one measured run."""
     results = _with_costs(results.reset_index(drop=True))
@@ -160,6 +169,7 @@ def arrange(results: pd.DataFrame) -> Board:
     rows = _with_sizes(results.loc[first, [*ROW_KEY, "calibration", "stored_bits"]].reset_index(drop=True))
     options = results.loc[first, "options"].astype(object).fillna("{}")
     rows["options"] = [options_text(*pair) for pair in zip(rows["method"], options, strict=True)]
+    rows["options"] = _distinguished(rows, results.loc[first, "conditions"].astype(object).fillna("").tolist())
     shape = (len(rows), len(columns))
     values = np.full(shape, np.nan)
     cells = np.full(shape, Cell.MISSING, dtype=np.int8)

@@ -230,3 +230,13 @@ def test_settings_are_ranked_by_a_score_that_many_of_them_have():
     assert headline(columns, [1, 30, 31]).task == "perplexity"
     assert headline(columns, [1, 30, 31], "wikitext2").task == "wikitext2"
     assert headline(columns[2:], [31]) is None
+
+
+def test_rows_that_are_else_the_same_say_how_many_items_they_measured(make_run, results):
+    make_run(limit=8, perplexity=12.0)
+    make_run(limit=16, perplexity=13.0)
+    make_run(bits=3, limit=8, perplexity=20.0)
+    rows = arrange(Store(results).snapshot().frame).rows
+    measured = rows[rows["source"] == "measured"]
+    assert sorted(measured["options"]) == ["", "16 items", "8 items"]
+    assert measured.set_index("w_bits")["options"][3] == ""
