@@ -61,7 +61,7 @@ def check_writable() -> None:
     """Raises UserError, before any work is done, if results can't be written."""
     with _disk_errors():
         folders.results().mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=folders.results(), prefix=".probe-"):
+        with tempfile.TemporaryFile(dir=folders.results()):  # without a name, so a killed process leaves none
             pass
 
 
@@ -73,11 +73,13 @@ def write(
     items: dict[str, Sequence[ItemOutput]],
     log: str,
 ) -> Path:
-    """Writes the run aside and renames it into place; an older folder of the same run is replaced.
+    """Writes the run aside and renames it into place; an older folder of the same run is replaced, and what killed
+    processes left of it removed.
 
     Raises UserError if the disk is full or the folder can't be written.
     """
     final = folders.results() / spec.run_id
+    disk.remove_left_overs(final)
     with _disk_errors(), disk.replacing_folder(final) as aside:
         _write_table(aside / "results.parquet", Result, results)
         _write_table(aside / "layers.parquet", LayerRecord, layers)
@@ -88,6 +90,14 @@ def write(
         body = {"run_id": spec.run_id, "spec": spec.model_dump(mode="json"), **about}
         (aside / "run.json").write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
     return final
+
+
+def remove(run_id: str) -> None:
+    """Removes the run that was made on this machine, if it is there: first out of sight, so that no half of it is ever
+    shown. Raises UserError if that is not allowed."""
+    path = folders.results() / run_path(run_id).name
+    with _disk_errors():
+        disk.remove_folder(path)
 
 
 def read(path: Path) -> RunFolder:

@@ -136,7 +136,7 @@ def test_ctrl_c_takes_what_waits_out_of_the_queue(tiny, monkeypatch):
 
     def stopped(queue, run_id, show):
         queue.claim(run_id)
-        queue.confirm_cancel(run_id, queue.get(run_id).owner)
+        queue.confirm_stop(run_id, queue.get(run_id).owner)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(command, "run_claimed", stopped)
