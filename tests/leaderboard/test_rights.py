@@ -6,7 +6,6 @@ import time
 from types import SimpleNamespace
 
 import pytest
-from runs import sharing_hub
 from starlette.testclient import TestClient
 
 from leaderboard.lab import Lab
@@ -18,40 +17,42 @@ pytestmark = pytest.mark.demo
 ASKED = {"model": "demo-llm", "method": "rtn", "bits": 4, "group_size": 64, "items": 1}
 
 
-def lab_with(tmp_path, **more):
-    return Lab(queue=Queue(tmp_path / "queue.sqlite"), hosted=True, owner_token="secret", **more)
+@pytest.fixture(scope="module")
+def public(tmp_path_factory):
+    """A public page and its lab. Those who sign in there are Anna."""
+    home = tmp_path_factory.mktemp("home")
+    user = {"type": "user", "name": "anna", "fullname": "Anna", "avatarUrl": ""}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LOWBIT_HOME", str(home))
+        patch.setenv("OAUTH_CLIENT_ID", "1")
+        patch.setattr("gradio.oauth.whoami", lambda: user)
+        patch.setattr("gradio.oauth.get_space", lambda: None)
+        patch.setattr("gradio.oauth.get_token", lambda: "hf_")
+        lab = Lab(queue=Queue(home / "queue.sqlite"), hosted=True, owner_token="secret")
+        blocks = page.build(lab)
+        app, _, _ = blocks.launch(prevent_thread_lock=True, quiet=True, ssr_mode=False)
+        yield lab, app
+        blocks.close()
 
 
 @pytest.fixture
-def outside(lab, tmp_path, monkeypatch):
-    """A public page's programs: `call(name, **arguments)` with a session; those who sign in are Anna."""
-    monkeypatch.setenv("HF_TOKEN", sharing_hub.TOKEN)
-    monkeypatch.setenv("OAUTH_CLIENT_ID", "1")
-    user = {"type": "user", "name": "anna", "fullname": "Anna", "avatarUrl": ""}
-    monkeypatch.setattr("gradio.oauth.whoami", lambda: user)
-    monkeypatch.setattr("gradio.oauth.get_space", lambda: None)
-    monkeypatch.setattr("gradio.oauth.get_token", lambda: "hf_")
-    clients = []
+def outside(public):
+    """A program that asks the page, `allowed` users being those; with a session of its own and an empty queue."""
+    lab, app = public
 
-    def start(**more):
-        blocks = page.build(lab_with(tmp_path, **more))
-        app, _, _ = blocks.launch(prevent_thread_lock=True, quiet=True, ssr_mode=False)
-        clients.append(blocks)
+    def begin(allowed=()):
+        lab.allowed = frozenset(allowed)
         return TestClient(app, base_url="https://a-space.test")  # a session's cookie is sent to https alone
 
-    yield start
-    for blocks in clients:
-        blocks.close()
+    yield begin
+    for run in lab.queue.list():
+        lab.queue.cancel(run.run_id)
+        lab.queue.delete(run.run_id)
 
 
 def call(client, name, **arguments):
     """What an endpoint answers, or the sentence that it refuses with."""
-    event = client.post(f"/gradio_api/call/v2/{name}", json=arguments)
-    event = (
-        event
-        if event.status_code == 200
-        else client.post(f"/gradio_api/call/{name}", json={"data": list(arguments.values())})
-    )
+    event = client.post(f"/gradio_api/call/{name}", json={"data": list(arguments.values())})
     answer = client.get(f"/gradio_api/call/{name}/{event.json()['event_id']}").text
     kind, data = (line.partition(": ")[2] for line in answer.splitlines()[:2])
     data = json.loads(data)
@@ -82,7 +83,7 @@ def test_a_program_without_the_token_cannot_start_stop_or_delete_and_sees_the_qu
 
 
 def test_a_user_who_is_allowed_starts_runs_by_signing_in(outside):
-    client = outside(allowed=frozenset({"anna"}))
+    client = outside({"anna"})
     assert "needs a sign-in" in start(client)
     client.get("/login/huggingface")
     run = start(client)
@@ -92,7 +93,7 @@ def test_a_user_who_is_allowed_starts_runs_by_signing_in(outside):
 
 
 def test_a_user_who_is_not_allowed_is_named(outside):
-    client = outside(allowed=frozenset({"ben"}))
+    client = outside({"ben"})
     client.get("/login/huggingface")
     assert "anna may not start runs here" in start(client)
 
