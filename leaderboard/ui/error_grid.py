@@ -76,7 +76,7 @@ def _legend(errors: ErrorMap, low: float, high: float) -> str:
     parts = []
     if errors.errors:
         what = f"relative {errors.what}: squared change over the original's, log scale"
-        least = "≤ " if min(errors.errors.values()) < low else ""
+        least = "≤\N{NO-BREAK SPACE}" if min(errors.errors.values()) < low else ""
         parts.append(f'{least}{_percent(low)}<i class="ramp"></i>{_percent(high)}<em>{escape(what)}</em>')
     if errors.bits.keys() - errors.errors.keys():
         parts.append('<i class="key stored"></i>quantized')

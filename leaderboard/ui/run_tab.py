@@ -16,7 +16,7 @@ from leaderboard.lab import Lab
 from leaderboard.ui import run_card, setting_picker
 from leaderboard.ui.notice import model_note, notice
 from leaderboard.ui.pressed import pressed
-from leaderboard.ui.run_detail import run_detail
+from leaderboard.ui.run_detail import RunDetail
 from leaderboard.ui.theme import QUICK, html, offer
 from quant_engine.evaluate import TASKS, Task
 from quant_engine.methods import METHODS
@@ -263,7 +263,7 @@ class RunTab:
 
     def __init__(self, lab: Lab) -> None:
         """Lays out the tab and connects it."""
-        self.lab = lab
+        self.lab, self.detail = lab, RunDetail(lab.store)
         with gr.Row(elem_classes="bench"):
             with gr.Column(elem_classes="bench-side form-side"):
                 self.form = RunForm(lab)
@@ -308,7 +308,7 @@ class RunTab:
             gr.update(visible=state in ("queued", "running") and not run.cancelling),
             gr.update(visible=state in ("failed", "cancelled")),
             gr.update(visible=state == "done"),
-            run_detail(run),
+            self.detail.html(run),
             f'<div class="tail"><pre>{escape(log)}</pre></div>' if log else '<p class="hint">Nothing yet.</p>',
             run_card.runs_list(runs, run.run_id if run else None),
         ]

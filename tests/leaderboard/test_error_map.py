@@ -11,8 +11,9 @@ from safetensors.numpy import save_file
 
 from leaderboard import error_map
 from leaderboard.error_map import ErrorMap
+from leaderboard.store import Store
 from leaderboard.ui.error_grid import grid_html
-from leaderboard.ui.run_detail import run_detail
+from leaderboard.ui.run_detail import RunDetail
 from quant_engine import checkpoint_files
 from quant_engine.folders import PROJECT
 from quant_engine.progress import Progress
@@ -26,11 +27,12 @@ QUANTIZING = Progress(stage="quantizing", block=3, blocks=4)
 WITHOUT_TORCH = """
 import sys
 from leaderboard.error_map import error_map
-from leaderboard.ui.run_detail import run_detail
+from leaderboard.store import Store
+from leaderboard.ui.run_detail import RunDetail
 from quant_engine.runs.queue import QueuedRun
 run = QueuedRun.model_validate_json(sys.argv[1])
 assert len(error_map(run).errors) == 2, error_map(run)
-assert 'class="known"' in run_detail(run)
+assert 'class="known"' in RunDetail(Store()).html(run)
 print([name for name in ("torch", "transformers") if name in sys.modules])
 """
 
@@ -142,7 +144,7 @@ def test_a_finished_run_shows_its_own_layers(lab):
     run_folder.write(finished.spec, {}, [], layers, {}, "")
     shown = error_map.error_map(finished)
     assert (shown.blocks, shown.finished_blocks, shown.working) == (2, 2, None)
-    assert "The largest output error is 50% in block 1" in run_detail(finished)
+    assert "The largest output error is 50% in block 1" in RunDetail(Store()).html(finished)
 
 
 @pytest.mark.parametrize(
@@ -180,7 +182,7 @@ def test_the_colour_is_on_a_log_scale_between_round_bounds():
 
 def test_an_error_far_below_the_others_does_not_stretch_the_scale():
     html = drawn(1e-9, *[0.02] * 30, 0.05, float("inf"), 0.0)
-    assert '≤ 1%<i class="ramp"></i>10%' in html
+    assert '≤\N{NO-BREAK SPACE}1%<i class="ramp"></i>10%' in html
     shades = re.findall(r"--s:([\d.]+)", html)
     assert (shades[0], shades[-2], shades[-1]) == ("0.06", "1.00", "0.06")
 
