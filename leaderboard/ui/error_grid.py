@@ -61,7 +61,8 @@ def _axis(blocks: int) -> str:
 
 def _finding(errors: ErrorMap) -> str:
     finished = errors.finished_blocks
-    count = f"{finished} of {errors.blocks} blocks are quantized" if finished < errors.blocks else ""
+    verb = "is" if finished == 1 else "are"
+    count = f"{finished} of {errors.blocks} blocks {verb} quantized" if finished < errors.blocks else ""
     if not errors.errors:
         later = "what their linears lose is measured when all are" if errors.bits else ""
         return "; ".join(filter(None, [count or f"All {errors.blocks} blocks are quantized", later])) + "."
