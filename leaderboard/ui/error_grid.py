@@ -64,7 +64,8 @@ def _finding(errors: ErrorMap) -> str:
     verb = "is" if finished == 1 else "are"
     count = f"{finished} of {errors.blocks} blocks {verb} quantized" if finished < errors.blocks else ""
     if not errors.errors:
-        later = "what their linears lose is measured when all are" if errors.bits else ""
+        when = "when all are" if count else "now"
+        later = f"what their linears lose is measured {when}" if errors.bits else ""
         return "; ".join(filter(None, [count or f"All {errors.blocks} blocks are quantized", later])) + "."
     (block, linear), worst = max(errors.errors.items(), key=lambda pair: pair[1])
     median = _percent(statistics.median(errors.errors.values()))

@@ -83,7 +83,7 @@ def _interims(run: QueuedRun) -> str:
     if run.state != "running" or not run.progress.interims:
         return ""
     rows = "".join(
-        f"<div><dt>{escape(number.title)}</dt><dd>{escape(number_text(number))}"
+        f"<div><dt>{escape(number.title)}</dt><dd>{escape(number_text(number))},"
         f" <small>{escape(count_text(number))}</small></dd></div>"
         for number in run.progress.interims
     )

@@ -63,13 +63,13 @@ def interim(task: Task, items: Mapping[str, ItemOutput], total: int) -> Interim 
 
 
 def number_text(number: Interim) -> str:
-    """The number with its unit and interval: 12.31 PPL, 95% 11.9 to 12.8."""
+    """The number with its unit and interval: 12.31 PPL, 95% interval 11.9 to 12.8."""
     if number.value is None:
         return "no number: the model has collapsed"
     value = f"{notation.number(number.value)}{'' if number.unit == '%' else ' '}{number.unit}"
     if number.low is None or number.high is None:
         return value
-    return f"{value}, 95% {number.low:.3g} to {number.high:.3g}"
+    return f"{value}, 95% interval {number.low:.3g} to {number.high:.3g}"
 
 
 def count_text(number: Interim) -> str:

@@ -23,10 +23,10 @@ def test_a_number_so_far_is_that_of_its_items_with_its_interval():
     number = interim.interim(TASKS["wikitext2"], items(2.0, 2.5, 3.0), 32)
     assert (number.value, number.done, number.total) == (pytest.approx(math.exp(2.5)), 3, 32)
     assert (number.low, number.high) == TASKS["wikitext2"].interval({"0": 2.0, "1": 2.5, "2": 3.0})
-    assert number_text(number) == "12.18 PPL, 95% 3.52 to 42.2"
+    assert number_text(number) == "12.18 PPL, 95% interval 3.52 to 42.2"
     assert count_text(number) == "after 3 of 32 windows"
     scored = interim.interim(TASKS["docvqa"], items(1.0, 0.0, 1.0, 1.0), 4)
-    assert number_text(scored) == "75%, 95% 30.1 to 95.4"
+    assert number_text(scored) == "75%, 95% interval 30.1 to 95.4"
     assert count_text(scored) == "all 4 items"
 
 
@@ -113,4 +113,4 @@ def test_the_command_line_shows_the_number_of_the_task_in_work():
         Interim(title="Built-in text", unit="PPL", value=12.3, low=11.9, high=12.8, done=8, total=32),
     )
     progress = Progress(stage="evaluating", task="Built-in text", item=8, items=32, items_per_s=2.0, interims=numbers)
-    assert terminal._where(progress) == "Built-in text 8/32, 12.3 PPL, 95% 11.9 to 12.8, 2 items/s"
+    assert terminal._where(progress) == "Built-in text 8/32, 12.3 PPL, 95% interval 11.9 to 12.8, 2 items/s"

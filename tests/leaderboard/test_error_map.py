@@ -126,7 +126,7 @@ def test_errors_that_are_measured_afterwards_are_awaited(lab):
     assert (shown.what, shown.errors, shown.finished_blocks) == ("", {}, 4)
     html = grid_html(shown)
     assert html.count('class="stored"') == 8
-    assert "All 4 blocks are quantized; what their linears lose is measured when all are." in html
+    assert "All 4 blocks are quantized; what their linears lose is measured now." in html
     losses = {f"{block}.{name}": {"weight_error": 0.1, "output_error": 0.2} for block in range(4) for name in LINEARS}
     (checkpoint_files.checkpoint_folder(run().spec.weights) / checkpoint_files.LOSSES).write_text(json.dumps(losses))
     assert set(error_map.error_map(measuring).errors.values()) == {0.2}

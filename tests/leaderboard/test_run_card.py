@@ -53,8 +53,8 @@ def test_numbers_so_far_are_shown_with_their_intervals_while_a_run_measures():
     )
     progress = Progress(stage="evaluating", task="WikiText2", item=8, items=32, interims=numbers)
     html = run_card.card(run(progress=progress))
-    assert "<dt>Demo &lt;AI2D&gt;</dt><dd>75%, 95% 30.1 to 95.4 <small>all 4 items</small>" in html
-    assert "<dt>WikiText2</dt><dd>12.3 PPL, 95% 11.9 to 12.8 <small>after 8 of 32 windows</small>" in html
+    assert "<dt>Demo &lt;AI2D&gt;</dt><dd>75%, 95% interval 30.1 to 95.4, <small>all 4 items</small>" in html
+    assert "<dt>WikiText2</dt><dd>12.3 PPL, 95% interval 11.9 to 12.8, <small>after 8 of 32 windows</small>" in html
     assert "interims" not in run_card.card(run(progress=progress, state="failed", ended=12.0))
     assert "interims" not in run_card.card(run())
 
