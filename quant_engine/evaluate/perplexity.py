@@ -101,7 +101,7 @@ class Perplexity(Task):
     def interval(self, units: Units, suffix: str = HEADLINE) -> tuple[float, float] | None:
         """The interval of the mean loss, as perplexities."""
         mean, error = mean_and_error(list(units.values()))
-        if error is None or not math.isfinite(error):
+        if not error or not math.isfinite(error):
             return None
         reach = reach_of_error(error, len(units))
         try:

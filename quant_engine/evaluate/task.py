@@ -136,8 +136,8 @@ class Task(ABC):
 
     def interval(self, units: Units, suffix: str = HEADLINE) -> tuple[float, float] | None:
         """The 95% interval of the number of this suffix, for items that were drawn; None where nothing can be known of
-        it: of a single unit, or of scores that are no numbers. Wilson's where units are right or wrong, else by
-        Student's t."""
+        it: of a single unit, of units that all score the same, or of scores that are no numbers. Wilson's where units
+        are right or wrong, else by Student's t."""
         part, scores = self.parts.get(suffix), list(units.values())
         percent = ((part.unit if part else None) or self.unit) == "%"
         mean, _ = mean_and_error(scores)
@@ -145,7 +145,7 @@ class Task(ABC):
             low, high = share_interval(mean / 100, len(scores))
             return 100 * low, 100 * high
         error = self.error(units)
-        if error is None or not math.isfinite(error):
+        if not error or not math.isfinite(error):
             return None
         value, reach = self.value(mean), reach_of_error(error, len(scores))
         return max(value - reach, 0.0), min(value + reach, 100.0 if percent else math.inf)

@@ -58,7 +58,12 @@ def test_where_nothing_can_be_known_there_is_no_interval(task, scores):
 def test_an_interval_stays_where_scores_can_be():
     assert TASKS["docvqa"].interval({"a": 100.0, "b": 50.0, "c": 98.0})[1] == 100.0
     assert TASKS["divergence"].interval({"a": 0.001, "b": 0.9, "c": 0.001})[0] == 0.0
-    assert TASKS["divergence"].interval({"a": 0.0, "b": 0.0}) == (0.0, 0.0), "nats are not right or wrong"
+
+
+@pytest.mark.parametrize("task", ["divergence", "perplexity", "docvqa"])
+def test_units_that_all_score_the_same_are_no_certainty(task):
+    assert TASKS[task].interval({"a": 50.0, "b": 50.0, "c": 50.0}) is None
+    assert TASKS["divergence"].interval({"a": 0.0, "b": 0.0}) is None, "nats are not right or wrong"
 
 
 @pytest.mark.parametrize("task", ["perplexity", "piqa", "docvqa"])
