@@ -1,6 +1,7 @@
 # make serve   sets everything up and opens the page on port 7860 (PORT overrides)
 # make peers   makes ./peers, an environment with what benchmarks/ compares with
 # make test-interop   makes ./peers, and checks what goes between Low-Bit Lab and other programs
+# make test-distributed   installs Ray, and runs sweeps on two nodes of a cluster on this machine
 # make test    sets everything up, a browser included, and runs all tests
 
 .PHONY: serve test lint clean
@@ -46,6 +47,11 @@ peers: .venv/bin/python
 test-interop:
 	@test -x peers/bin/python || $(MAKE) peers
 	peers/bin/python benchmarks/interop.py
+
+.PHONY: test-distributed
+test-distributed: .venv/dev
+	$(PIP) --editable '.[dev,distributed]'
+	LOWBIT_LARGE_TESTS=1 $(PYTHON) -m pytest -n 1 tests/runs/test_ray.py
 
 .venv/bin/python:
 	@python=$$(command -v python3.11 || command -v python3.12 || command -v python3) && \

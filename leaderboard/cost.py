@@ -14,11 +14,12 @@ from dataclasses import dataclass
 import pandas as pd
 
 from leaderboard import room
-from leaderboard.sizes import counted_bits, shapes, weight_bytes
+from leaderboard.sizes import counted_bits, weight_bytes
 from leaderboard.store import method_name
 from quant_engine import folders, notation
 from quant_engine.models.catalog import ModelCard
 from quant_engine.models.device import default_device
+from quant_engine.models.shapes import shapes
 from quant_engine.spec import Calibration, QuantSetting
 
 

@@ -20,11 +20,11 @@ from leaderboard import quality
 from leaderboard.analysis import Board, Cell
 from leaderboard.columns import Column, headline
 from leaderboard.plot import Figure
-from leaderboard.sizes import Shape, shapes
 from leaderboard.store import method_called
 from leaderboard.view import Fitted
 from quant_engine import notation
 from quant_engine.evaluate.perplexity import windows_at_once
+from quant_engine.models.shapes import Shape, shapes
 from quant_engine.spec import UserError
 
 GIB = 2**30

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from leaderboard import fit
 from leaderboard.fit import Need
-from leaderboard.sizes import counted_bits, shapes
+from leaderboard.sizes import counted_bits
 from leaderboard.store import method_name
 from quant_engine import hub, memory, notation
 from quant_engine.answers import shipped
@@ -17,6 +17,7 @@ from quant_engine.answers.compare import sweep_settings
 from quant_engine.answers.messages import AnswerEvent, AskRequest
 from quant_engine.models.catalog import MODELS, ModelCard, available
 from quant_engine.models.device import answering_device, gpu_memory
+from quant_engine.models.shapes import shapes
 from quant_engine.spec import QuantSetting
 
 HUB_PATIENCE = 3.0  # seconds

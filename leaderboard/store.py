@@ -79,7 +79,7 @@ class Store:
 
     def _roots(self) -> tuple[Path, ...]:
         """Folders of run folders; what a later one holds goes before the same run in an earlier one."""
-        return (self._results,) if self._results else (folders.shipped(), folders.results())
+        return (self._results,) if self._results else run_folder.roots()
 
     def _stamps(self) -> dict[str, str]:
         """Every run folder's path with what changes when it is written again, in order of the run's id.

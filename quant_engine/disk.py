@@ -72,6 +72,14 @@ def replacing_folder(path: Path) -> Iterator[Path]:
     sync(path.parent)
 
 
+def remove_folder(path: Path) -> None:
+    """Remove a folder, if it is there: renamed first, so that no moment shows half of it."""
+    if path.exists():
+        aside = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}-"))
+        path.rename(aside)
+        shutil.rmtree(aside)
+
+
 def remove_left_overs(path: Path) -> None:
     """Remove what killed writers of the folder `path` left. Only for a caller that keeps other writers away."""
     for left_over in path.parent.glob(f".{path.name}-{'?' * 8}*"):

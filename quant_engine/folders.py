@@ -51,6 +51,11 @@ def shipped() -> Path:
     return _folder("LOWBIT_SHIPPED", ASSETS / "runs")
 
 
+def shared() -> Path:
+    """Runs that others have measured, fetched from a shared data set."""
+    return home() / "shared"
+
+
 def data() -> Path | None:
     """Benchmark files of one's own; None if there are none."""
     return _folder("LOWBIT_DATA", Path()) if os.environ.get("LOWBIT_DATA") else None

@@ -142,6 +142,59 @@ def upload(folder: Path, repo: str, *, private: bool) -> str:
     return str(address)
 
 
+def user() -> str:
+    """The name of whoever HF_TOKEN belongs to. Raises UserError."""
+    with asking("Your name"):
+        return str(huggingface_hub.HfApi().whoami()["name"])
+
+
+def listed(repo: str) -> list[str]:
+    """The names of all files of a data set; none where there is no such data set yet. Raises UserError."""
+    with asking(f"The data set {repo}"):
+        try:
+            return huggingface_hub.HfApi().list_repo_files(repo, repo_type="dataset")
+        except errors.RepositoryNotFoundError:
+            return []
+
+
+def fetched(repo: str, name: str) -> bytes:
+    """The content of a file of a data set. Raises UserError."""
+    with asking(f"{name} of the data set {repo}"):
+        return Path(huggingface_hub.hf_hub_download(repo, name, repo_type="dataset")).read_bytes()
+
+
+def add_file(repo: str, name: str, content: bytes) -> None:
+    """Adds a file to a data set, in one commit; a data set that is not there is made, private. Raises UserError, and
+    the data set is then as it was."""
+    api = huggingface_hub.HfApi()
+    with asking(f"{name} of the data set {repo}"):
+        api.create_repo(repo, repo_type="dataset", private=True, exist_ok=True)
+        api.upload_file(
+            path_or_fileobj=content, path_in_repo=name, repo_id=repo, repo_type="dataset", commit_message=f"Add {name}"
+        )
+
+
+@contextmanager
+def asking(what: str) -> Iterator[None]:
+    """Turns what the hub refuses into a UserError that names what to change."""
+    try:
+        yield
+    except (errors.HFValidationError, ValueError) as error:
+        raise UserError(f"{what}: the Hugging Face Hub takes no such name, or something else answered.") from error
+    except (errors.HTTPError, OSError) as error:
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        if status in (401, 403) or isinstance(error, errors.LocalTokenNotFoundError):
+            why = "set HF_TOKEN to an access token that is valid and may read and write there"
+        elif status == 404:
+            why = "there is no such thing, or HF_TOKEN may not see it"
+        elif status == 429:
+            why = "too many requests in a short time: it is tried again later"
+        else:
+            why = "it can't be reached, or has no answer: connect to the network and try again"
+        number = f" ({status})" if status else ""
+        raise UserError(f"{what}: the Hugging Face Hub refuses{number}; {why}.") from error
+
+
 def _no_name(repo: str) -> UserError:
     return UserError(f"{repo!r} is no name of a repository on the Hugging Face Hub; write OWNER/NAME.")
 

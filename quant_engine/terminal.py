@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -159,20 +159,37 @@ def _title(run: folder.RunFolder) -> str:
 @contextmanager
 def progress_bar(console: Console) -> Iterator[Callable[[Progress], None]]:
     """A progress bar with stage, block and linear; the function it yields takes progress.Progress."""
-    bar = Bar(
+    with progress_bars(console) as begin, begin("") as show:
+        yield show
+
+
+@contextmanager
+def progress_bars(console: Console) -> Iterator[Callable[[str], AbstractContextManager[Callable[[Progress], None]]]]:
+    """Progress bars one below the other: the function it yields begins one with a label, for as long as its context
+    lasts. Any thread may call it."""
+    bars = Bar(
+        TextColumn("{task.fields[label]}"),
         TextColumn("[bold]{task.fields[stage]:<12}"),
         BarColumn(bar_width=30),
         TextColumn("{task.percentage:>3.0f}%"),
         TextColumn("{task.description}"),
         TimeRemainingColumn(compact=True, elapsed_when_finished=True),
     )
-    task = bar.add_task("", total=1.0, stage="waiting")
 
-    def show(progress: Progress) -> None:
-        bar.update(task, completed=progress.fraction, stage=progress.stage, description=_where(progress))
+    @contextmanager
+    def begin(label: str) -> Iterator[Callable[[Progress], None]]:
+        bar = bars.add_task("", total=1.0, stage="waiting", label=label)
 
-    with Live(bar, console=console, transient=True, refresh_per_second=8):
-        yield show
+        def show(progress: Progress) -> None:
+            bars.update(bar, completed=progress.fraction, stage=progress.stage, description=_where(progress))
+
+        try:
+            yield show
+        finally:
+            bars.remove_task(bar)
+
+    with Live(bars, console=console, transient=True, refresh_per_second=8):
+        yield begin
 
 
 def _where(progress: Progress) -> str:

@@ -30,7 +30,6 @@ LATE = {
     ("quant_engine/cli.py", "quant_engine.runs.weights"): "torch",
     ("quant_engine/kernels/matmul.py", "quant_engine.kernels.gpu"): "Triton, which is there with a GPU only",
     ("quant_engine/runs/weights.py", "quant_engine.finetune.training"): "peft takes seconds to load",
-    ("quant_engine/runs/worker.py", "quant_engine.runs.execute"): "torch: a stand-in for the engine needs none",
 }
 """Imports of the project's own modules inside functions: (file, module), and what they spare at the start."""
 DIALECT = {"told", "said", "made", "kept", "one", "place", "places", "beside", "wired"}

@@ -15,7 +15,14 @@ from quant_engine.progress import Progress
 from quant_engine.runs.queue import QueuedRun
 from quant_engine.spec import RunSpec
 
-_WORDS = {"queued": "waiting", "running": "running", "done": "done", "failed": "failed", "cancelled": "cancelled"}
+_WORDS = {
+    "queued": "waiting",
+    "running": "running",
+    "paused": "paused",
+    "done": "done",
+    "failed": "failed",
+    "cancelled": "cancelled",
+}
 
 
 def card(run: QueuedRun | None) -> str:

@@ -74,3 +74,11 @@ QuantizeDtype = Annotated[str, typer.Option(help="What quantizing computes in, w
 Device = Annotated[str | None, typer.Option(help="cpu or cuda; default cuda where there is one.")]
 Revision = Annotated[str | None, typer.Option(help="Commit or tag of a hub model.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+ExecutorName = Annotated[
+    str | None,
+    typer.Option(
+        "--executor",
+        help="Where runs are computed: local (here), ray (a Ray cluster) or jobs (Hugging Face Jobs); default "
+        "LOWBIT_EXECUTOR, else local.",
+    ),
+]

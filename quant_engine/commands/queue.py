@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.markup import escape
 from rich.table import Table
 
 from quant_engine import folders, notation, terminal
-from quant_engine.commands.options import AsJson, console, errors
-from quant_engine.runs.queue import Queue, QueuedRun
+from quant_engine.commands.options import AsJson, ExecutorName, console, errors
+from quant_engine.runs import executors
+from quant_engine.runs.queue import PRIORITIES, Queue, QueuedRun
 from quant_engine.runs.worker import run_claimed
 from quant_engine.spec import UserError
 
 app = typer.Typer(no_args_is_help=True, help="See, stop and take up the runs that the page and commands have queued.")
 RunId = Annotated[str, typer.Argument(help="A run's id, or the start of it.")]
+Priority = Literal["low", "normal", "high"]
 MOST = 500
 
 
@@ -53,7 +55,8 @@ def list_(
 def _standing(run: QueuedRun) -> str:
     """Where a run stands, in words."""
     if run.state == "running":
-        return f"{run.progress.stage}, {run.progress.fraction:.0%}" + (", stopping" if run.cancelling else "")
+        stopping = run.cancelling or run.pausing
+        return f"{run.progress.stage}, {run.progress.fraction:.0%}" + (", stopping" if stopping else "")
     if run.error:
         return run.error
     return f"{notation.seconds(max(run.ended - run.started, 0))}" if run.started and run.ended else ""
@@ -68,7 +71,7 @@ def cancel(run: RunId) -> None:
 
 @app.command()
 def resume(run: RunId) -> None:
-    """Queue a failed or cancelled run again: a page or `queue work` goes on behind its last finished block."""
+    """Queue a failed, cancelled or paused run again: a page or `queue work` goes on behind its last finished block."""
     found = _queue().resume(_find(run).run_id)
     console.print(f"{found.run_id}: {found.state}", highlight=False)
 
@@ -80,9 +83,44 @@ def log(run: RunId, lines: Annotated[int, typer.Option(min=1, help="The last so 
 
 
 @app.command()
-def work() -> None:
-    """Do the runs that wait, the oldest first, until none is left. A page that is open does the same."""
+def pause(run: RunId) -> None:
+    """Hold a waiting run back, or stop a running one for now: `queue resume` goes on behind its last finished block."""
+    found = _queue().pause(_find(run).run_id)
+    console.print(f"{found.run_id}: {'stopping' if found.pausing else found.state}", highlight=False)
+
+
+@app.command()
+def priority(
+    run: RunId, level: Annotated[Priority, typer.Argument(help="high runs go before normal ones, low behind.")]
+) -> None:
+    """Let a waiting run go before others, or behind them."""
+    found = _queue().prioritize(_find(run).run_id, PRIORITIES[level])
+    console.print(f"{found.run_id}: {level} priority", highlight=False)
+
+
+@app.command()
+def note(run: RunId, words: Annotated[str, typer.Argument(help="What to remember; empty for nothing.")]) -> None:
+    """Keep words with a run."""
+    console.print(f"{_queue().annotate(_find(run).run_id, words).run_id}: noted", highlight=False)
+
+
+@app.command()
+def delete(run: RunId, yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before.")] = False) -> None:
+    """Remove a run that has ended: its results on this machine and its log. Asks first."""
+    found = _find(run)
+    words = (
+        f"Delete run {found.run_id} ({found.spec.weights.model}, {found.spec.weights.setting.label}) and its results?"
+    )
+    if yes or typer.confirm(words):
+        _queue().delete(found.run_id)
+        console.print(f"{found.run_id}: deleted", highlight=False)
+
+
+@app.command()
+def work(executor: ExecutorName = None) -> None:
+    """Do the runs that wait, one after another, until none is left. A page that is open does the same."""
     queue, failed, done = _queue(), 0, 0
+    chosen = executors.executor(executor)
     while True:
         run_id = queue.next_to_start()
         if run_id is None:
@@ -90,7 +128,7 @@ def work() -> None:
         run = queue.get(run_id)
         errors.print(f"{run.spec.weights.model}, {run.spec.weights.setting.label}", highlight=False, markup=False)
         with terminal.progress_bar(errors) as show:
-            ended = run_claimed(queue, run_id, show)
+            ended = run_claimed(queue, run_id, show, chosen)
         done += ended.state == "done"
         failed += ended.state == "failed"
         if ended.error:

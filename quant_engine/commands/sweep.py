@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Annotated
 
@@ -14,13 +17,30 @@ from rich.markup import escape
 from rich.table import Table
 
 from quant_engine import folders, notation, terminal
-from quant_engine.commands.options import AsJson, Device, Dtype, Length, Limit, Samples, Seed, Window, console, errors
+from quant_engine.commands.options import (
+    AsJson,
+    Device,
+    Dtype,
+    ExecutorName,
+    Length,
+    Limit,
+    Samples,
+    Seed,
+    Window,
+    console,
+    errors,
+)
 from quant_engine.evaluate import split_tasks
-from quant_engine.runs import folder
+from quant_engine.progress import Progress
+from quant_engine.runs import executors, folder
+from quant_engine.runs.executors import Executor
 from quant_engine.runs.queue import Queue, QueuedRun
 from quant_engine.runs.sweep import Sweep, plan, read_sweep
 from quant_engine.runs.worker import run_claimed
 from quant_engine.spec import Calibration, RunSpec, UserError, sentence
+
+Begin = Callable[[str], AbstractContextManager[Callable[[Progress], None]]]
+"""Begins a progress bar with a label."""
 
 
 def sweep(
@@ -41,6 +61,7 @@ def sweep(
     seed: Seed = 0,
     dtype: Dtype = None,
     device: Device = None,
+    executor: ExecutorName = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure all settings that methods, bits and groups make, one run after another, and show their numbers together.
@@ -71,7 +92,7 @@ def sweep(
     planned = plan(asked)
     for reason in planned.left_out:
         errors.print(f"Left out: {escape(reason)}", highlight=False, soft_wrap=True)
-    ended = make(planned.specs)
+    ended = make(planned.specs, executors.executor(executor))
     if as_json:
         sys.stdout.write(json.dumps([_row(spec, run) for spec, run in ended], indent=1) + "\n")
     else:
@@ -87,27 +108,48 @@ def _asked(**fields: object) -> Sweep:
         raise UserError(sentence(error)) from None
 
 
-def make(specs: Sequence[RunSpec]) -> list[tuple[RunSpec, QueuedRun | None]]:
-    """Does all runs that are not there, one after another under the queue's claims; each with how it ended, or None
-    where it was there. Ctrl-C also takes those that still wait out of the queue."""
+def make(specs: Sequence[RunSpec], executor: Executor) -> list[tuple[RunSpec, QueuedRun | None]]:
+    """Does all runs that are not there under the queue's claims, as many at once as the executor does; each with how it
+    ended, or None where it was there. Ctrl-C also takes those that still wait out of the queue."""
     queue = Queue(folders.queue())
     missing = [spec for spec in specs if not folder.exists(spec.run_id)]
-    for spec in missing:
-        queue.submit(spec)
+    if missing:
+        queue.submit_sweep(missing)
     ended: dict[str, QueuedRun] = {}
     try:
-        for number, spec in enumerate(missing, 1):
-            label = f"Run {number} of {len(missing)}: {spec.weights.model}, {spec.weights.setting.label}"
-            errors.print(label, highlight=False, markup=False, soft_wrap=True)
-            with terminal.progress_bar(errors) as show:
-                run = ended[spec.run_id] = run_claimed(queue, spec.run_id, show)
-            if run.error:
-                errors.print(run.error, highlight=False, markup=False, soft_wrap=True)
+        with terminal.progress_bars(errors) as begin:
+            for run in _done(queue, missing, executor, begin):
+                ended[run.run_id] = run
+                if run.error:
+                    errors.print(run.error, highlight=False, markup=False, soft_wrap=True)
     except KeyboardInterrupt:
-        for spec in missing[len(ended) :]:
-            queue.cancel(spec.run_id)
+        for spec in missing:
+            if spec.run_id not in ended:
+                queue.cancel(spec.run_id)
         raise
     return [(spec, ended.get(spec.run_id)) for spec in specs]
+
+
+def _done(queue: Queue, specs: Sequence[RunSpec], executor: Executor, begin: Begin) -> Iterator[QueuedRun]:
+    """The runs as they end."""
+    shutdown = threading.Event()
+
+    def work(number: int, spec: RunSpec) -> QueuedRun:
+        label = f"Run {number} of {len(specs)}: {spec.weights.model}, {spec.weights.setting.label}"
+        errors.print(label, highlight=False, markup=False, soft_wrap=True)
+        with begin(spec.weights.setting.label if executor.at_once > 1 else "") as show:
+            return run_claimed(queue, spec.run_id, show, executor, shutdown)
+
+    if executor.at_once == 1:  # in this thread, which Ctrl-C interrupts
+        yield from (work(number, spec) for number, spec in enumerate(specs, 1))
+        return
+    pool = ThreadPoolExecutor(executor.at_once)
+    try:
+        futures = [pool.submit(work, number, spec) for number, spec in enumerate(specs, 1)]
+        yield from (future.result() for future in as_completed(futures))
+    finally:
+        shutdown.set()
+        pool.shutdown(cancel_futures=True)
 
 
 def _row(spec: RunSpec, run: QueuedRun | None) -> dict[str, object]:

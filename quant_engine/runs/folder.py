@@ -30,6 +30,8 @@ from quant_engine.spec import RunSpec, UserError, digest, sentence
 
 RUN_ID = re.compile(r"[0-9a-f]{16}")
 LONGEST_NAME = 200
+SHARED = "shared.json"
+"""In a run that others measured: by whom, and where it was fetched from."""
 
 
 @dataclass(frozen=True)
@@ -43,13 +45,19 @@ class RunFolder:
 
 
 def run_path(run_id: str) -> Path:
-    """A run's folder: on this machine, else among those that came with the project; if in neither, where it would be
-    written. Raises UserError for anything that is no run id: ids come from addresses and buttons, too.
+    """A run's folder: of this machine, else shared by others, else of those that came with the project; if there is
+    none, where it would be written. Raises UserError for anything that is no run id: ids come from addresses and
+    buttons, too.
     """
     if not RUN_ID.fullmatch(run_id):
         raise UserError(f"{run_id!r} is not a run id, which has 16 hexadecimal digits.")
-    own, shipped = folders.results() / run_id, folders.shipped() / run_id
-    return shipped if shipped.is_dir() and not own.is_dir() else own
+    paths = [root / run_id for root in reversed(roots())]
+    return next((path for path in paths if path.is_dir()), paths[0])
+
+
+def roots() -> tuple[Path, ...]:
+    """Folders of run folders; what a later one holds goes before the same run in an earlier one."""
+    return folders.shipped(), folders.shared(), folders.results()
 
 
 def exists(run_id: str) -> bool:
@@ -59,9 +67,9 @@ def exists(run_id: str) -> bool:
 
 def check_writable() -> None:
     """Raises UserError, before any work is done, if results can't be written."""
-    with _disk_errors():
+    with disk_errors():
         folders.results().mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=folders.results(), prefix=".probe-"):
+        with tempfile.TemporaryFile(dir=folders.results()):  # without a name, so a killed process leaves none
             pass
 
 
@@ -73,12 +81,14 @@ def write(
     items: dict[str, Sequence[ItemOutput]],
     log: str,
 ) -> Path:
-    """Writes the run aside and renames it into place; an older folder of the same run is replaced.
+    """Writes the run aside and renames it into place; an older folder of the same run is replaced, and what killed
+    processes left of it removed.
 
     Raises UserError if the disk is full or the folder can't be written.
     """
     final = folders.results() / spec.run_id
-    with _disk_errors(), disk.replacing_folder(final) as aside:
+    disk.remove_left_overs(final)
+    with disk_errors(), disk.replacing_folder(final) as aside:
         _write_table(aside / "results.parquet", Result, results)
         _write_table(aside / "layers.parquet", LayerRecord, layers)
         (aside / "items").mkdir()
@@ -90,24 +100,36 @@ def write(
     return final
 
 
-def read(path: Path) -> RunFolder:
-    """The run in the folder `path`. Raises UserError, naming the folder and what is wrong with it."""
+def remove(run_id: str) -> None:
+    """Removes the run that was made on this machine, if it is there: first out of sight, so that no half of it is ever
+    shown. Raises UserError if that is not allowed."""
+    path = folders.results() / run_path(run_id).name
+    with disk_errors():
+        disk.remove_folder(path)
+
+
+def read(path: Path, run_id: str | None = None) -> RunFolder:
+    """The run in the folder `path`, which has the name of the run unless `run_id` says which one it is. Raises
+    UserError, naming the run and what is wrong with it."""
+    name = run_id or path.name
     try:
         about = json.loads((path / "run.json").read_text(encoding="utf-8"))
+        if (path / SHARED).exists():
+            about["shared"] = json.loads((path / SHARED).read_text(encoding="utf-8"))
         spec = RunSpec(**about["spec"])
         rows = pq.read_table(path / "results.parquet").to_pylist()
         results = [Result(**row) for row in rows]
     except FileNotFoundError as error:
         missing = Path(error.filename or error.args[0]).name  # parquet names the file in its message alone
-        raise UserError(f"Run {path.name} is incomplete: {missing} is missing.") from None
+        raise UserError(f"Run {name} is incomplete: {missing} is missing.") from None
     except ValidationError as error:
-        raise UserError(f"Run {path.name} does not hold what a run holds: {sentence(error)}") from None
+        raise UserError(f"Run {name} does not hold what a run holds: {sentence(error)}") from None
     except (OSError, ValueError, KeyError, TypeError, pa.ArrowException):
-        raise UserError(f"Run {path.name} can't be read: its files are damaged.") from None
-    if spec.run_id != path.name:
-        raise UserError(f"Run {path.name} holds the run {spec.run_id}: the folder was renamed or its run.json changed.")
+        raise UserError(f"Run {name} can't be read: its files are damaged.") from None
+    if spec.run_id != name:
+        raise UserError(f"Run {name} holds the run {spec.run_id}: the folder was renamed or its run.json changed.")
     if not results:
-        raise UserError(f"Run {path.name} holds no results.")
+        raise UserError(f"Run {name} holds no results.")
     return RunFolder(path, spec, about, results)
 
 
@@ -122,10 +144,10 @@ def read_items(path: Path, task: str) -> list[ItemOutput]:
 def run_folders() -> Iterator[Path]:
     """Every folder that claims to be a run, in order of name; what is being written is left out.
 
-    A run that came with the project gives way to the same run made on this machine.
+    A run that came with the project or from others gives way to the same run made on this machine.
     """
     found: dict[str, Path] = {}
-    for root in (folders.shipped(), folders.results()):
+    for root in roots():
         if root.is_dir():
             found |= {path.name: path for path in root.iterdir() if RUN_ID.fullmatch(path.name) and path.is_dir()}
     yield from (found[name] for name in sorted(found))
@@ -155,11 +177,12 @@ def _schema(row: type[BaseModel]) -> pa.Schema:
 
 
 @contextmanager
-def _disk_errors() -> Iterator[None]:
+def disk_errors(root: Path | None = None) -> Iterator[None]:
+    """Turns what the system refuses to write in `root`, else in the results folder, into a UserError."""
     try:
         yield
     except OSError as error:
         raise UserError(
-            f"The results folder {folders.results()} can't be written ({error.strerror or error}): "
-            "free space there or make it writable, or set LOWBIT_RESULTS to another folder."
+            f"The results folder {root or folders.results()} can't be written ({error.strerror or error}): "
+            "free space there or make it writable, or set LOWBIT_RESULTS or LOWBIT_HOME to another folder."
         ) from error

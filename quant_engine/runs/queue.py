@@ -3,61 +3,59 @@
 A process claims a run with a lease of a few seconds and renews it while it works. A run whose lease ran out, or whose
 process is gone, returns to the queue and is taken up again where its last finished block was written. Every public
 call is one short transaction on a connection of its own, so calls may come from any thread of any process.
+
+Of the runs that wait, those of the highest priority go first; among them, those of whoever waited longest for a turn;
+then the oldest. So nobody's hundred runs keep another's one waiting for more than the run in work.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import socket
 import sqlite3
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
 import psutil
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from quant_engine.failures import database_failure
 from quant_engine.progress import Progress
 from quant_engine.runs import folder
-from quant_engine.spec import RunSpec, UserError, clean_text
+from quant_engine.runs.queue_file import transaction
+from quant_engine.spec import RunSpec, UserError, clean_text, digest
 
 logger = logging.getLogger(__name__)
 
 LEASE_S = 15.0
 MAX_ATTEMPTS = 3
-_BUSY_TIMEOUT_S = 10.0
+MOST_WAITING = 2000
+MOST_OF_ONE = 500
+"""The most runs that may wait, in total and of one submitter."""
+PRIORITIES = {"low": -1, "normal": 0, "high": 1}
+LONGEST_NOTE = 2000
 
-State = Literal["queued", "running", "done", "failed", "cancelled"]
-Standing = Literal["mine", "cancel", "lost"]
-
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS runs (
-    run_id     TEXT PRIMARY KEY,
-    spec       TEXT NOT NULL,
-    state      TEXT NOT NULL,
-    progress   TEXT NOT NULL,
-    error      TEXT,
-    attempts   INTEGER NOT NULL DEFAULT 0,
-    created    REAL NOT NULL,
-    started    REAL,
-    ended      REAL,
-    cancelling INTEGER NOT NULL DEFAULT 0,
-    owner      TEXT,
-    lease_ends REAL
-) WITHOUT ROWID
-"""
+State = Literal["queued", "running", "paused", "done", "failed", "cancelled"]
+Standing = Literal["mine", "cancel", "pause", "lost"]
+RESUMABLE: tuple[State, ...] = ("failed", "cancelled", "paused")
+ENDED: tuple[State, ...] = ("done", *RESUMABLE)
+_STANDINGS: tuple[Standing, ...] = ("mine", "cancel", "pause")
+"""What the column `cancelling` says: nothing is asked, stop for good, stop for now."""
+_TURN = """ORDER BY priority DESC, (SELECT max(claimed) FROM runs AS others WHERE others.submitter = runs.submitter),
+    created, run_id LIMIT 1"""
+_STOPPED = "CASE cancelling WHEN 1 THEN 'cancelled' WHEN 2 THEN 'paused' ELSE 'queued' END"
 
 
 class QueuedRun(BaseModel):
     """One run as the queue knows it. Times are seconds since 1970.
 
-    `attempts` counts how often a process took it up since somebody last asked for it. `cancelling` is set from the
-    moment that a cancel is asked for until the process has stopped. `owner` is the process that has it now.
+    `attempts` counts how often a process took it up since somebody last asked for it. `cancelling` and `pausing` are
+    set from the moment that it is asked for until the process has stopped. `owner` is the process that has it now,
+    `submitter` the user who asked for it first; empty on one's own machine.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -73,6 +71,19 @@ class QueuedRun(BaseModel):
     ended: float | None
     cancelling: bool
     owner: str | None
+    pausing: bool = False
+    submitter: str = ""
+    priority: int = 0
+    note: str = ""
+
+
+class QueuedSweep(BaseModel):
+    """The runs of a sweep, by their ids in the order that was asked for; and why settings were left out."""
+
+    sweep_id: str
+    created: float
+    runs: tuple[str, ...]
+    left_out: tuple[str, ...]
 
 
 def owner_name(pid: int | None = None) -> str:
@@ -88,43 +99,93 @@ class Queue:
 
     # --- asking -------------------------------------------------------------------------------------------------
 
-    def submit(self, spec: RunSpec) -> str:
+    def submit(self, spec: RunSpec, submitter: str = "", priority: int = 0) -> str:
         """Put a run in the queue and return its id.
 
-        A run that waits already, runs or is done is found, not repeated; one that failed or was cancelled, or whose
-        results are no longer on disk, is queued again. `spec` must be resolved, because its id is the run's id.
+        A run that waits already or runs is found, not repeated, and one whose results are on disk is done; one that
+        failed, was cancelled or paused, or whose results are no longer on disk, is queued again. `spec` must be
+        resolved, because its id is the run's id. Raises UserError where too many wait already.
         """
-        run_id = spec.run_id
-        repeatable: tuple[State, ...] = ("failed", "cancelled")
-        if not folder.exists(run_id):
-            repeatable += ("done",)
         with self._transaction() as db:
             self._recover(db)
-            added = db.execute(
-                "INSERT OR IGNORE INTO runs (run_id, spec, state, progress, created) VALUES (?, ?, 'queued', ?, ?)",
-                (run_id, spec.model_dump_json(), Progress().model_dump_json(), time.time()),
+            self._add(db, spec, submitter, priority)
+            self._check_room(db, submitter)
+        return spec.run_id
+
+    def submit_sweep(
+        self, specs: Sequence[RunSpec], left_out: Sequence[str] = (), submitter: str = "", priority: int = 0
+    ) -> QueuedSweep:
+        """Put all runs of a sweep in the queue, each as `submit` does, or none of them."""
+        runs = [spec.run_id for spec in specs]
+        sweep = QueuedSweep(sweep_id=digest(runs), created=time.time(), runs=runs, left_out=left_out)
+        with self._transaction() as db:
+            self._recover(db)
+            for spec in specs:
+                self._add(db, spec, submitter, priority)
+            self._check_room(db, submitter)
+            db.execute(
+                "INSERT OR REPLACE INTO sweeps (sweep_id, created, runs, left_out) VALUES (?, ?, ?, ?)",
+                (sweep.sweep_id, sweep.created, json.dumps(sweep.runs), json.dumps(sweep.left_out)),
             )
-            if not added.rowcount:
-                self._queue_again(db, run_id, repeatable)
-        return run_id
+        return sweep
 
     def resume(self, run_id: str) -> QueuedRun:
-        """Queue a failed or cancelled run again; what it finished before is kept. Any other run stays as it is."""
+        """Queue a failed, cancelled or paused run again; what it finished before is kept. Any other stays as it is."""
         with self._transaction() as db:
             self._recover(db)
-            self._queue_again(db, run_id, ("failed", "cancelled"))
+            self._queue_again(db, run_id, RESUMABLE)
         return self.get(run_id)
 
     def cancel(self, run_id: str) -> QueuedRun:
-        """Cancel a waiting run at once; ask a running one to stop. A run that has ended stays as it is."""
+        """Cancel a waiting or paused run at once; ask a running one to stop. A run that has ended stays as it is."""
         with self._transaction() as db:
             self._recover(db)
             db.execute(
-                "UPDATE runs SET state = 'cancelled', ended = ? WHERE run_id = ? AND state = 'queued'",
+                "UPDATE runs SET state = 'cancelled', ended = ? WHERE run_id = ? AND state IN ('queued', 'paused')",
                 (time.time(), run_id),
             )
             db.execute("UPDATE runs SET cancelling = 1 WHERE run_id = ? AND state = 'running'", (run_id,))
         return self.get(run_id)
+
+    def pause(self, run_id: str) -> QueuedRun:
+        """Hold a waiting run back; ask a running one to stop for now, until `resume`. An ended one stays as it is."""
+        with self._transaction() as db:
+            self._recover(db)
+            db.execute(
+                "UPDATE runs SET state = 'paused', ended = ? WHERE run_id = ? AND state = 'queued'",
+                (time.time(), run_id),
+            )
+            db.execute(
+                "UPDATE runs SET cancelling = 2 WHERE run_id = ? AND state = 'running' AND cancelling = 0", (run_id,)
+            )
+        return self.get(run_id)
+
+    def prioritize(self, run_id: str, priority: int) -> QueuedRun:
+        """Let a run go before those of lower priority, once it waits."""
+        with self._transaction() as db:
+            db.execute("UPDATE runs SET priority = ? WHERE run_id = ?", (priority, run_id))
+        return self.get(run_id)
+
+    def annotate(self, run_id: str, note: str) -> QueuedRun:
+        """Keep somebody's words with a run. Raises UserError for more than a page of them."""
+        note = clean_text(note).strip()
+        if len(note) > LONGEST_NOTE:
+            raise UserError(f"A note has at most {LONGEST_NOTE} characters, not {len(note)}.")
+        with self._transaction() as db:
+            db.execute("UPDATE runs SET note = ? WHERE run_id = ?", (note, run_id))
+        return self.get(run_id)
+
+    def delete(self, run_id: str) -> None:
+        """Remove a run that has ended, its results on this machine and its log. Raises UserError for one that waits or
+        runs. Quantized weights stay: other runs share them."""
+        with self._transaction() as db:
+            self._recover(db)
+            row = db.execute("SELECT state FROM runs WHERE run_id = ?", (run_id,)).fetchone()
+            if row is not None and row["state"] not in ENDED:
+                raise UserError(f"Run {run_id} is {row['state']}: cancel it before you delete it.")
+            folder.remove(run_id)
+            db.execute("DELETE FROM runs WHERE run_id = ?", (run_id,))
+        self.log_path(run_id).unlink(missing_ok=True)
 
     # --- looking ------------------------------------------------------------------------------------------------
 
@@ -134,6 +195,9 @@ class Queue:
             return []
         with self._transaction(write=False) as db:
             rows = db.execute("SELECT * FROM runs ORDER BY created DESC, run_id LIMIT ?", (limit,)).fetchall()
+        return self._readable(rows)
+
+    def _readable(self, rows: Iterable[sqlite3.Row]) -> list[QueuedRun]:
         runs = []
         for row in rows:
             try:
@@ -153,15 +217,37 @@ class Queue:
         except ValidationError as error:
             raise UserError(f"Run {run_id} was queued by another version of the lab: start it again.") from error
 
-    def next_to_start(self) -> str | None:
-        """The run to start next, or None when none waits or one is running, here or in any other process."""
+    def several(self, run_ids: Iterable[str]) -> dict[str, QueuedRun]:
+        """Those of the runs that the queue has, by id."""
+        if not self.path.exists():
+            return {}
+        found: dict[str, QueuedRun] = {}
+        with self._transaction(write=False) as db:
+            for run_id in run_ids:
+                row = db.execute("SELECT * FROM runs WHERE run_id = ?", (run_id,)).fetchone()
+                if row is not None:
+                    found |= {run.run_id: run for run in self._readable([row])}
+        return found
+
+    def sweeps(self, limit: int = 20) -> list[QueuedSweep]:
+        """The newest sweeps, newest first."""
+        if not self.path.exists():
+            return []
+        with self._transaction(write=False) as db:
+            rows = db.execute("SELECT * FROM sweeps ORDER BY created DESC, sweep_id LIMIT ?", (limit,)).fetchall()
+        return [
+            QueuedSweep(**dict(row) | {name: json.loads(row[name]) for name in ("runs", "left_out")}) for row in rows
+        ]
+
+    def next_to_start(self, at_once: int = 1) -> str | None:
+        """The run to start next, or None when none waits or `at_once` are running, here or in other processes."""
         if not self.path.exists():
             return None
         with self._transaction() as db:
             self._recover(db)
-            if db.execute("SELECT 1 FROM runs WHERE state = 'running' LIMIT 1").fetchone():
+            if db.execute("SELECT count(*) FROM runs WHERE state = 'running'").fetchone()[0] >= at_once:
                 return None
-            row = db.execute("SELECT run_id FROM runs WHERE state = 'queued' ORDER BY created, run_id").fetchone()
+            row = db.execute(f"SELECT run_id FROM runs WHERE state = 'queued' {_TURN}").fetchone()
         return row["run_id"] if row else None
 
     def log_path(self, run_id: str) -> Path:
@@ -183,7 +269,7 @@ class Queue:
     # --- working ------------------------------------------------------------------------------------------------
 
     def claim(self, run_id: str | None = None, owner: str | None = None) -> QueuedRun | None:
-        """Take a waiting run (the oldest, when none is named) and own it for `LEASE_S` seconds.
+        """Take a waiting run (whose turn it is, when none is named) and own it for `LEASE_S` seconds.
 
         Returns None when there is nothing to take: another process has it, or it has ended. Renew with `report`.
         """
@@ -191,7 +277,7 @@ class Queue:
         with self._transaction() as db:
             self._recover(db)
             row = db.execute(
-                "SELECT * FROM runs WHERE state = 'queued' AND run_id = coalesce(?, run_id) ORDER BY created, run_id",
+                f"SELECT * FROM runs WHERE state = 'queued' AND run_id = coalesce(?, run_id) {_TURN}",
                 (run_id,),
             ).fetchone()
             if row is None:
@@ -208,14 +294,15 @@ class Queue:
                 return None
             claimed = db.execute(
                 "UPDATE runs SET state = 'running', owner = ?, lease_ends = ?, attempts = attempts + 1,"
-                " started = coalesce(started, ?), ended = NULL, error = NULL, cancelling = 0"
+                " started = coalesce(started, ?), claimed = ?, ended = NULL, error = NULL, cancelling = 0"
                 " WHERE run_id = ? RETURNING *",
-                (owner, now + LEASE_S, now, row["run_id"]),
+                (owner, now + LEASE_S, now, now, row["run_id"]),
             ).fetchone()
         return _queued_run(claimed)
 
     def report(self, run_id: str, owner: str, progress: Progress | None = None) -> Standing:
-        """Renew the lease, store the progress, and learn whether to go on: "mine", "cancel" or "lost"."""
+        """Renew the lease, store the progress, and learn whether to go on: "mine", "cancel", "pause" or
+        "lost"."""
         with self._transaction() as db:
             row = db.execute(
                 "UPDATE runs SET lease_ends = ?, progress = coalesce(?, progress)"
@@ -224,7 +311,7 @@ class Queue:
             ).fetchone()
         if row is None:
             return "lost"
-        return "cancel" if row["cancelling"] else "mine"
+        return _STANDINGS[row["cancelling"]]
 
     def finish(self, run_id: str, owner: str) -> bool:
         """End a run whose results are on disk. This and the other ways to end return False when it wasn't `owner`'s."""
@@ -234,15 +321,16 @@ class Queue:
         """End a run that failed; `sentence` names what to change."""
         return self._end(run_id, owner, "failed", clean_text(sentence))
 
-    def confirm_cancel(self, run_id: str, owner: str) -> bool:
-        """End a run that stopped because somebody asked for it."""
-        return self._end(run_id, owner, "cancelled", None)
+    def confirm_stop(self, run_id: str, owner: str) -> bool:
+        """End a run that stopped because somebody asked for it: as paused if that was asked, else as cancelled."""
+        paused = self.get(run_id).pausing
+        return self._end(run_id, owner, "paused" if paused else "cancelled", None)
 
     def release(self, run_id: str, owner: str) -> bool:
         """Hand an unfinished run back, because the process must end; the attempt does not count against the run."""
         with self._transaction() as db:
             row = db.execute(
-                "UPDATE runs SET state = iif(cancelling, 'cancelled', 'queued'), attempts = attempts - 1,"
+                f"UPDATE runs SET state = {_STOPPED}, attempts = attempts - 1,"
                 " ended = iif(cancelling, ?, NULL), cancelling = 0, owner = NULL, lease_ends = NULL"
                 " WHERE run_id = ? AND owner = ? AND state = 'running' RETURNING run_id",
                 (time.time(), run_id, owner),
@@ -260,6 +348,32 @@ class Queue:
                 (state, error, time.time(), progress and progress.model_dump_json(), run_id, owner),
             ).fetchone()
         return row is not None
+
+    @staticmethod
+    def _add(db: sqlite3.Connection, spec: RunSpec, submitter: str, priority: int) -> None:
+        there, now = folder.exists(spec.run_id), time.time()
+        state: State = "done" if there else "queued"
+        progress = Progress(stage="finished", fraction=1.0) if there else Progress()
+        added = db.execute(
+            "INSERT OR IGNORE INTO runs (run_id, spec, state, progress, created, started, ended, submitter, priority)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                *(spec.run_id, spec.model_dump_json(), state, progress.model_dump_json(), now),
+                *((now, now) if there else (None, None)),
+                *(clean_text(submitter), priority),
+            ),
+        )
+        if not added.rowcount:
+            Queue._queue_again(db, spec.run_id, RESUMABLE if there else ENDED)
+
+    @staticmethod
+    def _check_room(db: sqlite3.Connection, submitter: str) -> None:
+        """Raises UserError, which takes back what was added, where too many wait."""
+        waiting = "SELECT count(*) FROM runs WHERE state = 'queued'"
+        if db.execute(waiting).fetchone()[0] > MOST_WAITING:
+            raise UserError(f"At most {MOST_WAITING} runs may wait: start this when some of them are done.")
+        if db.execute(f"{waiting} AND submitter = ?", (clean_text(submitter),)).fetchone()[0] > MOST_OF_ONE:
+            raise UserError(f"At most {MOST_OF_ONE} of your runs may wait: start this when some of them are done.")
 
     @staticmethod
     def _queue_again(db: sqlite3.Connection, run_id: str, repeatable: tuple[State, ...]) -> None:
@@ -285,7 +399,7 @@ class Queue:
             if row["lease_ends"] >= now and not _is_gone(row["owner"]):
                 continue
             if row["cancelling"]:
-                state, error = "cancelled", None
+                state, error = ("cancelled", "paused")[row["cancelling"] - 1], None
             elif row["attempts"] >= MAX_ATTEMPTS:
                 state = "failed"
                 error = (
@@ -302,88 +416,19 @@ class Queue:
 
     @contextmanager
     def _transaction(self, write: bool = True) -> Iterator[sqlite3.Connection]:
-        """One connection and one transaction; what the system refuses becomes one sentence."""
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with closing(_connect(self.path)) as db:
-                _set_journal(db, self.path)
-                db.execute(_SCHEMA)
-                db.execute("BEGIN IMMEDIATE" if write else "BEGIN")
-                try:
-                    yield db
-                except BaseException:
-                    if db.in_transaction:  # a full disk has already rolled back
-                        db.execute("ROLLBACK")
-                    raise
-                db.execute("COMMIT")
-        except (OSError, sqlite3.Error) as error:
-            raise UserError(database_failure(f"The run queue {self.path}", error)) from error
-
-
-def _connect(path: Path) -> sqlite3.Connection:
-    db = sqlite3.connect(path, timeout=_BUSY_TIMEOUT_S, isolation_level=None)
-    db.row_factory = sqlite3.Row
-    return db
-
-
-_journals: dict[Path, Literal["WAL", "DELETE"]] = {}
-_deciding = threading.Lock()
-
-
-def _set_journal(db: sqlite3.Connection, path: Path) -> None:
-    """Choose a write-ahead log, so that the page reads while a worker writes; a rollback journal where that fails.
-
-    What the storage can do is tried out once per file and process.
-    """
-    with _deciding:
-        if path not in _journals:
-            if _write_ahead_log_works(path):
-                _journals[path] = "WAL"
-                logger.info("The run queue %s uses a write-ahead log.", path)
-            else:
-                _end_write_ahead_log(path)
-                _journals[path] = "DELETE"
-                logger.warning("The run queue %s uses a rollback journal: its storage holds no write-ahead log.", path)
-    db.execute(f"PRAGMA journal_mode = {_journals[path]}")
-    if _journals[path] == "WAL":
-        # Losing the last moment of progress to a power cut is harmless, so the disk need not be waited for.
-        db.execute("PRAGMA synchronous = NORMAL")
-
-
-def _write_ahead_log_works(path: Path) -> bool:
-    """Whether one connection can write while another reads. Network storage may refuse, at once or at the first use."""
-    with closing(_connect(path)) as reader, closing(_connect(path)) as writer:
-        try:
-            if reader.execute("PRAGMA journal_mode = WAL").fetchone()[0] != "wal":
-                return False
-            reader.execute(_SCHEMA)
-            reader.execute("BEGIN")
-            reader.execute("SELECT 1 FROM runs").fetchone()
-            writer.execute("BEGIN IMMEDIATE")
-            writer.execute("PRAGMA user_version = 1")
-            writer.execute("COMMIT")
-        except sqlite3.OperationalError as error:
-            if any(word in str(error) for word in ("locked", "full", "readonly")):  # another journal would not help
-                raise
-            return False
-    return True
-
-
-def _end_write_ahead_log(path: Path) -> None:
-    """Make a file that was left with a write-ahead log readable without one."""
-    with closing(_connect(path)) as db:
-        db.execute("PRAGMA locking_mode = EXCLUSIVE")  # then SQLite needs no memory shared with other processes
-        db.execute("PRAGMA journal_mode = DELETE")
+        with transaction(self.path, write) as db:
+            yield db
 
 
 def _queued_run(row: sqlite3.Row) -> QueuedRun:
-    values = {name: row[name] for name in row.keys() if name != "lease_ends"}  # noqa: SIM118
+    values = {name: row[name] for name in row.keys() if name not in ("lease_ends", "claimed")}  # noqa: SIM118
     return QueuedRun(
         **values
         | {
             "spec": RunSpec.model_validate_json(row["spec"]),
             "progress": Progress.model_validate_json(row["progress"]),
-            "cancelling": bool(row["cancelling"]),
+            "cancelling": row["cancelling"] == 1,
+            "pausing": row["cancelling"] == 2,
         }
     )
 

@@ -1,7 +1,7 @@
 """The process that does one run: `python -m quant_engine.runs.worker QUEUE RUN_ID`, started by the page's supervisor.
 
 The command line does the same work in its own process through `run_claimed`, under the same claim, so a page and a
-terminal never do one run twice at once.
+terminal never do one run twice at once. Where the run is computed is for its executor to say (`executors.py`).
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from pathlib import Path
 
 from quant_engine.failures import failure
 from quant_engine.progress import Hooks, Progress, Stopped
-from quant_engine.runs.queue import Queue, QueuedRun, Standing, owner_name
+from quant_engine.runs.executors import Executor, LocalExecutor, executor
+from quant_engine.runs.queue import ENDED, Queue, QueuedRun, Standing, owner_name
 from quant_engine.spec import UserError
 
 BEAT_S = 0.5
@@ -65,24 +66,33 @@ class _Heartbeat(threading.Thread):
         self.join()
 
 
-def run_claimed(queue: Queue, run_id: str, on_progress: OnProgress) -> QueuedRun:
-    """Do a queued run in this process and return it as it ended: done, failed or cancelled.
+def run_claimed(
+    queue: Queue,
+    run_id: str,
+    on_progress: OnProgress,
+    executor: Executor | None = None,
+    shutdown: threading.Event | None = None,
+) -> QueuedRun:
+    """Do a queued run and return it as it ended: done, failed, cancelled or paused; as it is when `shutdown` is set.
 
     When another process has the run already, follow that one and return when it ends. Ctrl-C cancels a run that this
     process does and leaves one that it follows alone.
     """
+    executor, shutdown = executor or LocalExecutor(), shutdown or threading.Event()
     while True:
         run = queue.claim(run_id)
         if run:
-            return _work(queue, run, on_progress, threading.Event())
+            return _work(queue, run, on_progress, shutdown, executor)
         run = queue.get(run_id)
-        if run.state in ("done", "failed", "cancelled"):
+        if run.state in ENDED or shutdown.is_set():
             return run
         on_progress(run.progress)
         time.sleep(BEAT_S)
 
 
-def _work(queue: Queue, run: QueuedRun, on_progress: OnProgress, shutdown: threading.Event) -> QueuedRun:
+def _work(
+    queue: Queue, run: QueuedRun, on_progress: OnProgress, shutdown: threading.Event, executor: Executor
+) -> QueuedRun:
     """Execute a run that this process has claimed, and write to the queue how it ended."""
     run_id, owner = run.run_id, owner_name()
     log = _Log(queue.log_path(run_id))
@@ -99,18 +109,18 @@ def _work(queue: Queue, run: QueuedRun, on_progress: OnProgress, shutdown: threa
         weights = run.spec.weights
         log(f"{weights.model}, {weights.setting.label}: attempt {run.attempts}, process {os.getpid()}.")
         heartbeat.start()
-        from quant_engine.runs.execute import execute  # here: it loads torch, and the page imports this file
-
-        folder = execute(run.spec, Hooks(report, should_stop, log))
+        folder = executor.execute(run.spec, Hooks(report, should_stop, log))
         log(f"Done: {folder}")
         queue.finish(run_id, owner)
     except KeyboardInterrupt:
-        queue.confirm_cancel(run_id, owner)
+        executor.abandon(run.spec)
+        queue.confirm_stop(run_id, owner)
         raise
     except Stopped:
         log("Stopped; finished blocks are kept.")
-        if heartbeat.standing == "cancel":
-            queue.confirm_cancel(run_id, owner)
+        if heartbeat.standing in ("cancel", "pause"):
+            executor.abandon(run.spec)
+            queue.confirm_stop(run_id, owner)
         else:
             queue.release(run_id, owner)
     except Exception as error:
@@ -152,7 +162,12 @@ def main() -> int:
     if run is None:
         return LOST_CLAIM
     threading.Thread(target=_leave_in_time, args=(queue, run.run_id, shutdown, arguments.parent), daemon=True).start()
-    _work(queue, run, lambda _: None, shutdown)
+    try:
+        chosen = executor()
+    except UserError as refusal:
+        queue.fail(run.run_id, owner_name(), str(refusal))
+        return 0
+    _work(queue, run, lambda _: None, shutdown, chosen)
     return 0
 
 

@@ -5,10 +5,10 @@ import pytest
 
 from leaderboard import cost as module
 from leaderboard.cost import cost
-from leaderboard.sizes import shapes
 from leaderboard.store import COLUMNS, Store
 from quant_engine import folders
 from quant_engine.models.catalog import MODELS
+from quant_engine.models.shapes import shapes
 from quant_engine.spec import Calibration, QuantSetting
 
 LLM, LARGE = MODELS["demo-llm"], MODELS["llama3-8b"]

@@ -5,9 +5,9 @@ import pytest
 from leaderboard import fit
 from leaderboard.analysis import arrange
 from leaderboard.quality import column_of_task
-from leaderboard.sizes import shapes
 from leaderboard.store import Store, read_paper
 from leaderboard.view import Fitted
+from quant_engine.models.shapes import shapes
 from quant_engine.spec import UserError
 
 

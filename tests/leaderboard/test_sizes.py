@@ -4,10 +4,11 @@ from PIL import Image
 from transformers import AutoProcessor, AutoTokenizer, LlavaNextConfig, LlavaNextImageProcessorPil, LlavaNextProcessor
 
 from leaderboard.analysis import Query, arrange, view
-from leaderboard.sizes import counted_bits, most_picture_tokens, shapes, weight_bytes
+from leaderboard.sizes import counted_bits, weight_bytes
 from leaderboard.store import read_paper
 from quant_engine.models.catalog import model_card
 from quant_engine.models.files import folder_of
+from quant_engine.models.shapes import most_picture_tokens, shapes
 
 
 def test_an_8b_model_has_the_weights_that_the_specification_counts():

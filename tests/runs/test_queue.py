@@ -5,12 +5,14 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import time
 from contextlib import closing
 
 import pytest
 
 from quant_engine.progress import Progress
 from quant_engine.runs import queue as queue_module
+from quant_engine.runs import queue_file
 from quant_engine.runs.queue import MAX_ATTEMPTS, Queue, owner_name
 from quant_engine.spec import RunSpec, UserError, WeightSpec
 
@@ -72,7 +74,7 @@ def test_a_failed_or_cancelled_run_is_queued_again_by_submit_and_by_resume(queue
     run_id = queue.submit(spec())
     for again in (lambda: queue.submit(spec()), lambda: queue.resume(run_id)):
         queue.claim(run_id, "a")
-        queue.fail(run_id, "a", "Because.") if end == "failed" else queue.confirm_cancel(run_id, "a")
+        queue.fail(run_id, "a", "Because.") if end == "failed" else queue.confirm_stop(run_id, "a")
         assert queue.get(run_id).state == end
         again()
         run = queue.get(run_id)
@@ -186,7 +188,7 @@ def test_a_running_run_learns_of_a_cancel_with_its_next_report(queue):
     queue.claim(run_id, "a")
     assert queue.cancel(run_id).cancelling
     assert queue.report(run_id, "a") == "cancel"
-    assert queue.confirm_cancel(run_id, "a")
+    assert queue.confirm_stop(run_id, "a")
     run = queue.get(run_id)
     assert (run.state, run.cancelling, run.owner) == ("cancelled", False, None)
     assert run.ended is not None
@@ -298,7 +300,7 @@ def test_storage_without_a_write_ahead_log_gets_a_rollback_journal_and_the_log_s
 def test_a_queue_that_was_left_with_a_write_ahead_log_is_read_where_none_works(queue, monkeypatch):
     run_id = queue.submit(spec())
     assert queue.path.read_bytes()[18:20] == b"\2\2"
-    monkeypatch.setattr(queue_module, "_journals", {})  # a later process
+    monkeypatch.setattr(queue_file, "_journals", {})  # a later process
     refuse_at_first_use(monkeypatch, queue.path)
     assert queue.claim(run_id, "a").state == "running"
     assert queue.path.read_bytes()[18:20] == b"\1\1"
@@ -315,8 +317,8 @@ def test_other_storage_gets_a_write_ahead_log_and_the_log_says_so_once(queue, ca
 
 def test_a_busy_queue_is_no_reason_to_give_up_the_write_ahead_log(queue, monkeypatch):
     queue.submit(spec())
-    monkeypatch.setattr(queue_module, "_journals", {})
-    monkeypatch.setattr(queue_module, "_BUSY_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(queue_file, "_journals", {})
+    monkeypatch.setattr(queue_file, "_BUSY_TIMEOUT_S", 0.05)
     with closing(sqlite3.connect(queue.path, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         with pytest.raises(UserError, match="held by another process"):
@@ -335,7 +337,7 @@ def test_a_damaged_queue_is_a_sentence(queue):
 def test_a_full_disk_is_a_sentence_and_leaves_the_queue_as_it_was(queue, monkeypatch):
     run_id = queue.submit(spec())
     full = "PRAGMA max_page_count = 1"  # SQLite then refuses to grow, with the error of a full disk
-    monkeypatch.setattr(queue_module, "_SCHEMA", full)
+    monkeypatch.setattr(queue_file, "_RUNS", full)
     with pytest.raises(UserError, match="the disk is full: free some space"):
         queue.submit(RunSpec(weights=WeightSpec(model="m"), tasks=tuple("t" * 300 + str(i) for i in range(100))))
     assert queue.get(run_id).state == "queued"
@@ -349,3 +351,137 @@ def test_a_run_that_another_version_queued_is_failed_with_a_sentence_and_left_ou
     assert queue.claim(run_id, "a") is None
     with pytest.raises(UserError, match="another version"):
         queue.get(run_id)
+
+
+def test_a_paused_run_waits_until_it_is_resumed(queue):
+    first, second = queue.submit(spec("m1")), queue.submit(spec("m2"))
+    assert queue.pause(second).state == "paused"
+    queue.claim(first, "a")
+    assert queue.pause(first).pausing
+    assert queue.report(first, "a") == "pause"
+    assert queue.confirm_stop(first, "a")
+    assert queue.get(first).state == "paused"
+    assert queue.next_to_start() is None
+    assert queue.resume(second).state == "queued"
+    assert queue.next_to_start() == second
+    assert queue.cancel(first).state == "cancelled"
+
+
+@pytest.mark.parametrize("end", ["release", "lease"])
+def test_a_run_that_is_to_pause_pauses_however_its_process_ends(queue, end, monkeypatch):
+    run_id = queue.submit(spec())
+    queue.claim(run_id, "a")
+    queue.pause(run_id)
+    if end == "release":
+        queue.release(run_id, "a")
+    else:
+        later = time.time() + 100
+        monkeypatch.setattr(queue_module.time, "time", lambda: later)
+    assert queue.next_to_start() is None
+    assert (queue.get(run_id).state, queue.get(run_id).pausing) == ("paused", False)
+
+
+def test_a_cancel_is_stronger_than_a_pause(queue):
+    run_id = queue.submit(spec())
+    queue.claim(run_id, "a")
+    queue.pause(run_id)
+    queue.cancel(run_id)
+    assert not queue.pause(run_id).pausing
+    assert queue.report(run_id, "a") == "cancel"
+
+
+def test_users_take_turns_and_high_priority_goes_first(queue):
+    many = [queue.submit(spec(f"a{i}"), submitter="anna") for i in range(4)]
+    ben = [queue.submit(spec(f"b{i}"), submitter="ben") for i in range(2)]
+    urgent = queue.submit(spec("c"), submitter="anna", priority=1)
+    order = []
+    while run := queue.claim(owner="w"):
+        order.append(run.run_id)
+        queue.finish(run.run_id, "w")
+    assert order == [urgent, ben[0], many[0], ben[1], *many[1:]]
+
+
+def test_a_waiting_run_can_be_let_before_others(queue):
+    first, second = queue.submit(spec("m1")), queue.submit(spec("m2"))
+    queue.prioritize(second, 1)
+    assert queue.next_to_start() == second
+    queue.prioritize(first, 2)
+    assert queue.next_to_start() == first
+
+
+def test_several_runs_may_be_in_work_where_that_is_wanted(queue):
+    ids = [queue.submit(spec(f"m{i}")) for i in range(3)]
+    queue.claim(ids[0], "a")
+    assert queue.next_to_start() is None
+    assert queue.next_to_start(2) == ids[1]
+    queue.claim(ids[1], "b")
+    assert queue.next_to_start(2) is None
+
+
+def test_too_many_runs_are_refused_and_none_of_a_sweep_is_left_behind(queue, monkeypatch):
+    monkeypatch.setattr(queue_module, "MOST_OF_ONE", 3)
+    queue.submit_sweep([spec(f"a{i}") for i in range(3)], submitter="anna")
+    with pytest.raises(UserError, match="At most 3 of your runs may wait"):
+        queue.submit_sweep([spec("a0"), spec("a7")], submitter="anna")
+    queue.submit(spec("b"), submitter="ben")
+    assert len(queue.list()) == 4
+    monkeypatch.setattr(queue_module, "MOST_WAITING", 4)
+    with pytest.raises(UserError, match="At most 4 runs may wait"):
+        queue.submit(spec("c"), submitter="carl")
+
+
+def test_a_sweep_is_found_with_its_runs(queue):
+    specs = [spec(f"m{i}") for i in range(3)]
+    sweep = queue.submit_sweep(specs, ["awq has no 1 bit."])
+    assert queue.submit_sweep(specs).sweep_id == sweep.sweep_id
+    (found,) = queue.sweeps()
+    assert found.runs == tuple(one.run_id for one in specs)
+    assert list(queue.several([*found.runs, "0" * 16])) == list(found.runs)
+
+
+def test_notes_stay_with_a_run_and_are_text(queue):
+    run_id = queue.submit(spec())
+    assert queue.annotate(run_id, " with\x00 <b>ours</b>\r\n").note == "with\ufffd <b>ours</b>"
+    with pytest.raises(UserError, match="at most 2000 characters"):
+        queue.annotate(run_id, "x" * 2001)
+
+
+def test_only_a_run_that_has_ended_is_deleted_with_its_results_and_log(queue, tmp_path):
+    run_id = queue.submit(spec())
+    with pytest.raises(UserError, match="cancel it before"):
+        queue.delete(run_id)
+    queue.cancel(run_id)
+    results = tmp_path / "results" / run_id
+    results.mkdir(parents=True)
+    log = queue.log_path(run_id)
+    log.parent.mkdir(parents=True)
+    log.write_text("words")
+    queue.delete(run_id)
+    assert not results.exists()
+    assert not log.exists()
+    assert list((tmp_path / "results").iterdir()) == []
+    assert queue.list() == []
+
+
+def test_a_run_whose_results_are_there_is_done_at_once(queue, tmp_path):
+    folder = tmp_path / "results" / spec().run_id
+    folder.mkdir(parents=True)
+    (folder / "run.json").write_text("{}")
+    assert queue.get(queue.submit(spec())).state == "done"
+
+
+def test_a_queue_of_an_earlier_version_is_read_and_written(queue):
+    with closing(sqlite3.connect(queue.path)) as db:
+        db.execute(
+            "CREATE TABLE runs (run_id TEXT PRIMARY KEY, spec TEXT NOT NULL, state TEXT NOT NULL, progress TEXT NOT"
+            " NULL, error TEXT, attempts INTEGER NOT NULL DEFAULT 0, created REAL NOT NULL, started REAL, ended REAL,"
+            " cancelling INTEGER NOT NULL DEFAULT 0, owner TEXT, lease_ends REAL) WITHOUT ROWID"
+        )
+        db.execute(
+            "INSERT INTO runs (run_id, spec, state, progress, created) VALUES (?, ?, 'queued', '{}', 1)",
+            (spec().run_id, spec().model_dump_json()),
+        )
+        db.commit()
+    (run,) = queue.list()
+    assert (run.submitter, run.priority, run.note) == ("", 0, "")
+    assert queue.claim(owner="a").run_id == run.run_id

@@ -114,13 +114,13 @@ def test_a_run_that_fails_keeps_no_other_from_being_made(tiny, monkeypatch):
     model, task = tiny
     working, calls = command.run_claimed, []
 
-    def sometimes(queue, run_id, show):
+    def sometimes(queue, run_id, show, *more):
         calls.append(run_id)
         if len(calls) == 1:
             queue.claim(run_id)
             queue.fail(run_id, queue.get(run_id).owner, "It broke.")
             return queue.get(run_id)
-        return working(queue, run_id, show)
+        return working(queue, run_id, show, *more)
 
     monkeypatch.setattr(command, "run_claimed", sometimes)
     options = ["-m", model, "--settings", "rtn-4-g16,rtn-3-g16", "-t", task, "--limit", "1", "--window", "64"]
@@ -134,9 +134,9 @@ def test_a_run_that_fails_keeps_no_other_from_being_made(tiny, monkeypatch):
 def test_ctrl_c_takes_what_waits_out_of_the_queue(tiny, monkeypatch):
     model, task = tiny
 
-    def stopped(queue, run_id, show):
+    def stopped(queue, run_id, show, *more):
         queue.claim(run_id)
-        queue.confirm_cancel(run_id, queue.get(run_id).owner)
+        queue.confirm_stop(run_id, queue.get(run_id).owner)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(command, "run_claimed", stopped)

@@ -201,3 +201,33 @@ def test_the_terminal_follows_a_run_that_the_page_already_does(queue, supervisor
 def test_the_page_side_imports_no_torch(queue):
     code = "import sys, quant_engine.runs.supervisor; sys.exit(bool({'torch', 'transformers'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_running_run_pauses_and_goes_on_when_it_is_resumed(queue, supervisor):
+    run_id = submit(queue, "work=2")
+    wait_for(queue, run_id, "running")
+    queue.pause(run_id)
+    wait_for(queue, run_id, "paused")
+    queue.resume(run_id)
+    wait_for(queue, run_id, "done")
+
+
+def test_two_runs_are_in_work_at_once_where_that_is_wanted(queue):
+    supervisor = Supervisor(queue, STAND_IN, at_once=2)
+    supervisor.start()
+    try:
+        first, second, third = (submit(queue, f"work={seconds}") for seconds in (3, 3.1, 0.1))
+        for run_id in (first, second):
+            wait_for(queue, run_id, "running")
+        assert queue.get(first).state == "running"
+        assert queue.get(third).state == "queued"
+        for run_id in (first, second, third):
+            wait_for(queue, run_id, "done")
+    finally:
+        supervisor.stop()
+
+
+def test_an_executor_that_there_is_not_fails_the_run_with_a_sentence(queue, supervisor, monkeypatch):
+    monkeypatch.setenv("LOWBIT_EXECUTOR", "moon")
+    run = wait_for(queue, submit(queue, "print"), "failed")
+    assert "choose local, ray, jobs" in run.error
