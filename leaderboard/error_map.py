@@ -66,6 +66,8 @@ def error_map(run: QueuedRun) -> ErrorMap | None:
     if run.state == "running" and progress.stage in WORKING_STAGES and progress.block:
         linear = progress.linear and progress.linear.rpartition(".")[2]
         working = progress.block - 1, linear
+        if not rows and progress.block > 1:  # it is quantized on another machine
+            return None
     return _arranged(rows, blocks, working, progress.output_error)
 
 
