@@ -13,7 +13,7 @@ from pydantic.fields import FieldInfo
 from leaderboard import requests
 from leaderboard.cost import cost
 from leaderboard.lab import Lab
-from leaderboard.ui import run_card, setting_picker
+from leaderboard.ui import run_card, setting_picker, signed_in
 from leaderboard.ui.notice import model_note, notice
 from leaderboard.ui.pressed import pressed
 from leaderboard.ui.run_detail import RunDetail
@@ -46,8 +46,9 @@ element.addEventListener('click', (event) => {
 
 def model_choices() -> list[tuple[str, str]]:
     """Models that are on this machine first; the others say what they need."""
-    here = [card for card in MODELS.values() if card.origin == "demo" or available(card)]
-    away = [card for card in MODELS.values() if card not in here]
+    cards = [MODELS[model] for model in requests.run_models()]
+    here = [card for card in cards if card.origin == "demo" or available(card)]
+    away = [card for card in cards if card not in here]
     titles = [(card.title, card.id) for card in here]
     return titles + [(f"{card.title} (to be downloaded)", card.id) for card in away]
 
@@ -120,7 +121,7 @@ class RunForm:
     def __init__(self, lab: Lab) -> None:
         """Lays out the form and connects it."""
         self.hosted, self._store = lab.hosted, lab.store
-        model = next(iter(MODELS))
+        model = requests.run_models()[0]
         self.model = gr.Dropdown(model_choices(), value=model, label="Model", filterable=False)
         self.remark = html(model_note(model))
         self.picker = setting_picker.build(fp16=True)
@@ -136,6 +137,8 @@ class RunForm:
                 max_lines=1,
             )
         self.cost = html("", elem_id="run-cost", elem_classes="remark")
+        if lab.hosted and signed_in.offered():
+            gr.LoginButton(elem_id="sign-in", size="sm")
         self.token = gr.Textbox(label="Owner's token", type="password", visible=lab.hosted, max_lines=1)
         self.controls = [
             self.model, *self.picker, *self.tasks, self.limit, *self.calibration, self.window, *self.options
@@ -327,10 +330,10 @@ class RunTab:
     def _start(self, token: str | None, *controls) -> list:
         """Queues the run of the form. One whose results are gone from the disk is computed again."""
         try:
-            self.lab.check_may_start(token or "")  # first: reading the form may ask the hub
+            submitter = self.lab.check_may_start(token or "")  # first: reading the form may ask the hub
             spec = self.form.read(*controls)
             run_folder.check_writable()
-            return ["", *self._show(self.lab.queue.submit(spec))]
+            return ["", *self._show(self.lab.queue.submit(spec, submitter))]
         except UserError as refusal:
             return self._refuse(refusal)
 

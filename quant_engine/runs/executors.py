@@ -21,6 +21,15 @@ jobs_executor = deferred("quant_engine.runs.jobs_executor")
 Name = Literal["local", "ray", "jobs"]
 
 
+AT_ONCE: dict[str, int] = {"local": 1, "ray": 8, "jobs": 4}
+"""How many runs a page has in work at the same time."""
+
+
+def at_once() -> int:
+    """That of the executor of LOWBIT_EXECUTOR; 1 for one that there is not, whose runs say so."""
+    return AT_ONCE.get(os.environ.get("LOWBIT_EXECUTOR") or "local", 1)
+
+
 class Executor(Protocol):
     """`at_once` is how many runs may be in work at the same time; more than that wait in the queue."""
 

@@ -12,6 +12,7 @@ from evaluate import hub_stand_in
 from runs import sharing_hub
 from typer.testing import CliRunner
 
+from leaderboard import sharing
 from leaderboard.store import Store
 from quant_engine import folders, hub, hub_jobs
 from quant_engine.cli import app
@@ -171,6 +172,31 @@ def test_a_run_with_files_of_ones_own_is_not_shared(there, tmp_path):
     execute(spec, Hooks())
     assert shared.exchange(sharing_hub.REPO) == shared.Exchange()
     assert there.files is None
+
+
+def test_a_page_fetches_at_the_start_and_adds_what_ends_and_says_what_fails(there, made, monkeypatch):
+    monkeypatch.setattr(sharing, "TICK_S", 0.05)
+    there.files = {f"runs/ben/{made[0]}.zip": made[1]}
+    page = sharing.Sharing(sharing_hub.REPO)
+    page.start()
+
+    def soon(condition):
+        end = time.monotonic() + 30
+        while time.monotonic() < end and not condition():
+            time.sleep(0.05)
+        assert condition()
+
+    try:
+        soon(lambda: (folders.shared() / made[0]).is_dir())
+        there.files = {}
+        put(made)
+        soon(lambda: list(there.files) == [f"runs/anna/{made[0]}.zip"])
+        assert page.problem == ""
+        there.broken = {"GET": 403}
+        monkeypatch.setattr(sharing, "LOOK_S", 0.1)
+        soon(lambda: "set HF_TOKEN" in page.problem)
+    finally:
+        page.stop()
 
 
 @pytest.fixture
