@@ -16,6 +16,7 @@ from leaderboard.lab import Lab
 from leaderboard.ui import run_card, setting_picker, signed_in
 from leaderboard.ui.notice import model_note, notice
 from leaderboard.ui.pressed import pressed
+from leaderboard.ui.run_detail import RunDetail
 from leaderboard.ui.theme import QUICK, html, offer
 from quant_engine.evaluate import TASKS, Task
 from quant_engine.methods import METHODS
@@ -265,7 +266,7 @@ class RunTab:
 
     def __init__(self, lab: Lab) -> None:
         """Lays out the tab and connects it."""
-        self.lab = lab
+        self.lab, self.detail = lab, RunDetail(lab.store)
         with gr.Row(elem_classes="bench"):
             with gr.Column(elem_classes="bench-side form-side"):
                 self.form = RunForm(lab)
@@ -278,11 +279,12 @@ class RunTab:
                     self.cancel = gr.Button("Cancel", visible=False, elem_id="cancel", size="sm", min_width=88)
                     self.resume = gr.Button("Resume", visible=False, elem_id="resume", size="sm", min_width=88)
                     self.see = gr.Button("See it on the leaderboard", visible=False, elem_id="see", size="sm")
+                detail = html("", elem_id="run-detail")
                 with gr.Accordion("Log", open=False, elem_classes="more-options"):
                     log = html("", elem_id="log")
                 html("<h3>Recent runs</h3>")
                 self.recent = html("", js_on_load=_PICK_JS, elem_id="runs")
-        self.outputs = [self.run_id, card, self.cancel, self.resume, self.see, log, self.recent]
+        self.outputs = [self.run_id, card, self.cancel, self.resume, self.see, detail, log, self.recent]
         self._connect()
 
     def _connect(self) -> None:
@@ -301,7 +303,7 @@ class RunTab:
             run = run_to_show(self.lab.queue, run_id, runs)
             log = self.lab.queue.log_tail(run.run_id, LOG_LINES) if run else ""
         except UserError as refusal:
-            return [run_id, notice(str(refusal)), *[gr.update(visible=False)] * 3, "", ""]
+            return [run_id, notice(str(refusal)), *[gr.update(visible=False)] * 3, "", "", ""]
         state = run.state if run else ""
         return [
             run.run_id if run else None,
@@ -309,13 +311,18 @@ class RunTab:
             gr.update(visible=state in ("queued", "running") and not run.cancelling),
             gr.update(visible=state in ("failed", "cancelled")),
             gr.update(visible=state == "done"),
+            self.detail.html(run),
             f'<div class="tail"><pre>{escape(log)}</pre></div>' if log else '<p class="hint">Nothing yet.</p>',
             run_card.runs_list(runs, run.run_id if run else None),
         ]
 
-    def _tick(self, run_id: str | None, last: object) -> list:
+    def _tick(self, run_id: str | None, last: list | None) -> list:
+        """The values that have changed since the last tick, and all of them for the next."""
         values = self._show(run_id)
-        return [gr.skip()] * (len(values) + 1) if values == last else [*values, values]
+        if values == last:
+            return [gr.skip()] * (len(values) + 1)
+        before = last or [None] * len(values)
+        return [*(gr.skip() if value == old else value for value, old in zip(values, before, strict=True)), values]
 
     def _pick(self, event: gr.EventData) -> list:
         return self._show(pressed(event, "run"))
