@@ -1,5 +1,6 @@
 """GGUF files, written from the format's description and read against the gguf package's values."""
 
+import os
 import struct
 
 import pytest
@@ -53,6 +54,25 @@ def test_embedding_and_head_stay_packed_and_count(tiny, tmp_path, lab):
     assert 4.5 < model_ledger(loaded.model).bits_per_weight < 8.5
     # Nothing dense but norms and rotary frequencies.
     assert sum(p.numel() for p in loaded.model.parameters()) < 1000
+
+
+def test_a_revision_is_of_the_content(tiny, tmp_path, lab):
+    base, made = tiny
+    path, copy = tmp_path / "m.gguf", tmp_path / "copy" / "m.gguf"
+    plain_gguf.model(base, made, ("Q4_0",), path)
+    copy.parent.mkdir()
+    copy.write_bytes(path.read_bytes())
+    sources = [PublishedCheckpoint(location=str(each)) for each in (path, copy)]
+    first, second = (published.find(source).source.revision for source in sources)
+    assert first == second
+    times, content = copy.stat(), bytearray(copy.read_bytes())
+    content[-1] ^= 1
+    copy.write_bytes(content)
+    os.utime(copy, ns=(times.st_atime_ns, times.st_mtime_ns))
+    changed = published.find(sources[1]).source.revision
+    assert changed != second
+    with pytest.raises(UserError, match=f"is revision {changed}, not {second}: it has changed"):
+        published.find(PublishedCheckpoint(location=str(copy), revision=second))
 
 
 def test_a_file_is_measured_and_asked_from_the_command_line(tiny, tmp_path, lab):
