@@ -1,6 +1,8 @@
 """GGUF files, written from the format's description and read against the gguf package's values."""
 
 import os
+import re
+import shutil
 import struct
 
 import pytest
@@ -42,6 +44,19 @@ def test_a_file_answers_as_the_dense_model_that_it_stands_for(kinds, tiny, tmp_p
         expected = made.model(input_ids=ids).logits
         torch.testing.assert_close(loaded.model(input_ids=ids).logits, expected, rtol=1e-4, atol=1e-4)
     assert loaded.tokenizer("Hi there")["input_ids"][-8:] == made.tokenizer("Hi there")["input_ids"][-8:]
+
+
+def test_a_value_too_large_for_float16_is_said_of_the_file(tiny, tmp_path, lab):
+    base, made = shutil.copytree(tiny[0], tmp_path / "base"), tiny[1]
+    made.model.model.norm.weight.data[0] = 1e6
+    made.model.save_pretrained(base)
+    path = tmp_path / "m.gguf"
+    plain_gguf.model(base, made, ("Q4_0",), path)
+    found, card = published.find(PublishedCheckpoint(location=str(path))), model_card(str(base))
+    words = f"The tensor output_norm.weight in {path} has values up to 1e+06, too large for float16: "
+    with pytest.raises(UserError, match=re.escape(words)):
+        load_published(found, card, "float16", "cpu")
+    assert load_published(found, card, "float32", "cpu").model
 
 
 def test_embedding_and_head_stay_packed_and_count(tiny, tmp_path, lab):
