@@ -18,6 +18,8 @@ from quant_engine.evaluate import TASKS
 from quant_engine.methods import METHODS, resolve_setting
 from quant_engine.models.catalog import MODELS, ModelCard, available, model_card
 from quant_engine.models.device import answering_device, default_device, default_dtype
+from quant_engine.runs import executors
+from quant_engine.runs.needs import check_room
 from quant_engine.runs.resolve import resolve
 from quant_engine.spec import Calibration, OptionValue, QuantSetting, RunSpec, UserError, WeightSpec, quoted, sentence
 
@@ -122,6 +124,8 @@ def run(
         raise UserError(sentence(error)) from None
     resolved = resolve(spec).spec
     _check_here(resolved.weights.model)
+    if executors.is_local():
+        check_room(resolved)
     return resolved
 
 

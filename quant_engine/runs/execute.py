@@ -25,6 +25,7 @@ from quant_engine.runs import finished_items, folder, weights
 from quant_engine.runs.about import provenance, result_rows
 from quant_engine.runs.command import command
 from quant_engine.runs.finished_items import FinishedItemsFile
+from quant_engine.runs.needs import check_room
 from quant_engine.runs.resolve import RunPlan, checked_revision, resolve
 from quant_engine.spec import RunSpec, UserError
 
@@ -46,6 +47,7 @@ def execute(spec: RunSpec, hooks: Hooks) -> Path:
         return folder.run_path(run_id)
     folder.check_writable()
     check_device(spec.device)
+    check_room(plan.spec)
     path = _Run(plan, hooks).do()
     finished_items.remove(run_id)
     hooks.progress(Progress(stage="finished", fraction=1))

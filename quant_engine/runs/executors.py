@@ -27,7 +27,16 @@ AT_ONCE: dict[str, int] = {"local": 1, "ray": 8, "jobs": 4}
 
 def at_once() -> int:
     """That of the executor of LOWBIT_EXECUTOR; 1 for one that there is not, whose runs say so."""
-    return AT_ONCE.get(os.environ.get("LOWBIT_EXECUTOR") or "local", 1)
+    return AT_ONCE.get(_chosen(), 1)
+
+
+def is_local() -> bool:
+    """Whether runs of the page are computed on this machine."""
+    return _chosen() == "local"
+
+
+def _chosen() -> str:
+    return os.environ.get("LOWBIT_EXECUTOR") or "local"
 
 
 class Executor(Protocol):
@@ -58,7 +67,7 @@ class LocalExecutor:
 def executor(name: str | None = None) -> Executor:
     """The executor of that name, else that of LOWBIT_EXECUTOR, else the local one. Raises UserError for a name that
     there is not, and where what it needs is not installed or set."""
-    name = name or os.environ.get("LOWBIT_EXECUTOR") or "local"
+    name = name or _chosen()
     match name:
         case "local":
             return LocalExecutor()
