@@ -1,7 +1,7 @@
 """What a run takes of memory and disk, before it is started: counted from the model's shape.
 
 The parts of memory that have no exact count (libraries, what a product allocates on its way, what the C library holds
-back) have factors that were fitted to runs of six models of 30 to 400 million weights on a CPU; the estimate was within
+back) have factors that were fitted to runs of four models of 74 to 478 million weights on a CPU; the estimate was within
 a sixth of the peak of most, while two runs of the same setting differed by up to a fifth.
 """
 
@@ -26,8 +26,9 @@ PROCESS = 500e6
 """Bytes of a process that has computed something: libraries, threads, compiled code."""
 LOGITS, ACTIVATIONS = 2.6, 4.0
 """How often the logits of a batch, and the hidden states of all its blocks, are held while it is measured."""
-BLOCKS, HESSIANS, WINDOWS = 3.0, 3.0, 4.0
-"""How often a float32 block, the Hessian of its widest linear and the calibration are held while it is quantized."""
+BLOCKS, HESSIANS, WINDOWS = 3.0, 3.0, 1.2
+"""How often a float32 block, the Hessian of its widest linear and the calibration are held while it is quantized; the
+calibration once more where a method also wants what the original blocks make of it."""
 HEAD_ROWS = 512
 """Tokens whose logits are computed at once where not all are asked for."""
 UNSURE = 0.85
@@ -75,8 +76,8 @@ def peak_memory(
     if method:
         calibrated = calibration.samples * calibration.length * shape.hidden if calibration else 0
         hessian = max(columns for _, columns in shape.linears) ** 2 if calibration else 0
-        block = shape.quantized / shape.layers
-        quantizing = 4 * (BLOCKS * block + HESSIANS * hessian + WINDOWS * calibrated) + 2 * shape.unquantized
+        block, windows = shape.quantized / shape.layers, WINDOWS + method.original_inputs
+        quantizing = 4 * (BLOCKS * block + HESSIANS * hessian + windows * calibrated) + 2 * shape.unquantized
     return PROCESS + max(measuring, quantizing)
 
 

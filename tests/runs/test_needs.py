@@ -23,6 +23,8 @@ MEASURED = {
     (Shape(512, 1408, 8, 256, 49152), "gptq", 512, 3): 1.39e9,
     (Shape(1024, 2816, 6, 512, 49152, True), "fp16", 2048, 1): 2.06e9,
     (Shape(1024, 2816, 6, 512, 49152, True), "rtn", 512, 3): 1.46e9,
+    (Shape(1536, 4096, 16, 512, 49152, True), "fp16", 2048, 1): 3.51e9,
+    (Shape(1536, 4096, 16, 512, 49152, True), "rtn", 512, 2): 1.81e9,
 }
 """Peaks of runs on two cores, of perplexity, by (shape, method, window, windows)."""
 
