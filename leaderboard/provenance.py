@@ -191,6 +191,7 @@ def _about_run(result: dict, board: Board, origins: list[int]) -> list[tuple[str
     seconds = board.results["duration_s"].iloc[origins].dropna()
     fields = [
         ("Made", _text(result.get("created"))),
+        ("Shared by", _text(result.get("shared_by"))),
         ("Engine", " ".join(filter(None, [_text(result.get("engine_version")), _text(result.get("engine_commit"))]))),
         ("Libraries", _pairs(_text(result.get("libraries")))),
         ("Hardware", _pairs(_text(result.get("hardware")))),

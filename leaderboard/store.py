@@ -2,8 +2,8 @@
 
 The columns are the fields of `quant_engine.results.Result`; `conditions`, which two measured numbers must share to be
 comparable (item limit, window, the weights they start from); and a run's `window`, `dtype`, `device`, the seconds that
-all of it took, and the tokens that it was calibrated on. Run folders are read once and again when they change; one that
-cannot be read is named with the reason, and the rest shows.
+all of it took, the tokens that it was calibrated on, and who shared it. Run folders are read once and again when they
+change; one that cannot be read is named with the reason, and the rest shows.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from quant_engine.spec import UserError, digest, published_title
 
 PAPER = folders.ASSETS / "paper" / "results.csv"
 NOTES = folders.ASSETS / "paper" / "notes.csv"
-COLUMNS = [*Result.model_fields, "conditions", "window", "dtype", "device", "run_s", "calibration_tokens"]
+COLUMNS = [*Result.model_fields, "conditions", "window", "dtype", "device", "run_s", "calibration_tokens", "shared_by"]
 PAPER_METHODS = (
     "FP16", "RTN", "GPTQ", "AWQ", "SliM-LLM", "QuIP", "DB-LLM", "PB-LLM", "BiLLM", "SmoothQuant", "OmniQuant",
     "I-LLM", "SpinQuant", "NormalFloat", "QLoRA", "IR-QLoRA",
@@ -175,6 +175,8 @@ def read_run(folder: Path) -> pd.DataFrame | Problem:
     calibration, seconds = run.spec.weights.calibration, run.about.get("duration_s")
     frame["run_s"] = float(seconds) if isinstance(seconds, int | float) else float("nan")
     frame["calibration_tokens"] = float(calibration.samples * calibration.length if calibration else 0)
+    if isinstance(run.about.get("shared"), dict):
+        frame["shared_by"] = "{by} ({repository})".format_map({"by": "?", "repository": "?"} | run.about["shared"])
     frame["method"] = frame["method"].map(method_name)
     frame["model"] = frame["model"].map(model_name)
     return frame

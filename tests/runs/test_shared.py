@@ -13,7 +13,10 @@ from runs import sharing_hub
 from typer.testing import CliRunner
 
 from leaderboard import sharing
+from leaderboard.analysis import arrange
+from leaderboard.provenance import provenance_of
 from leaderboard.store import Store
+from leaderboard.view import find_row
 from quant_engine import folders, hub, hub_jobs
 from quant_engine.cli import app
 from quant_engine.progress import Hooks
@@ -69,7 +72,10 @@ def test_a_run_is_added_once_and_fetched_once_and_shows_who_measured_it(there, m
     assert shared.exchange(sharing_hub.REPO) == shared.Exchange()
     run = folder.read(folder.run_path(made[0]))
     assert run.about["shared"] == {"by": "anna", "repository": sharing_hub.REPO}
-    assert made[0] in set(Store().snapshot().frame["run_id"])
+    results = Store().snapshot().frame
+    assert set(results[results["run_id"] == made[0]]["shared_by"]) == {f"anna ({sharing_hub.REPO})"}
+    card = provenance_of(arrange(results), find_row(arrange(results), f"run~{made[0]}"), {})
+    assert ("Shared by", f"anna ({sharing_hub.REPO})") in card.about
     assert not folder.exists(made[0])  # it was not made on this machine: a run of it is computed
 
 
