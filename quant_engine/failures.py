@@ -16,6 +16,12 @@ _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 _NO_FOLDER = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG)
 
 
+def memory_ran_out(error: BaseException) -> bool:
+    """Whether this is Python's, torch's or a GPU's way to say so."""
+    message = str(error)
+    return isinstance(error, MemoryError) or "out of memory" in message or "can't allocate memory" in message
+
+
 def failure(
     error: BaseException, work: str, less_memory: str, retry: str, details: str = "the log has the details"
 ) -> str:
@@ -33,7 +39,7 @@ def failure(
         return message
     if isinstance(error, ValidationError):
         return sentence(error)
-    if isinstance(error, MemoryError) or "out of memory" in message or "can't allocate memory" in message:
+    if memory_ran_out(error):
         return f"Memory ran out: {less_memory}."
     if number in _NO_SPACE or "No space left on device" in message:
         return f"The disk is full: free some space, then {retry}; or set LOWBIT_HOME to another disk."

@@ -14,6 +14,7 @@ from transformers import AutoConfig, LlamaForCausalLM, LlavaNextForConditionalGe
 from transformers.initialization import no_init_weights
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
+from quant_engine.failures import memory_ran_out
 from quant_engine.models.catalog import ModelCard
 from quant_engine.models.check import StoredTensor, read_json, reason
 from quant_engine.spec import MOST_QUOTED, UserError, quoted
@@ -63,6 +64,8 @@ def empty_model(card: ModelCard, folder: Path, dtype: torch.dtype) -> nn.Module:
     except UserError:
         raise
     except Exception as error:  # whatever transformers raises at a field that makes no sense
+        if memory_ran_out(error):
+            raise
         why = _wrong_field(path, error).removesuffix(".")
         raise UserError(f"{path} makes no model ({why}): correct that file, or fetch it again.") from None
     _check_blocks(path, text_config, model.get_decoder().layers)

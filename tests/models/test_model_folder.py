@@ -26,7 +26,7 @@ from transformers import (
 )
 
 from quant_engine import folders
-from quant_engine.models import check
+from quant_engine.models import architecture, check
 from quant_engine.models.catalog import fingerprint, model_card
 from quant_engine.models.decode import answer as answer_steps
 from quant_engine.models.decode import answer_text, prompt_inputs
@@ -658,3 +658,13 @@ def test_loaded_says_why_pictures_can_t_be_asked(tiny_models):
     loaded = load(tiny_models / "llama")
     with pytest.raises(UserError, match="is a text model: ask without a picture"):
         prompt_inputs(loaded, PICTURE, "What?")
+
+
+def test_memory_that_runs_out_is_no_fault_of_the_configuration(tiny_models, monkeypatch):
+    def full(*_, **__):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 3145728 bytes.")
+
+    card = model_card(str(tiny_models / "llama"))
+    monkeypatch.setitem(architecture._CLASSES, "llama", full)
+    with pytest.raises(RuntimeError, match="can't allocate memory"):
+        architecture.empty_model(card, tiny_models / "llama", torch.float32)
