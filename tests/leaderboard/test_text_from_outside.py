@@ -11,17 +11,18 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from leaderboard import analysis, api, export, requests
+from leaderboard import analysis, api, api_runs, export, requests
 from leaderboard.analysis import GROUPS, MODES, STATUSES, TRACKS, arrange
 from leaderboard.lab import Lab
 from leaderboard.store import PAPER, PAPER_METHODS, Store, read_notes, read_paper
 from leaderboard.ui import explore_tab, page, run_inside
 from leaderboard.ui.leaderboard_tab import control_values, page_view
 from leaderboard.view import PageView, address, find_row, read_address, row_key
-from quant_engine import hub
+from quant_engine import folders, hub
 from quant_engine.evaluate import TASKS
 from quant_engine.methods import METHODS
 from quant_engine.models.catalog import MODELS
+from quant_engine.runs.queue import Queue
 from quant_engine.spec import QuantSetting, UserError
 
 
@@ -88,7 +89,12 @@ def no_hub():
 
 NOBODY = SimpleNamespace(ask=lambda request: iter(()))
 """An answering process that says nothing."""
-ENDPOINTS = {function.__name__: function for function in api.endpoints(lambda: BOARD, read_notes(), NOBODY)}
+PUBLIC = Lab(queue=Queue(folders.home() / "outside.sqlite"), hosted=True, owner_token="secret")
+"""A public page with an empty queue."""
+ENDPOINTS = {
+    function.__name__: function
+    for function in (*api.endpoints(lambda: BOARD, read_notes(), NOBODY), *api_runs.endpoints(PUBLIC))
+}
 
 
 LIKELY = {
@@ -114,6 +120,15 @@ LIKELY = {
     "sweep": ["", "rtn-g64", "billm"],
     "divergence": [True, False],
     "most_tokens": [1, 64],
+    "newest": [1, 500],
+    "method": [*METHODS, "fp16"],
+    "group_size": [0, 64],
+    "activation_bits": [16, 8],
+    "tasks": ["perplexity", "perplexity, arc-easy", ","],
+    "items": [0, 1],
+    "token": ["", "secret"],
+    "run": ["0" * 16, "../x"],
+    "action": ["cancel", "pause", "resume", "delete"],
 }
 TEXTS = ("model", "track", "methods", "search", "sort", "show", "format", "row", "quality")
 
