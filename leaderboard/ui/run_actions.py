@@ -87,4 +87,4 @@ class RunActions:
 
 def download_html(run_id: str) -> str:
     """A button that saves the run's folder."""
-    return f'<button type="button" class="plain-button" data-folder="{run_id}">Download</button>'
+    return f'<button type="button" data-folder="{run_id}">Download</button>'

@@ -1,17 +1,23 @@
-// Runs as buttons: pressing one shows it. What is written anew keeps the focus and how far it is scrolled.
-let held = null;
+// Runs as buttons: pressing one shows it, and brings its card into view. What is written anew keeps the focus, how far
+// it is scrolled, and what was read of a run.
+let held = null, read = null;
 const frames = () => element.querySelectorAll('.scroll');
 const offsets = [];
-const tell = (event) => {
-  const cell = event.target.closest?.('[data-detail]'), line = element.querySelector('.detail');
-  if (cell && line) line.textContent = cell.dataset.detail;
+const button = (run) => run && element.querySelector(`button[data-run="${CSS.escape(run)}"]`);
+const tell = (cell) => {
+  if (!cell?.dataset.detail) return;
+  for (const line of element.querySelectorAll('.detail')) line.textContent = '';
+  cell.closest('.of-model').querySelector('.detail').textContent = cell.dataset.detail;
+  read = cell.dataset.run;
 };
+const run = (event) => event.target.closest?.('button[data-run]');
 element.addEventListener('click', (event) => {
-  const run = event.target.closest('button[data-run]');
-  if (run) trigger('pick', { run: run.dataset.run });
+  if (!run(event)) return;
+  trigger('pick', { run: run(event).dataset.run });
+  document.querySelector('#run')?.scrollIntoView({ block: 'nearest' });
 });
-element.addEventListener('mouseover', tell);
-element.addEventListener('focusin', (event) => { held = event.target.dataset?.run ?? null; tell(event); });
+element.addEventListener('mouseover', (event) => tell(run(event)));
+element.addEventListener('focusin', (event) => { held = run(event)?.dataset.run ?? null; tell(run(event)); });
 element.addEventListener('focusout', (event) => { if (event.relatedTarget) held = null; });
 document.addEventListener('pointerdown', (event) => { if (!element.contains(event.target)) held = null; });
 element.addEventListener('scroll', () => {
@@ -19,7 +25,6 @@ element.addEventListener('scroll', () => {
 }, true);
 watch('value', () => {
   frames().forEach((frame, number) => { frame.scrollLeft = offsets[number] ?? 0; });
-  if (held && document.activeElement === document.body) {
-    element.querySelector(`button[data-run="${CSS.escape(held)}"]`)?.focus({ preventScroll: true });
-  }
+  if (document.activeElement === document.body) button(held)?.focus({ preventScroll: true });
+  tell(button(read));
 });

@@ -108,7 +108,7 @@ def grid_html(
     tables = "".join(_table(model, own, numbers, task, run_id) for model, own in by_model.items())
     return (
         f'<section class="sweep-grid"><p class="summary">{_summary(sweep, runs, task)}</p>{tables}'
-        f'<p class="detail" aria-hidden="true"></p>{left_out_html(sweep.left_out)}</section>'
+        f"{left_out_html(sweep.left_out)}</section>"
     )
 
 
@@ -141,8 +141,9 @@ def _table(model: str, runs: Sequence[QueuedRun], numbers: Numbers, task: str | 
         body += f'<tr><th scope="row">{name}</th>{parts}</tr>'
     name = escape(model_name(model))
     return (
-        f'<div class="scroll" role="region" aria-label="Sweep of {name}"><table><thead><tr><th scope="col">{name}</th>'
-        f"{heads}</tr></thead><tbody>{body}</tbody></table></div>"
+        f'<div class="of-model"><div class="scroll" role="region" aria-label="Sweep of {name}"><table><thead><tr>'
+        f'<th scope="col">{name}</th>{heads}</tr></thead><tbody>{body}</tbody></table></div>'
+        f'<p class="detail" aria-hidden="true"></p></div>'
     )
 
 
