@@ -28,7 +28,7 @@ class RunHistory:
         html("<h3>History</h3>")
         with gr.Row(elem_classes="choosers"):
             self.search = gr.Textbox(
-                label="Search runs", placeholder="model, method, setting, note …", max_lines=1, elem_classes="search"
+                label="Find runs", placeholder="model, method, setting, note …", max_lines=1, elem_classes="search"
             )
             self.state = gr.Dropdown(
                 [ANY, *WORDS.values()], value=ANY, label="State", filterable=False, elem_classes="narrow"
