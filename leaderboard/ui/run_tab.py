@@ -92,12 +92,13 @@ class RunTab:
         composed = [form.token, *self.view, *form.controls, *form.sweep.controls]
         form.start.click(self._start, composed, [form.problem, *self.outputs], **QUICK)
         self._connect_actions()
-        for button, action in (
-            (grid.pause, self.lab.queue.pause), (grid.resume, self._resume_paused), (grid.cancel, self.lab.queue.cancel)
-        ):  # fmt: skip
-            button.click(
-                partial(self._act_on_sweep, action), [form.token, *self.view], [grid.problem, *self.outputs], **QUICK
-            )
+        asked, answers = [form.token, *self.view], [grid.problem, *self.outputs]
+        for button, action, runs in (
+            (grid.pause, self.lab.queue.pause, grid.runs),
+            (grid.resume, self.lab.queue.resume, grid.runs_to_resume),
+            (grid.cancel, self.lab.queue.cancel, grid.runs),
+        ):
+            button.click(partial(self._act_on_sweep, action, runs), asked, answers, **QUICK)
         for part in (grid.grid, history.list):
             part.pick(self._pick, self.view, self.outputs, **QUICK)
         for change in (form.mode.change, grid.sweep.input, grid.task.input, history.state.input):
@@ -194,19 +195,21 @@ class RunTab:
             return self._refuse(refusal)
         return ["", *self._look(*view)]
 
-    def _act_on_sweep(self, action: Callable[[str], object], token: str | None, *view) -> list:
-        """Does something to all runs of the shown sweep."""
+    def _act_on_sweep(
+        self,
+        action: Callable[[str], object],
+        runs: Callable[[str | None], list[QueuedRun]],
+        token: str | None,
+        *view,
+    ) -> list:
+        """Does something to those `runs` of the shown sweep."""
         try:
             self.lab.check_may_start(token or "")
-            for run in self.grid.runs(View(*view).sweep_id):
+            for run in runs(View(*view).sweep_id):
                 action(run.run_id)
         except UserError as refusal:
             return self._refuse(refusal)
         return ["", *self._look(*view)]
-
-    def _resume_paused(self, run_id: str) -> None:
-        if self.lab.queue.get(run_id).state == "paused":
-            self.lab.queue.resume(run_id)
 
     def _prioritize(self, priority: str, token: str | None, *view) -> list:
         number = next((number for name, number in PRIORITIES.items() if name == priority), 0)

@@ -22,6 +22,8 @@ from quant_engine.runs.queue import QueuedRun, QueuedSweep
 from quant_engine.spec import QuantSetting
 
 UNFINISHED = ("queued", "running", "paused")
+RESUMABLE = {"paused": "Resume all", "failed": "Retry failed"}
+"""What goes on by one button: what was paused, else what has failed."""
 _STATES = ("done", "running", "queued", "paused", "failed", "cancelled")
 _EMPTY = '<div class="run empty"><b>No sweep yet.</b> Compose one and start it: its grid fills here.</div>'
 
@@ -52,6 +54,11 @@ class SweepGrid:
         sweep = chosen(self._queue.sweeps(), sweep_id)
         return list(self._queue.several(sweep.runs).values()) if sweep else []
 
+    def runs_to_resume(self, sweep_id: str | None) -> list[QueuedRun]:
+        """Of these those that go on next."""
+        runs = self.runs(sweep_id)
+        return [run for run in runs if run.state == resumed(runs)]
+
     def show(self, sweep_id: str | None, task: str | None, run_id: str | None, sweeping: bool) -> list:
         """The values of `outputs`. Where the form is for one setting, a sweep shows only while it has runs to do."""
         sweeps = self._queue.sweeps()
@@ -61,18 +68,20 @@ class SweepGrid:
             return [gr.update(visible=sweeping), hidden, hidden, _EMPTY, hidden, hidden, hidden]
         runs = list(self._queue.several(sweep.runs).values())
         states = Counter(run.state for run in runs)
+        if not (sweeping or any(states[state] for state in UNFINISHED)):
+            return [gr.update(visible=False), *[gr.update()] * (len(self.outputs) - 1)]
         numbers = self._numbers(sweep)
         tasks = tasks_of(runs, numbers)
         task = task if task in tasks else next(iter(tasks), None)
         titles = [(column_of(name).title, name) for name in tasks]
         return [
-            gr.update(visible=sweeping or any(states[state] for state in UNFINISHED)),
+            gr.update(visible=True),
             gr.update(choices=[(title(other), other.sweep_id) for other in sweeps], value=sweep.sweep_id,
                       visible=len(sweeps) > 1),
             gr.update(choices=titles, value=task, visible=len(tasks) > 1),
             grid_html(sweep, runs, numbers, task, run_id),
             gr.update(visible=any(run.state in ("queued", "running") and not run.pausing for run in runs)),
-            gr.update(visible=states["paused"] > 0),
+            gr.update(visible=any(states[state] for state in RESUMABLE), value=RESUMABLE[resumed(runs)]),
             gr.update(visible=any(run.state in UNFINISHED and not run.cancelling for run in runs)),
         ]  # fmt: skip
 
@@ -85,6 +94,11 @@ class SweepGrid:
 def chosen(sweeps: Sequence[QueuedSweep], sweep_id: str | None) -> QueuedSweep | None:
     """The sweep of an id, else the newest, if there is one."""
     return next((sweep for sweep in sweeps if sweep.sweep_id == sweep_id), sweeps[0] if sweeps else None)
+
+
+def resumed(runs: Sequence[QueuedRun]) -> str:
+    """The state of the runs that go on next: those that were paused, else those that failed."""
+    return "paused" if any(run.state == "paused" for run in runs) else "failed"
 
 
 def title(sweep: QueuedSweep) -> str:

@@ -72,7 +72,7 @@ def test_a_hosted_page_does_nothing_to_runs_without_the_owners_token(tab, lab):
     for answer in (
         tab._start("", *view(mode=SWEEP), *values(tab)),
         tab._act(lab.queue.pause, "", *seen),
-        tab._act_on_sweep(lab.queue.cancel, "", *seen),
+        tab._act_on_sweep(lab.queue.cancel, tab.grid.runs, "", *seen),
         tab._annotate("mine", "", *seen),
         tab._prioritize("high", "", *seen),
         tab._delete("", *view(run_id, asking=run_id)),
@@ -83,6 +83,24 @@ def test_a_hosted_page_does_nothing_to_runs_without_the_owners_token(tab, lab):
     assert not lab.queue.sweeps()
     tab._act(lab.queue.pause, "secret", *seen)
     assert lab.queue.get(run_id).state == "paused"
+
+
+def test_a_sweep_goes_on_with_what_was_paused_and_then_with_what_failed(tab, lab):
+    sweep = lab.queue.submit_sweep([RTN, FP16])
+    rtn, fp16 = sweep.runs
+    lab.queue.claim(rtn, "me")
+    lab.queue.fail(rtn, "me", "Memory ran out.")
+    lab.queue.pause(fp16)
+
+    def resume() -> str:
+        button = dict(zip(tab.outputs, tab._look(*view(mode=SWEEP)), strict=True))[tab.grid.resume]
+        tab._act_on_sweep(lab.queue.resume, tab.grid.runs_to_resume, None, *view(mode=SWEEP))
+        return button["value"]
+
+    assert resume() == "Resume all"
+    assert [lab.queue.get(run).state for run in sweep.runs] == ["failed", "queued"]
+    assert resume() == "Retry failed"
+    assert [lab.queue.get(run).state for run in sweep.runs] == ["queued", "queued"]
 
 
 def test_deleting_takes_a_second_press_for_the_same_run(tab, lab):
