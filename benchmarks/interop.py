@@ -5,7 +5,8 @@ they read, with the same logits.
 
 Runs under the environment that `make peers` makes, which has GPTQModel, compressed-tensors, bitsandbytes and llama.cpp.
 A small random Llama is quantized by each of them in every width and layout that is read, and each of our exports is
-loaded by them; SmolLM2 (demo-llm) goes to and from llama.cpp as well, with the perplexity of a text and ten answers.
+loaded by them; so is SmolLM2 (demo-llm) in one layout each, and with llama.cpp in more, with the perplexity of a text
+and ten answers.
 A line for each says how far the logits (of LLM.int8(): the outputs of each linear) are apart, and the bound of the type
 that they are computed in; the last line, whether all are within their bounds. A line that begins with "skip" says why
 a program can't do something, and "note" is measured without a bound. With --smollm2, only
@@ -50,6 +51,7 @@ def all_cases(root: Path, base: Path) -> Iterator[Case]:
         interop_safetensors.compressed_tensors_cases,
         interop_safetensors.gptqmodel_cases,
         interop_safetensors.export_cases,
+        interop_safetensors.smollm2_cases,
         interop_gguf.read_cases,
         interop_gguf.export_cases,
         interop_tokenizers.tokenizer_cases,

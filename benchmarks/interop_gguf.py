@@ -1,8 +1,8 @@
 """GGUF files, for benchmarks/interop.py: those of llama.cpp read here, and ours in llama.cpp.
 
 llama.cpp rounds activations to 8 bits where weights are quantized. Its logits are therefore those of a copy of the file
-that it itself turned into float32 (`exact`): the same weights by its own code, in sums of our type. What its rounding
-adds is measured as perplexity, and as answers, of the file as it is.
+that it itself turned into float32 (`exact`): the same weights by its own code, in sums of our type. Of the file as it
+is, single products are held against ours with their inputs rounded (`interop_rounding`), and so is the perplexity.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import importlib.util
 import math
+import statistics
 from collections.abc import Callable, Iterator
 from functools import cache, cached_property, partial
 from pathlib import Path
@@ -21,14 +22,18 @@ import torch
 import transformers
 from formats import plain_gguf
 from interop_cases import FLOAT32, IDS, PROJECT, REPORT, Case, apart, demo_model, load_here, logits_of, quantized
+from interop_rounding import products_apart, rounding
 
 from quant_engine.checkpoints.folder import load_quantized
 from quant_engine.formats.export import export
 from quant_engine.formats.gguf import FILE_TYPES
 from quant_engine.models.load import Loaded
 
-PERPLEXITY = 5e-3
-"""How far perplexities may be apart, relative to ours, where llama.cpp rounds activations."""
+HALFWAY = 1e-2
+"""Share of products that may have an input halfway between two numbers, to 1e-6: some 4 in 10,000 have one."""
+DEVIATIONS, IMITATIONS = 4, 8
+"""How far a perplexity may be from the mean of so many of ours, in their standard deviations."""
+PRODUCT_TOKENS = 128
 KINDS = ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q2_k", "q3_k_m", "q4_k_m", "q5_k_m", "q6_k", "iq4_nl", "f16", "bf16")
 DEMO_KINDS = ("q8_0", "q4_1", "q2_k", "q4_k_m", "iq4_nl")
 """Mixtures of types in which SmolLM2 is read; q4_1 is its own file's, and the others are made from that."""
@@ -171,16 +176,36 @@ class Answers:
         ours = logits_of(self.here.model, torch.tensor([self.text]))[0]
         return apart(ours, logits_there(self.unrounding, self.text))
 
-    def perplexity(self) -> float:
-        """How far perplexities are apart, relative to ours, with activations that llama.cpp rounds."""
-        ours = logits_of(self.here.model, torch.tensor([self.text]))[0]
-        target = torch.tensor(self.text[1:])
-        scores = [
-            math.exp(torch.nn.functional.cross_entropy(logits[:-1], target))
-            for logits in (ours, logits_there(self.rounding, self.text))
-        ]
-        print("      perplexity {:.3f} here, {:.3f} in llama.cpp".format(*scores), file=REPORT)
-        return abs(scores[1] / scores[0] - 1)
+    def _perplexity(self, logits: torch.Tensor) -> float:
+        return math.exp(torch.nn.functional.cross_entropy(logits[:-1], torch.tensor(self.text[1:])))
+
+    @cached_property
+    def perplexity_here(self) -> float:
+        return self._perplexity(logits_of(self.here.model, torch.tensor([self.text]))[0])
+
+    def perplexity(self, rounding: bool) -> float:
+        """How far perplexities are apart, relative to ours."""
+        theirs = self._perplexity(logits_there(self.rounding if rounding else self.unrounding, self.text))
+        print(f"      perplexity {self.perplexity_here:.3f} here, {theirs:.3f} in llama.cpp", file=REPORT)
+        return abs(theirs / self.perplexity_here - 1)
+
+    def products(self) -> float:
+        """The share of products, each of a linear and a token, that in llama.cpp are not ours for the same input,
+        rounded."""
+        rounded, unrounded = products_apart(self.here.model, in_llama_cpp(self.file), self.text[:PRODUCT_TOKENS])
+        print(f"      with inputs as they are {unrounded:.1%} differ, rounded {rounded:.2%}", file=REPORT)
+        return rounded
+
+    def perplexity_rounded(self) -> float:
+        """How far the perplexity is from the mean of several of ours with inputs rounded, in standard deviations."""
+        ours = []
+        for seed in range(IMITATIONS):
+            with rounding(self.here.model, seed):
+                ours.append(self._perplexity(logits_of(self.here.model, torch.tensor([self.text]))[0]))
+        mean, deviation = statistics.mean(ours), statistics.stdev(ours)
+        theirs = self._perplexity(logits_there(self.rounding, self.text))
+        print(f"      perplexity {mean:.3f} ± {deviation:.3f} here, {theirs:.3f} in llama.cpp", file=REPORT)
+        return abs(theirs - mean) / deviation
 
     @cached_property
     def prompts(self) -> list[list[int]]:
@@ -242,10 +267,12 @@ class Answers:
 
 def answer_cases(root: Path, title: str, checkpoint: Callable[[], Path]) -> Iterator[Case]:
     answers = Answers(checkpoint, root / f"smollm2-{title.replace(' ', '-')}")
-    yield Case(f"exported to gguf, {title} of SmolLM2, in llama.cpp: logits", answers.logits, FLOAT32)
-    yield Case(f"exported to gguf, {title} of SmolLM2: answers that differ", partial(answers.different, False), 0)
-    yield Case(f"exported to gguf, {title} of SmolLM2, activations rounded: perplexity", answers.perplexity, PERPLEXITY)
-    yield Case(
-        f"exported to gguf, {title} of SmolLM2, activations rounded: answers that differ",
-        partial(answers.different, True), math.inf,
-    )  # fmt: skip
+    name = f"exported to gguf, {title} of SmolLM2"
+    yield Case(f"{name}, in llama.cpp: logits", answers.logits, FLOAT32)
+    yield Case(f"{name}: perplexity", partial(answers.perplexity, False), FLOAT32)
+    yield Case(f"{name}: answers that differ", partial(answers.different, False), 0)
+    name += ", activations rounded"
+    yield Case(f"{name}: products that differ from ours with inputs rounded", answers.products, HALFWAY)
+    yield Case(f"{name}: perplexity, in deviations of ours with inputs rounded", answers.perplexity_rounded, DEVIATIONS)
+    yield Case(f"{name}: perplexity", partial(answers.perplexity, True), math.inf)
+    yield Case(f"{name}: answers that differ", partial(answers.different, True), math.inf)

@@ -6,18 +6,32 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache, partial
 from pathlib import Path
 
 import torch
 import transformers
-from interop_cases import BFLOAT16, FLOAT32, HALF, Case, Unavailable, apart, load_here, logits_of, quantized, read_here
+from interop_cases import (
+    BFLOAT16,
+    FLOAT32,
+    HALF,
+    Case,
+    Unavailable,
+    apart,
+    demo_model,
+    load_here,
+    logits_of,
+    quantized,
+    read_here,
+)  # fmt: skip
 from safetensors.torch import load_file, save_file
 
 from quant_engine.checkpoints.folder import load_quantized
 from quant_engine.formats.export import export
 from quant_engine.models.architecture import LINEARS
+from quant_engine.models.catalog import model_card
+from quant_engine.models.files import folder_of
 
 
 def by_bitsandbytes(folder: Path, base: Path, quantization: transformers.BitsAndBytesConfig) -> float:
@@ -48,15 +62,19 @@ def layers_apart(folder: Path, base: Path, model: torch.nn.Module) -> float:
     return max(off)
 
 
+def _four_bits(kind: str, double: bool) -> transformers.BitsAndBytesConfig:
+    return transformers.BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=kind,
+        bnb_4bit_use_double_quant=double,
+        bnb_4bit_compute_dtype=torch.float32,
+    )
+
+
 def bitsandbytes_cases(root: Path, base: Path) -> Iterator[Case]:
     for kind in ("nf4", "fp4"):
         for double in (False, True):
-            config = transformers.BitsAndBytesConfig(
-                load_in_4bit=True,
-                bnb_4bit_quant_type=kind,
-                bnb_4bit_use_double_quant=double,
-                bnb_4bit_compute_dtype=torch.float32,
-            )
+            config = _four_bits(kind, double)
             name = f"bitsandbytes {kind}{' doubly quantized' if double else ''}"
             yield Case(name, partial(by_bitsandbytes, root / name.replace(" ", "-"), base, config), FLOAT32)
     config = transformers.BitsAndBytesConfig(load_in_8bit=True)
@@ -313,3 +331,25 @@ def export_cases(root: Path, base: Path) -> Iterator[Case]:
                 measure = partial(exported, folder, base, weights, layout, program)
                 bound = BFLOAT16 if program == IN_BFLOAT16 else HALF
                 yield Case(f"exported to {layout}, {name}, {program}", measure, bound)
+
+
+def smollm2_cases(root: Path, base: Path) -> Iterator[Case]:
+    """A checkpoint of each program, and an export to each format, of SmolLM2: 30 blocks, and a head that is the
+    embedding."""
+    int4 = {"num_bits": 4, "type": "int", "symmetric": False, "strategy": "group", "group_size": 64}
+    gptq = {"bits": 4, "group_size": 64, "sym": False, "desc_act": False}
+    cases: dict[str, tuple[Callable[[Path, Path], float], float]] = {
+        "bitsandbytes nf4 doubly quantized": (partial(by_bitsandbytes, quantization=_four_bits("nf4", True)), FLOAT32),
+        "compressed-tensors int4 group": (partial(by_compressed_tensors, weight_args=int4, input_args=None), FLOAT32),
+        "gptqmodel gptq 4 bits": (partial(by_gptqmodel, **gptq), HALF),
+    }
+    for layout, program in (("gptq_v2", IN_GPTQMODEL), ("awq", IN_GPTQMODEL), ("compressed-tensors", UNPACKED)):
+        measure = partial(exported, weights=("rtn", 4, 64, ()), layout=layout, program=program)
+        cases[f"exported to {layout}, 4 bits, {program}"] = measure, HALF
+    for name, (measure, bound) in cases.items():
+        folder = root / f"smollm2-{name.replace(' ', '-')}"
+        yield Case(f"{name}, of SmolLM2", partial(_of_smollm2, measure, folder), bound)
+
+
+def _of_smollm2(measure: Callable[[Path, Path], float], folder: Path) -> float:
+    return measure(folder, folder_of(model_card(demo_model()), None))

@@ -41,7 +41,7 @@ def endpoints(board: Callable[[], Board], notes: Notes, service: AnswerService) 
     pictures. They raise UserError alone."""
     answers = _Answers(board, notes, service)
     return [
-        _checked(function)
+        checked(function)
         for function in (
             answers.leaderboard,
             answers.export_view,
@@ -54,9 +54,9 @@ def endpoints(board: Callable[[], Board], notes: Notes, service: AnswerService) 
     ]
 
 
-def _checked(function: Callable[..., Values]) -> Callable[..., Values]:
-    """The function with arguments of any type checked: a number is text where text is asked for. Its docstring has one
-    line for each argument, as Gradio reads it."""
+def checked(function: Callable[..., Values]) -> Callable[..., Values]:
+    """A function of the API with arguments of any type checked: a number is text where text is asked for. Its docstring
+    has one line for each argument, as Gradio reads it."""
     names = list(inspect.signature(function).parameters)
     checked = validate_call(function, config=ConfigDict(coerce_numbers_to_str=True, allow_inf_nan=False))
 

@@ -22,7 +22,8 @@ from quant_engine import folders, notation
 from quant_engine.methods import METHODS
 from quant_engine.models.catalog import ModelCard
 from quant_engine.models.device import default_device
-from quant_engine.models.shapes import shapes
+from quant_engine.models.shapes import shape_of, shapes
+from quant_engine.runs.needs import peak_memory
 from quant_engine.spec import Calibration, QuantSetting
 
 
@@ -116,7 +117,8 @@ def cost(
     return Cost(
         seconds=seconds,
         runs=len(alike),
-        memory=_memory(quantizing[quantizing["model"] == model], alike, card, setting),
+        memory=_memory(quantizing[quantizing["model"] == model], alike)
+        or _counted_memory(card, setting, tasks, limit, calibration),
         weights=weight_bytes(model, bits) if bits else None,
         untimed=tuple(untimed),
     )
@@ -196,12 +198,22 @@ def _alike(rows: pd.DataFrame, model: str) -> Iterator[pd.DataFrame]:
     yield from (rows[here & own], rows[here], rows[own], rows)
 
 
-def _memory(own: pd.DataFrame, alike: pd.DataFrame, card: ModelCard, setting: QuantSetting) -> float | None:
-    """The peak of runs of this model and method on this machine, else on the same device elsewhere, else what answering
-    takes; None if not known."""
+def _memory(own: pd.DataFrame, alike: pd.DataFrame) -> float | None:
+    """The peak of runs of this model and method on this machine, else on the same device elsewhere; None if none was
+    made."""
     for runs in (alike, own[own["device"] == default_device()]):
         peaks = runs["peak_memory_bytes"].dropna() if len(runs) else runs
         if len(peaks):
             return float(peaks.median())
+    return None
+
+
+def _counted_memory(
+    card: ModelCard, setting: QuantSetting, tasks: Sequence[str], limit: int | None, calibration: Calibration | None
+) -> float | None:
+    """The peak as it is counted from the model's shape, on a CPU; what answering takes on a GPU. None if not known."""
+    shape = shape_of(card)
+    if default_device() == "cpu" and shape:
+        return peak_memory(shape, setting, tasks, limit, card.window, calibration)
     needed = room.need(card, setting)
     return needed.total if needed else None

@@ -14,6 +14,7 @@ from leaderboard.analysis import Board
 from leaderboard.columns import Column
 from leaderboard.plot import Figure
 from quant_engine import notation
+from quant_engine.evaluate.intervals import share_interval
 from quant_engine.spec import UserError
 
 MOST_SETTINGS = 18
@@ -305,7 +306,7 @@ def told_apart(board: Board, model: str) -> Figure:
     settings["right"] = settings["share"] * settings["votes"]
     pooled = settings.groupby(["method", "w_bits"], sort=False)[["right", "votes"]].sum().reset_index()
     pooled["share"] = pooled["right"] / pooled["votes"]
-    ends = np.array([votes.interval(*pair) for pair in zip(pooled["share"], pooled["votes"], strict=True)])
+    ends = np.array([share_interval(*pair) for pair in zip(pooled["share"], pooled["votes"], strict=True)])
     pooled["low"], pooled["high"] = ends.T
     clear = (pooled["low"] > 0.5) | (pooled["high"] < 0.5)
     methods, data = list(dict.fromkeys(pooled["method"])), []
@@ -331,7 +332,7 @@ def told_apart(board: Board, model: str) -> Figure:
                          "showarrow": False, "font": {"color": "var(--quiet)", "size": 11}}],
     }  # fmt: skip
     shown = settings.assign(label=quality.labels(settings.assign(source=votes.SOURCE)))
-    ends = [votes.interval(*pair) for pair in zip(shown["share"], shown["votes"], strict=True)]
+    ends = [share_interval(*pair) for pair in zip(shown["share"], shown["votes"], strict=True)]
     table = pd.DataFrame(
         {
             "Setting": shown["label"],

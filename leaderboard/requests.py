@@ -6,6 +6,7 @@ A hosted page takes only what it offers itself: no paths, no foreign models.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from quant_engine.evaluate import TASKS
 from quant_engine.methods import METHODS, resolve_setting
 from quant_engine.models.catalog import MODELS, ModelCard, available, model_card
 from quant_engine.models.device import answering_device, default_device, default_dtype
+from quant_engine.runs import executors
+from quant_engine.runs.needs import check_room
 from quant_engine.runs.resolve import resolve
 from quant_engine.runs.sweep import Plan, Sweep, plan
 from quant_engine.spec import Calibration, OptionValue, QuantSetting, RunSpec, UserError, WeightSpec, quoted, sentence
@@ -35,6 +38,12 @@ def picture_models() -> list[ModelCard]:
     gpu = answering_device() == "cuda"
     cards = [card for card in MODELS.values() if card.pictures]
     return sorted(cards, key=lambda card: (bool(room.lack(card)), gpu and card.origin == "demo"))
+
+
+def run_models() -> list[str]:
+    """The ids of the models that can be chosen for runs: those of LOWBIT_RUN_MODELS (with commas between), else all."""
+    named = [name.strip() for name in os.environ.get("LOWBIT_RUN_MODELS", "").split(",")]
+    return [model for model in MODELS if model in named] or list(MODELS)
 
 
 def model_choices() -> list[tuple[str, str]]:
@@ -113,6 +122,8 @@ def run(
         raise UserError(sentence(error)) from None
     resolved = resolve(spec).spec
     _check_here(resolved.weights.model)
+    if executors.is_local():
+        check_room(resolved)
     return resolved
 
 
@@ -166,6 +177,9 @@ def sweep_runs(asked: Sweep) -> Plan:
         raise UserError(sentence(error)) from None
     for model in {spec.weights.model for spec in planned.specs}:
         _check_here(model)
+    if executors.is_local():
+        for spec in planned.specs:
+            check_room(spec)
     return planned
 
 
@@ -224,7 +238,7 @@ def _check_some(what: str, chosen: Sequence[str | float] | None) -> None:
 
 def _check_offered(models: Sequence[str], tasks: Sequence[str], calibration: Calibration | None) -> None:
     """Raises UserError for what a hosted page does not offer itself."""
-    if not (all(model in list(MODELS) for model in models) and all(task in list(TASKS) for task in tasks)):
+    if not (all(model in run_models() for model in models) and all(task in list(TASKS) for task in tasks)):
         raise UserError("On this page choose a model and tasks from the lists.")
     if calibration and calibration.source != "builtin":
         raise UserError("On this page the calibration text is builtin; your own text works where you run the lab.")

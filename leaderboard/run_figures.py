@@ -10,14 +10,15 @@ from leaderboard.plot import Figure
 from quant_engine.results import LayerRecord
 from quant_engine.spec import UserError
 
-_LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+"""The linears of a block in the order in which it uses them, without the part that they belong to."""
 
 
 def layer_errors(records: list[LayerRecord], label: str) -> Figure:
     """Layer × linear map of a measured run's relative error: of outputs where the method saw data, else of weights."""
     frame, what = _with_errors(records)
     frame["short"] = frame["linear"].str.rpartition(".")[2]
-    names = sorted(frame["short"].unique(), key=lambda n: _LINEARS.index(n) if n in _LINEARS else len(_LINEARS))
+    names = sorted(frame["short"].unique(), key=lambda n: LINEARS.index(n) if n in LINEARS else len(LINEARS))
     grid = frame.pivot_table(index="short", columns="block", values="error", aggfunc="first").reindex(names)
     bits = frame.pivot_table(index="short", columns="block", values="stored_bits", aggfunc="first").reindex(names)
     with np.errstate(divide="ignore"):

@@ -13,7 +13,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import math
 import secrets
 import sqlite3
 import threading
@@ -29,6 +28,7 @@ import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from leaderboard.store import method_name, model_name, options_text
+from quant_engine.evaluate.intervals import share_interval
 from quant_engine.failures import database_failure
 from quant_engine.spec import QuantSetting, Text, UserError, quoted
 
@@ -38,8 +38,6 @@ TASK = "told_apart"
 """The rate of a setting as a task of the leaderboard, in percent."""
 SOURCE = "votes"
 """The source of rows that hold nothing but a rate."""
-Z95 = 1.959964
-"""The standard normal distribution's 97.5th percentile."""
 SETTLED_S = 1.0
 """A file that was written within this time is read again: its time may not tell the next write from this one."""
 _WRITE_PATIENCE_S, _READ_PATIENCE_S = 10.0, 0.2
@@ -223,19 +221,9 @@ def _digest(salt: bytes, text: str) -> str:
     return hashlib.sha256(salt + text.encode(errors="surrogatepass")).hexdigest()[:32]
 
 
-def interval(share: float, votes: float) -> tuple[float, float]:
-    """The 95% interval of a share of independent votes, as shares (E. B. Wilson, J. Am. Stat. Assoc. 22, 1927)."""
-    if votes <= 0:
-        return 0.0, 1.0
-    spread = Z95 * Z95 / votes
-    center = (share + spread / 2) / (1 + spread)
-    reach = Z95 / (1 + spread) * math.sqrt(share * (1 - share) / votes + spread / votes / 4)
-    return max(0.0, center - reach), min(1.0, center + reach)
-
-
 def beyond_chance(share: float, votes: float) -> bool:
     """Whether a rate's interval leaves out 50%."""
-    low, high = interval(share, votes)
+    low, high = share_interval(share, votes)
     return not low <= 0.5 <= high
 
 
@@ -253,7 +241,7 @@ def rate_text(percent: float, votes: float) -> str:
 
 def describe(percent: float, votes: float) -> str:
     """Where a rate comes from and how sure it is, in words that end a sentence or stand for themselves."""
-    low, high = interval(percent / 100, votes)
+    low, high = share_interval(percent / 100, votes)
     count = "1 blind vote" if votes == 1 else f"{votes:g} blind votes"
     chance = "" if beyond_chance(percent / 100, votes) else ", which holds 50%: this may be chance"
     return f"{count} on this machine; 95% interval {100 * low:.0f} to {100 * high:.0f}%{chance}"

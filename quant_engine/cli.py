@@ -21,7 +21,7 @@ from quant_engine.answers.compare import compare as compare_answers
 from quant_engine.answers.compare import read_settings, sweep_settings
 from quant_engine.answers.examples import read_examples
 from quant_engine.answers.messages import AskRequest
-from quant_engine.commands import queue, sweep
+from quant_engine.commands import queue, share, sweep
 from quant_engine.commands.options import (
     ABits,
     AsJson,
@@ -103,6 +103,7 @@ app = typer.Typer(
 )
 
 app.command("sweep")(sweep.sweep)
+app.command("share")(share.share)
 app.add_typer(queue.app, name="queue")
 
 

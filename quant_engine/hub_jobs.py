@@ -9,7 +9,7 @@ import os
 from collections.abc import Mapping, Sequence
 
 from quant_engine.deferred import deferred
-from quant_engine.hub import asking
+from quant_engine.hub import asking, user
 
 huggingface_hub = deferred("huggingface_hub")
 
@@ -45,7 +45,7 @@ def start(
 def working(run_id: str) -> str | None:
     """The id of a job that works on a run, whoever started it; None if there is none."""
     with asking("The list of jobs"):
-        jobs = list(huggingface_hub.HfApi().list_jobs(labels={LABEL: run_id}))
+        jobs = list(huggingface_hub.HfApi().list_jobs(labels={LABEL: run_id}, namespace=user()))
     return next((job.id for job in jobs if _stage(job) in WORKING), None)
 
 

@@ -15,8 +15,25 @@ class Stopped(Exception):
     """The work was asked to stop; what it had finished stays on disk."""
 
 
+class Interim(BaseModel):
+    """A task's number over the items that are finished so far, with its 95% interval where that is known. `value` is
+    None where the model gives none that is finite. `counted` is what its items are."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    title: Text
+    unit: str
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+    done: int
+    total: int
+    counted: Literal["items", "windows"] = "items"
+
+
 class Progress(BaseModel):
-    """Where a run stands. `fraction` runs from 0 to 1 over the whole run; times are in seconds."""
+    """Where a run stands. `fraction` runs from 0 to 1 over the whole run; times are in seconds. `interims` are the
+    numbers so far of its tasks, in the order in which they are measured."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -34,6 +51,7 @@ class Progress(BaseModel):
     items_per_s: float | None = None
     eta_s: float | None = None
     message: Text = ""
+    interims: tuple[Interim, ...] = ()
 
     def text(self) -> str:
         """Where the run stands in a line, for somebody who waits."""

@@ -15,6 +15,7 @@ from rich.table import Table
 
 from quant_engine import notation
 from quant_engine.evaluate import TASKS, reads_windows
+from quant_engine.evaluate.interim import number_text
 from quant_engine.methods import METHODS
 from quant_engine.models import catalog
 from quant_engine.models.releases import RELEASES
@@ -199,6 +200,7 @@ def _where(progress: Progress) -> str:
         parts.append(f"output error {progress.output_error:.2%}")
     if progress.task:
         parts.append(progress.task + (f" {progress.item}/{progress.items}" if progress.items else ""))
+    parts += [number_text(number) for number in progress.interims if number.title == progress.task]
     if progress.items_per_s:
         parts.append(f"{notation.number(progress.items_per_s)} items/s")
     return ", ".join([*parts, progress.message] if progress.message else parts)

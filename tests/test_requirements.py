@@ -8,11 +8,13 @@ from quant_engine import folders
 
 PACKAGES = {"PIL": "pillow", "huggingface_hub": "huggingface-hub", "yaml": "pyyaml"}
 NOT_IMPORTED = {
+    "authlib": "Gradio signs visitors of a Space in with it",
+    "itsdangerous": "Gradio signs visitors of a Space in with it",
     "plotly": "the page serves the script that it carries",
     "protobuf": "transformers reads sentencepiece models with it",
     "sentencepiece": "transformers reads tokenizers without a JSON form with it",
 }
-NOT_DECLARED = {"triton": "torch brings it where it works"}
+NOT_DECLARED = {"triton": "torch brings it where it works", "ray": "the extra `distributed`, for --executor ray"}
 
 
 def imports(path):

@@ -9,13 +9,13 @@ from typing import Any
 import gradio as gr
 from gradio.utils import get_function_description
 
-from leaderboard import api
+from leaderboard import api, api_runs
 from leaderboard.analysis import Query
 from leaderboard.boards import Boards
 from leaderboard.lab import Lab
 from leaderboard.provenance import row_run
 from leaderboard.store import model_name
-from leaderboard.ui import methods_tab, theme
+from leaderboard.ui import methods_tab, signed_in, theme
 from leaderboard.ui.ask_tab import AskTab
 from leaderboard.ui.explore_tab import ExploreTab
 from leaderboard.ui.leaderboard_tab import LeaderboardTab, Updates, page_view
@@ -38,6 +38,7 @@ _BACK_JS = "window.addEventListener('popstate', () => trigger('moved'));"
 
 def build(lab: Lab) -> gr.Blocks:
     """The whole page over one lab."""
+    lab.signed_in = signed_in.user
     gr.set_static_paths([theme.PLOTLY])
     with gr.Blocks(
         title="Low-Bit Lab", analytics_enabled=False, fill_width=True, delete_cache=(FORGET_UPLOADS_S, FORGET_UPLOADS_S)
@@ -87,7 +88,8 @@ class _Page:
             name = "" if tab.id == "leaderboard" else f"tab={tab.id}"
             tab.select(None, None, None, js=f"() => {{ lowbit.go('tab', '{name}'); }}", **QUICK)
         self.ask_tab.select(self.lab.warm_up, None, None, **QUICK)  # the answering process ends when nobody asks
-        for function in api.endpoints(self.boards.current, self.boards.notes, self.lab.answers):
+        answering = api.endpoints(self.boards.current, self.boards.notes, self.lab.answers)
+        for function in (*answering, *api_runs.endpoints(self.lab)):
             name = function.__name__
             waits = {"concurrency_limit": PROGRAMS_AT_ONCE} if name in api.SLOW else {"queue": False}
             gr.api(_refusing(function), api_name=name, **waits)

@@ -9,6 +9,7 @@ from leaderboard.store import model_name
 from leaderboard.ui.table import bit_bar
 from quant_engine import folders, notation
 from quant_engine.evaluate import reads_windows
+from quant_engine.evaluate.interim import count_text, number_text
 from quant_engine.progress import Progress
 from quant_engine.runs.queue import QueuedRun, State
 from quant_engine.spec import RunSpec
@@ -38,7 +39,7 @@ def card(run: QueuedRun | None) -> str:
     return (
         f'<article class="run {run.state}" data-run="{run.run_id}"><header><b>{escape(spec.weights.setting.label)}</b>'
         f"{bit_bar(spec.weights.setting.w_bits)}<mark>{state_word(run)}</mark></header><p class='what'>{summary}</p>"
-        f"{_bar(run)}<p class='where'>{escape(_status(run))}</p>{_error(run)}"
+        f"{_bar(run)}<p class='where'>{escape(_status(run))}</p>{_interims(run)}{_error(run)}"
         f"<p class='id'>Run <code>{run.run_id}</code></p></article>"
     )
 
@@ -80,6 +81,18 @@ def _status(run: QueuedRun) -> str:
         "cancelled": "Cancelled before it started.",
         "paused": "Paused before it started: it waits until you resume it.",
     }.get(run.state, "")
+
+
+def _interims(run: QueuedRun) -> str:
+    """The numbers so far of the tasks that are measured; a finished run has its own."""
+    if run.state != "running" or not run.progress.interims:
+        return ""
+    rows = "".join(
+        f"<div><dt>{escape(number.title)}</dt><dd>{escape(number_text(number))},"
+        f" <small>{escape(count_text(number))}</small></dd></div>"
+        for number in run.progress.interims
+    )
+    return f"<dl class='interims'>{rows}</dl>"
 
 
 def _steps(progress: Progress) -> list[str]:

@@ -12,7 +12,7 @@ from pydantic.fields import FieldInfo
 from leaderboard import requests
 from leaderboard.cost import cost
 from leaderboard.lab import Lab
-from leaderboard.ui import setting_picker
+from leaderboard.ui import setting_picker, signed_in
 from leaderboard.ui.notice import model_note
 from leaderboard.ui.sweep_form import SweepForm, calibrated, count, narrowest
 from leaderboard.ui.theme import QUICK, html, offer
@@ -35,8 +35,9 @@ TASK_GROUPS: dict[str, Callable[[Task], bool]] = {
 
 def model_choices() -> list[tuple[str, str]]:
     """Models that are on this machine first; the others say what they need."""
-    here = [card for card in MODELS.values() if card.origin == "demo" or available(card)]
-    away = [card for card in MODELS.values() if card not in here]
+    cards = [MODELS[model] for model in requests.run_models()]
+    here = [card for card in cards if card.origin == "demo" or available(card)]
+    away = [card for card in cards if card not in here]
     titles = [(card.title, card.id) for card in here]
     return titles + [(f"{card.title} (to be downloaded)", card.id) for card in away]
 
@@ -96,7 +97,7 @@ class RunForm:
     def __init__(self, lab: Lab) -> None:
         """Lays out the form and connects it."""
         self.hosted, self._store = lab.hosted, lab.store
-        model = next(iter(MODELS))
+        model = requests.run_models()[0]
         self.mode = gr.Radio(
             [SINGLE, SWEEP], value=SINGLE, label="What to run", elem_id="run-mode", elem_classes="segments"
         )
@@ -118,6 +119,8 @@ class RunForm:
                 max_lines=1,
             )
         self.cost = html("", elem_id="run-cost", elem_classes="remark")
+        if lab.hosted and signed_in.offered():
+            gr.LoginButton(elem_id="sign-in", size="sm")
         self.token = gr.Textbox(label="Owner's token", type="password", visible=lab.hosted, max_lines=1)
         self.problem = html("", elem_id="run-problem")
         self.start = gr.Button("Start run", variant="primary", elem_id="start")

@@ -15,6 +15,7 @@ from leaderboard.ui import run_card
 from leaderboard.ui.notice import notice
 from leaderboard.ui.pressed import pressed
 from leaderboard.ui.run_actions import RunActions
+from leaderboard.ui.run_detail import RunDetail
 from leaderboard.ui.run_form import SWEEP, RunForm
 from leaderboard.ui.run_history import MORE_ROWS, RunHistory
 from leaderboard.ui.sweep_grid import SweepGrid
@@ -64,7 +65,7 @@ class RunTab:
 
     def __init__(self, lab: Lab) -> None:
         """Lays out the tab and connects it."""
-        self.lab = lab
+        self.lab, self.detail = lab, RunDetail(lab.store)
         with gr.Row(elem_classes="bench"):
             with gr.Column(elem_classes="bench-side form-side"):
                 self.form = RunForm(lab)
@@ -73,13 +74,14 @@ class RunTab:
                 self.run_id = gr.State(None)
                 card = html(_LOADING, elem_id="run")
                 self.actions = RunActions()
+                detail = html("", elem_id="run-detail")
                 with gr.Accordion("Log", open=False, elem_classes="more-options"):
                     log = html("", elem_id="log")
                 self.history = RunHistory(lab.queue)
         self.see = self.actions.see
         last = gr.State(None)
         self.outputs = [
-            self.run_id, card, log, *self.actions.outputs, *self.grid.outputs, *self.history.outputs, last
+            self.run_id, card, detail, log, *self.actions.outputs, *self.grid.outputs, *self.history.outputs, last
         ]  # fmt: skip
         self.view = [
             *(self.run_id, self.actions.asking, self.form.mode, self.grid.sweep, self.grid.task),
@@ -145,10 +147,11 @@ class RunTab:
             history = self.history.show(view.search, view.state, view.rows, shown)
         except UserError as refusal:
             nothing = [gr.skip()] * (len(self.grid.outputs) + len(self.history.outputs))
-            return [run_id, notice(str(refusal)), "", *self.actions.show(None, None, None), *nothing]
+            return [run_id, notice(str(refusal)), "", "", *self.actions.show(None, None, None), *nothing]
         return [
             shown,
             run_card.card(run),
+            self.detail.html(run),
             f'<div class="tail"><pre>{escape(log)}</pre></div>' if log else '<p class="hint">Nothing yet.</p>',
             *self.actions.show(run, view.run_id, view.asking),
             *grid,
@@ -174,15 +177,15 @@ class RunTab:
         """Queues the run or the sweep of the form. A run whose results are gone from the disk is computed again."""
         view, controls = View(*values[: len(self.view)]), values[len(self.view) :]
         try:
-            self.lab.check_may_start(token or "")  # first: reading the form may ask the hub
+            submitter = self.lab.check_may_start(token or "")  # first: reading the form may ask the hub
             if view.mode == SWEEP:
                 planned = self.form.read_sweep(*controls)
                 run_folder.check_writable()
-                sweep = self.lab.queue.submit_sweep(planned.specs, planned.left_out)
+                sweep = self.lab.queue.submit_sweep(planned.specs, planned.left_out, submitter)
                 return ["", *self._show(view._replace(sweep_id=sweep.sweep_id, task=None), sweep.runs[0])]
             spec = self.form.read(*controls[: len(self.form.controls)])
             run_folder.check_writable()
-            return ["", *self._show(view, self.lab.queue.submit(spec))]
+            return ["", *self._show(view, self.lab.queue.submit(spec, submitter))]
         except UserError as refusal:
             return self._refuse(refusal)
 

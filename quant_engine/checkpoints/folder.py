@@ -18,30 +18,23 @@ from typing import Any
 
 import torch
 from pydantic import ValidationError
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from quant_engine import disk
+from quant_engine import checkpoint_files, disk
+from quant_engine.checkpoint_files import FORMAT, LOSSES, block_file, block_metadata
 from quant_engine.kernels.linear import QuantLinear
 from quant_engine.models.architecture import LINEARS
 from quant_engine.models.catalog import ModelCard, fingerprint, model_card
 from quant_engine.models.files import folder_of
 from quant_engine.models.load import Loaded, Skeleton
 from quant_engine.results import LayerRecord
-from quant_engine.spec import UserError, WeightSpec, digest
+from quant_engine.spec import UserError, WeightSpec
 from quant_engine.weights.form import StoredWeight
 from quant_engine.weights.ledger import Ledger
 
-FORMAT = 2
-"""Raised when older checkpoints can no longer be read: they are then quantized anew."""
 ABOUT = "quantization.json"
-LOSSES = "losses.json"
-
-
-def checkpoint_id(spec: WeightSpec) -> str:
-    """Identifies the quantized weights of a resolved spec."""
-    return digest({**spec.model_dump(mode="json"), "format": FORMAT})
 
 
 class Checkpoint:
@@ -81,10 +74,7 @@ class Checkpoint:
 
     def finished_blocks(self) -> int:
         """How many blocks, from the first on, are whole."""
-        count = 0
-        while self._block(count).exists():
-            count += 1
-        return count
+        return checkpoint_files.finished_blocks(self.path)
 
     def save_block(self, index: int, block: nn.Module, records: list[LayerRecord]) -> None:
         """Writes a quantized block, in one step also where it replaces an older one."""
@@ -146,24 +136,16 @@ class Checkpoint:
 
     def records(self) -> list[LayerRecord]:
         """What each linear cost, for all finished blocks. Raises UserError if the files are damaged."""
-        try:
-            layers = [layer for index in range(self.finished_blocks()) for layer in self._metadata(index, "layers")]
-            if (self.path / LOSSES).exists():
-                losses = json.loads((self.path / LOSSES).read_text(encoding="utf-8"))
-                layers = [layer | losses[f"{layer['block']}.{layer['linear']}"] for layer in layers]
-            return [LayerRecord(**layer) for layer in layers]
-        except (OSError, ValueError, KeyError, TypeError, SafetensorError):
-            raise self._damaged() from None
+        return checkpoint_files.layer_records(self.path)
 
     def _block(self, index: int) -> Path:
-        return self.path / f"{index:03}.safetensors"
+        return block_file(self.path, index)
 
     def _metadata(self, index: int, name: str) -> Any:
-        with safe_open(self._block(index), "pt") as file:
-            return json.loads((file.metadata() or {})[name])
+        return block_metadata(self._block(index), name)
 
     def _damaged(self) -> UserError:
-        return UserError(f"The quantized weights in {self.path} are damaged: delete that folder.")
+        return checkpoint_files.damaged(self.path)
 
 
 def _relaid(block: nn.Module) -> set[str]:

@@ -91,7 +91,7 @@ def pause(run: RunId) -> None:
 
 @app.command()
 def priority(
-    run: RunId, level: Annotated[Priority, typer.Argument(help="high runs go before normal ones, low behind.")]
+    run: RunId, level: Annotated[Priority, typer.Argument(help="high runs go before normal ones, low behind.")] = "high"
 ) -> None:
     """Let a waiting run go before others, or behind them."""
     found = _queue().prioritize(_find(run).run_id, PRIORITIES[level])

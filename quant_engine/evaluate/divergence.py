@@ -85,6 +85,9 @@ class Divergence(Perplexity):
     def error(self, units: Units) -> float | None:
         return Task.error(self, units)
 
+    def interval(self, units: Units, suffix: str = HEADLINE) -> tuple[float, float] | None:
+        return Task.interval(self, units, suffix)
+
 
 class AnswerDivergence(Task):
     """Divergence along the answers to the questions of a picture task."""

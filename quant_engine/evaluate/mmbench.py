@@ -155,6 +155,10 @@ class MmBench(VisualQuestions):
             hits[output.group] = min(hits.get(output.group, 100.0), 100 * output.score)
         return {HEADLINE: hits}
 
+    def interim_units(self, outputs: Sequence[ItemOutput]) -> Units | None:
+        """None: a question whose rotations are not all answered yet may still be missed."""
+        return None
+
 
 class PublishedMmBench(PublishedItems, MmBench):
     """The English dev split: 1,164 questions, 4,329 with their rotations."""

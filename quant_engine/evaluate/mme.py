@@ -76,6 +76,10 @@ class Mme(VisualQuestions):
             parts[HEADLINE][key] = parts["cognition" if self.is_cognition(key[0]) else "perception"][key] = points
         return {suffix: _weighted(points) for suffix, points in parts.items() if points}
 
+    def interim_units(self, outputs: Sequence[ItemOutput]) -> Units | None:
+        """None: the score is a sum over categories, which come one after the other."""
+        return None
+
     def is_cognition(self, category: str) -> bool:
         return category in COGNITION
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from quant_engine.data import texts
 from quant_engine.data.corpora import Corpus
 from quant_engine.deferred import deferred
+from quant_engine.evaluate.intervals import reach_of_error
 from quant_engine.evaluate.task import HEADLINE, Outcome, Task, Units, Watch, mean_and_error
 from quant_engine.results import ItemOutput
 from quant_engine.spec import RunSpec, UserError
@@ -96,6 +97,17 @@ class Perplexity(Task):
     def error(self, units: Units) -> float | None:
         mean, error = mean_and_error(list(units.values()))
         return None if error is None else math.exp(mean) * error
+
+    def interval(self, units: Units, suffix: str = HEADLINE) -> tuple[float, float] | None:
+        """The interval of the mean loss, as perplexities."""
+        mean, error = mean_and_error(list(units.values()))
+        if not error or not math.isfinite(error):
+            return None
+        reach = reach_of_error(error, len(units))
+        try:
+            return math.exp(mean - reach), math.exp(mean + reach)
+        except OverflowError:
+            return None
 
 
 class PublishedPerplexity(Perplexity):

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, ClassVar
 
+from quant_engine.evaluate.intervals import reach_of_error, share_interval
 from quant_engine.progress import Stopped
 from quant_engine.results import ItemOutput
 from quant_engine.spec import RunSpec
@@ -132,6 +133,27 @@ class Task(ABC):
     def error(self, units: Units) -> float | None:
         """The standard error of `value` of the mean; None for a single unit."""
         return mean_and_error(list(units.values()))[1]
+
+    def interval(self, units: Units, suffix: str = HEADLINE) -> tuple[float, float] | None:
+        """The 95% interval of the number of this suffix, for items that were drawn; None where nothing can be known of
+        it: of a single unit, of units that all score the same, or of scores that are no numbers. Wilson's where units
+        are right or wrong, else by Student's t."""
+        part, scores = self.parts.get(suffix), list(units.values())
+        percent = ((part.unit if part else None) or self.unit) == "%"
+        mean, _ = mean_and_error(scores)
+        if percent and all(score in (0.0, 100.0) for score in scores):
+            low, high = share_interval(mean / 100, len(scores))
+            return 100 * low, 100 * high
+        error = self.error(units)
+        if not error or not math.isfinite(error):
+            return None
+        value, reach = self.value(mean), reach_of_error(error, len(scores))
+        return max(value - reach, 0.0), min(value + reach, 100.0 if percent else math.inf)
+
+    def interim_units(self, outputs: Sequence[ItemOutput]) -> Units | None:
+        """The headline's unit scores from the items that are finished so far; None where a part of the items says
+        nothing of the whole."""
+        return self.units(outputs)[HEADLINE]
 
     def higher(self, suffix: str) -> bool:
         """Whether more is better for the number of this suffix."""

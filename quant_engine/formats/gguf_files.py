@@ -29,7 +29,7 @@ class GgufFiles(ModelFiles):
     """The tensors of a GGUF file under our names. Raises UserError for tensors that the model has no place for."""
 
     def __init__(self, file: GgufFile, config: dict) -> None:
-        self._file, self._config = file, config
+        self._file, self._config, self.where = file, config, file.path
         self._theirs: dict[str, str] = {}
         self.stored, self.packed = {}, {}
         for theirs, tensor in file.tensors.items():
@@ -50,6 +50,9 @@ class GgufFiles(ModelFiles):
                 self.packed[name] = cache(partial(self._weight, theirs))
         if _EMBEDDING in self.packed and _HEAD not in self.stored:  # the head is the embedding, packed
             self.stored[_HEAD], self.packed[_HEAD] = self.stored[_EMBEDDING], self.packed[_EMBEDDING]
+
+    def described(self, name: str) -> str:
+        return super().described(self._theirs[name])
 
     def read(self, names: list[str]) -> dict[str, torch.Tensor]:
         tensors = {}

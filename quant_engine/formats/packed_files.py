@@ -24,7 +24,7 @@ class PackedFiles(ModelFiles):
     """A folder in one format. Raises UserError, one sentence, for linears whose tensors contradict each other."""
 
     def __init__(self, folder: Path, format: Format, quantization: Quantization) -> None:
-        self._folder, self._format, self._quantization = folder, format, quantization
+        self.where, self._format, self._quantization = folder, format, quantization
         self._linears: dict[str, dict[str, StoredTensor]] = {}
         self.stored, self.packed = {}, {}
         stored = all_tensors(folder)
@@ -65,7 +65,7 @@ class PackedFiles(ModelFiles):
             for part, tensor in tensors.items()
             if part in self._format.small and tensor.dtype in _SMALL and math.prod(tensor.shape) <= LARGEST_SMALL
         }
-        for name, values in read_tensors(self._folder, wanted).items():
+        for name, values in read_tensors(self.where, wanted).items():
             path, part = self._linear_and_part(name)
             tensor = self._linears[path][part]
             self._linears[path][part] = ReadTensor(tensor.file, tensor.dtype, tensor.shape, values)
@@ -73,7 +73,7 @@ class PackedFiles(ModelFiles):
     def _shape(self, path: str, tensors: dict[str, StoredTensor]) -> tuple[int, int]:
         missing = [part for part in self._format.parts if part not in tensors and part not in self._format.optional]
         if missing:
-            raise UserError(f"The weights in {self._folder} lack {path}.{missing[0]}: fetch the checkpoint again.")
+            raise UserError(f"The weights in {self.where} lack {path}.{missing[0]}: fetch the checkpoint again.")
         try:
             return self._format.shape(tensors, self._quantization)
         except LayoutError as error:
@@ -81,14 +81,14 @@ class PackedFiles(ModelFiles):
 
     def _weight(self, path: str) -> StoredWeight:
         tensors = self._linears[path]
-        read = read_tensors(self._folder, {f"{path}.{part}": tensor for part, tensor in tensors.items()})
+        read = read_tensors(self.where, {f"{path}.{part}": tensor for part, tensor in tensors.items()})
         try:
             return self._format.weight({part: read[f"{path}.{part}"] for part in tensors}, self._quantization)
         except LayoutError as error:
             raise self._contradiction(path, error) from None
 
     def _contradiction(self, path: str, error: LayoutError) -> UserError:
-        file = self._folder / next(iter(self._linears[path].values())).file
+        file = self.where / next(iter(self._linears[path].values())).file
         return UserError(
             f"The linear {path} in {file} is no {self._format.title} linear ({error}): fetch the checkpoint again, or "
             "quantize its model anew."
@@ -96,7 +96,7 @@ class PackedFiles(ModelFiles):
 
     def _pass_over_zero_biases(self) -> None:
         """AutoGPTQ gave every linear a bias, of zeros where the model has none."""
-        config = read_json(self._folder / "config.json")
+        config = read_json(self.where / "config.json")
         if any(part.get(name) for part in _parts(config) for name in ("attention_bias", "mlp_bias")):
             return
         for path in self._linears:
@@ -106,7 +106,7 @@ class PackedFiles(ModelFiles):
                 del self.stored[name]
 
     def read(self, names: list[str]) -> dict[str, torch.Tensor]:
-        return read_tensors(self._folder, {name: self.stored[name] for name in names})
+        return read_tensors(self.where, {name: self.stored[name] for name in names})
 
 
 def _parts(config: dict) -> list[dict]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 from dataclasses import dataclass, field
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from quant_engine import folders, hub
+from quant_engine.data.content import file_hash
 from quant_engine.formats import FORMATS, Format, gguf
 from quant_engine.formats.contract import LayoutError
 from quant_engine.formats.gguf_header import GgufFile, read_header
@@ -115,7 +115,7 @@ def _gguf(source: PublishedCheckpoint) -> Published:
     path = folders.named(source.location)
     if path.is_file():
         path = path.resolve()
-        revision = digest([path.name, path.stat().st_size, path.stat().st_mtime_ns])
+        revision = _revision([path])
         if source.revision not in (None, revision):
             raise UserError(f"{path} is revision {revision}, not {source.revision}: it has changed.")
     else:
@@ -136,7 +136,7 @@ def _gguf(source: PublishedCheckpoint) -> Published:
 def _folder(source: PublishedCheckpoint, path: Path) -> tuple[Path, str]:
     """The folder with a checkpoint's files, and its revision."""
     check.check_pointers(path)
-    revision = digest([_identity(file) for pattern in check.PATTERNS for file in sorted(path.glob(pattern))])
+    revision = _revision([file for pattern in check.PATTERNS for file in sorted(path.glob(pattern))])
     if source.revision not in (None, revision):
         raise UserError(f"The checkpoint in {path} is revision {revision}, not {source.revision}: it has changed.")
     return path.resolve(), revision
@@ -150,10 +150,12 @@ def _configuration(source: PublishedCheckpoint) -> tuple[Path, str]:
     return hub.snapshot(source.location, "model", revision, ["*.json", "README.md"], title=source.location), revision
 
 
-def _identity(file: Path) -> tuple[str | int, ...]:
-    if file.suffix == ".safetensors":
-        return file.name, file.stat().st_size, file.stat().st_mtime_ns
-    return file.name, hashlib.sha256(file.read_bytes()).hexdigest()
+def _revision(files: list[Path]) -> str:
+    """What identifies a checkpoint's files by their content: a copy is the same checkpoint."""
+    try:
+        return digest([[file.name, file_hash(file)] for file in files])
+    except OSError as error:
+        raise UserError(f"{error.filename} can't be read ({error.strerror}): fetch it again.") from None
 
 
 def _older(folder: Path) -> dict[str, Any] | None:

@@ -40,8 +40,14 @@ class ModelFiles:
     each in a storage form.
     """
 
+    where: Path
+    """The folder or the file that they are in, for a sentence."""
     stored: Mapping[str, StoredTensor]
     packed: Mapping[str, Callable[[], StoredWeight]]
+
+    def described(self, name: str) -> str:
+        """A tensor's name in its file, and where that is, for a sentence."""
+        return f"{name} in {self.where}"
 
     def read(self, names: list[str]) -> dict[str, torch.Tensor]:
         """The dense tensors of `names`. Raises UserError if a file is gone or damaged, or a value is no finite
@@ -53,12 +59,12 @@ class TensorFiles(ModelFiles):
     """An unquantized model's safetensors files, read tensor by tensor, without loading the rest."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        self.where = folder
         self.stored = stored_tensors(folder)
         self.packed = {}
 
     def read(self, names: list[str]) -> dict[str, torch.Tensor]:
-        return read_tensors(self._folder, {name: self.stored[name] for name in names})
+        return read_tensors(self.where, {name: self.stored[name] for name in names})
 
 
 def read_tensors(folder: Path, stored: Mapping[str, StoredTensor]) -> dict[str, torch.Tensor]:

@@ -29,14 +29,17 @@ from quant_engine.models.check import DENSE, TOKENIZERS, StoredTensor, reason
 from quant_engine.models.files import ModelFiles, TensorFiles, all_finite, folder_of
 from quant_engine.models.processor import load_processor
 from quant_engine.models.step import step_of
+from quant_engine.models.transformers_log import warnings_held_back
 from quant_engine.spec import UserError
 from quant_engine.weights.form import StoredWeight
 from quant_engine.weights.half import Half
+from quant_engine.weights.packing import parts
 
 _UNREAD = (r"rotary_emb\.inv_freq", r"(^|\.)position_ids$")
 """Names of tensors that older releases stored, and that are computed: transformers passes over them, too."""
 
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_HALVES = (torch.float16, torch.bfloat16)
 _WRAPPERS = ("module.", "_orig_mod.", "base_model.model.", "model.")
 
 
@@ -91,8 +94,8 @@ class Loaded:
 class Skeleton:
     """A model whose weights are filled in piece by piece from its files, with its tokenizer.
 
-    With `in_halves`, a model that computes in float32 on a CPU holds what its files have in 16 bits as it is: the
-    embedding, the output head, and the linears of blocks that are filled here.
+    With `in_halves`, a model that computes in float32 on a CPU holds what 16 bits hold exactly in these, whatever type
+    its files have: the embedding, the output head, and the linears of blocks that are filled here.
 
     Making one holds files, configuration and tokenizer against each other: raises UserError, one sentence, for a
     folder whose model would not be what transformers makes of it. A `sibling` is the same model loaded in another
@@ -100,6 +103,7 @@ class Skeleton:
     hold no quantized weights. A model that reads nothing does without tokenizer: reading it takes a second.
     """
 
+    @warnings_held_back()
     def __init__(
         self,
         card: ModelCard,
@@ -206,7 +210,7 @@ class Skeleton:
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes that the dense model will hold; a weight that the files have under two names counts twice."""
+        """Bytes that the dense model will hold at most; a weight that the files have under two names counts twice."""
         stored = {name: self._files.stored[file] for name, file in self._file_name.items()}
         weights = sum(
             math.prod(tensor.shape) * self._dtype_in_memory(name, _DTYPES[tensor.dtype]).itemsize
@@ -231,22 +235,26 @@ class Skeleton:
         names = [name for name in names if name not in packed]
         tensors = self._files.read([self._file_name[name] for name in names])
         for name in names:
-            dtype = self._dtype_in_memory(name, tensors[self._file_name[name]].dtype)
-            value = tensors[self._file_name[name]].to(self.device, dtype)
+            value = tensors[self._file_name[name]]
+            value = value.to(self.device, _narrowest(value) if self._may_be_half(name) else self.dtype)
             if not all_finite(value):
+                tensor = self._files.described(self._file_name[name])
                 largest = tensors[self._file_name[name]].abs().max().item()
                 raise UserError(
-                    f"The tensor {self._file_name[name]} in {self.folder} has values up to {largest:g}, too large for "
+                    f"The tensor {tensor} has values up to {largest:g}, too large for "
                     f"{str(self.dtype).removeprefix('torch.')}: compute in bfloat16 or float32."
                 )
             self._set(name, nn.Parameter(value, requires_grad=False))
 
     def _dtype_in_memory(self, name: str, stored: torch.dtype) -> torch.dtype:
+        return stored if stored in _HALVES and self._may_be_half(name) else self.dtype
+
+    def _may_be_half(self, name: str) -> bool:
+        """Whether a weight that 16 bits hold is computed with from these."""
         path, _, leaf = name.rpartition(".")
         in_block = name.startswith(self.block_prefix(0).removesuffix("0.")) and path.endswith(LINEARS)
         by_rows = leaf == "weight" and (in_block or self.model.get_submodule(path) in self._vocabulary)
-        halves = (torch.float16, torch.bfloat16)
-        return stored if self._in_halves and by_rows and stored in halves else self.dtype
+        return self._in_halves and by_rows
 
     @property
     def _vocabulary(self) -> tuple[nn.Module, nn.Module]:
@@ -265,7 +273,8 @@ class Skeleton:
         parent, _, child = path.rpartition(".")
         dense = self.model.get_submodule(path)
         if leaf != "weight" or not isinstance(dense, nn.Linear | nn.Embedding):
-            raise UserError(f"{name} in {self.folder} is quantized, and only linear layers and embeddings can be.")
+            tensor = self._files.described(self._file_name[name])
+            raise UserError(f"{tensor} is quantized, and only linear layers and embeddings can be.")
         embeds = isinstance(dense, nn.Embedding)
         layer = QuantEmbedding(weight, self.dtype) if embeds else QuantLinear(weight, dense.bias)
         setattr(self.model.get_submodule(parent), child, layer)
@@ -356,6 +365,16 @@ class Skeleton:
             except UserError as refusal:  # texts can be asked about all the same
                 problem = str(refusal)
         return Loaded(self.card, self.model, self.tokenizer, processor, stored_bits, self.folder, problem)
+
+
+def _narrowest(values: torch.Tensor) -> torch.dtype:
+    """The type of 16 bits that holds all `values` [m, n], or float32: some programs write in that what was half."""
+    if values.dtype in _HALVES:
+        return values.dtype
+    for half in _HALVES:
+        if all(torch.equal(values[rows].to(half).to(values.dtype), values[rows]) for rows in parts(*values.shape)):
+            return half
+    return torch.float32
 
 
 def _equal(a: torch.Tensor, b: torch.Tensor) -> bool:

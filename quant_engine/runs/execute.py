@@ -15,6 +15,7 @@ import torch
 from quant_engine import notation
 from quant_engine.checkpoints import Checkpoint
 from quant_engine.evaluate import Outcome, Task, Watch, measure_together, measured_together, reads_windows
+from quant_engine.evaluate.interim import InterimNumbers
 from quant_engine.formats.load import model_ledger
 from quant_engine.models.device import check_device
 from quant_engine.models.load import Loaded
@@ -24,6 +25,7 @@ from quant_engine.runs import finished_items, folder, weights
 from quant_engine.runs.about import provenance, result_rows
 from quant_engine.runs.command import command
 from quant_engine.runs.finished_items import FinishedItemsFile
+from quant_engine.runs.needs import check_room
 from quant_engine.runs.resolve import RunPlan, checked_revision, resolve
 from quant_engine.spec import RunSpec, UserError
 
@@ -45,6 +47,7 @@ def execute(spec: RunSpec, hooks: Hooks) -> Path:
         return folder.run_path(run_id)
     folder.check_writable()
     check_device(spec.device)
+    check_room(plan.spec)
     path = _Run(plan, hooks).do()
     finished_items.remove(run_id)
     hooks.progress(Progress(stage="finished", fraction=1))
@@ -54,7 +57,7 @@ def execute(spec: RunSpec, hooks: Hooks) -> Path:
 @dataclass
 class _Run:
     """A run that is being made. `share` is the part of its progress bar that was filled before measuring began;
-    `layers` and `fine_tuning` are what its checkpoint says."""
+    `layers` and `fine_tuning` are what its checkpoint says, `interims` its tasks' numbers so far."""
 
     plan: RunPlan
     hooks: Hooks
@@ -62,6 +65,7 @@ class _Run:
     share: float = 0.0
     layers: list[LayerRecord] = field(default_factory=list)
     fine_tuning: dict[str, Any] = field(default_factory=dict)
+    interims: InterimNumbers = field(default_factory=InterimNumbers)
 
     def do(self) -> Path:
         started = time.monotonic()
@@ -135,7 +139,7 @@ class _Run:
         """The outcomes and seconds of tasks that are measured at once, when so many tasks have been measured before."""
         begun, spec = time.monotonic(), self.plan.spec
         finished = [FinishedItemsFile(spec.run_id, task.name) for task in tasks]
-        reports = self._reports(before, [task.title for task in tasks], finished)
+        reports = self._reports(before, tasks, finished)
         reports[0](0, 1)
         for task in tasks:
             checked_revision(task, spec)  # before the work: quantizing may have taken hours
@@ -152,7 +156,7 @@ class _Run:
         return outcomes, [seconds * count / max(sum(new), 1) for count in new]
 
     def _reports(
-        self, before: int, titles: list[str], finished: list[FinishedItemsFile]
+        self, before: int, measured: list[Task], finished: list[FinishedItemsFile]
     ) -> list[Callable[[int, int], None]]:
         """For each of the tasks that are measured at once, what reports its progress. The rate is of what this process
         did for all of them: items of an earlier try took it no time."""
@@ -166,17 +170,19 @@ class _Run:
             share = (1 - self.share) / tasks
             fraction = before + sum(done / total for done, total in counts.values())
             # A task that has not reported yet is taken for one like this.
-            left = sum(total - done for done, total in counts.values()) + (len(titles) - len(counts)) * total
+            left = sum(total - done for done, total in counts.values()) + (len(measured) - len(counts)) * total
+            self.interims.update(measured[index], finished[index].items, total)
             self.hooks.progress(
                 Progress(
                     stage="evaluating",
                     fraction=self.share + share * fraction,
-                    task=titles[index],
+                    task=measured[index].title,
                     item=done,
                     items=total if total > 1 or done else None,
                     items_per_s=rate or None,
                     eta_s=left / rate if rate else None,
+                    interims=self.interims.numbers(),
                 )
             )
 
-        return [partial(report, index) for index in range(len(titles))]
+        return [partial(report, index) for index in range(len(measured))]

@@ -21,6 +21,24 @@ jobs_executor = deferred("quant_engine.runs.jobs_executor")
 Name = Literal["local", "ray", "jobs"]
 
 
+AT_ONCE: dict[str, int] = {"local": 1, "ray": 8, "jobs": 4}
+"""How many runs a page has in work at the same time."""
+
+
+def at_once() -> int:
+    """That of the executor of LOWBIT_EXECUTOR; 1 for one that there is not, whose runs say so."""
+    return AT_ONCE.get(_chosen(), 1)
+
+
+def is_local() -> bool:
+    """Whether runs of the page are computed on this machine."""
+    return _chosen() == "local"
+
+
+def _chosen() -> str:
+    return os.environ.get("LOWBIT_EXECUTOR") or "local"
+
+
 class Executor(Protocol):
     """`at_once` is how many runs may be in work at the same time; more than that wait in the queue."""
 
@@ -49,7 +67,7 @@ class LocalExecutor:
 def executor(name: str | None = None) -> Executor:
     """The executor of that name, else that of LOWBIT_EXECUTOR, else the local one. Raises UserError for a name that
     there is not, and where what it needs is not installed or set."""
-    name = name or os.environ.get("LOWBIT_EXECUTOR") or "local"
+    name = name or _chosen()
     match name:
         case "local":
             return LocalExecutor()

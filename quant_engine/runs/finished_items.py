@@ -20,10 +20,11 @@ from quant_engine.runs import folder
 
 
 class FinishedItemsFile(FinishedItems):
-    """The file of one task. `earlier_count` is the number of items that an earlier try has finished."""
+    """The file of one task. `items` are the finished ones by id, `earlier_count` those of an earlier try."""
 
     def __init__(self, run_id: str, task: str) -> None:
         self.earlier_count = 0
+        self.items: dict[str, ItemOutput] = {}
         self._path = _folder(run_id) / f"{folder.file_name(task)}.jsonl"
 
     def open(self, revision: str) -> dict[str, ItemOutput]:
@@ -40,12 +41,14 @@ class FinishedItemsFile(FinishedItems):
         if text != "".join(valid_lines):
             disk.write_text(self._path, "".join(valid_lines))
         self.earlier_count = len(items)
+        self.items = dict(items)
         return items
 
     def add(self, outputs: Sequence[ItemOutput]) -> None:
         with self._path.open("a", encoding="utf-8") as file:
             # pydantic's own writer has no NaN
             file.writelines(json.dumps(output.model_dump()) + "\n" for output in outputs)
+        self.items.update((output.item, output) for output in outputs)
 
 
 def remove(run_id: str) -> None:

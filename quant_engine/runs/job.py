@@ -15,7 +15,7 @@ from collections.abc import Callable
 from quant_engine.failures import failure
 from quant_engine.progress import Hooks, Progress
 from quant_engine.runs import shared
-from quant_engine.runs.executors import LocalExecutor
+from quant_engine.runs.execute import execute
 from quant_engine.spec import RunSpec, UserError
 
 BEAT_S = 10.0
@@ -29,7 +29,7 @@ def main() -> int:
         repository = shared.repository()
         if repository is None:
             raise UserError("A job has no place for its results: set LOWBIT_SHARED to a data set.")
-        path = LocalExecutor().execute(spec, Hooks(_now_and_then(say), log=lambda line: say(log=line)))
+        path = execute(spec, Hooks(_now_and_then(say), log=lambda line: say(log=line)))
         shared.add(repository, path)
     except Exception as error:
         say(error=failure(error, "run", "choose a larger flavor", "start the run again"))

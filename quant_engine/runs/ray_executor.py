@@ -18,10 +18,10 @@ from quant_engine.deferred import deferred
 from quant_engine.failures import failure
 from quant_engine.progress import Hooks, Progress, Stopped
 from quant_engine.runs import archive, folder
-from quant_engine.runs.executors import LocalExecutor
 from quant_engine.runs.needs import needs
 from quant_engine.spec import RunSpec, UserError
 
+here = deferred("quant_engine.runs.execute")
 ray = deferred("ray")
 exceptions = deferred("ray.exceptions")
 scheduling = deferred("ray.util.scheduling_strategies")
@@ -54,7 +54,7 @@ class RayExecutor:
 
     def execute(self, spec: RunSpec, hooks: Hooks) -> Path:
         if folder.exists(spec.run_id):
-            return LocalExecutor().execute(spec, hooks)
+            return here.execute(spec, hooks)
         mailbox = self._mailbox()
         try:
             outcome = self._follow(self._start(spec, mailbox), mailbox, hooks)
@@ -74,8 +74,8 @@ class RayExecutor:
     @staticmethod
     def _mailbox() -> Any:
         """On this node, for it is of no use when this process is gone."""
-        here = scheduling.NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        return ray.remote(_Mailbox).options(num_cpus=0, scheduling_strategy=here).remote()
+        node = scheduling.NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        return ray.remote(_Mailbox).options(num_cpus=0, scheduling_strategy=node).remote()
 
     @staticmethod
     def _start(spec: RunSpec, mailbox: Any) -> Any:
@@ -165,7 +165,7 @@ def _work(spec: str, version: str, mailbox: Any) -> dict[str, Any]:
     postman.start()
     try:
         postman.log(f"node {ray.util.get_node_ip_address()}, process {os.getpid()}")
-        path = LocalExecutor().execute(
+        path = here.execute(
             RunSpec.model_validate_json(spec), Hooks(postman.progress, lambda: postman.to_stop, postman.log)
         )
         return {"archive": archive.pack(path)}

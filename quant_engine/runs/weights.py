@@ -10,8 +10,9 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from quant_engine import __version__, disk, folders
-from quant_engine.checkpoints.folder import Checkpoint, checkpoint_id, load_quantized
+from quant_engine import __version__, disk
+from quant_engine.checkpoint_files import checkpoint_folder
+from quant_engine.checkpoints.folder import Checkpoint, load_quantized
 from quant_engine.formats.load import load_published, skeleton_of
 from quant_engine.models.load import Loaded, check_pictures, load_dense
 from quant_engine.progress import Hooks, Progress
@@ -20,7 +21,7 @@ from quant_engine.quantize.plan import WeightPlan
 from quant_engine.quantize.stream import Stream
 from quant_engine.quantize.whole_model import TRAINING_SHARE, trained_tensors
 from quant_engine.results import LayerRecord
-from quant_engine.spec import UserError, WeightSpec
+from quant_engine.spec import UserError
 
 LOCK_S = 0.5
 
@@ -85,11 +86,6 @@ def layer_records(plan: WeightPlan, device: str, hooks: Hooks) -> list[LayerReco
             raise _unwritable(checkpoint.path, error) from error
         gc.collect()
     return checkpoint.records()
-
-
-def checkpoint_folder(spec: WeightSpec) -> Path:
-    """Where the quantized weights of a resolved spec lie, or would be written."""
-    return folders.checkpoints() / checkpoint_id(spec)
 
 
 def adopt(path: Path, hooks: Hooks) -> None:

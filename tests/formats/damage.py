@@ -256,7 +256,7 @@ def list_changed(fields, chance):
     elif change == 2:
         values[place] = values[place - 1]
     else:
-        values[place] = "two\nlines" if isinstance(values[place], str) else 2**32 - 1
+        values[place] = "two\nlines" if isinstance(values[place], str) else 2**31 - 1
     return fields | {name: values}
 
 

@@ -1,5 +1,8 @@
 """GGUF files, written from the format's description and read against the gguf package's values."""
 
+import os
+import re
+import shutil
 import struct
 
 import pytest
@@ -43,6 +46,19 @@ def test_a_file_answers_as_the_dense_model_that_it_stands_for(kinds, tiny, tmp_p
     assert loaded.tokenizer("Hi there")["input_ids"][-8:] == made.tokenizer("Hi there")["input_ids"][-8:]
 
 
+def test_a_value_too_large_for_float16_is_said_of_the_file(tiny, tmp_path, lab):
+    base, made = shutil.copytree(tiny[0], tmp_path / "base"), tiny[1]
+    made.model.model.norm.weight.data[0] = 1e6
+    made.model.save_pretrained(base)
+    path = tmp_path / "m.gguf"
+    plain_gguf.model(base, made, ("Q4_0",), path)
+    found, card = published.find(PublishedCheckpoint(location=str(path))), model_card(str(base))
+    words = f"The tensor output_norm.weight in {path} has values up to 1e+06, too large for float16: "
+    with pytest.raises(UserError, match=re.escape(words)):
+        load_published(found, card, "float16", "cpu")
+    assert load_published(found, card, "float32", "cpu").model
+
+
 def test_embedding_and_head_stay_packed_and_count(tiny, tmp_path, lab):
     base, made = tiny
     plain_gguf.model(base, made, ("Q4_0",), tmp_path / "m.gguf", embedding="Q8_0")
@@ -53,6 +69,25 @@ def test_embedding_and_head_stay_packed_and_count(tiny, tmp_path, lab):
     assert 4.5 < model_ledger(loaded.model).bits_per_weight < 8.5
     # Nothing dense but norms and rotary frequencies.
     assert sum(p.numel() for p in loaded.model.parameters()) < 1000
+
+
+def test_a_revision_is_of_the_content(tiny, tmp_path, lab):
+    base, made = tiny
+    path, copy = tmp_path / "m.gguf", tmp_path / "copy" / "m.gguf"
+    plain_gguf.model(base, made, ("Q4_0",), path)
+    copy.parent.mkdir()
+    copy.write_bytes(path.read_bytes())
+    sources = [PublishedCheckpoint(location=str(each)) for each in (path, copy)]
+    first, second = (published.find(source).source.revision for source in sources)
+    assert first == second
+    times, content = copy.stat(), bytearray(copy.read_bytes())
+    content[-1] ^= 1
+    copy.write_bytes(content)
+    os.utime(copy, ns=(times.st_atime_ns, times.st_mtime_ns))
+    changed = published.find(sources[1]).source.revision
+    assert changed != second
+    with pytest.raises(UserError, match=f"is revision {changed}, not {second}: it has changed"):
+        published.find(PublishedCheckpoint(location=str(copy), revision=second))
 
 
 def test_a_file_is_measured_and_asked_from_the_command_line(tiny, tmp_path, lab):

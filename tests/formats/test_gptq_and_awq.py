@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import pytest
 import torch
@@ -215,6 +216,17 @@ def test_a_format_that_is_not_read_is_a_sentence(quantization, words, tiny_model
     plain.checkpoint(tiny_models / "llama", tmp_path / "other", quantization, gptq_of_4_bits)
     with pytest.raises(UserError, match=words):
         published.find(PublishedCheckpoint(location=str(tmp_path / "other")))
+
+
+def test_a_copy_of_a_folder_has_its_revision_and_other_weights_have_another(tiny_models, tmp_path):
+    plain.checkpoint(tiny_models / "llama", tmp_path / "gptq", GPTQ, gptq_of_4_bits)
+    shutil.copytree(tmp_path / "gptq", tmp_path / "copy", copy_function=shutil.copyfile)
+    plain.checkpoint(tiny_models / "llama", tmp_path / "other", GPTQ, lambda number, *size: gptq_of_4_bits(99, *size))
+    first, copy, other = (
+        published.find(PublishedCheckpoint(location=str(tmp_path / name))).source.revision
+        for name in ("gptq", "copy", "other")
+    )
+    assert first == copy != other
 
 
 def test_the_base_model_is_found_from_card_or_configuration_or_has_to_be_named(tiny_models, tmp_path):

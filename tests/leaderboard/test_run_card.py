@@ -11,7 +11,7 @@ from leaderboard.ui.run_tab import run_to_show
 from quant_engine.answers.messages import AnswerEvent
 from quant_engine.evaluate import TASKS
 from quant_engine.methods import METHODS
-from quant_engine.progress import Progress
+from quant_engine.progress import Interim, Progress
 from quant_engine.results import AnswerStats
 from quant_engine.runs.queue import Queue, QueuedRun
 from quant_engine.spec import QuantSetting, RunSpec, WeightSpec
@@ -45,6 +45,19 @@ def test_a_running_run_names_block_linear_and_time_left():
     assert 'aria-valuenow="40"' in html
     evaluating = Progress(stage="evaluating", task="perplexity", item=3, items=8)
     assert "Evaluating · Built-in text · item 3 of 8" in run_card.card(run(progress=evaluating))
+
+
+def test_numbers_so_far_are_shown_with_their_intervals_while_a_run_measures():
+    numbers = (
+        Interim(title="Demo <AI2D>", unit="%", value=75.0, low=30.1, high=95.4, done=4, total=4),
+        Interim(title="WikiText2", unit="PPL", value=12.3, low=11.9, high=12.8, done=8, total=32, counted="windows"),
+    )
+    progress = Progress(stage="evaluating", task="WikiText2", item=8, items=32, interims=numbers)
+    html = run_card.card(run(progress=progress))
+    assert "<dt>Demo &lt;AI2D&gt;</dt><dd>75%, 95% interval 30.1 to 95.4, <small>all 4 items</small>" in html
+    assert "<dt>WikiText2</dt><dd>12.3 PPL, 95% interval 11.9 to 12.8, <small>after 8 of 32 windows</small>" in html
+    assert "interims" not in run_card.card(run(progress=progress, state="failed", ended=12.0))
+    assert "interims" not in run_card.card(run())
 
 
 def test_a_run_says_the_windows_that_its_texts_are_read_in():

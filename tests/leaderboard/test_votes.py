@@ -193,21 +193,6 @@ def test_votes_that_another_version_stored_are_left_out(box, caplog):
 # --- rates ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("right", "count", "low", "high"),
-    [  # the first four: R. G. Newcombe, Statistics in Medicine 17 (1998), table I, method 3
-        (81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0000, 0.1611), (1, 29, 0.0061, 0.1718),
-        (5, 10, 0.2366, 0.7634), (10, 10, 0.7225, 1.0000), (8, 10, 0.4902, 0.9433), (50, 100, 0.4038, 0.5962),
-    ],
-)  # fmt: skip
-def test_intervals_are_wilsons(right, count, low, high):
-    assert votes.interval(right / count, count) == pytest.approx((low, high), abs=5e-5)
-
-
-def test_without_votes_anything_is_possible():
-    assert votes.interval(0.5, 0) == (0.0, 1.0)
-
-
 def test_a_rate_is_beyond_chance_where_its_interval_leaves_out_a_half():
     assert not votes.beyond_chance(8 / 10, 10)
     assert votes.beyond_chance(9 / 10, 10)

@@ -3,6 +3,7 @@
 Folders are spoiled in one place at a time: every field of config.json, every tensor, every file.
 """
 
+import io
 import json
 import logging
 import shutil
@@ -411,6 +412,24 @@ def test_an_adapter_folder_and_a_folder_without_weights_are_said_as_such(tmp_pat
     (tmp_path / "pytorch_model.bin").write_bytes(b"x")
     with pytest.raises(UserError, match=r"neither model.safetensors nor .*: its weights are not on this machine"):
         model_card(str(tmp_path))
+
+
+@pytest.mark.parametrize("folder", ["llama"], indirect=True)
+def test_transformers_warns_of_a_model_that_is_read_and_not_before_a_sentence(folder):
+    logging.disable(logging.NOTSET)
+    log = io.StringIO()
+    handler = logging.StreamHandler(log)
+    logging.getLogger("transformers").addHandler(handler)
+    try:
+        edit(folder / "config.json", rope_parameters={"rope_type": "linear", "factor": "x"})
+        with pytest.raises(UserError, match="has factor 'x' among its rotary settings"):
+            load(folder)
+        assert not log.getvalue()
+        edit(folder / "config.json", rope_parameters={"rope_type": "linear", "factor": 0.5})
+        load(folder)
+        assert "factor field must be" in log.getvalue()
+    finally:
+        logging.getLogger("transformers").removeHandler(handler)
 
 
 # Tokenizers

@@ -1,5 +1,6 @@
 """What a run is measured on is part of its question: corrected data are another run, and never answer for the old."""
 
+import hashlib
 import os
 from dataclasses import replace
 
@@ -195,6 +196,27 @@ def test_a_file_is_read_again_only_when_it_has_changed(tmp_path, monkeypatch):
     assert text_of(path) == "two", "of the same size and time"
     with pytest.raises(FileNotFoundError):
         text_of(tmp_path / "none")
+
+
+def test_the_hash_of_a_large_file_is_remembered_on_disk_until_it_changes(tmp_path, monkeypatch):
+    monkeypatch.setenv("LOWBIT_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(content, "LARGE", 3)
+    monkeypatch.setattr(content, "RECENT_S", -1.0)
+    hashed = content.file_hash.__wrapped__  # as in another process
+    path, small = tmp_path / "large", tmp_path / "small"
+    small.write_text("1")
+    for text in ("one", "two"):
+        path.write_text(text)
+        expected = hashlib.sha256(text.encode()).hexdigest()
+        assert hashed(path) == expected
+        with monkeypatch.context() as without:
+            without.delattr(hashlib, "file_digest")
+            assert hashed(path) == expected
+            with pytest.raises(AttributeError):
+                hashed(small)
+    (memory,) = (tmp_path / "home/hashes").iterdir()
+    memory.write_text("7")
+    assert hashed(path) == expected, "what stands there can't be read"
 
 
 def test_runs_of_earlier_versions_are_still_read(asked):

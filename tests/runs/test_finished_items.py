@@ -132,6 +132,23 @@ def test_absent_data_is_said_before_any_work(piqa, monkeypatch, tmp_path):
     assert seen == []
 
 
+def test_numbers_so_far_come_with_the_items_and_end_as_the_results(piqa, monkeypatch):
+    monkeypatch.setattr("quant_engine.evaluate.interim.EVERY_S", 0.0)
+    monkeypatch.setattr("quant_engine.evaluate.interim.MOST_SHARE", 1e9)
+    seen = []
+    with pytest.raises(Stopped):
+        do(piqa, seen.append, lambda: seen[-1].item == 3)
+    assert [number.done for progress in seen for number in progress.interims] == [1, 2, 3]
+    seen.clear()
+    run = folder.read(do(piqa, seen.append))
+    evaluated = [progress for progress in seen if progress.interims]
+    assert [progress.interims[0].done for progress in evaluated] == [4, 5, 6, 7], "those of the earlier try count"
+    last = evaluated[-1].interims[0]
+    assert (last.title, last.total) == ("PIQA", 7)
+    assert last.value == run.results[0].value
+    assert last.low <= last.value <= last.high
+
+
 @pytest.fixture
 def demo_tasks(lab, tiny_models, tmp_path, monkeypatch):
     """A run of a tiny model on two tasks of the demo suite, two of whose pictures are the same."""
@@ -154,6 +171,8 @@ def test_tasks_that_are_asked_together_go_on_together_and_their_times_are_those_
     run = folder.read(path := do(demo_tasks, seen.append))
     fractions = [progress.fraction for progress in seen]
     assert fractions == sorted(fractions)
+    (number,) = next(progress for progress in reversed(seen) if progress.stage == "evaluating").interims
+    assert number.title == "Built-in text", "the others are of all their rotations and pairs"
     items = {task: [p.item for p in seen if p.task == task and p.item] for task in before}
     for task, count in (("Demo MMBench", len(folder.read_items(path, "demo-mmbench"))), ("Demo MME", 2)):
         assert items[task] == list(range(before[task] + 1, count + 1))

@@ -12,6 +12,7 @@ from PIL import Image
 from quant_engine import memory
 from quant_engine.answers import worker
 from quant_engine.checkpoints import Checkpoint
+from quant_engine.models.catalog import model_card
 from quant_engine.models.decode import answer_text
 from quant_engine.models.load import Skeleton, load_dense
 from quant_engine.progress import Hooks, Stopped
@@ -174,3 +175,19 @@ def test_what_a_model_takes_in_memory_is_known_before_it_is_loaded(tmp_path, dty
         machine = SimpleNamespace(total=2**40, available=available)
         monkeypatch.setattr(memory.psutil, "virtual_memory", lambda machine=machine: machine)
         assert worker.has_room(str(tmp_path)) == enough
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_halves_that_the_files_have_in_float32_are_held_as_halves(tmp_path, dtype):
+    tiny = tiny_chat.llama()
+    for name, stored in (("half", dtype), ("whole", torch.float32)):
+        tiny.model.to(dtype).to(stored).save_pretrained(tmp_path / name)
+        tiny.tokenizer.save_pretrained(tmp_path / name)
+    half, whole = (
+        load_dense(model_card(str(tmp_path / name)), None, "float32", "cpu", in_halves=True)
+        for name in ("half", "whole")
+    )
+    assert whole.weight_bytes == half.weight_bytes < sum(4 * p.numel() for p in tiny.model.parameters())
+    ids = torch.arange(4, 40)[None]
+    with torch.inference_mode():
+        assert torch.equal(whole.model(input_ids=ids).logits, half.model(input_ids=ids).logits)
