@@ -8,8 +8,10 @@ of this model on this machine, then of other models here, then of any machine; t
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import pandas as pd
 
@@ -17,6 +19,7 @@ from leaderboard import room
 from leaderboard.sizes import counted_bits, weight_bytes
 from leaderboard.store import method_name
 from quant_engine import folders, notation
+from quant_engine.methods import METHODS
 from quant_engine.models.catalog import ModelCard
 from quant_engine.models.device import default_device
 from quant_engine.models.shapes import shape_of, shapes
@@ -51,6 +54,33 @@ class Cost:
             if size
         ]
         return f"{time} About {' and '.join(sizes)}." if sizes else time
+
+
+@dataclass(frozen=True)
+class SweepCost:
+    """Seconds of all runs whose time is known, and how many those are not (`unknown`); whether part of it is a guess;
+    the most bytes that a run takes. `untimed` as in `Cost`."""
+
+    seconds: float
+    unknown: int
+    guessed: bool
+    memory: float | None
+    untimed: tuple[str, ...] = ()
+
+    def words(self, runs: int) -> str:
+        """A sentence or two about so many runs."""
+        if self.unknown == runs:
+            sentences = ["How long they take is not known: no run of these methods was made yet."]
+        else:
+            guess = ", partly a guess by runs of other models or machines" if self.guessed else ""
+            sentences = [f"About {roughly(self.seconds)} of work in all{guess}."]
+            if self.unknown:
+                sentences.append(f"Not counted: {self.unknown} run{'s' * (self.unknown > 1)} of methods not timed yet.")
+        if self.untimed:
+            sentences.append(f"Not counted: {', '.join(self.untimed)}.")
+        if self.memory:
+            sentences.append(f"The largest takes about {notation.size(self.memory)} of memory.")
+        return " ".join(sentences)
 
 
 def roughly(seconds: float) -> str:
@@ -92,6 +122,33 @@ def cost(
         weights=weight_bytes(model, bits) if bits else None,
         untimed=tuple(untimed),
     )
+
+
+def sweep_cost(
+    results: pd.DataFrame,
+    cards: Sequence[ModelCard],
+    settings: Sequence[QuantSetting],
+    tasks: Sequence[str],
+    limit: int | None,
+    calibration: Calibration,
+) -> SweepCost:
+    """What the runs of all settings on all models will take together, by all `results`."""
+    by_method: dict[str, list[QuantSetting]] = {}
+    for setting in settings:
+        by_method.setdefault(setting.method, []).append(setting)
+    seconds, unknown, guessed, memory, untimed = 0.0, 0, False, 0.0, set()
+    for card, (method, alike) in product(cards, by_method.items()):
+        looked_at = calibration if method in METHODS and METHODS[method].card.calibrated else None
+        widest = max(alike, key=lambda setting: (setting.w_bits, -(setting.group_size or sys.maxsize)))
+        expected = cost(results, card, widest, tasks, limit, looked_at)  # a run's time depends on its method alone
+        if expected.seconds is None:
+            unknown += len(alike)
+        else:
+            seconds += expected.seconds * len(alike)
+            guessed |= not expected.runs
+        memory = max(memory, expected.memory or 0)
+        untimed |= set(expected.untimed)
+    return SweepCost(seconds, unknown, guessed, memory or None, tuple(sorted(untimed)))
 
 
 def _quantizing(measured: pd.DataFrame, method: str, tokens: int) -> pd.DataFrame:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import base64
-import io
 import re
-import zipfile
 
 from leaderboard import export
 from leaderboard.boards import Boards
 from leaderboard.table_view import select_table
 from leaderboard.view import read_address
+from quant_engine.runs import archive
 from quant_engine.runs import folder as run_folder
 from quant_engine.spec import UserError
 
@@ -25,12 +24,8 @@ def export_table(boards: Boards, address: str, format: str) -> dict[str, str]:
 
 
 def zip_run(run_id: str) -> dict[str, str]:
-    """A run's folder as a zip file."""
-    root, buffer = run_folder.run_path(run_id), io.BytesIO()
-    if not (root / "run.json").exists():
+    """A run's folder as a zip file, as runs travel between machines."""
+    path = run_folder.run_path(run_id)
+    if not (path / "run.json").exists():
         raise UserError(f"There is no run {run_id!r} on this machine.")
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
-        for path in sorted(root.rglob("*")):
-            if path.is_file():
-                archive.write(path, f"{run_id}/{path.relative_to(root)}")
-    return {"name": f"{run_id}.zip", "content": base64.b64encode(buffer.getvalue()).decode()}
+    return {"name": f"{run_id}.zip", "content": base64.b64encode(archive.pack(path)).decode()}

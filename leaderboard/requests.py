@@ -21,6 +21,7 @@ from quant_engine.models.device import answering_device, default_device, default
 from quant_engine.runs import executors
 from quant_engine.runs.needs import check_room
 from quant_engine.runs.resolve import resolve
+from quant_engine.runs.sweep import Plan, Sweep, plan
 from quant_engine.spec import Calibration, OptionValue, QuantSetting, RunSpec, UserError, WeightSpec, quoted, sentence
 
 MOST = 2**31 - 1
@@ -104,12 +105,9 @@ def run(
         calibration: What a method that is calibrated looks at.
         hosted: Whether the page is public, and takes only what it offers itself.
     """
-    if not tasks or not isinstance(tasks, list | tuple):
-        raise UserError("Choose at least one task to measure.")
-    if hosted and not (model in run_models() and all(task in list(TASKS) for task in tasks)):
-        raise UserError("On this page choose a model and tasks from the lists.")
-    if hosted and calibration and calibration.source != "builtin":
-        raise UserError("On this page the calibration text is builtin; your own text works where you run the lab.")
+    _check_some("task to measure", tasks)
+    if hosted:
+        _check_offered([model], tasks, calibration)
     device = default_device()
     try:
         spec = RunSpec(
@@ -127,6 +125,62 @@ def run(
     if executors.is_local():
         check_room(resolved)
     return resolved
+
+
+def sweep(
+    models: Sequence[str],
+    methods: Sequence[str],
+    bits: Sequence[str | float],
+    groups: Sequence[str | float],
+    tasks: Sequence[str],
+    *,
+    limit: str | float | None = None,
+    window: str | float | None = None,
+    calibration: Calibration | None = None,
+    hosted: bool = False,
+) -> Sweep:
+    """The sweep that the controls show, each method with its default options. Asks nothing of the hub or the disk.
+
+    Raises UserError where a list is empty that the methods have a use for, and for what is no number or not offered.
+    The other arguments are as `run` takes them; `window` empty is each model's own.
+    """
+    _check_some("model", models)
+    _check_some("method", methods)
+    cards = [METHODS[name].card for name in methods if isinstance(name, str) and name in METHODS]
+    if cards:
+        _check_some("number of weight bits", bits)
+    if any(card.grouped for card in cards):
+        _check_some("group size", groups)
+    _check_some("task to measure", tasks)
+    if hosted:
+        _check_offered(models, tasks, calibration)
+    try:
+        return Sweep(
+            models=models,
+            methods=methods,
+            bits=[_bits(width) for width in bits or ()],
+            group_sizes=[_group(size) for size in groups or ()] or [None],
+            tasks=tasks,
+            limit=items(limit),
+            window=_count(window, "Window"),
+            calibration=calibration or Calibration(),
+        )
+    except ValidationError as error:
+        raise UserError(sentence(error)) from None
+
+
+def sweep_runs(asked: Sweep) -> Plan:
+    """The resolved runs of a sweep. Raises UserError for anything that the engine would refuse later."""
+    try:
+        planned = plan(asked)
+    except ValidationError as error:
+        raise UserError(sentence(error)) from None
+    for model in {spec.weights.model for spec in planned.specs}:
+        _check_here(model)
+    if executors.is_local():
+        for spec in planned.specs:
+            check_room(spec)
+    return planned
 
 
 def items(limit: str | float | None) -> int | None:
@@ -174,6 +228,20 @@ def question(
     if len(settled) == len(request.sides) and all(event.kind == "error" for event in settled.values()):
         raise UserError(settled[0].message)
     return request
+
+
+def _check_some(what: str, chosen: Sequence[str | float] | None) -> None:
+    """Raises UserError for a list in which nothing is chosen."""
+    if not chosen or not isinstance(chosen, list | tuple):
+        raise UserError(f"Choose at least one {what}.")
+
+
+def _check_offered(models: Sequence[str], tasks: Sequence[str], calibration: Calibration | None) -> None:
+    """Raises UserError for what a hosted page does not offer itself."""
+    if not (all(model in run_models() for model in models) and all(task in list(TASKS) for task in tasks)):
+        raise UserError("On this page choose a model and tasks from the lists.")
+    if calibration and calibration.source != "builtin":
+        raise UserError("On this page the calibration text is builtin; your own text works where you run the lab.")
 
 
 def _check_here(model: str) -> None:

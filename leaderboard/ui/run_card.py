@@ -1,21 +1,20 @@
-"""Runs as HTML: one with its progress, and the list of recent ones."""
+"""A run as HTML, with its progress."""
 
 from __future__ import annotations
 
-import time
 from html import escape
 
 from leaderboard.columns import column_of
 from leaderboard.store import model_name
 from leaderboard.ui.table import bit_bar
-from quant_engine import notation
+from quant_engine import folders, notation
 from quant_engine.evaluate import reads_windows
 from quant_engine.evaluate.interim import count_text, number_text
 from quant_engine.progress import Progress
-from quant_engine.runs.queue import QueuedRun
+from quant_engine.runs.queue import QueuedRun, State
 from quant_engine.spec import RunSpec
 
-_WORDS = {
+WORDS = {
     "queued": "waiting",
     "running": "running",
     "paused": "paused",
@@ -23,6 +22,9 @@ _WORDS = {
     "failed": "failed",
     "cancelled": "cancelled",
 }
+"""The states as they are written."""
+RUNS_JS = (folders.PROJECT / "leaderboard" / "ui" / "runs.js").read_text(encoding="utf-8")
+"""For HTML in which runs are buttons: pressing one triggers `pick`."""
 
 
 def card(run: QueuedRun | None) -> str:
@@ -36,31 +38,23 @@ def card(run: QueuedRun | None) -> str:
     summary = f"{escape(model_name(spec.weights.model))} · {escape(_tasks(spec))} · {limit}"
     return (
         f'<article class="run {run.state}" data-run="{run.run_id}"><header><b>{escape(spec.weights.setting.label)}</b>'
-        f"{bit_bar(spec.weights.setting.w_bits)}<mark>{_state(run)}</mark></header><p class='what'>{summary}</p>"
+        f"{bit_bar(spec.weights.setting.w_bits)}<mark>{state_word(run)}</mark></header><p class='what'>{summary}</p>"
         f"{_bar(run)}<p class='where'>{escape(_status(run))}</p>{_interims(run)}{_error(run)}"
         f"<p class='id'>Run <code>{run.run_id}</code></p></article>"
     )
-
-
-def runs_list(runs: list[QueuedRun], run_id: str | None) -> str:
-    """The recent runs, newest first, as buttons; that of `run_id` is pressed."""
-    if not runs:
-        return '<p class="hint">Runs will be listed here.</p>'
-    rows = "".join(
-        f'<li><button type="button" data-run="{run.run_id}" aria-pressed="{str(run.run_id == run_id).lower()}">'
-        f"<b>{escape(run.spec.weights.setting.label)}</b><span>{escape(model_name(run.spec.weights.model))}</span>"
-        f'<mark class="{run.state}">{_state(run)}</mark><time>{_ago(time.time() - run.created)}</time></button></li>'
-        for run in runs
-    )
-    return f'<ul class="runs">{rows}</ul>'
 
 
 def _tasks(spec: RunSpec) -> str:
     return ", ".join(column_of(task).title for task in spec.tasks)
 
 
-def _state(run: QueuedRun) -> str:
-    return "stopping" if run.cancelling and run.state == "running" else _WORDS[run.state]
+def state_word(run: QueuedRun | State) -> str:
+    """The state of a run, or a state, as it is written."""
+    if isinstance(run, str):
+        return WORDS[run]
+    if run.state == "running" and (run.cancelling or run.pausing):
+        return "stopping" if run.cancelling else "pausing"
+    return WORDS[run.state]
 
 
 def _bar(run: QueuedRun) -> str:
@@ -79,10 +73,14 @@ def _status(run: QueuedRun) -> str:
         return " · ".join([*_steps(run.progress), _time_left(run.progress)]).strip(" ·")
     if run.started and run.ended:
         spent = notation.seconds(max(run.ended - run.started, 0))
-        return {"done": f"Finished in {spent}. Its numbers are on the leaderboard."}.get(
-            run.state, f"Ended after {spent}."
-        )
-    return "Cancelled before it started." if run.state == "cancelled" else ""
+        return {
+            "done": f"Finished in {spent}. Its numbers are on the leaderboard.",
+            "paused": f"Paused after {spent}: what is finished is kept.",
+        }.get(run.state, f"Ended after {spent}.")
+    return {
+        "cancelled": "Cancelled before it started.",
+        "paused": "Paused before it started: it waits until you resume it.",
+    }.get(run.state, "")
 
 
 def _interims(run: QueuedRun) -> str:
@@ -126,10 +124,3 @@ def _time_left(progress: Progress) -> str:
 
 def _error(run: QueuedRun) -> str:
     return f'<p class="sorry" role="alert">{escape(run.error)}</p>' if run.error else ""
-
-
-def _ago(seconds: float) -> str:
-    for size, word in ((86400, "d"), (3600, "h"), (60, "min")):
-        if seconds >= size:
-            return f"{seconds // size:.0f} {word} ago"
-    return "just now"

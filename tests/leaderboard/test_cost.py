@@ -84,3 +84,24 @@ def test_what_ships_gives_a_guess_for_every_method_that_was_measured():
     for method, bits in (("rtn", 4), ("gptq", 3), ("awq", 4), ("quip", 2), ("billm", 1.1)):
         setting = QuantSetting(method=method, w_bits=bits)
         assert 1 < expect(frame, setting=setting, tasks=["wikitext2"], tokens=16384).seconds < 5000
+
+
+def sweep(results, methods=("gptq", "rtn"), cards=(LLM,), tasks=("perplexity",)):
+    settings = [QuantSetting(method=method, w_bits=bits, group_size=64) for method in methods for bits in (2, 4)]
+    return module.sweep_cost(results, cards, settings, tasks, 8, Calibration(samples=1, length=1024))
+
+
+def test_a_sweep_takes_the_sum_of_its_runs_and_the_memory_of_the_largest():
+    results = runs({}, {"method": "RTN", "run_s": 50.0, "peak_memory_bytes": 2e9, "calibration_tokens": 0.0})
+    expected = sweep(results)
+    assert expected.seconds == pytest.approx(2 * 100 + 2 * 50)
+    assert expected.memory == 2e9
+    assert expected.words(4) == "About 5 min of work in all. The largest takes about 2.0 GB of memory."
+
+
+def test_a_sweep_says_what_it_does_not_count():
+    partly = sweep(runs({}), tasks=("perplexity", "piqa"))
+    assert (partly.unknown, partly.untimed) == (2, ("piqa",))
+    assert "Not counted: 2 runs of methods not timed yet. Not counted: piqa." in partly.words(4)
+    assert "partly a guess" in sweep(runs({}), methods=("gptq",), cards=(LLM, LARGE)).words(4)
+    assert "not known" in sweep(runs({}), methods=("rtn",)).words(2)

@@ -174,3 +174,56 @@ def test_on_a_space_runs_need_the_owners_token():
     assert "owner's token" in refusal(Lab(hosted=True, owner_token="secret").check_may_start, "sécret")
     assert "LOWBIT_OWNER_TOKEN" in refusal(Lab(hosted=True, owner_token="").check_may_start, "")
     assert "secret" not in repr(Lab(hosted=True, owner_token="secret"))
+
+
+ASKED = {"models": ["demo-llm"], "methods": ["rtn"], "bits": ["4"], "groups": ["64"], "tasks": ["perplexity"]}
+
+
+def test_a_sweep_of_the_form_is_the_runs_of_all_settings():
+    asked = requests.sweep(
+        **ASKED | {"methods": ["fp16", "rtn", "db_llm"], "bits": ["2", "4"], "groups": [requests.PER_ROW, "64"]},
+        limit="2",
+    )
+    planned = requests.sweep_runs(asked)
+    labels = [spec.weights.setting.label for spec in planned.specs]
+    assert labels == [
+        "FP16",
+        "RTN W2A16",
+        "RTN W2A16 g64",
+        "RTN W4A16",
+        "RTN W4A16 g64",
+        "DB_LLM W2A16",
+        "DB_LLM W2A16 g64",
+    ]
+    assert {spec.limit for spec in planned.specs} == {2}
+    assert set(planned.left_out) == {"DB-LLM is defined for 2 weight bits, not 4."}
+
+
+def test_fp16_alone_needs_neither_bits_nor_groups():
+    asked = requests.sweep(**ASKED | {"methods": ["fp16"], "bits": [], "groups": None})
+    assert len(requests.sweep_runs(asked).specs) == 1
+
+
+@pytest.mark.parametrize(
+    ("changed", "sentence"),
+    [
+        ({"models": []}, "at least one model"),
+        ({"models": "demo-llm"}, "at least one model"),
+        ({"methods": None}, "at least one method"),
+        ({"bits": []}, "at least one number of weight bits"),
+        ({"groups": []}, "at least one group size"),
+        ({"tasks": []}, "at least one task"),
+        ({"bits": ["many"]}, "must be a number"),
+        ({"limit": "0"}, "Items per task must be 1 or more"),
+    ],
+)
+def test_a_bad_sweep_is_one_sentence(changed, sentence):
+    with pytest.raises(UserError, match=sentence):
+        requests.sweep(**ASKED | changed)
+
+
+@pytest.mark.parametrize("changed", [{"models": ["demo-llm", "/etc"]}, {"tasks": ["perplexity:/etc/passwd"]}])
+def test_on_a_hosted_page_a_sweep_has_models_and_tasks_of_the_lists(changed):
+    assert requests.sweep(**ASKED, hosted=True)
+    with pytest.raises(UserError, match="from the lists"):
+        requests.sweep(**ASKED | changed, hosted=True)

@@ -6,7 +6,8 @@ from pydantic import BaseModel
 
 from leaderboard.ui import run_card
 from leaderboard.ui.answer_pane import Side, pane
-from leaderboard.ui.run_tab import TASK_GROUPS, option_control, options_of, run_to_show, task_choices
+from leaderboard.ui.run_form import TASK_GROUPS, option_control, options_of, task_choices
+from leaderboard.ui.run_tab import run_to_show
 from quant_engine.answers.messages import AnswerEvent
 from quant_engine.evaluate import TASKS
 from quant_engine.methods import METHODS
@@ -72,7 +73,10 @@ def test_a_run_says_the_windows_that_its_texts_are_read_in():
         ({"state": "done", "ended": 100.0}, "Finished in 1 min 30 s."),
         ({"state": "failed", "ended": 12.0, "error": "Memory ran out."}, "Memory ran out."),
         ({"state": "cancelled", "started": None, "ended": 5.0}, "Cancelled before it started."),
+        ({"state": "paused", "ended": 12.0}, "Paused after 2.0 s"),
+        ({"state": "paused", "started": None, "ended": 5.0}, "until you resume it"),
         ({"cancelling": True}, "stopping"),
+        ({"pausing": True}, "pausing"),
     ],
 )
 def test_every_state_is_said(given, said):
@@ -81,7 +85,6 @@ def test_every_state_is_said(given, said):
 
 def test_no_run_is_said():
     assert "No run yet" in run_card.card(None)
-    assert "listed here" in run_card.runs_list([], None)
 
 
 def test_errors_are_escaped():

@@ -17,6 +17,7 @@ from leaderboard.lab import Lab
 from leaderboard.store import PAPER, PAPER_METHODS, Store, read_notes, read_paper
 from leaderboard.ui import explore_tab, page, run_inside
 from leaderboard.ui.leaderboard_tab import control_values, page_view
+from leaderboard.ui.run_form import SWEEP
 from leaderboard.view import PageView, address, find_row, read_address, row_key
 from quant_engine import folders, hub
 from quant_engine.evaluate import TASKS
@@ -280,12 +281,12 @@ def test_the_table_is_drawn_whatever_its_controls_and_events_hold(the_page, data
 
 
 @many(40)
-@given(search=ADDRESSES, event=EVENTS)
-def test_the_page_goes_wherever_an_address_or_an_event_says(the_page, search, event):
+@given(search=ADDRESSES, event=EVENTS, chosen=st.tuples(*[ANYTHING] * 3), words=WORDS, state=ANYTHING)
+def test_the_page_goes_wherever_an_address_or_an_event_says(the_page, search, event, chosen, words, state):
     check_updates(the_page._restore(search.replace("explore", "methods")))
     check_updates(the_page._show_method(event))
     check_updates(the_page._fill_run_form(event))
-    check_updates(the_page.run._pick(event))
+    check_updates(the_page.run._pick(event, None, None, *chosen, words, state, 12))
 
 
 @many(200)
@@ -304,6 +305,19 @@ def test_a_form_is_a_run_or_a_sentence_whatever_its_fields_hold(the_page, values
     form = the_page.run.form
     check_model(form.read, *values, *[None] * len(form.options))
     check_answer(Lab(hosted=True, owner_token="secret").check_may_start, token)
+
+
+@many(150)
+@given(values=st.tuples(*[LISTS | ANYTHING] * 5), limit=ANYTHING, window=ANYTHING, hosted=st.booleans())
+def test_any_sweep_is_taken_or_refused(values, limit, window, hosted):
+    check_model(requests.sweep, *values, limit=limit, window=window, hosted=hosted)
+
+
+@many(60)
+@given(values=st.lists(ANYTHING, min_size=14, max_size=14), lists=st.tuples(*[LISTS | ANYTHING] * 4))
+def test_the_form_says_of_any_sweep_what_it_makes_or_what_is_missing(the_page, values, lists):
+    words, button = the_page.run.form._preview(SWEEP, *values, *lists)
+    orjson.dumps([words, button["value"]])
 
 
 @pytest.mark.parametrize("forged", [None, [], ["a"], ["../..", "a", "b"], [1, 2, 3], ["\ud800", "", ""], "abc"])
