@@ -404,7 +404,7 @@ class Queue:
                 state = "failed"
                 error = (
                     f"The run's process ended {row['attempts']} times without a word, most likely because memory ran"
-                    " out: choose a smaller model or fewer samples, then press Resume: finished blocks are kept."
+                    " out: choose a smaller model or fewer samples, then retry it: finished blocks are kept."
                 )
             else:
                 state, error = "queued", None

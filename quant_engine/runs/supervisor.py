@@ -149,7 +149,7 @@ class Supervisor:
 
 def _sentence(code: int) -> str:
     """How a worker's process ended, in one sentence that names what to change."""
-    resume = "then press Resume: finished blocks are kept."
+    resume = "then retry it: finished blocks are kept."
     if code == -signal.SIGKILL:
         return (
             "The run's process was stopped by the system (signal 9), most likely because memory ran out; choose a"

@@ -20,6 +20,9 @@ ENDPOINTS = {
     "cheapest_setting": ["model", "quality", "within"],
     "methods": [],
     "ask_picture": ["picture", "question", "settings", "sweep", "divergence", "model", "most_tokens"],
+    "runs": ["newest"],
+    "start_run": ["model", "method", "bits", "group_size", "activation_bits", "tasks", "items", "token"],
+    "change_run": ["run", "action", "token"],
 }
 WITH_MCP = importlib.util.find_spec("mcp") is not None
 

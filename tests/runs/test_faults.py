@@ -94,7 +94,7 @@ def test_whatever_is_killed_every_run_ends_with_the_results_of_an_undisturbed_on
                 writer.wait()
                 writer = start(WRITER, queue)
             failed = [run for run in queue.list() if run.state == "failed"]
-            assert all("then press Resume: finished blocks are kept" in run.error for run in failed)
+            assert all("then retry it: finished blocks are kept" in run.error for run in failed)
             for run in failed:
                 queue.resume(run.run_id)
             if all(run.state == "done" for run in queue.list()):  # begin again, and go on killing

@@ -166,7 +166,7 @@ def test_a_run_whose_processes_keep_dying_fails_with_a_sentence(queue):
     run = queue.get(run_id)
     assert run.state == "failed"
     assert run.error.startswith("The run's process ended 3 times")
-    assert "press Resume" in run.error
+    assert "retry it" in run.error
 
 
 def test_asking_for_a_run_again_gives_it_all_its_attempts_back(queue):
