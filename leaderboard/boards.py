@@ -8,6 +8,7 @@ from leaderboard import analysis
 from leaderboard.analysis import Board, Query
 from leaderboard.differences import Differences
 from leaderboard.ranks import Comparisons
+from leaderboard.sharing import Sharing
 from leaderboard.store import Problem, Store, read_notes
 from leaderboard.view import PageView
 from leaderboard.votes import Votes, with_votes
@@ -18,8 +19,8 @@ from quant_engine.spec import digest
 class Boards:
     """The board of the store's newest snapshot with the votes, arranged again only when one of them changes."""
 
-    def __init__(self, store: Store, votes: Votes | None = None) -> None:
-        self.store, self.votes = store, votes or Votes(folders.votes())
+    def __init__(self, store: Store, votes: Votes | None = None, sharing: Sharing | None = None) -> None:
+        self.store, self.votes, self._sharing = store, votes or Votes(folders.votes()), sharing
         self.notes = read_notes()
         self.comparisons = Comparisons()
         self.differences = Differences()
@@ -35,10 +36,15 @@ class Boards:
         ranks and of which differences are more than chance."""
         tally = self.votes.tally()
         votes = [[rate.model_dump() for rate in tally.rates], tally.problem]
-        return digest([self.store.version(), votes, self.comparisons.finished(), self.differences.finished()])
+        known = [self.comparisons.finished(), self.differences.finished()]
+        return digest([self.store.version(), votes, *known, self.sharing_problem()])
 
     def problems(self) -> tuple[Problem, ...]:
         return self.store.snapshot().problems
+
+    def sharing_problem(self) -> str:
+        """Why results are not shared at present; empty where they are, or are not meant to be."""
+        return self._sharing.problem if self._sharing else ""
 
 
 def sign_table(state: str, query: Query) -> str:

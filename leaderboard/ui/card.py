@@ -67,8 +67,9 @@ def pinned_rows(boards: Boards, keys: tuple[str, ...]) -> str:
     return f'<div class="pinned"><div class="chips"><b>Pinned</b>{chips}</div>{figure}</div>'
 
 
-def problems_html(problems: tuple[Problem, ...], of_votes: str = "") -> str:
-    """The run folders that were left out, by name and with the reason; and why blind votes are, if they are."""
+def problems_html(problems: tuple[Problem, ...], of_votes: str = "", of_sharing: str = "") -> str:
+    """The run folders that were left out, by name and with the reason; and why blind votes and shared results are, if
+    they are."""
     notices = []
     if problems:
         items = "".join(f"<li>{escape(problem.reason)}</li>" for problem in problems)
@@ -76,6 +77,8 @@ def problems_html(problems: tuple[Problem, ...], of_votes: str = "") -> str:
         notices.append(f"<b>{count} left out.</b><ul>{items}</ul>")
     if of_votes:
         notices.append(f"<b>Blind votes are left out.</b> {escape(of_votes)}")
+    if of_sharing:
+        notices.append(f"<b>Results are not shared at present.</b> {escape(of_sharing)}")
     return "".join(f'<div class="notice" role="alert">{notice}</div>' for notice in notices)
 
 

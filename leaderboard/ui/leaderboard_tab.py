@@ -296,7 +296,7 @@ class LeaderboardTab:
         }
 
     def _problems_html(self) -> str:
-        return problems_html(self.boards.problems(), self.boards.votes.tally().problem)
+        return problems_html(self.boards.problems(), self.boards.votes.tally().problem, self.boards.sharing_problem())
 
     def _results_html(self, table_view: TableView) -> str:
         return table.results_html(table_view.view, self.boards.notes, table_view.choices.rows, table_view.ranking)

@@ -53,7 +53,7 @@ class _Page:
 
     def __init__(self, lab: Lab) -> None:
         """Lays out masthead and tabs."""
-        self.lab, self.boards = lab, Boards(lab.store, lab.votes)
+        self.lab, self.boards = lab, Boards(lab.store, lab.votes, lab.sharing)
         theme.html(theme.MASTHEAD, js_on_load=theme.MASTHEAD_JS)
         with gr.Tabs(elem_id="rooms") as self.tabs:
             with gr.Tab("Leaderboard", id="leaderboard"):

@@ -1,7 +1,7 @@
 """Quantizing a big model takes a block, its statistics and the calibration, not the model: at most a quarter of it.
 
-In `make test` the model has 0.5 GB in float32, of which GPTQ's buffers alone are a third; LOWBIT_LARGE_TESTS takes one
-of 2.7 GB.
+In `make test` the model has 0.3 GB in float32, too small for GPTQ, whose buffers alone are 0.2; LOWBIT_LARGE_TESTS
+takes one of 2.7 GB.
 """
 
 import json
@@ -18,7 +18,7 @@ from transformers import LlamaConfig
 from quant_engine import folders
 
 LARGE = "LOWBIT_LARGE_TESTS" in os.environ
-WIDTH, MIDDLE, KEYS, BLOCKS = (1024, 4096, 256, 44) if LARGE else (512, 1536, 128, 44)
+WIDTH, MIDDLE, KEYS, BLOCKS = (1024, 4096, 256, 44) if LARGE else (512, 1536, 128, 24)
 BLOCK = 2 * WIDTH * WIDTH + 2 * KEYS * WIDTH + 3 * WIDTH * MIDDLE
 """Weights of one block."""
 QUANTIZE = """
@@ -99,7 +99,7 @@ def big(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("method", "part"), [("rtn", 4), pytest.param("gptq", 4 if LARGE else 2, marks=pytest.mark.timeout(1800))]
+    ("method", "part"), [("rtn", 4), *([pytest.param("gptq", 4, marks=pytest.mark.timeout(1800))] if LARGE else [])]
 )
 def test_quantizing_takes_a_part_of_a_models_memory(tiny_models, big, method, part, tmp_path):
     """By how much quantizing a big model lets a process grow that has quantized a tiny one before."""

@@ -22,7 +22,7 @@ from quant_engine.runs.queue import Queue
 from quant_engine.runs.sweep import Sweep, plan
 
 LARGE = "LOWBIT_LARGE_TESTS" in os.environ
-KILLS = 100 if LARGE else 6
+KILLS = 100 if LARGE else 3
 PAGE = (
     "import sys, time; from quant_engine.runs.queue import Queue; from quant_engine.runs.supervisor import Supervisor;"
 )
@@ -57,7 +57,7 @@ def of_this_queue(queue):
 
 
 def specs_of(model, task, limit):
-    settings = "rtn-4-g64,gptq-3-g64,fp16" if LARGE else "rtn-4-g16,gptq-3-g16,awq-4-g16"
+    settings = "rtn-4-g64,gptq-3-g64,fp16" if LARGE else "rtn-4-g16,gptq-3-g16"
     calibration = {"samples": 8, "length": 64}
     sweep = Sweep(models=model, settings=settings, tasks=task, limit=limit, window=64, calibration=calibration)
     return plan(sweep).specs

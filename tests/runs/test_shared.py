@@ -14,8 +14,10 @@ from typer.testing import CliRunner
 
 from leaderboard import sharing
 from leaderboard.analysis import arrange
+from leaderboard.boards import Boards
 from leaderboard.provenance import provenance_of
 from leaderboard.store import Store
+from leaderboard.ui.card import problems_html
 from leaderboard.view import find_row
 from quant_engine import folders, hub, hub_jobs
 from quant_engine.cli import app
@@ -184,6 +186,7 @@ def test_a_page_fetches_at_the_start_and_adds_what_ends_and_says_what_fails(ther
     monkeypatch.setattr(sharing, "TICK_S", 0.05)
     there.files = {f"runs/ben/{made[0]}.zip": made[1]}
     page = sharing.Sharing(sharing_hub.REPO)
+    boards = Boards(Store(), sharing=page)
     page.start()
 
     def soon(condition):
@@ -200,7 +203,10 @@ def test_a_page_fetches_at_the_start_and_adds_what_ends_and_says_what_fails(ther
         assert page.problem == ""
         there.broken = {"GET": 403}
         monkeypatch.setattr(sharing, "LOOK_S", 0.1)
+        state = boards.state()
         soon(lambda: "set HF_TOKEN" in page.problem)
+        assert boards.state() != state
+        assert "set HF_TOKEN" in problems_html((), of_sharing=boards.sharing_problem())
     finally:
         page.stop()
 
@@ -241,10 +247,10 @@ def test_a_job_is_followed_by_the_next_page_and_ended_by_a_cancel(jobs):
         run_claimed(queue, spec.run_id, lambda progress: None, executors.executor("jobs"), shutdown)
 
     def begin():
-        worker = threading.Thread(target=work)
+        worker, before = threading.Thread(target=work), queue.log_tail(spec.run_id).count("works on it")
         worker.start()
         end = time.monotonic() + 60
-        while time.monotonic() < end and "works on it" not in queue.log_tail(spec.run_id):
+        while time.monotonic() < end and queue.log_tail(spec.run_id).count("works on it") == before:
             time.sleep(0.05)
         return worker
 
