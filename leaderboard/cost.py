@@ -2,7 +2,8 @@
 
 Time is taken apart: quantizing (with loading), which grows with a model's weights and for a calibrated method with the
 tokens it looks at; and measuring, which grows with weights and items. Of each part the runs that are most alike count:
-of this model on this machine, then of other models here, then of any machine; the median of those that are alike.
+of this model on this machine, then of other models here, then of any machine; the median of those that are alike, or
+from three runs with more and fewer tokens on a line through them. Of memory, the most that they took.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 
+import numpy as np
 import pandas as pd
 
 from leaderboard import room
@@ -25,6 +27,9 @@ from quant_engine.models.device import default_device
 from quant_engine.models.shapes import shape_of, shapes
 from quant_engine.runs.needs import peak_memory
 from quant_engine.spec import Calibration, QuantSetting
+
+FOR_A_LINE = 3
+"""Runs that a line is drawn through."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +109,8 @@ def cost(
     tokens = calibration.samples * calibration.length if calibration else 0
     quantizing = _quantizing(measured, method, tokens)
     seconds, alike = _scaled(quantizing, "quantizing_s", model)
+    line = _line(alike, tokens)
+    seconds = seconds if line is None else line
     untimed: list[str] = []
     for task in tasks:
         of_task = measured[(measured["task"] == task) & (measured["items"] > 0)].dropna(subset=["duration_s"])
@@ -156,10 +163,22 @@ def _quantizing(measured: pd.DataFrame, method: str, tokens: int) -> pd.DataFram
     runs = measured[measured["method"] == method].dropna(subset=["run_s"])
     spent = runs.groupby("run_id")["duration_s"].sum()
     runs = runs.drop_duplicates("run_id")
-    quantizing = (runs["run_s"] - runs["run_id"].map(spent).astype(float)).clip(lower=0)
+    spent_quantizing = (runs["run_s"] - runs["run_id"].map(spent).astype(float)).clip(lower=0)
+    quantizing = spent_quantizing.copy()
     if tokens:
         quantizing *= (tokens / runs["calibration_tokens"].where(runs["calibration_tokens"] > 0)).fillna(1)
-    return runs.assign(quantizing_s=quantizing)
+    return runs.assign(quantizing_s=quantizing, spent_s=spent_quantizing)
+
+
+def _line(own: pd.DataFrame, tokens: int) -> float | None:
+    """The seconds of quantizing by the line through runs that looked at more and fewer tokens, which part of the work
+    does not hang on; None where there are fewer than three, or all looked at as many."""
+    if len(own) < FOR_A_LINE or own["calibration_tokens"].nunique() < 2:
+        return None
+    slope, constant = np.polyfit(own["calibration_tokens"], own["spent_s"], 1)
+    if slope <= 0 or constant < 0:
+        return None
+    return float(constant + slope * tokens)
 
 
 def _scaled(rows: pd.DataFrame, column: str, model: str) -> tuple[float | None, pd.DataFrame]:
@@ -199,12 +218,12 @@ def _alike(rows: pd.DataFrame, model: str) -> Iterator[pd.DataFrame]:
 
 
 def _memory(own: pd.DataFrame, alike: pd.DataFrame) -> float | None:
-    """The peak of runs of this model and method on this machine, else on the same device elsewhere; None if none was
-    made."""
+    """The most that runs of this model and method took on this machine, else on the same device elsewhere; None if none
+    was made."""
     for runs in (alike, own[own["device"] == default_device()]):
         peaks = runs["peak_memory_bytes"].dropna() if len(runs) else runs
         if len(peaks):
-            return float(peaks.median())
+            return float(peaks.max())
     return None
 
 

@@ -45,6 +45,18 @@ def test_quantizing_grows_with_tokens_and_measuring_with_items():
     )
 
 
+def test_from_three_runs_the_part_that_tokens_do_not_change_is_known():
+    """20 s and 0.04 s a token."""
+    tokens = (500.0, 1000.0, 2000.0)
+    results = runs(*({"calibration_tokens": count, "run_s": 40 + 20 + 0.04 * count} for count in tokens))
+    assert expect(results, tokens=8000).seconds == pytest.approx(40 + 20 + 320)
+    assert expect(results.iloc[:2], tokens=2000).seconds == pytest.approx(40 + (2 * 60 + 4 * 40) / 2)
+
+
+def test_memory_is_the_most_that_such_runs_took():
+    assert expect(runs({}, {"peak_memory_bytes": 3e9}, {"peak_memory_bytes": 2e9})).memory == 3e9
+
+
 def test_an_estimate_is_no_more_exact_than_it_is():
     assert [module.roughly(seconds) for seconds in (1, 28, 91, 478, 7000, 16000)] == [
         "5 s", "30 s", "2 min", "8 min", "1.9 h", "4.4 h",
