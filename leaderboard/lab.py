@@ -35,12 +35,6 @@ def answering() -> AnswerService:
     return ZeroGpuAnswers(room.settled) if zero_gpu() else AnswerService(settled=room.settled)
 
 
-def sharing() -> Sharing | None:
-    """What shares results, where a data set is named for it."""
-    repository = shared.repository()
-    return Sharing(repository) if repository else None
-
-
 def _names(text: str) -> list[str]:
     return [name.strip().casefold() for name in text.split(",") if name.strip()]
 
@@ -62,7 +56,13 @@ class Lab:
     owner_token: str = field(default_factory=lambda: os.environ.get("LOWBIT_OWNER_TOKEN", ""), repr=False)
     allowed: frozenset[str] = field(default_factory=lambda: frozenset(_names(os.environ.get("LOWBIT_ALLOWED", ""))))
     signed_in: Callable[[], str] = lambda: ""
-    sharing: Sharing | None = field(default_factory=sharing)
+    sharing: Sharing | None = None
+
+    def __post_init__(self) -> None:
+        """Shares results where a data set is named for it."""
+        repository = shared.repository()
+        if self.sharing is None and repository:
+            self.sharing = Sharing(repository, self.queue)
 
     def start(self) -> None:
         """Takes up the queue: runs are started from here on, also those left by an earlier page.

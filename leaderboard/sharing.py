@@ -7,7 +7,8 @@ import threading
 import time
 
 from quant_engine import folders
-from quant_engine.runs import folder, shared
+from quant_engine.runs import executors, folder, jobs_executor, shared
+from quant_engine.runs.queue import Queue
 from quant_engine.spec import UserError
 
 logger = logging.getLogger(__name__)
@@ -18,10 +19,12 @@ TICK_S = 15.0
 
 
 class Sharing:
-    """Fetches and adds runs from `start()` to `stop()`; `problem` is why the last look failed, in a sentence."""
+    """Fetches and adds runs from `start()` to `stop()`, and ends jobs that nobody wants any more; `problem` is why the
+    last look failed, in a sentence."""
 
-    def __init__(self, repository: str) -> None:
+    def __init__(self, repository: str, queue: Queue | None = None) -> None:
         self.repository, self.problem = repository, ""
+        self._queue = queue
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._share, name="sharing", daemon=True)
 
@@ -40,7 +43,16 @@ class Sharing:
                 looked = time.monotonic()
                 if self._look():
                     seen = own
+            self._end_jobs()
             self._stopping.wait(TICK_S if not self.problem else LOOK_S / 10)
+
+    def _end_jobs(self) -> None:
+        if self._queue is None or executors.name() != "jobs":
+            return
+        try:
+            jobs_executor.end_unwanted(self._queue)
+        except UserError as refusal:
+            logger.warning("%s", refusal)
 
     def _look(self) -> bool:
         try:

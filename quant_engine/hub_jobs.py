@@ -49,6 +49,14 @@ def working(run_id: str) -> str | None:
     return next((job.id for job in jobs if _stage(job) in WORKING), None)
 
 
+def all_working() -> dict[str, str]:
+    """The runs that jobs work on, by the jobs' ids, whoever started them."""
+    with asking("The list of jobs"):
+        jobs = list(huggingface_hub.HfApi().list_jobs(namespace=user()))
+    labels = {job.id: (job.labels or {}).get(LABEL) for job in jobs if _stage(job) in WORKING}
+    return {job: run_id for job, run_id in labels.items() if run_id}
+
+
 def stage(job_id: str) -> tuple[str, str]:
     """Where a job stands, such as RUNNING or COMPLETED, and what the hub says of it."""
     with asking(f"The job {job_id}"):

@@ -27,15 +27,16 @@ AT_ONCE: dict[str, int] = {"local": 1, "ray": 8, "jobs": 4}
 
 def at_once() -> int:
     """That of the executor of LOWBIT_EXECUTOR; 1 for one that there is not, whose runs say so."""
-    return AT_ONCE.get(_chosen(), 1)
+    return AT_ONCE.get(name(), 1)
 
 
 def is_local() -> bool:
     """Whether runs of the page are computed on this machine."""
-    return _chosen() == "local"
+    return name() == "local"
 
 
-def _chosen() -> str:
+def name() -> str:
+    """What LOWBIT_EXECUTOR says, else local."""
     return os.environ.get("LOWBIT_EXECUTOR") or "local"
 
 
@@ -64,15 +65,15 @@ class LocalExecutor:
         """Nothing works elsewhere."""
 
 
-def executor(name: str | None = None) -> Executor:
+def executor(asked: str | None = None) -> Executor:
     """The executor of that name, else that of LOWBIT_EXECUTOR, else the local one. Raises UserError for a name that
     there is not, and where what it needs is not installed or set."""
-    name = name or _chosen()
-    match name:
+    chosen = asked or name()
+    match chosen:
         case "local":
             return LocalExecutor()
         case "ray":
             return ray_executor.RayExecutor()
         case "jobs":
             return jobs_executor.JobsExecutor()
-    raise UserError(f"There is no executor {quoted(name)}: choose {', '.join(get_args(Name))}.")
+    raise UserError(f"There is no executor {quoted(chosen)}: choose {', '.join(get_args(Name))}.")

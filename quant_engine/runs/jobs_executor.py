@@ -15,6 +15,7 @@ from pathlib import Path
 from quant_engine import hub_jobs
 from quant_engine.progress import Hooks, Progress
 from quant_engine.runs import shared
+from quant_engine.runs.queue import RESUMABLE, Queue
 from quant_engine.spec import RunSpec, UserError
 
 LOOK_S = 10.0
@@ -90,6 +91,16 @@ class JobsExecutor:
             while time.monotonic() < end:
                 hooks.check_stop()
                 time.sleep(0.2)
+
+
+def end_unwanted(queue: Queue) -> None:
+    """Ends the jobs of runs that this queue has as cancelled, paused or failed: of one that was cancelled while no
+    process followed its job."""
+    jobs = hub_jobs.all_working()
+    runs = queue.several(set(jobs.values()))
+    for job, run_id in jobs.items():
+        if run_id in runs and runs[run_id].state in RESUMABLE:
+            hub_jobs.cancel(job)
 
 
 class _LogReader:

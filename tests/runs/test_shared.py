@@ -268,6 +268,26 @@ def test_a_job_is_followed_by_the_next_page_and_ended_by_a_cancel(jobs):
     assert jobs.job("job0")["status"]["stage"] == "CANCELED"
 
 
+def test_a_job_that_nobody_follows_ends_when_its_run_is_cancelled(jobs, monkeypatch):
+    monkeypatch.setenv("LOWBIT_EXECUTOR", "jobs")
+    monkeypatch.setattr(sharing, "TICK_S", 0.2)
+    queue, spec = Queue(folders.queue()), spec_of(QuantSetting(method="awq", w_bits=4, group_size=64))
+    queue.submit(spec)
+    job = executors.executor()._start(spec)
+    page = sharing.Sharing(sharing_hub.REPO, queue)
+    page.start()
+    try:
+        time.sleep(1)
+        assert jobs.job(job)["status"]["stage"] == "RUNNING"
+        queue.cancel(spec.run_id)
+        end = time.monotonic() + 20
+        while time.monotonic() < end and jobs.job(job)["status"]["stage"] == "RUNNING":
+            time.sleep(0.1)
+        assert jobs.job(job)["status"]["stage"] == "CANCELED"
+    finally:
+        page.stop()
+
+
 def test_a_job_that_fails_says_why_and_a_hub_that_is_away_is_asked_again(jobs):
     spec = spec_of().model_copy(update={"data": {"perplexity": "another"}})
     with pytest.raises(UserError, match="changed"):
