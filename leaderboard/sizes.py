@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from leaderboard.store import method_called
 from quant_engine.models.shapes import shapes
+from quant_engine.runs.needs import stored_bits
 from quant_engine.spec import QuantSetting
 
 
@@ -23,9 +24,7 @@ def counted_bits(model: str, method: str, w_bits: float, group_size: float | Non
         return None
     per_row = group_size is None or group_size != group_size
     setting = QuantSetting(method=engine.card.name, w_bits=w_bits, group_size=None if per_row else int(group_size))
-    options = engine.options(setting)
-    total = sum(rows * columns * engine.stored_bits(rows, columns, setting, options) for rows, columns in shape.linears)
-    return total * shape.layers / shape.quantized
+    return stored_bits(shape, setting)
 
 
 def weight_bytes(model: str, stored_bits: float) -> float | None:
