@@ -1,8 +1,9 @@
 """What a run takes of memory and disk, before it is started: counted from the model's shape.
 
 The parts of memory that have no exact count (libraries, what a product allocates on its way, what the C library holds
-back) have factors that were fitted to runs of four models of 74 to 478 million weights on a CPU; the estimate was
-within a sixth of the peak of most, while two runs of the same setting differed by up to a fifth.
+back) have factors that were fitted to runs of four models of 74 to 478 million weights on a CPU, where the estimate was
+within a sixth of most peaks. Two runs of the same setting differ by up to a fifth, and the estimates of the runs that
+ship with the project are 0.7 to 1.5 times their peaks.
 """
 
 from __future__ import annotations

@@ -165,3 +165,25 @@ def test_the_queue_is_seen_stopped_and_worked_off(tiny):
         refused = runner.invoke(app, ["queue", "cancel", name])
         assert refused.exit_code == 2
         assert "whose id begins with" in refused.output
+
+
+def test_the_queue_holds_back_lets_before_notes_and_deletes(tiny):
+    model, task = tiny
+    fields = {"models": model, "settings": "rtn-4-g16,rtn-3-g16", "tasks": task, "limit": 1, "window": 64}
+    queue, runner = Queue(folders.queue()), CliRunner()
+    first, second = (queue.submit(spec) for spec in plan(Sweep(**fields)).specs)
+    assert f"{first}: high priority" in runner.invoke(app, ["queue", "priority", first, "high"]).stdout
+    assert f"{second}: low priority" in runner.invoke(app, ["queue", "priority", second, "low"]).stdout
+    assert (queue.get(first).priority, queue.get(second).priority) == (1, -1)
+    assert runner.invoke(app, ["queue", "priority", first, "urgent"]).exit_code == 2
+    assert f"{first}: paused" in runner.invoke(app, ["queue", "pause", first]).stdout
+    assert queue.next_to_start() == second
+    assert runner.invoke(app, ["queue", "note", first, "for the talk"]).exit_code == 0
+    assert queue.get(first).note == "for the talk"
+    assert runner.invoke(app, ["queue", "delete", first], input="n\n").exit_code == 0
+    assert queue.get(first).state == "paused"
+    assert f"{first}: deleted" in runner.invoke(app, ["queue", "delete", first], input="y\n").stdout
+    assert [run.run_id for run in queue.list()] == [second]
+    refused = runner.invoke(app, ["queue", "delete", second, "--yes"])
+    assert refused.exit_code == 2
+    assert "cancel it before" in refused.output
