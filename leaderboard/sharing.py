@@ -6,8 +6,7 @@ import logging
 import threading
 import time
 
-from quant_engine import folders
-from quant_engine.runs import executors, folder, jobs_executor, shared
+from quant_engine.runs import executors, jobs_executor, shared
 from quant_engine.runs.queue import Queue
 from quant_engine.spec import UserError
 
@@ -36,9 +35,9 @@ class Sharing:
         self._thread.join()
 
     def _share(self) -> None:
-        looked, seen = -LOOK_S, frozenset[str]()
+        looked, seen = -LOOK_S, set[str]()
         while not self._stopping.is_set():
-            own = _own()
+            own = {path.name for path in shared.own()}
             if own - seen or time.monotonic() - looked >= LOOK_S:
                 looked = time.monotonic()
                 if self._look():
@@ -69,12 +68,3 @@ class Sharing:
         for refusal in exchanged.refused:
             logger.warning("%s", refusal)
         return True
-
-
-def _own() -> frozenset[str]:
-    root = folders.results()
-    return (
-        frozenset(path.name for path in root.iterdir() if folder.RUN_ID.fullmatch(path.name))
-        if root.is_dir()
-        else frozenset()
-    )

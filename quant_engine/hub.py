@@ -143,9 +143,14 @@ def upload(folder: Path, repo: str, *, private: bool) -> str:
 
 
 def user() -> str:
-    """The name of whoever HF_TOKEN belongs to. Raises UserError."""
+    """The name of whoever HF_TOKEN belongs to, asked once: the hub answers this only so often. Raises UserError."""
+    return _user(constants.ENDPOINT, huggingface_hub.get_token())
+
+
+@functools.lru_cache(maxsize=1)
+def _user(_endpoint: str, token: str | None) -> str:
     with asking("Your name"):
-        return str(huggingface_hub.HfApi().whoami()["name"])
+        return str(huggingface_hub.HfApi().whoami(token)["name"])
 
 
 def listed(repo: str) -> list[str]:

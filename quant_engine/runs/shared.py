@@ -70,13 +70,16 @@ def exchange(repo: str, should_stop: Callable[[], bool] = lambda: False) -> Exch
         except UserError as refusal:
             refused.append(f"{file.string}: {refusal}")
     there = {file["run_id"] for file in files}
-    added = [path.name for path in _own() if path.name not in there and not should_stop() and add(repo, path)]
+    added = [path.name for path in own() if path.name not in there and not should_stop() and add(repo, path)]
     return Exchange(tuple(fetched), tuple(added), tuple(refused))
 
 
-def _own() -> list[Path]:
-    root = folders.results()
-    return sorted(path for path in root.iterdir() if folder.RUN_ID.fullmatch(path.name)) if root.is_dir() else []
+def own() -> list[Path]:
+    """The folders of runs that were made on this machine; none where they can't be listed."""
+    try:
+        return sorted(path for path in folders.results().iterdir() if folder.RUN_ID.fullmatch(path.name))
+    except OSError:
+        return []
 
 
 def add(repo: str, path: Path) -> bool:
