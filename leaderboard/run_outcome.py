@@ -227,8 +227,9 @@ def _study_number(
     caveats = []
     if reads_windows((task,)) and run.spec.window != STUDY_WINDOW:
         caveats.append(f"on windows of {STUDY_WINDOW:,} tokens, ours of {run.spec.window:,}")
-    if run.spec.limit is not None:
-        caveats.append(f"of the whole set, ours of {run.spec.limit} items")
+    most = run.spec.text_windows if reads_windows((task,)) else run.spec.limit
+    if most is not None:
+        caveats.append(f"of the whole set, ours of {most} items")
     value = None if pd.isna(study["value"]) or study["status"] == "collapsed" else float(study["value"])
     other_number = bool(caveats) and "windows" in caveats[0]
     where = None if value is None or interval is None or other_number else where_of(value, interval)

@@ -18,6 +18,7 @@ from pathlib import Path
 import pandas as pd
 
 from quant_engine import folders
+from quant_engine.evaluate import reads_windows
 from quant_engine.methods import METHODS, Method
 from quant_engine.models.catalog import MODELS
 from quant_engine.results import Result
@@ -169,7 +170,9 @@ def read_run(folder: Path) -> pd.DataFrame | Problem:
     except UserError as error:
         return Problem(folder.name, str(error))
     frame = _tidy(pd.DataFrame([result.model_dump() for result in run.results]))
-    frame["conditions"] = f"{run.spec.limit or 'all'} items, window {run.spec.window}, {run.spec.weights.revision}"
+    most = [run.spec.text_windows if reads_windows((task,)) else run.spec.limit for task in frame["task"]]
+    rest = f"items, window {run.spec.window}, {run.spec.weights.revision}"
+    frame["conditions"] = [f"{limit or 'all'} {rest}" for limit in most]
     frame["window"] = float(run.spec.window)
     frame["dtype"], frame["device"] = run.spec.dtype, run.spec.device
     calibration, seconds = run.spec.weights.calibration, run.about.get("duration_s")

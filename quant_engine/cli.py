@@ -25,6 +25,7 @@ from quant_engine.commands import queue, share, sweep
 from quant_engine.commands.options import (
     ABits,
     AsJson,
+    AtOnce,
     BaseModel,
     Bits,
     CalibrationSeed,
@@ -44,6 +45,7 @@ from quant_engine.commands.options import (
     Tasks,
     Text,
     Window,
+    Windows,
     console,
     errors,
 )
@@ -129,7 +131,13 @@ def _published(location: str, model: str | None, revision: str | None, setting: 
 
 
 def _run(
-    weights: WeightSpec, tasks: str, limit: int | None, window: int | None, dtype: str | None, device: str | None
+    weights: WeightSpec,
+    tasks: str,
+    limit: int | None,
+    windows: int | None,
+    window: int | None,
+    dtype: str | None,
+    device: str | None,
 ) -> RunSpec:
     """The resolved run of what the options of `run` and `evaluate` say."""
     names = split_tasks(tasks)
@@ -140,6 +148,7 @@ def _run(
         weights=weights,
         tasks=names,
         limit=limit,
+        windows=windows,
         window=catalog.model_card(weights.model).window if window is None else window,
         dtype=dtype or default_dtype(device),
         device=device,
@@ -221,7 +230,9 @@ def run(
     samples: Samples = 32,
     length: Length = 512,
     calibration_seed: CalibrationSeed = 0,
+    at_once: AtOnce = None,
     limit: Limit = None,
+    windows: Windows = None,
     window: Window = None,
     seed: Seed = 0,
     dtype: Dtype = None,
@@ -241,13 +252,13 @@ def run(
     if checkpoint:
         weights = _published(checkpoint, model, revision, setting)
     elif model:
-        text = Calibration(source=calibration, samples=samples, length=length, seed=calibration_seed)
+        text = Calibration(source=calibration, samples=samples, length=length, seed=calibration_seed, at_once=at_once)
         weights = WeightSpec(
             model=model, revision=revision, setting=setting, calibration=text, seed=seed, dtype=quantize_dtype
         )
     else:
         raise UserError("Say what to measure: --model, or --checkpoint for weights that were quantized elsewhere.")
-    _do(_run(weights, tasks, limit, window, dtype, device), as_json, context)
+    _do(_run(weights, tasks, limit, windows, window, dtype, device), as_json, context)
 
 
 @app.command()
@@ -260,6 +271,7 @@ def evaluate(
     tasks: Tasks,
     model: BaseModel = None,
     limit: Limit = None,
+    windows: Windows = None,
     window: Window = None,
     dtype: Dtype = None,
     device: Device = None,
@@ -275,14 +287,14 @@ def evaluate(
 
     if checkpoint.is_file() or (checkpoint / "config.json").exists():
         weights = _published(str(checkpoint), model, None, QuantSetting())
-        _do(_run(weights, tasks, limit, window, dtype, device), as_json, context)
+        _do(_run(weights, tasks, limit, windows, window, dtype, device), as_json, context)
         return
     if model:
         raise UserError(f"Leave out --model: weights that quantize made say themselves which model {checkpoint} is of.")
     if not Checkpoint(checkpoint).is_complete():
         raise UserError(f"{checkpoint} holds no finished quantized weights; make them with the command quantize.")
     weights = Checkpoint(checkpoint).spec()
-    run = _run(weights, tasks, limit, window, dtype, device)
+    run = _run(weights, tasks, limit, windows, window, dtype, device)
     if run.weights != weights:
         raise UserError(f"The weights in {checkpoint} were made by another version: quantize them again.")
     with terminal.progress_bar(errors) as show:
@@ -326,6 +338,7 @@ def quantize(
     samples: Samples = 32,
     length: Length = 512,
     calibration_seed: CalibrationSeed = 0,
+    at_once: AtOnce = None,
     seed: Seed = 0,
     quantize_dtype: QuantizeDtype = "float32",
     device: Device = None,
@@ -333,7 +346,7 @@ def quantize(
 ) -> None:
     """Quantize a model and keep the weights, without measuring anything. Runs of the same setting then use them."""
     setting = _setting(method, bits, a_bits, group_size, option)
-    text = Calibration(source=calibration, samples=samples, length=length, seed=calibration_seed)
+    text = Calibration(source=calibration, samples=samples, length=length, seed=calibration_seed, at_once=at_once)
     asked = WeightSpec(
         model=model, revision=revision, setting=setting, calibration=text, seed=seed, dtype=quantize_dtype
     )

@@ -13,8 +13,9 @@ import psutil
 _HUGE_PAGE = 2**21
 _ADVICE = 14
 """MADV_HUGEPAGE of Linux."""
-
-
+_MMAP_THRESHOLD = -3
+"""M_MMAP_THRESHOLD of glibc."""
+_OWN_PAGES = 2**22
 _CONTAINER = Path("/sys/fs/cgroup")
 
 
@@ -59,6 +60,15 @@ def give_back() -> None:
     trim = _library("malloc_trim")
     if trim:
         trim(0)
+
+
+def give_back_at_once() -> None:
+    """From here on tensors of 4 MiB or more lie in pages of their own, which go back when they are freed: a peak is
+    what is in use. glibc would raise its limit to 32 MiB with the first large tensors that are freed, and hold holes of
+    up to half of a peak for the next. With other C libraries nothing happens."""
+    option = _library("mallopt")
+    if option:
+        option(_MMAP_THRESHOLD, _OWN_PAGES)
 
 
 @cache

@@ -203,12 +203,15 @@ class Calibration(_Frozen):
 
     `source` is "builtin" (public-domain prose that ships with the project) or the path of a text file; for a model that
     takes pictures also "pictures" (drawn ones with questions) or "pictures:FOLDER" (quant_engine/data/pictures.py).
+    `at_once` windows go through a block together (None: as many as make 4,096 tokens). That changes the order of sums
+    and nothing else: what results differ by then is the noise of arithmetic.
     """
 
     source: Identifier = "builtin"
     samples: int = Field(default=32, ge=1, le=4096)
     length: int = Field(default=512, ge=8, le=32768)
     seed: int = 0
+    at_once: int | None = Field(default=None, ge=1, le=4096, exclude_if=lambda at_once: at_once is None)
 
 
 class PublishedCheckpoint(_Frozen):
@@ -239,7 +242,8 @@ class WeightSpec(_Frozen):
 class RunSpec(_Frozen):
     """One question to the engine: these weights, measured on these tasks.
 
-    `limit` is the most items a task may use (windows, for perplexity). `window` is the perplexity window in tokens.
+    `limit` is the most items a task may use, `windows` the most windows of a text where that is another number.
+    `window` is the perplexity window in tokens.
     `data` names, for each task of a resolved run, what identifies the content of its items (`Task.revision`).
     `dtype` and `device` are what the model computes in and on while it is measured.
     """
@@ -247,6 +251,7 @@ class RunSpec(_Frozen):
     weights: WeightSpec
     tasks: tuple[Identifier, ...] = Field(min_length=1)
     limit: int | None = Field(default=None, ge=1)
+    windows: int | None = Field(default=None, ge=1, exclude_if=lambda windows: windows is None)
     window: int = Field(default=2048, ge=8, le=131072)
     data: dict[str, str] = Field(default_factory=dict)
     dtype: Dtype = "float32"
@@ -256,6 +261,11 @@ class RunSpec(_Frozen):
     @classmethod
     def _unique_sorted(cls, tasks: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(sorted(set(tasks)))
+
+    @property
+    def text_windows(self) -> int | None:
+        """The most windows of a text that a task may use."""
+        return self.windows or self.limit
 
     @property
     def run_id(self) -> str:

@@ -34,7 +34,7 @@ def card(run: QueuedRun | None) -> str:
     spec = run.spec
     limit = f"{spec.limit} items a task" if spec.limit else "all items"
     if reads_windows(spec.tasks):
-        limit += f", windows of {spec.window:,} tokens"
+        limit += f", {f'{spec.windows} ' if spec.windows else ''}windows of {spec.window:,} tokens"
     summary = f"{escape(model_name(spec.weights.model))} · {escape(_tasks(spec))} · {limit}"
     return (
         f'<article class="run {run.state}" data-run="{run.run_id}"><header><b>{escape(spec.weights.setting.label)}</b>'

@@ -64,7 +64,7 @@ class SweepForm:
             return 0, left_out_html(left_out)
         cards = [MODELS[model] for model in sweep.models if model in MODELS]
         frame = self._store.snapshot().frame
-        expected = sweep_cost(frame, cards, settings, sweep.tasks, sweep.limit, sweep.calibration)
+        expected = sweep_cost(frame, cards, settings, sweep.tasks, sweep.limit, sweep.calibration[0])
         words = (
             f"{escape(count(runs, 'run'))}. {escape(expected.words(runs))} What is measured already is not repeated."
         )

@@ -49,6 +49,13 @@ Text = Annotated[
 ]
 Samples = Annotated[int, typer.Option(help="Calibration windows.")]
 Length = Annotated[int, typer.Option(help="Tokens of a calibration window.")]
+AtOnce = Annotated[
+    int | None,
+    typer.Option(
+        help="Calibration windows that go through a block together: changes the order of sums alone, to see what the "
+        "noise of arithmetic does; default as many as make 4,096 tokens."
+    ),
+]
 CalibrationSeed = Annotated[int, typer.Option(help="Which calibration windows are drawn.")]
 Tasks = Annotated[
     str,
@@ -60,6 +67,9 @@ Tasks = Annotated[
     ),
 ]
 Limit = Annotated[int | None, typer.Option(help="At most so many items of each task (windows, for perplexity).")]
+Windows = Annotated[
+    int | None, typer.Option(help="At most so many windows of a text, where that is not the same number as --limit.")
+]
 Window = Annotated[
     int | None,
     typer.Option(

@@ -27,6 +27,7 @@ from quant_engine.commands.options import (
     Samples,
     Seed,
     Window,
+    Windows,
     console,
     errors,
 )
@@ -54,6 +55,7 @@ def sweep(
     settings: Annotated[str, typer.Option(help="Settings such as gptq-4-g64, besides those of methods.")] = "",
     tasks: Annotated[str, typer.Option("--tasks", "-t", help="Tasks, with commas between them.")] = "",
     limit: Limit = None,
+    windows: Windows = None,
     window: Window = None,
     calibration: Annotated[str, typer.Option(help="What calibrated methods look at; see run.")] = "builtin",
     samples: Samples = 32,
@@ -82,6 +84,7 @@ def sweep(
             settings=settings,
             tasks=split_tasks(tasks),
             limit=limit,
+            windows=windows,
             window=window,
             calibration=Calibration(source=calibration, samples=samples, length=length),
             seed=seed,

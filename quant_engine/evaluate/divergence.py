@@ -62,7 +62,7 @@ class Divergence(Perplexity):
         self.help = f"How far next-token distributions on {text} are from the unquantized model's; no labels."
 
     def measure(self, loaded: Loaded, spec: RunSpec, watch: Watch) -> Outcome:
-        ids, revision = self.token_ids(loaded.tokenizer, spec.window, spec.limit)
+        ids, revision = self.token_ids(loaded.tokenizer, spec.window, spec.text_windows)
         windows = windows_of(ids, spec, self.title)
         reference = unquantized(loaded, spec)
         finished = watch.finished_items.open(revision)

@@ -63,7 +63,7 @@ class Perplexity(Task):
         return tokenizer(text, verbose=False)["input_ids"], f"sha256:{texts.digest(text)}"
 
     def measure(self, loaded: Loaded, spec: RunSpec, watch: Watch) -> Outcome:
-        ids, revision = self.token_ids(loaded.tokenizer, spec.window, spec.limit)
+        ids, revision = self.token_ids(loaded.tokenizer, spec.window, spec.text_windows)
         windows = windows_of(ids, spec, self.title)
         finished = watch.finished_items.open(revision)
         remaining = [index for index in range(len(windows)) if str(index) not in finished]
@@ -138,7 +138,7 @@ def windows_of(ids: list[int], spec: RunSpec, title: str) -> torch.Tensor:
     count = len(ids) // spec.window
     if count == 0:
         raise UserError(f"{title} has {len(ids)} tokens, fewer than one window of {spec.window}.")
-    count = min(count, spec.limit or count)
+    count = min(count, spec.text_windows or count)
     return torch.tensor(ids[: count * spec.window]).view(count, spec.window)
 
 

@@ -70,25 +70,27 @@ class CalibratedBlock:
     """A decoder block, `module`, and its inputs `hidden` [samples, length, width], all calibration windows in order.
 
     `kwargs` are the block's other arguments (positions, rotary embeddings, mask), which its self_attn takes as well.
-    `check_stop` raises where the user asked to stop.
+    `check_stop` raises where the user asked to stop. `at_once` windows go through it together; None is as many as make
+    TOKENS_AT_ONCE.
     """
 
     module: nn.Module
     hidden: torch.Tensor
     kwargs: dict[str, Any]
     check_stop: Callable[[], None] = lambda: None
+    at_once: int | None = None
 
     def chunks(self) -> tuple[torch.Tensor, ...]:
         """Views of `hidden`, a few windows each, as they go through the block together."""
-        return self.hidden.split(max(1, TOKENS_AT_ONCE // self.hidden.shape[1]))
+        return self.hidden.split(self.at_once or max(1, TOKENS_AT_ONCE // self.hidden.shape[1]))
 
     def halves(self) -> tuple[CalibratedHalf, CalibratedHalf]:
         """The block's attention and its MLP. The second has its inputs when the first has advanced in place."""
         attention = Half(self.module, "input_layernorm", "self_attn")
         mlp = Half(self.module, "post_attention_layernorm", "mlp")
         return (
-            CalibratedHalf(attention, self.hidden, self.kwargs, self.check_stop, last="self_attn.o_proj"),
-            CalibratedHalf(mlp, self.hidden, {}, self.check_stop, last="mlp.down_proj"),
+            CalibratedHalf(attention, self.hidden, self.kwargs, self.check_stop, self.at_once, last="self_attn.o_proj"),
+            CalibratedHalf(mlp, self.hidden, {}, self.check_stop, self.at_once, last="mlp.down_proj"),
         )
 
     def advance(self, hidden: torch.Tensor) -> None:

@@ -112,7 +112,7 @@ class Training:
     `sets` names the linears of each of its `decoder.layers` that will be quantized, in order of use; those of a set
     share their input. `folder` is the place for what a killed training needs to go on; it vanishes when quantization is
     complete. `progress(share, message)` takes the share of training done; `check_stop` raises where the user asked to
-    stop.
+    stop. `at_once` windows go through the model together; None leaves it to the method.
     """
 
     model: nn.Module
@@ -126,6 +126,7 @@ class Training:
     progress: Callable[[float, str], None]
     check_stop: Callable[[], None]
     log: Callable[[str], None]
+    at_once: int | None = None
 
 
 @dataclass(frozen=True)

@@ -171,7 +171,11 @@ def make_student(training: Training) -> Student:
             hidden, kwargs = calibration.first_inputs(training.decoder, training.windows)
         for index, module in enumerate(blocks):
             training.progress(0, f"first scales of block {index + 1} of {len(blocks)}")
-            block = calibration.CalibratedBlock(module, hidden, kwargs, training.check_stop) if init == "gptq" else None
+            block = (
+                calibration.CalibratedBlock(module, hidden, kwargs, training.check_stop, training.at_once)
+                if init == "gptq"
+                else None
+            )
             for names in training.sets:
                 hessian = _hessian(block, names[0]) if block else None
                 for name in names:
@@ -250,7 +254,7 @@ def distill(training: Training, student: Student) -> None:
         # The weights made dense for a block are made again on the way back instead of being kept.
         training.model.activation_checkpointing_enable()
         training.model.train()
-    at_once = max(1, TOKENS_AT_ONCE // windows.shape[1])
+    at_once = training.at_once or max(1, TOKENS_AT_ONCE // windows.shape[1])
     saved = time.monotonic()
     for step in range(done, options.steps):
         loss = 0.0

@@ -4,7 +4,7 @@
     code = clip(round(w / delta) + z, 0, 2^b - 1)                             w_hat = delta * (code - z)
 
 Equation 1 of arXiv 2404.14047, with the range rule of the GPTQ reference (zero is always inside the range, so z fits
-in b bits). Scales are rounded up to float16 before codes are computed: what is stored is what was rounded to.
+in b bits). Scales are rounded to float16 before codes are computed: what is stored is what was rounded to.
 """
 
 from __future__ import annotations

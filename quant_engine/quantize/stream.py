@@ -97,7 +97,8 @@ class Stream:
         return hidden
 
     def _calibrated(self, index: int, hidden: torch.Tensor) -> CalibratedBlock:
-        return CalibratedBlock(self.blocks[index], hidden, self.block_kwargs, self.hooks.check_stop)
+        at_once = self.plan.spec.calibration.at_once
+        return CalibratedBlock(self.blocks[index], hidden, self.block_kwargs, self.hooks.check_stop, at_once)
 
     def _quantize_block(self, index: int, hidden: torch.Tensor) -> torch.Tensor:
         """Quantizes and saves a block. Returns the inputs of the next one."""

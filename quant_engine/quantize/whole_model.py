@@ -48,6 +48,7 @@ def _train(plan: WeightPlan, path: Path, device: str, hooks: Hooks) -> None:
         decoder=loaded.model.get_decoder(),
         sets=SEQUENTIAL_SETS,
         windows=calibration_windows(spec.calibration, loaded.tokenizer).to(device),
+        at_once=spec.calibration.at_once,
         setting=spec.setting,
         options=plan.options,
         seed=spec.seed,

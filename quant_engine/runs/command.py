@@ -42,6 +42,7 @@ def setting_words(weights: WeightSpec) -> list[str]:
     if calibration:
         words += ["--calibration", calibration.source, "--samples", str(calibration.samples)]
         words += ["--length", str(calibration.length), "--calibration-seed", str(calibration.seed)]
+        words += ["--at-once", str(calibration.at_once)] if calibration.at_once else []
     if weights.dtype != "float32":
         words += ["--quantize-dtype", weights.dtype]
     return words
@@ -49,7 +50,8 @@ def setting_words(weights: WeightSpec) -> list[str]:
 
 def _measuring(spec: RunSpec) -> list[str]:
     limit = [] if spec.limit is None else ["--limit", str(spec.limit)]
+    windows = [] if spec.windows is None else ["--windows", str(spec.windows)]
     return [
-        *("--tasks", ",".join(spec.tasks), *limit, "--window", str(spec.window)),
+        *("--tasks", ",".join(spec.tasks), *limit, *windows, "--window", str(spec.window)),
         *("--seed", str(spec.weights.seed), "--dtype", spec.dtype, "--device", spec.device),
     ]

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from quant_engine import notation
+from quant_engine import memory, notation
 from quant_engine.checkpoints import Checkpoint
 from quant_engine.evaluate import Outcome, Task, Watch, measure_together, measured_together, reads_windows
 from quant_engine.evaluate.interim import InterimNumbers
@@ -48,6 +48,7 @@ def execute(spec: RunSpec, hooks: Hooks) -> Path:
     folder.check_writable()
     check_device(spec.device)
     check_room(plan.spec)
+    memory.give_back_at_once()
     path = _Run(plan, hooks).do()
     finished_items.remove(run_id)
     hooks.progress(Progress(stage="finished", fraction=1))

@@ -51,7 +51,7 @@ def needs(spec: RunSpec) -> Needs:
         return Needs(None, None)
     setting = spec.weights.setting
     there = setting.method == "fp16" or (folders.checkpoints() / checkpoint_id(spec.weights)).is_dir()
-    peak = peak_memory(shape, setting, spec.tasks, spec.limit, spec.window, spec.weights.calibration)
+    peak = peak_memory(shape, setting, spec.tasks, spec.text_windows, spec.window, spec.weights.calibration)
     return Needs(peak if spec.device == "cpu" else None, 0.0 if there else weight_bytes(shape, setting))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -33,8 +33,8 @@ _HINT = "write a line such as `methods: [rtn, gptq]` for each field."
 
 class Sweep(BaseModel):
     """What is varied, and what all runs share. `settings` are codes such as gptq-4-g64, besides those that `methods`,
-    `bits` and `group_sizes` make (None: a whole row); a method that has no groups is taken once. `window` None is each
-    model's own."""
+    `bits` and `group_sizes` make (None: a whole row); a method that has no groups is taken once. A method that looks at
+    data is calibrated on each `calibration`. `window` None is each model's own."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -45,20 +45,21 @@ class Sweep(BaseModel):
     settings: tuple[str, ...] = ()
     tasks: tuple[Identifier, ...]
     limit: int | None = Field(default=None, ge=1)
+    windows: int | None = Field(default=None, ge=1)
     window: int | None = None
-    calibration: Calibration = Calibration()
+    calibration: tuple[Calibration, ...] = (Calibration(),)
     seed: int = 0
     dtype: Dtype | None = None
     device: str | None = None
 
-    @field_validator("models", "methods", "bits", "group_sizes", "settings", "tasks", mode="before")
+    @field_validator("models", "methods", "bits", "group_sizes", "settings", "tasks", "calibration", mode="before")
     @classmethod
     def _list(cls, value: object, about: ValidationInfo) -> object:
         """A single value for a list of it, and a list in a text with commas."""
         if isinstance(value, str):
             value = [part.strip() for part in value.split(",") if part.strip()]
         values = list(value) if isinstance(value, list | tuple) else [value]
-        if not values and about.field_name in ("models", "tasks"):
+        if not values and about.field_name in ("models", "tasks", "calibration"):
             raise ValueError(f"Name at least one of {about.field_name}.")
         if about.field_name in ("bits", "group_sizes"):
             for number in values:
@@ -138,27 +139,32 @@ def _combined(sweep: Sweep) -> Iterator[QuantSetting]:
                 raise UserError(sentence(error)) from None
 
 
+def _calibrated(
+    settings: Sequence[QuantSetting], calibrations: Sequence[Calibration]
+) -> Iterator[tuple[QuantSetting, Calibration | None]]:
+    """Each setting with what it is calibrated on."""
+    for setting in settings:
+        looks = setting.method in METHODS and METHODS[setting.method].card.calibrated
+        yield from product((setting,), calibrations if looks else (None,))
+
+
 def plan(sweep: Sweep) -> Plan:
     """All runs of a sweep. Raises UserError where there is none, and for a model or task that can't be had."""
     settings, left_out = settings_of(sweep)
     if not settings:
         raise UserError(left_out[0] if left_out else "The sweep names no setting: give methods and bits, or settings.")
-    if len(settings) * len(sweep.models) > MOST_RUNS:
-        raise UserError(f"A sweep has at most {MOST_RUNS} runs, not {len(settings) * len(sweep.models)}.")
+    wanted = list(product(sweep.models, _calibrated(settings, sweep.calibration)))
+    if len(wanted) > MOST_RUNS:
+        raise UserError(f"A sweep has at most {MOST_RUNS} runs, not {len(wanted)}.")
     device = sweep.device or default_device()
     specs: dict[str, RunSpec] = {}
-    for model, setting in product(sweep.models, settings):
-        calibrated = setting.method in METHODS and METHODS[setting.method].card.calibrated
-        weights = WeightSpec(
-            model=model,
-            setting=setting,
-            calibration=sweep.calibration if calibrated else None,
-            seed=sweep.seed,
-        )
+    for model, (setting, calibration) in wanted:
+        weights = WeightSpec(model=model, setting=setting, calibration=calibration, seed=sweep.seed)
         asked = RunSpec(
             weights=weights,
             tasks=sweep.tasks,
             limit=sweep.limit,
+            windows=sweep.windows,
             window=sweep.window or model_card(model).window,
             dtype=sweep.dtype or default_dtype(device),
             device=device,

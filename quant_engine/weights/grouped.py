@@ -21,6 +21,8 @@ CLIP_STEP = 0.01
 CLIP_NORM = 2.4
 SMALLEST_SCALE = 2.0**-24
 """The smallest positive float16, so that no stored scale is zero."""
+SMALLEST_NORMAL = 2.0**-14
+"""From here on float16 has 11 significant bits."""
 
 
 def grids(
@@ -36,10 +38,11 @@ def grids(
     """Scale and zero point of each group of `weight` [m, n] (float32 or float64).
 
     Returns scales [m, ceil(n / g)] in `scale_dtype` and zeros uint8 of the same shape. The range always contains 0, so
-    zeros lie in 0 .. 2^b - 1. Scales are rounded up, so the grid always spans the range: no weight is clipped by more
-    than half a step. `mse_clip` tries ranges shrunk by 0 to 79% and keeps the one with the least sum of
-    |w - w_hat|^2.4, as the GPTQ reference does. Without `around_zero` the range is that of the weights alone, at least
-    1e-5 wide, and zeros are clipped to 0 .. 2^b - 1, as in the AWQ reference: a group on one side of 0 is then shifted.
+    zeros lie in 0 .. 2^b - 1. No weight is off by more than half a step and what rounding the scale to float16 moves
+    the ends of the grid, 2^-10 of the range (`_stored`). `mse_clip` tries ranges shrunk by 0 to 79% and keeps the one
+    with the least sum of |w - w_hat|^2.4, as the GPTQ reference does. Without `around_zero` the range is that of the
+    weights alone, at least 1e-5 wide, and zeros are clipped to 0 .. 2^b - 1, as in the AWQ reference: a group on one
+    side of 0 is then shifted.
     """
     slices = in_groups(weight, group)
     low = in_groups(weight, group, fill=torch.inf).amin(-1)
@@ -70,15 +73,29 @@ def _grid(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     highest = 2**bits - 1
     exact = (2 * torch.maximum(-low, high) if symmetric else high - low) / highest
-    scales = exact.to(dtype)
     if dtype == torch.float16:
-        up = torch.nextafter(scales, torch.full_like(scales, torch.inf))
-        scales = torch.where(scales.to(exact.dtype) < exact, up, scales).clamp(min=SMALLEST_SCALE)
+        scales = _stored(exact, tied=torch.ones_like(exact, dtype=torch.bool) if symmetric else -low == high)
     else:
-        scales = scales.clamp(min=SMALLEST_SCALE)
+        scales = exact.to(dtype).clamp(min=SMALLEST_SCALE)
     if symmetric:
         return scales, torch.full_like(exact, 2 ** (bits - 1))
     return scales, torch.round(-low / scales.to(exact.dtype)).clamp(0, highest)
+
+
+def _stored(exact: torch.Tensor, tied: torch.Tensor) -> torch.Tensor:
+    """The scales as float16: the nearest.
+
+    Where a range reaches equally far to both sides of 0, its ends lie halfway between two codes: with a scale a little
+    too large both would round inwards and leave a code unused, so there (`tied`) it is rounded down. Below the normal
+    numbers of float16, which are coarse, it is rounded up: the grid spans the range.
+    """
+    nearest = exact.to(torch.float16)
+    down = torch.nextafter(nearest, torch.zeros_like(nearest))
+    up = torch.nextafter(nearest, torch.full_like(nearest, torch.inf))
+    value = nearest.to(exact.dtype)
+    scales = torch.where(tied & (value > exact), down, nearest)
+    scales = torch.where((exact < SMALLEST_NORMAL) & (value < exact), up, scales)
+    return scales.clamp(min=SMALLEST_SCALE)
 
 
 def round_to_grid(

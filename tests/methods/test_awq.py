@@ -25,7 +25,8 @@ def plain_round(weight, bits, group):
         low, high = w.amin(1, keepdim=True), w.amax(1, keepdim=True)
         exact = (high - low).clamp(min=1e-5) / (2**bits - 1)
         scale = exact.half()
-        scale = torch.where(scale.float() < exact, torch.nextafter(scale, torch.full_like(scale, 100)), scale).float()
+        below = torch.nextafter(scale, torch.zeros_like(scale))  # both ends lie between two codes: one goes outwards
+        scale = torch.where((low == -high) & (scale.float() > exact), below, scale).float()
         zero = (-torch.round(low / scale)).clamp(0, 2**bits - 1)
         parts.append(((torch.round(w / scale) + zero).clamp(0, 2**bits - 1) - zero) * scale)
     return torch.cat(parts, 1)

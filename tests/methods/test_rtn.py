@@ -20,17 +20,18 @@ def run(weight, bits, group, **options):
     return RTN.quantize(Layer(weight.clone(), None, setting, RTN.options(setting), print))
 
 
-def half_from_above(exact):
+def half(exact, *, down=False):
+    """The nearest float16, or the one at or below."""
     scale = torch.tensor(exact).half()
-    return (torch.nextafter(scale, torch.tensor(torch.inf).half()) if scale.float() < exact else scale).item()
+    return (torch.nextafter(scale, torch.zeros_like(scale)) if down and scale.float() > exact else scale).item()
 
 
 def plain_grid(low, high, bits, symmetric):
     """Scale and zero point of a range that holds 0."""
     top = 2**bits - 1
     if symmetric:
-        return half_from_above(2 * max(-low, high) / top), 2 ** (bits - 1)
-    scale = half_from_above((high - low) / top)
+        return half(2 * max(-low, high) / top, down=True), 2 ** (bits - 1)
+    scale = half((high - low) / top, down=-low == high)
     return scale, min(max(round(-low / scale), 0), top)
 
 

@@ -38,15 +38,9 @@ def run(weight, inputs, hessian, bits, group, log=lambda line: None, **options):
     return SLIM.quantize(Layer(weight.clone(), statistics, setting, SLIM.options(setting), log))
 
 
-def up(value):
-    """The float16 at or above."""
-    rounded = np.float16(value)
-    return float(rounded if float(rounded) >= value else np.nextafter(rounded, np.float16(np.inf)))
-
-
 def plain_grid(values, bits, tau=1.0):
     low, high = tau * min(0, values.min()), tau * max(0, values.max())
-    scale = up((high - low) / (2**bits - 1))
+    scale = float(np.float16((high - low) / (2**bits - 1)))
     return scale, np.clip(np.round(-low / scale), 0, 2**bits - 1)
 
 

@@ -19,7 +19,7 @@ def quantized(weight, bits, group, **kind):
 
 
 def plain_rtn(weight, bits, group):
-    """Round to nearest, number by number, with the scales that fit float16 from above."""
+    """Round to nearest, number by number, with the float16 nearest to a scale."""
     out = torch.empty_like(weight)
     top = 2**bits - 1
     for r in range(weight.shape[0]):
@@ -27,10 +27,7 @@ def plain_rtn(weight, bits, group):
             part = weight[r, start : start + group]
             low, high = min(0.0, part.min().item()), max(0.0, part.max().item())
             exact = torch.tensor(high) - torch.tensor(low)
-            scale = (exact / top).half()
-            if scale.float() < exact / top:
-                scale = torch.nextafter(scale, torch.tensor(torch.inf).half())
-            scale = scale.float()
+            scale = (exact / top).half().float()
             zero = torch.round(-low / scale).clamp(0, top)
             codes = (torch.round(part / scale) + zero).clamp(0, top)
             out[r, start : start + group] = scale * (codes - zero)
@@ -45,11 +42,34 @@ def test_equals_plain_rounding_group_by_group(bits, group):
 
 
 @pytest.mark.parametrize("bits", range(1, 9))
-def test_error_is_at_most_half_a_step_everywhere(bits):
+def test_error_is_at_most_half_a_step_and_what_rounding_the_scale_moves(bits):
     weight = gaussian(seed=bits)
     scales, _ = grids(weight, bits, 32)
     error = (weight - quantized(weight, bits, 32).dequantize()).abs().view(24, -1, 32)
-    assert (error <= scales.float()[..., None] / 2 * (1 + 1e-5)).all()
+    at_the_end = (2**bits - 1) * 2.0**-11
+    assert (error <= scales.float()[..., None] * (0.5 + at_the_end) * (1 + 1e-5)).all()
+
+
+@pytest.mark.parametrize("bits", range(2, 9))
+@pytest.mark.parametrize("kind", [{}, {"around_zero": False}, {"symmetric": True}], ids=str)
+def test_a_range_clipped_on_both_sides_uses_all_codes(bits, kind):
+    """Both ends lie halfway between two codes: one of them goes outwards."""
+    limits = torch.rand(200, 1, generator=torch.Generator().manual_seed(bits)) * 3 + 1e-3
+    weight = torch.cat([-limits, limits, limits * torch.linspace(-1, 1, 2 ** (bits + 2))], 1)
+    scales, zeros = grids(weight, bits, weight.shape[1], **kind)
+    codes = round_to_grid(weight, scales, zeros, bits, weight.shape[1])
+    assert (codes.amin(1) == 0).all()
+    assert (codes.amax(1) == 2**bits - 1).all()
+    off = (weight - scales.float() * (codes.float() - zeros.float())).abs()
+    assert (off <= scales.float() * (0.5 + (2**bits - 1) * 2.0**-10)).all()
+
+
+@pytest.mark.parametrize("size", [2.0**-24, 2.0**-20, 2.0**-15])
+def test_a_range_of_tiny_weights_is_spanned(size):
+    """Float16 is coarse there."""
+    weight = size * torch.linspace(-2.9, 4.3, 64).reshape(1, -1)
+    scales, _ = grids(weight, 3, 64)
+    assert 7 * scales.float().item() >= 7.2 * size * (1 - 1e-5)
 
 
 @pytest.mark.parametrize("symmetric", [False, True])
