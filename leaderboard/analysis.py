@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field
 
-from leaderboard import against_fp16, search, sizes, votes
+from leaderboard import against_fp16, orders, search, sizes, votes
 from leaderboard.columns import COMMONSENSE, GROUPS, Column, ordered
 from leaderboard.search import MOST_CHARACTERS
 from leaderboard.store import options_text
@@ -82,8 +82,9 @@ class Query(BaseModel):
 @dataclass(frozen=True)
 class Board:
     """Every result arranged: arrays are [rows, columns]. `origin` is the result's row in `results`, or -1. `reference`
-    is FP16's number, and `reference_run` the run that it is of, None where it was not measured here. Besides what names
-    a row, `rows` holds `stored_bits` and `size_gb`: measured where the run says so, else counted (see sizes); and
+    is FP16's number, and `reference_run` the run that it is of, None where it was not measured here. `lowest` and
+    `highest` are a number's range over orders of sums (see orders), the number itself where one is known. Besides what
+    names a row, `rows` holds `stored_bits` and `size_gb`: measured where the run says so, else counted (see sizes); and
     `options`, those of a run that are not its method's defaults. `haystack` [rows] is what a search looks at."""
 
     results: pd.DataFrame
@@ -93,6 +94,8 @@ class Board:
     cells: np.ndarray
     reference: np.ndarray
     reference_run: np.ndarray
+    lowest: np.ndarray
+    highest: np.ndarray
     origin: np.ndarray
     haystack: pd.Series
 
@@ -158,7 +161,7 @@ def _distinguished(rows: pd.DataFrame, conditions: list[str]) -> list[str]:
 
 def arrange(results: pd.DataFrame) -> Board:
     """All results as settings × tasks. A row is one setting of the study, or one measured run."""
-    results = _with_costs(results.reset_index(drop=True))
+    results = _with_costs(orders.folded(results.reset_index(drop=True)))
     keyed = results[ROW_KEY].astype({"run_id": object}).fillna({"group_size": PER_ROW, "run_id": ""})
     row_of = keyed.groupby(ROW_KEY, sort=False).ngroup().to_numpy()
     columns = tuple(ordered(results["task"].unique().tolist()))
@@ -175,6 +178,7 @@ def arrange(results: pd.DataFrame) -> Board:
     cells = np.full(shape, Cell.MISSING, dtype=np.int8)
     reference = np.full(shape, np.nan)
     reference_run = np.full(shape, None)
+    lowest, highest = np.full(shape, np.nan), np.full(shape, np.nan)
     origin = np.full(shape, -1, dtype=np.int32)
     status = results["status"].map({"ok": Cell.OK, "collapsed": Cell.COLLAPSED})
     values[row_of, column_of] = results["value"].to_numpy()
@@ -182,8 +186,11 @@ def arrange(results: pd.DataFrame) -> Board:
     origin[row_of, column_of] = np.arange(len(results))
     fp16 = _references(results)
     reference[row_of, column_of], reference_run[row_of, column_of] = fp16["value"], fp16["run_id"]
+    lowest[row_of, column_of], highest[row_of, column_of] = results["lowest"], results["highest"]
     _compute_average(columns, values, cells, reference)
-    return Board(results, rows, columns, values, cells, reference, reference_run, origin, _haystack(rows))
+    return Board(
+        results, rows, columns, values, cells, reference, reference_run, lowest, highest, origin, _haystack(rows)
+    )
 
 
 def view(board: Board, query: Query, differing: np.ndarray | None = None) -> View:
@@ -271,7 +278,7 @@ def _with_costs(results: pd.DataFrame) -> pd.DataFrame:
     scored = results.loc[results["track"] != "efficiency", ROW_KEY].drop_duplicates()
     runs = results[results["source"] == "measured"]
     added = [study.drop(columns="track").merge(scored, on=key)]
-    scores_only = {"conditions": "", "standard_error": np.nan, "items": np.nan, "data_revision": None}
+    scores_only = {"conditions": "", "standard_error": np.nan, "items": np.nan, "data_revision": None, "orders": 1}
     for task, field, unit in (
         ("stored_bits", "stored_bits", 1),
         ("peak_memory", "peak_memory_bytes", 1e9),

@@ -1,7 +1,8 @@
 """Which differences to FP16 are more than chance: measured numbers, item by item against the FP16 run of their row.
 
 A number of the study comes without items, so its difference stands as it is printed. A measured one counts as different
-only if the same items, in pairs, say so (quant_engine/runs/paired.py); without items to compare it does not.
+only if the same items, in pairs, say so (quant_engine/runs/paired.py), and FP16's number lies outside of its range
+over orders of sums (orders.py); without items to compare it does not.
 """
 
 from __future__ import annotations
@@ -74,7 +75,8 @@ def differing_rows(board: Board, model: str, column: Column) -> np.ndarray:
         for position, run_id in enumerate(group.runs):
             for row in rows_of[run_id]:
                 fp16 = board.reference_run[row, index]
-                if fp16 in group.runs:
+                beyond = not board.lowest[row, index] <= board.reference[row, index] <= board.highest[row, index]
+                if fp16 in group.runs and beyond:
                     other = group.runs.index(fp16)
                     if group.pairs[position, other] or group.pairs[other, position]:
                         found.append(row)

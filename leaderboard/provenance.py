@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from pydantic import ValidationError
 
-from leaderboard import votes
+from leaderboard import orders, votes
 from leaderboard.analysis import CELL_WORDS, Board, Cell
 from leaderboard.store import Notes, method_name, model_name, note_on
 from leaderboard.view import find_row, row_key
@@ -166,7 +166,8 @@ def _source(cell: Cell, result: pd.Series | None) -> str:
         return f"Table {result['table']} of the study"
     items = "" if pd.isna(result["items"]) else f"{result['items']:g} items"
     revision = "" if pd.isna(result["data_revision"]) else f"data {result['data_revision']}"
-    return ", ".join(filter(None, [items, revision])) or "this run"
+    spread = orders.words(result, notation.number)
+    return ", ".join(filter(None, [items, revision, spread])) or "this run"
 
 
 def _about(row: dict) -> list[tuple[str, str]]:

@@ -14,6 +14,7 @@ from functools import lru_cache
 import numpy as np
 import pandas as pd
 
+from leaderboard import orders
 from leaderboard.analysis import Board, Cell, View
 from leaderboard.columns import Column, headline
 from leaderboard.items import Run, runs_with, scored
@@ -81,9 +82,9 @@ class Comparisons:
 def rank(board: Board, view: View, comparisons: Comparisons) -> Ranking | None:
     """The ranks of a view's rows among those shown, by the column that it is sorted by, else by the one that says most.
 
-    A measured row's rank is 1, and 1 more for each shown run of the model that is better (see `paired.better`); runs
-    that were asked other items than most have none. A row of the study is ranked by its printed number alone. None if
-    the view has no score.
+    A measured row's rank is 1, and 1 more for each shown run of the model that is better (see `paired.better`), beyond
+    the noise of arithmetic where that is known (see orders); runs that were asked other items than most have none. A
+    row of the study is ranked by its printed number alone. None if the view has no score.
     """
     column = headline(view.columns, (view.cells != Cell.MISSING).sum(axis=0), view.query.sort)
     if column is None:
@@ -102,7 +103,9 @@ def rank(board: Board, view: View, comparisons: Comparisons) -> Ranking | None:
             continue
         group, rows = max(rows_of_groups, key=lambda pair: len(pair[1]))
         runs_shown = [group.runs.index(run_id) for run_id in run_ids[rows]]
-        ranks[rows] = 1 + group.better[np.ix_(runs_shown, runs_shown)].sum(axis=1)
+        better = group.better[np.ix_(runs_shown, runs_shown)]
+        shown = view.board_rows[rows], board.columns.index(column)
+        ranks[rows] = 1 + (better & orders.apart(board.lowest[shown], board.highest[shown])).sum(axis=1)
     keys = pd.DataFrame({"model": view.rows["model"], "measured": view.measured, "rank": ranks})[ranks > 0]
     shared[ranks > 0] = keys.duplicated(keep=False)
     return Ranking(column, ranks, shared, waiting)

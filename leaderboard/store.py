@@ -2,8 +2,9 @@
 
 The columns are the fields of `quant_engine.results.Result`; `conditions`, which two measured numbers must share to be
 comparable (item limit, window, the weights they start from); and a run's `window`, `dtype`, `device`, the seconds that
-all of it took, the tokens that it was calibrated on, and who shared it. Run folders are read once and again when they
-change; one that cannot be read is named with the reason, and the rest shows.
+all of it took, the tokens that it was calibrated on, who shared it, and what it has in common (`alike`) with runs of
+other orders of sums, whose calibration went through the blocks `at_once` windows at a time. Run folders are read once
+and again when they change; one that cannot be read is named with the reason, and the rest shows.
 """
 
 from __future__ import annotations
@@ -23,11 +24,14 @@ from quant_engine.methods import METHODS, Method
 from quant_engine.models.catalog import MODELS
 from quant_engine.results import Result
 from quant_engine.runs import folder as run_folder
-from quant_engine.spec import UserError, digest, published_title
+from quant_engine.spec import RunSpec, UserError, digest, published_title
 
 PAPER = folders.ASSETS / "paper" / "results.csv"
 NOTES = folders.ASSETS / "paper" / "notes.csv"
-COLUMNS = [*Result.model_fields, "conditions", "window", "dtype", "device", "run_s", "calibration_tokens", "shared_by"]
+COLUMNS = [
+    *Result.model_fields, "conditions", "window", "dtype", "device", "run_s", "calibration_tokens", "shared_by",
+    "alike", "at_once",
+]  # fmt: skip
 PAPER_METHODS = (
     "FP16", "RTN", "GPTQ", "AWQ", "SliM-LLM", "QuIP", "DB-LLM", "PB-LLM", "BiLLM", "SmoothQuant", "OmniQuant",
     "I-LLM", "SpinQuant", "NormalFloat", "QLoRA", "IR-QLoRA",
@@ -177,12 +181,21 @@ def read_run(folder: Path) -> pd.DataFrame | Problem:
     frame["dtype"], frame["device"] = run.spec.dtype, run.spec.device
     calibration, seconds = run.spec.weights.calibration, run.about.get("duration_s")
     frame["run_s"] = float(seconds) if isinstance(seconds, int | float) else float("nan")
+    frame["alike"], frame["at_once"] = _alike(run.spec), float(calibration.at_once or 0) if calibration else 0.0
     frame["calibration_tokens"] = float(calibration.samples * calibration.length if calibration else 0)
     if isinstance(run.about.get("shared"), dict):
         frame["shared_by"] = "{by} ({repository})".format_map({"by": "?", "repository": "?"} | run.about["shared"])
     frame["method"] = frame["method"].map(method_name)
     frame["model"] = frame["model"].map(model_name)
     return frame
+
+
+def _alike(spec: RunSpec) -> str:
+    """What identifies weights and how they are computed with, but for the order of sums."""
+    weights, calibration = spec.weights, spec.weights.calibration
+    if calibration:
+        weights = weights.model_copy(update={"calibration": calibration.model_copy(update={"at_once": None})})
+    return digest([weights.model_dump(mode="json"), spec.dtype, spec.device])
 
 
 def method_name(method: str) -> str:
@@ -239,7 +252,7 @@ def _tidy(frame: pd.DataFrame) -> pd.DataFrame:
     frame["a_bits"] = frame["a_bits"].fillna(16)
     for column in ("w_bits", "a_bits", "group_size", "stored_bits", "value", "standard_error", "items", "seed",
                    "duration_s", "peak_memory_bytes", "window", "run_s",
-                   "calibration_tokens"):  # fmt: skip
+                   "calibration_tokens", "at_once"):  # fmt: skip
         frame[column] = pd.to_numeric(frame[column], errors="coerce").astype(float)
     return frame
 

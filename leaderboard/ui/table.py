@@ -8,7 +8,7 @@ from itertools import groupby
 
 import numpy as np
 
-from leaderboard import votes
+from leaderboard import orders, votes
 from leaderboard.analysis import Cell, View, compared_columns, descends
 from leaderboard.columns import Column
 from leaderboard.ranks import Ranking
@@ -194,16 +194,18 @@ def _cell(sheet: _Sheet, row: int, column: int, note: str) -> str:
 def _origins(view: View) -> dict[int, str]:
     """Where each result of the shown rows comes from, in a few words, by the result's number."""
     numbers = np.unique(view.origin[:MOST_ROWS])
-    fields = ["source", "table", "run_id", "items", "standard_error", "task", "value"]
+    fields = ["source", "table", "run_id", "items", "standard_error", "task", "value", *orders.RANGE]
     results = view.results[fields].iloc[numbers[numbers >= 0]]
     origins = {}
-    for number, source, table, run_id, items, error, task, value in results.itertuples():
+    for number, source, table, run_id, items, error, task, value, *of_orders in results.itertuples():
         if task == votes.TASK:
             origins[number] = f"{value:.1f}% of {votes.describe(value, items)}."
             continue
         sentences = [f"Table {table} of the study."] if source == "paper" else [f"Run {run_id}."]
         sentences += [f"{items:g} items."] if not np.isnan(items) else []
         sentences += [f"Standard error {notation.standard_error(error)}."] if not np.isnan(error) else []
+        spread = orders.words(dict(zip(orders.RANGE, of_orders, strict=True)), notation.number)
+        sentences += [f"{spread.capitalize()}."] if spread else []
         origins[number] = " ".join(sentences)
     return origins
 

@@ -10,7 +10,7 @@ import pytest
 
 from quant_engine.results import ItemOutput, Result
 from quant_engine.runs import folder as run_folder
-from quant_engine.spec import QuantSetting, RunSpec, WeightSpec
+from quant_engine.spec import Calibration, QuantSetting, RunSpec, WeightSpec
 
 MakeRun = Callable[..., Path]
 
@@ -85,9 +85,12 @@ def write_run(results) -> Callable[..., str]:
         bits: float = 4,
         task: str = "arc_easy",
         standard_error: float | None = None,
+        at_once: int | None = None,
     ) -> str:
         setting = QuantSetting() if method == "fp16" else QuantSetting(method=method, w_bits=bits, group_size=64)
-        spec = RunSpec(weights=WeightSpec(model="demo-llm", setting=setting), tasks=(task,), limit=len(scores))
+        calibration = Calibration(at_once=at_once) if method == "gptq" else None
+        weights = WeightSpec(model="demo-llm", setting=setting, calibration=calibration)
+        spec = RunSpec(weights=weights, tasks=(task,), limit=len(scores))
         row = measured(
             spec,
             task=task,
