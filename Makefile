@@ -2,6 +2,7 @@
 # make peers   makes ./peers, an environment with what benchmarks/ compares with
 # make test-interop   makes ./peers, and checks what goes between Low-Bit Lab and other programs
 # make test-distributed   installs Ray, and runs sweeps on two nodes of a cluster on this machine
+# make grid    makes the runs of assets/sweeps that did not come with the project
 # make test    sets everything up, a browser included, and runs all tests
 
 .PHONY: serve test lint clean
@@ -18,6 +19,10 @@ test: .venv/dev browser demo
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(TESTS)
+
+.PHONY: grid
+grid: .venv/serve demo
+	for sweep in assets/sweeps/*.yaml; do $(PYTHON) -m quant_engine sweep $$sweep --new || exit 1; done
 
 lint: .venv/dev
 	$(PYTHON) -m ruff check --fix .

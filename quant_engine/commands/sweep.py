@@ -64,12 +64,15 @@ def sweep(
     dtype: Dtype = None,
     device: Device = None,
     executor: ExecutorName = None,
+    new: Annotated[bool, typer.Option("--new", help="Leave out runs that came with the project, too.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Measure all settings that methods, bits and groups make, one run after another, and show their numbers together.
 
     Settings that a method is not defined for are left out, with why. Runs that are there are not repeated; one that
     fails does not keep the others from being made. Ctrl-C stops, and the same sweep goes on from there.
+
+    A YAML file can also name options, by method, and several calibrations; see assets/sweeps.
 
     Example: sweep -m demo-llm --methods fp16,rtn,gptq --bits 4,3 -g 64 --tasks perplexity --limit 8
     """
@@ -95,7 +98,10 @@ def sweep(
     planned = plan(asked)
     for reason in planned.left_out:
         errors.print(f"Left out: {escape(reason)}", highlight=False, soft_wrap=True)
-    ended = make(planned.specs, executors.executor(executor))
+    specs = [spec for spec in planned.specs if not (new and folder.run_path(spec.run_id).is_dir())]
+    if len(specs) < len(planned.specs):
+        errors.print(f"{len(planned.specs) - len(specs)} of {len(planned.specs)} runs are there.", highlight=False)
+    ended = make(specs, executors.executor(executor))
     if as_json:
         sys.stdout.write(json.dumps([_row(spec, run) for spec, run in ended], indent=1) + "\n")
     else:

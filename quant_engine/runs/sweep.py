@@ -18,6 +18,7 @@ from quant_engine.spec import (
     Calibration,
     Dtype,
     Identifier,
+    OptionValue,
     QuantSetting,
     RunSpec,
     UserError,
@@ -34,7 +35,8 @@ _HINT = "write a line such as `methods: [rtn, gptq]` for each field."
 class Sweep(BaseModel):
     """What is varied, and what all runs share. `settings` are codes such as gptq-4-g64, besides those that `methods`,
     `bits` and `group_sizes` make (None: a whole row); a method that has no groups is taken once. A method that looks at
-    data is calibrated on each `calibration`. `window` None is each model's own."""
+    data is calibrated on each `calibration`. `options` are a method's own, by its name. `window` None is each model's
+    own."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -43,6 +45,7 @@ class Sweep(BaseModel):
     bits: tuple[float, ...] = ()
     group_sizes: tuple[int | None, ...] = (None,)
     settings: tuple[str, ...] = ()
+    options: dict[Identifier, dict[str, OptionValue]] = Field(default_factory=dict)
     tasks: tuple[Identifier, ...]
     limit: int | None = Field(default=None, ge=1)
     windows: int | None = Field(default=None, ge=1)
@@ -109,9 +112,12 @@ def settings_of(sweep: Sweep) -> tuple[list[QuantSetting], list[str]]:
     UserError for a method that there is not, and for one without bits."""
     settings: list[QuantSetting] = []
     left_out: list[str] = []
+    for name in sweep.options:
+        _check_method(name)
     for setting in (*_combined(sweep), *map(read_code, sweep.settings)):
+        options = sweep.options.get(setting.method, {})
         try:
-            resolved = resolve_setting(setting)
+            resolved = resolve_setting(setting.model_copy(update={"options": options}))
         except UserError as refusal:
             left_out.append(str(refusal))
             continue
@@ -120,14 +126,18 @@ def settings_of(sweep: Sweep) -> tuple[list[QuantSetting], list[str]]:
     return settings, left_out
 
 
+def _check_method(name: str) -> None:
+    if name not in METHODS:
+        raise UserError(f"There is no method {name!r}; the methods are: fp16, {', '.join(METHODS)}.")
+
+
 def _combined(sweep: Sweep) -> Iterator[QuantSetting]:
     """What methods, bits and groups make."""
     for method in sweep.methods:
         if method == "fp16":
             yield QuantSetting()
             continue
-        if method not in METHODS:
-            raise UserError(f"There is no method {method!r}; the methods are: fp16, {', '.join(METHODS)}.")
+        _check_method(method)
         if not sweep.bits:
             raise UserError(f"The sweep names no bits for {method}: give some, or settings such as {method}-4.")
         card = METHODS[method].card

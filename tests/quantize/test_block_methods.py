@@ -19,7 +19,7 @@ from quant_engine.models.catalog import model_card
 from quant_engine.models.load import load_dense
 from quant_engine.progress import Hooks, Stopped
 from quant_engine.runs.resolve import resolve_weights
-from quant_engine.runs.weights import checkpoint_folder, quantize
+from quant_engine.runs.weights import checkpoint_folder, layer_records, quantize
 from quant_engine.spec import Calibration, QuantSetting, WeightSpec
 
 TEXT = Calibration(samples=6, length=40)
@@ -218,3 +218,14 @@ def test_the_halves_of_a_block_one_after_the_other_are_the_block(tiny_models):
         for half in block.halves():
             half.advance(block.hidden)
     assert torch.equal(block.hidden, expected)
+
+
+@pytest.mark.parametrize("at_once", [1, 3])
+def test_how_many_windows_go_through_a_block_together_changes_no_more_than_roundings(tiny_models, lab, at_once):
+    errors = []
+    for text in (TEXT, TEXT.model_copy(update={"at_once": at_once})):
+        setting = QuantSetting(method="gptq", w_bits=4, group_size=16)
+        plan = resolve_weights(WeightSpec(model=str(tiny_models / "llama"), setting=setting, calibration=text))
+        quantize(plan, "cpu", Hooks())
+        errors.append([record.output_error for record in layer_records(plan, "cpu", Hooks())])
+    assert errors[1] == pytest.approx(errors[0], rel=0.05)

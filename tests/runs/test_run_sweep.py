@@ -187,3 +187,60 @@ def test_the_queue_holds_back_lets_before_notes_and_deletes(tiny):
     refused = runner.invoke(app, ["queue", "delete", second, "--yes"])
     assert refused.exit_code == 2
     assert "cancel it before" in refused.output
+
+
+def test_a_method_takes_the_options_that_a_sweep_names_and_each_calibration_is_a_run(tiny):
+    model, task = tiny
+    sweep = Sweep(
+        models=model,
+        settings="rtn-4-g16,gptq-4-g16",
+        options={"gptq": {"act_order": True}},
+        calibration=[{"samples": 2, "length": 32}, {"samples": 2, "length": 32, "at_once": 1}],
+        tasks=task,
+        limit=3,
+        windows=1,
+        window=32,
+    )
+    specs = plan(sweep).specs
+    assert [(spec.weights.setting.method, spec.weights.setting.options.get("act_order")) for spec in specs] == [
+        ("rtn", None), ("gptq", True), ("gptq", True)
+    ]  # fmt: skip
+    assert [spec.weights.calibration and spec.weights.calibration.at_once for spec in specs] == [None, None, 1]
+    assert {(spec.limit, spec.windows, spec.text_windows) for spec in specs} == {(3, 1, 1)}
+    with pytest.raises(UserError, match="There is no method 'gtpq'"):
+        plan(sweep.model_copy(update={"options": {"gtpq": {}}}))
+
+
+def test_the_sweeps_that_come_with_the_project_can_be_read_and_have_no_undefined_setting():
+    for file in (folders.ASSETS / "sweeps").glob("*.yaml"):
+        settings, left_out = settings_of(read_sweep(file))
+        assert settings
+        assert left_out == []
+
+
+def test_runs_that_came_with_the_project_are_left_out_if_asked(tiny, tmp_path, monkeypatch):
+    model, task = tiny
+    words = [
+        "sweep",
+        "-m",
+        model,
+        "--methods",
+        "rtn",
+        "-b",
+        "4",
+        "-g",
+        "16",
+        "-t",
+        task,
+        "--window",
+        "32",
+        "--limit",
+        "1",
+    ]
+    assert CliRunner().invoke(app, words).exit_code == 0
+    folders.results().rename(tmp_path / "shipped")
+    monkeypatch.setattr(folders, "shipped", lambda: tmp_path / "shipped")
+    done = CliRunner().invoke(app, [*words, "--new"])
+    assert done.exit_code == 0, done.output
+    assert "1 of 1 runs are there" in done.output
+    assert not folders.results().exists()
