@@ -91,9 +91,13 @@ def resampled_values(runs: tuple[Run, ...], number: str, draws: int) -> dict[str
     return values
 
 
+def unit_scores(run_id: str, number: str) -> tuple[str, np.ndarray] | None:
+    """What identifies the units that a number of a run is the mean of, and their scores; None if they can't be read."""
+    return _units(run_id, _stamp(run_id), number)
+
+
 @lru_cache(maxsize=4 * MOST_RUNS)
 def _units(run_id: str, stamp: int, number: str) -> tuple[str, np.ndarray] | None:
-    """What identifies the units that a number of a run is the mean of, and their scores; None if they can't be read."""
     task, suffix = parse_result_name(number)
     try:
         units = task.units(folder.read_items(folder.run_path(run_id), task.name))[suffix]

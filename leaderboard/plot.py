@@ -93,8 +93,13 @@ def quality_axis(column: Column, values: pd.Series) -> dict[str, Any]:
     plain = axis(f"{column.title} {column.arrow} ({unit})")
     if column.better == "higher":
         return plain
-    decades = values.max() > 30 * values.min()
-    return plain | {"type": "log", "dtick": 1 if decades else "D2", "exponentformat": "power" if decades else "none"}
+    return plain | log_scale(values.min(), values.max())
+
+
+def log_scale(lowest: float, highest: float) -> dict[str, Any]:
+    """What makes an axis of values from `lowest` to `highest` one of their logarithms."""
+    decades = highest > 30 * lowest
+    return {"type": "log", "dtick": 1 if decades else "D2", "exponentformat": "power" if decades else "none"}
 
 
 def value_hover(column: Column, axis: str) -> str:

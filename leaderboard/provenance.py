@@ -13,7 +13,7 @@ from leaderboard import orders, votes
 from leaderboard.analysis import CELL_WORDS, Board, Cell
 from leaderboard.store import Notes, method_name, model_name, note_on
 from leaderboard.view import find_row, row_key
-from quant_engine import notation
+from quant_engine import __version__, notation
 from quant_engine.evaluate import TASKS
 from quant_engine.methods import METHODS
 from quant_engine.models.catalog import MODELS
@@ -192,6 +192,7 @@ def _about_run(result: dict, board: Board, origins: list[int]) -> list[tuple[str
     seconds = board.results["duration_s"].iloc[origins].dropna()
     fields = [
         ("Made", _text(result.get("created"))),
+        ("Note", _earlier(_text(result.get("engine_version")))),
         ("Shared by", _text(result.get("shared_by"))),
         ("Engine", " ".join(filter(None, [_text(result.get("engine_version")), _text(result.get("engine_commit"))]))),
         ("Libraries", _pairs(_text(result.get("libraries")))),
@@ -205,6 +206,13 @@ def _about_run(result: dict, board: Board, origins: list[int]) -> list[tuple[str
         ("Peak memory", "" if pd.isna(result.get("peak_memory_bytes")) else notation.size(result["peak_memory_bytes"])),
     ]
     return [(name, value) for name, value in fields if value]
+
+
+def _earlier(version: str) -> str:
+    """What is said of a run that another version of the engine made."""
+    if version in ("", __version__):
+        return ""
+    return f"made by version {version}; this one, {__version__}, rounds scales otherwise and may give another number"
 
 
 def _pairs(text: str) -> str:

@@ -22,7 +22,7 @@ from quant_engine.spec import Text
 FIRST_MODEL = "LLaMA3-8B"
 EVERY_MODEL = "all"
 MOST_PINS = 4
-Tab = Literal["leaderboard", "explore", "ask", "run", "methods"]
+Tab = Literal["leaderboard", "explore", "findings", "ask", "run", "methods"]
 
 
 class Explored(BaseModel):

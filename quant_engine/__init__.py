@@ -2,7 +2,7 @@
 
 import os
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # Threads that wait for each other sleep instead of spinning. A page, a run and an answer share few cores here, and a
 # spinning thread keeps the one that it waits for from its core: seven times slower, measured on two busy cores. The

@@ -15,8 +15,8 @@ from quant_engine import folders
 from quant_engine.results import LayerRecord
 from quant_engine.spec import UserError, WeightSpec, digest
 
-FORMAT = 2
-"""Raised when older checkpoints can no longer be read: they are then quantized anew."""
+FORMAT = 3
+"""Raised when older checkpoints can no longer be read, or would be other weights today: they are quantized anew."""
 LOSSES = "losses.json"
 
 

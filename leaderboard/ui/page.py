@@ -18,6 +18,7 @@ from leaderboard.store import model_name
 from leaderboard.ui import methods_tab, signed_in, theme
 from leaderboard.ui.ask_tab import AskTab
 from leaderboard.ui.explore_tab import ExploreTab
+from leaderboard.ui.findings_tab import FindingsTab
 from leaderboard.ui.leaderboard_tab import LeaderboardTab, Updates, page_view
 from leaderboard.ui.pressed import pressed
 from leaderboard.ui.run_tab import RunTab
@@ -60,6 +61,8 @@ class _Page:
                 self.leaderboard = LeaderboardTab(self.boards)
             with gr.Tab("Explore", id="explore") as self.explore_tab:
                 self.explore = ExploreTab(self.boards)
+            with gr.Tab("Findings", id="findings") as self.findings_tab:
+                self.findings = FindingsTab(self.boards)
             with gr.Tab("Ask a picture", id="ask") as self.ask_tab:
                 self.ask = AskTab(lab)
             with gr.Tab("Run", id="run"):
@@ -72,7 +75,7 @@ class _Page:
         history = theme.html("", js_on_load=_BACK_JS)
         search = gr.Textbox("", visible="hidden")
         to_leaderboard = [self.tabs, *self.leaderboard.outputs]
-        everything = [*to_leaderboard, *self.explore.outputs, *self.ask.outputs]
+        everything = [*to_leaderboard, *self.explore.outputs, *self.findings.outputs, *self.ask.outputs]
         opening = page.load(self._load, search, everything, js="() => [location.search]", **QUICK)
         self.leaderboard.connect_refresh(opening.then(None, None, None, js="() => lowbit.shown()", **QUICK).then)
         # A step during another waits for it, and then reads the address of the last one.
@@ -84,6 +87,7 @@ class _Page:
         for card in self.method_cards:
             card.see(self._show_method, None, to_leaderboard, **QUICK)
         self.explore.connect(self.explore_tab)
+        self.findings.connect(self.findings_tab)
         for tab in self.tabs.children:
             name = "" if tab.id == "leaderboard" else f"tab={tab.id}"
             tab.select(None, None, None, js=f"() => {{ lowbit.go('tab', '{name}'); }}", **QUICK)
@@ -99,8 +103,9 @@ class _Page:
         """Every tab as an address says."""
         view = read_address(search)
         explored = dict(zip(self.explore.outputs, self.explore.fill(view), strict=True))
+        found = dict(zip(self.findings.outputs, self.findings.fill(view), strict=True))
         asked = dict(zip(self.ask.outputs, self.ask.fill(view.asked), strict=True))
-        return {self.tabs: gr.Tabs(selected=view.tab)} | self.leaderboard.fill(view) | explored | asked
+        return {self.tabs: gr.Tabs(selected=view.tab)} | self.leaderboard.fill(view) | explored | found | asked
 
     def _load(self, search: str) -> Updates:
         """The page as an address says; without a view in it as it is, for the visitor may have begun to use it."""

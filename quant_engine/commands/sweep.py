@@ -98,10 +98,7 @@ def sweep(
     planned = plan(asked)
     for reason in planned.left_out:
         errors.print(f"Left out: {escape(reason)}", highlight=False, soft_wrap=True)
-    specs = [spec for spec in planned.specs if not (new and folder.run_path(spec.run_id).is_dir())]
-    if len(specs) < len(planned.specs):
-        errors.print(f"{len(planned.specs) - len(specs)} of {len(planned.specs)} runs are there.", highlight=False)
-    ended = make(specs, executors.executor(executor))
+    ended = make(_new(planned.specs) if new else planned.specs, executors.executor(executor))
     if as_json:
         sys.stdout.write(json.dumps([_row(spec, run) for spec, run in ended], indent=1) + "\n")
     else:
@@ -115,6 +112,14 @@ def _asked(**fields: object) -> Sweep:
         return Sweep.model_validate(fields)
     except ValidationError as error:
         raise UserError(sentence(error)) from None
+
+
+def _new(specs: Sequence[RunSpec]) -> list[RunSpec]:
+    """Those that neither came with the project nor were made here."""
+    missing = [spec for spec in specs if not folder.run_path(spec.run_id).is_dir()]
+    if len(missing) < len(specs):
+        errors.print(f"{len(specs) - len(missing)} of {len(specs)} runs are there.", highlight=False)
+    return missing
 
 
 def make(specs: Sequence[RunSpec], executor: Executor) -> list[tuple[RunSpec, QueuedRun | None]]:

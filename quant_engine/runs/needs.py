@@ -1,9 +1,8 @@
 """What a run takes of memory and disk, before it is started: counted from the model's shape.
 
-The parts of memory that have no exact count (libraries, what a product allocates on its way, what the C library holds
-back) have factors that were fitted to runs of four models of 74 to 478 million weights on a CPU, where the estimate was
-within a sixth of most peaks. Two runs of the same setting differ by up to a fifth, and the estimates of the runs that
-ship with the project are 0.7 to 1.5 times their peaks.
+The parts of memory that have no exact count (libraries, what a product allocates on its way) have factors that were
+fitted to runs of four models of 74 million to a billion weights on a CPU: `benchmarks/memory.py` holds the estimate
+against such runs. Runs of earlier versions took up to half as much more, since the C library held what was freed.
 """
 
 from __future__ import annotations
@@ -23,10 +22,12 @@ from quant_engine.models.catalog import model_card
 from quant_engine.models.shapes import Shape, shape_of
 from quant_engine.spec import Calibration, QuantSetting, RunSpec, UserError
 
-PROCESS = 500e6
+PROCESS = 690e6
 """Bytes of a process that has computed something: libraries, threads, compiled code."""
-LOGITS, ACTIVATIONS = 2.6, 4.0
-"""How often the logits of a batch, and the hidden states of all its blocks, are held while it is measured."""
+STATES, QUESTION_STATES = 2.2, 3.0
+"""How often the hidden states of all blocks for a batch are held while it is measured, of texts and of questions."""
+HEAD_WIDTH = 64
+"""Taken for all models: scores of attention are held for each head."""
 BLOCKS, HESSIANS, WINDOWS = 3.0, 3.0, 1.2
 """How often a float32 block, the Hessian of its widest linear and the calibration are held while it is quantized; the
 calibration once more where a method also wants what the original blocks make of it."""
@@ -67,12 +68,7 @@ def peak_memory(
     method = METHODS.get(setting.method)
     if method and (method.train or method.fine_tunes):
         return None
-    tokens = TOKENS_AT_ONCE
-    if reads_windows(tasks):
-        tokens = max(window, min(TOKENS_AT_ONCE // window, limit or TOKENS_AT_ONCE) * window)
-    rows = tokens if reads_windows(tasks) else HEAD_ROWS
-    logits, states = 4 * rows * shape.vocabulary, 4 * shape.layers * tokens * shape.hidden
-    measuring = weight_bytes(shape, setting) + LOGITS * logits + ACTIVATIONS * states
+    measuring = weight_bytes(shape, setting) + max(_measuring(shape, task, limit, window) for task in tasks)
     quantizing = 0.0
     if method:
         calibrated = calibration.samples * calibration.length * shape.hidden if calibration else 0
@@ -80,6 +76,17 @@ def peak_memory(
         block, windows = shape.quantized / shape.layers, WINDOWS + method.original_inputs
         quantizing = 4 * (BLOCKS * block + HESSIANS * hessian + windows * calibrated) + 2 * shape.unquantized
     return PROCESS + max(measuring, quantizing)
+
+
+def _measuring(shape: Shape, task: str, limit: int | None, window: int) -> float:
+    """Bytes that measuring a task takes at most beside the weights."""
+    if not reads_windows((task,)):
+        states = 4 * shape.layers * TOKENS_AT_ONCE * shape.hidden
+        return 4 * HEAD_ROWS * shape.vocabulary + QUESTION_STATES * states
+    windows = max(1, min(TOKENS_AT_ONCE // window, limit or TOKENS_AT_ONCE))
+    tokens, heads = windows * window, shape.hidden // HEAD_WIDTH
+    states = STATES * 4 * shape.layers * tokens * shape.hidden
+    return 4 * tokens * shape.vocabulary + states + 4 * windows * heads * window**2
 
 
 def stored_bits(shape: Shape, setting: QuantSetting) -> float:

@@ -10,6 +10,7 @@ from playwright.sync_api import Page, Route, expect
 from serving import NO_MODELS, NOBODY_ASKS, served, tab
 from test_leaderboard import column, press, rows, summary_is
 
+from leaderboard.findings import CLAIMS
 from quant_engine import folders
 from quant_engine.data.drawn import suite
 from quant_engine.results import ItemOutput, LayerRecord, Result
@@ -328,3 +329,21 @@ def test_programs_can_ask_too(lab):
     assert len(answer["rows"]) == 2
     with pytest.raises(Exception, match="There is no model"):
         client.predict(model="GPT-5", api_name="/leaderboard")
+
+
+def test_findings_have_their_verdicts_numbers_and_the_rows_behind_them(tmp_path, opened):
+    with served(tmp_path, before=NOBODY_ASKS, LOWBIT_SHIPPED=str(folders.ASSETS / "runs")) as lab:
+        page = opened(lab)
+        tab(page, "Findings")
+        cards = page.locator("#findings .finding")
+        expect(cards).to_have_count(len(CLAIMS))
+        search_has(page, "tab=findings")
+        card = cards.filter(has_text="The bits in a name are not those that are stored.")
+        expect(card.locator("mark")).to_have_text("agrees")
+        expect(card).to_contain_text("Rule.")
+        card.scroll_into_view_if_needed()
+        expect(card.locator(".main-svg").first).to_be_visible()
+        card.get_by_role("link", name="See the rows").click()
+        expect(page.locator("table.board")).to_be_visible()
+        search_has(page, "model=SmolLM2-135M", "method=RTN,PB-LLM,BiLLM", "source=measured")
+        assert set(column(page, "Method")) == {"RTN", "PB-LLM", "BiLLM"}
