@@ -50,6 +50,8 @@ TEXT, SHORT = "--tasks perplexity --limit 2 --window 1024", "--tasks perplexity 
 CASES = {
     "SmolLM2 FP16": Case(f"--model demo-llm {TEXT}"),
     "SmolLM2 RTN, long windows": Case(f"--model demo-llm {RTN} --tasks perplexity --limit 1 --window 4096"),
+    "SmolLM2 FP16, long windows": Case("--model demo-llm --tasks perplexity --limit 1 --window 4096"),
+    "SmolLM2 RTN": Case(f"--model demo-llm {RTN} {TEXT}"),
     "SmolLM2 GPTQ": Case(f"--model demo-llm {GPTQ} {SHORT}"),
     "SmolLM2 AWQ": Case(f"--model demo-llm --method awq --bits 4 --group-size 64 --samples 8 {SHORT}"),
     "SmolLM2 PB-LLM": Case(f"--model demo-llm --method pb_llm --bits 2 --group-size 64 --samples 8 {SHORT}"),

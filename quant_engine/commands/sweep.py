@@ -95,10 +95,7 @@ def sweep(
             device=device,
         )
     )
-    planned = plan(asked)
-    for reason in planned.left_out:
-        errors.print(f"Left out: {escape(reason)}", highlight=False, soft_wrap=True)
-    ended = make(_new(planned.specs) if new else planned.specs, executors.executor(executor))
+    ended = make(_planned(asked, new), executors.executor(executor))
     if as_json:
         sys.stdout.write(json.dumps([_row(spec, run) for spec, run in ended], indent=1) + "\n")
     else:
@@ -112,6 +109,14 @@ def _asked(**fields: object) -> Sweep:
         return Sweep.model_validate(fields)
     except ValidationError as error:
         raise UserError(sentence(error)) from None
+
+
+def _planned(asked: Sweep, new: bool) -> Sequence[RunSpec]:
+    """The runs of a sweep; of settings that are left out it is said why."""
+    planned = plan(asked)
+    for reason in planned.left_out:
+        errors.print(f"Left out: {escape(reason)}", highlight=False, soft_wrap=True)
+    return _new(planned.specs) if new else planned.specs
 
 
 def _new(specs: Sequence[RunSpec]) -> list[RunSpec]:
