@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from leaderboard import orders, votes
 from leaderboard.analysis import CELL_WORDS, Board, Cell
-from leaderboard.store import Notes, method_name, model_name, note_on
+from leaderboard.store import Notes, method_called, method_name, model_name, note_on
 from leaderboard.view import find_row, row_key
 from quant_engine import __version__, notation
 from quant_engine.evaluate import TASKS
@@ -192,7 +192,7 @@ def _about_run(result: dict, board: Board, origins: list[int]) -> list[tuple[str
     seconds = board.results["duration_s"].iloc[origins].dropna()
     fields = [
         ("Made", _text(result.get("created"))),
-        ("Note", _earlier(_text(result.get("engine_version")))),
+        ("Note", _earlier(result)),
         ("Shared by", _text(result.get("shared_by"))),
         ("Engine", " ".join(filter(None, [_text(result.get("engine_version")), _text(result.get("engine_commit"))]))),
         ("Libraries", _pairs(_text(result.get("libraries")))),
@@ -208,9 +208,10 @@ def _about_run(result: dict, board: Board, origins: list[int]) -> list[tuple[str
     return [(name, value) for name, value in fields if value]
 
 
-def _earlier(version: str) -> str:
-    """What is said of a run that another version of the engine made."""
-    if version in ("", __version__):
+def _earlier(result: dict) -> str:
+    """What is said of a run whose weights another version of the engine quantized."""
+    version = _text(result.get("engine_version"))
+    if version in ("", __version__) or method_called(_text(result.get("method"))) is None:
         return ""
     return f"made by version {version}; this one, {__version__}, rounds scales otherwise and may give another number"
 
