@@ -5,11 +5,14 @@ Imports neither torch nor any model code, so the page and the leaderboard can us
 
 from __future__ import annotations
 
+import string
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
 from quant_engine.spec import QuantSetting
+
+LETTERS = string.ascii_uppercase
 
 
 class Result(BaseModel):
@@ -73,6 +76,22 @@ class ItemOutput(BaseModel):
     group: str | None = None
     category: str | None = None
     measures: list[float] | None = None
+
+    def without_text(self) -> ItemOutput:
+        """The item without the words of its question, which are its data set's. A choice is then a letter, filled up to
+        the length that it had: scores are divided by that."""
+        names = {
+            text: (LETTERS[index] if index < len(LETTERS) else str(index)).ljust(len(text), "·")
+            for index, text in enumerate(self.choices or ())
+        }
+        return self.model_copy(
+            update={
+                "prompt": "",
+                "choices": [names[text] for text in self.choices] if self.choices else self.choices,
+                "gold": [names.get(text, text) for text in self.gold],
+                "prediction": names.get(self.prediction, self.prediction),
+            }
+        )
 
 
 class LayerRecord(BaseModel):

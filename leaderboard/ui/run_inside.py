@@ -125,8 +125,9 @@ def _table(comparisons: list[paired.Comparison]) -> pd.DataFrame:
 
 def _flipped(task: str, a: run_folder.RunFolder, b: run_folder.RunFolder) -> str:
     """A task's items whose score differs, each with its picture, the question, the right answer, and both answers."""
-    firsts = {(output.item, output.prompt): output for output in run_folder.read_items(a.path, task)}
-    pairs = [(firsts.get((output.item, output.prompt)), output) for output in run_folder.read_items(b.path, task)]
+    sides = paired.as_much_text(*(run_folder.read_items(run.path, task) for run in (a, b)))
+    firsts = {(output.item, output.prompt): output for output in sides[0]}
+    pairs = [(firsts.get((output.item, output.prompt)), output) for output in sides[1]]
     pairs = [(first, second) for first, second in pairs if first and first.score != second.score and second.gold]
     if not pairs:
         return ""

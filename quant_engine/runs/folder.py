@@ -93,7 +93,7 @@ def write(
         _write_table(aside / "layers.parquet", LayerRecord, layers)
         (aside / "items").mkdir()
         for task, outputs in items.items():
-            _write_table(aside / "items" / f"{file_name(task)}.parquet", ItemOutput, outputs)
+            write_items(aside, task, outputs)
         (aside / "log.txt").write_text(log, encoding="utf-8", errors="backslashreplace")
         body = {"run_id": spec.run_id, "spec": spec.model_dump(mode="json"), **about}
         (aside / "run.json").write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
@@ -139,6 +139,11 @@ def read_layers(path: Path) -> list[LayerRecord]:
 
 def read_items(path: Path, task: str) -> list[ItemOutput]:
     return [ItemOutput(**row) for row in pq.read_table(path / "items" / f"{file_name(task)}.parquet").to_pylist()]
+
+
+def write_items(path: Path, task: str, outputs: Sequence[ItemOutput]) -> None:
+    """Into a run folder that is being written."""
+    _write_table(path / "items" / f"{file_name(task)}.parquet", ItemOutput, outputs)
 
 
 def run_folders() -> Iterator[Path]:

@@ -91,6 +91,7 @@ def compare_task(name: str, a: RunFolder, b: RunFolder) -> list[Comparison]:
 
 def compare_items(task: Task, a: Sequence[ItemOutput], b: Sequence[ItemOutput]) -> list[Comparison]:
     """A task's numbers over the items that both sides were asked. Raises UserError if there are none."""
+    a, b = as_much_text(a, b)
     shared = {(output.item, output.prompt) for output in a} & {(output.item, output.prompt) for output in b}
     if not shared:
         raise UserError(f"{task.title}: the two runs have no item in common.")
@@ -98,6 +99,13 @@ def compare_items(task: Task, a: Sequence[ItemOutput], b: Sequence[ItemOutput]) 
     units_a, units_b = task.units(a), task.units(b)
     headline, *parts = [_comparison(task, suffix, units, units_b[suffix]) for suffix, units in units_a.items() if units]
     return [replace(headline, flips=flips(a, b), agreement=agreement(a, b)), *parts]
+
+
+def as_much_text(a: Sequence[ItemOutput], b: Sequence[ItemOutput]) -> tuple[Sequence[ItemOutput], Sequence[ItemOutput]]:
+    """Both sides without the words of their questions, where one lacks them: as runs that come with the project do."""
+    if all(output.prompt for output in (*a, *b)):
+        return a, b
+    return [output.without_text() for output in a], [output.without_text() for output in b]
 
 
 def _comparison(task: Task, suffix: str, a: Units, b: Units) -> Comparison:

@@ -241,3 +241,28 @@ def test_statistics_load_no_torch():
 
     code = "import sys; from quant_engine.runs import paired; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_run_without_the_words_of_its_questions_says_the_same_of_another():
+    task = parse_task("piqa")
+    answers = [("first way", "another, longer way", [-1.0, -2.5]), ("a", "b much longer", [-3.0, -2.0])]
+
+    def outputs(flipped):
+        return [
+            ItemOutput(
+                item=str(number),
+                prompt=f"question {number}",
+                gold=[first],
+                prediction=second if flipped and number == 0 else first,
+                score=float(not (flipped and number == 0)),
+                choices=[first, second],
+                log_probabilities=values,
+            )
+            for number, (first, second, values) in enumerate(answers)
+        ]
+
+    full = paired.compare_items(task, outputs(False), outputs(True))
+    stripped = [output.without_text() for output in outputs(False)]
+    assert (stripped[0].prompt, stripped[0].gold, stripped[1].choices) == ("", ["A········"], ["A", "B············"])
+    assert paired.compare_items(task, stripped, outputs(True)) == full
+    assert full[0].flips == paired.Flips(lost=1, gained=0, changed=0)
