@@ -21,6 +21,7 @@ from leaderboard import room
 from leaderboard.sizes import counted_bits, weight_bytes
 from leaderboard.store import method_name
 from quant_engine import folders, notation
+from quant_engine.evaluate import reads_windows
 from quant_engine.methods import METHODS
 from quant_engine.models.catalog import ModelCard
 from quant_engine.models.device import default_device
@@ -102,6 +103,7 @@ def cost(
     tasks: Sequence[str],
     limit: int | None,
     calibration: Calibration | None,
+    windows: int | None = None,
 ) -> Cost:
     """What a run of these will take on this machine, by all `results`."""
     measured = results[results["source"] == "measured"]
@@ -114,7 +116,8 @@ def cost(
     untimed: list[str] = []
     for task in tasks:
         of_task = measured[(measured["task"] == task) & (measured["items"] > 0)].dropna(subset=["duration_s"])
-        items = limit or (of_task["items"].max() if len(of_task) else None)
+        most = (windows or limit) if reads_windows((task,)) else limit
+        items = most or (of_task["items"].max() if len(of_task) else None)
         each, _ = _scaled(of_task.assign(each_s=of_task["duration_s"] / of_task["items"]), "each_s", model)
         if items is None or each is None:
             untimed.append(task)
@@ -125,7 +128,7 @@ def cost(
         seconds=seconds,
         runs=len(alike),
         memory=_memory(quantizing[quantizing["model"] == model], alike)
-        or _counted_memory(card, setting, tasks, limit, calibration),
+        or _counted_memory(card, setting, tasks, windows or limit, calibration),
         weights=weight_bytes(model, bits) if bits else None,
         untimed=tuple(untimed),
     )
@@ -138,6 +141,7 @@ def sweep_cost(
     tasks: Sequence[str],
     limit: int | None,
     calibration: Calibration,
+    windows: int | None = None,
 ) -> SweepCost:
     """What the runs of all settings on all models will take together, by all `results`."""
     by_method: dict[str, list[QuantSetting]] = {}
@@ -147,7 +151,9 @@ def sweep_cost(
     for card, (method, alike) in product(cards, by_method.items()):
         looked_at = calibration if method in METHODS and METHODS[method].card.calibrated else None
         widest = max(alike, key=lambda setting: (setting.w_bits, -(setting.group_size or sys.maxsize)))
-        expected = cost(results, card, widest, tasks, limit, looked_at)  # a run's time depends on its method alone
+        expected = cost(
+            results, card, widest, tasks, limit, looked_at, windows
+        )  # a run's time depends on its method alone
         if expected.seconds is None:
             unknown += len(alike)
         else:

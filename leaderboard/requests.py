@@ -94,6 +94,7 @@ def run(
     *,
     limit: str | float | None = None,
     window: str | float | None = None,
+    windows: str | float | None = None,
     calibration: Calibration | None = None,
     hosted: bool = False,
 ) -> RunSpec:
@@ -102,6 +103,7 @@ def run(
     Args:
         limit: The most items of each task; empty for all.
         window: The perplexity window in tokens; empty for the model's own.
+        windows: The most windows of a text; empty for as many as `limit`.
         calibration: What a method that is calibrated looks at.
         hosted: Whether the page is public, and takes only what it offers itself.
     """
@@ -116,6 +118,7 @@ def run(
             dtype=default_dtype(device),
             tasks=tasks,
             limit=items(limit),
+            windows=most_windows(windows),
             window=_count(window, "Window") or model_card(model).window,
         )
     except ValidationError as error:
@@ -136,6 +139,7 @@ def sweep(
     *,
     limit: str | float | None = None,
     window: str | float | None = None,
+    windows: str | float | None = None,
     calibration: Calibration | None = None,
     hosted: bool = False,
 ) -> Sweep:
@@ -162,6 +166,7 @@ def sweep(
             group_sizes=[_group(size) for size in groups or ()] or [None],
             tasks=tasks,
             limit=items(limit),
+            windows=most_windows(windows),
             window=_count(window, "Window"),
             calibration=calibration or Calibration(),
         )
@@ -181,6 +186,11 @@ def sweep_runs(asked: Sweep) -> Plan:
         for spec in planned.specs:
             check_room(spec)
     return planned
+
+
+def most_windows(windows: str | float | None) -> int | None:
+    """The most windows of a text that the control shows; None for as many as items. Raises UserError."""
+    return _count(windows, "Windows of a text")
 
 
 def items(limit: str | float | None) -> int | None:

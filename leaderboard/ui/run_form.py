@@ -118,6 +118,7 @@ class RunForm:
                 placeholder=str(MODELS[model].window),
                 max_lines=1,
             )
+            self.windows = gr.Textbox(label="Windows of a text (empty: as many as items)", max_lines=1)
         self.cost = html("", elem_id="run-cost", elem_classes="remark")
         if lab.hosted and signed_in.offered():
             gr.LoginButton(elem_id="sign-in", size="sm")
@@ -125,7 +126,8 @@ class RunForm:
         self.problem = html("", elem_id="run-problem")
         self.start = gr.Button("Start run", variant="primary", elem_id="start")
         self.controls = [
-            self.model, *self.picker, *self.tasks, self.limit, *self.calibration, self.window, *self.options
+            self.model, *self.picker, *self.tasks, self.limit, *self.calibration, self.window, self.windows,
+            *self.options,
         ]  # fmt: skip
         self._connect()
 
@@ -194,20 +196,21 @@ class RunForm:
 
     def _cost(self, model, method, bits, a_bits, group, *values) -> str:
         """What the run will take, in a sentence or two; nothing for what is no run yet."""
-        tasks, (limit, source, samples, length, _) = self._shared(values)
+        tasks, (limit, source, samples, length, _, windows) = self._shared(values)
         try:
             setting = requests.setting(method, bits, group, a_bits=a_bits)
             looked_at = requests.calibration(source, samples, length) if calibrated([method]) else None
-            items = requests.items(limit)
+            items, most_windows = requests.items(limit), requests.most_windows(windows)
         except UserError:
             return ""
-        expected = cost(self._store.snapshot().frame, MODELS[model], setting, tasks, items, looked_at)
+        expected = cost(self._store.snapshot().frame, MODELS[model], setting, tasks, items, looked_at, most_windows)
         return f"<p>{escape(expected.words())}</p>"
 
     def _shared(self, values: Sequence[Any]) -> tuple[list[str], Sequence[Any]]:
-        """Of the values of `controls` behind the setting: the tasks; and limit, calibration (three), window."""
+        """Of the values of `controls` behind the setting: the tasks; and limit, calibration (three), window,
+        windows."""
         groups = len(self.tasks)
-        return joined(values[:groups]), values[groups : groups + 2 + len(self.calibration)]
+        return joined(values[:groups]), values[groups : groups + 3 + len(self.calibration)]
 
     def _fit_model(self, model: str, *tasks: list[str]) -> tuple:
         """What a model allows. Choices that it allows stay: a list that merely loses the focus asks this, too."""
@@ -246,14 +249,13 @@ class RunForm:
 
     def read(self, model, method, bits, a_bits, group, *values) -> RunSpec:
         """The run that `controls` describe. Raises UserError for one that the engine would refuse."""
-        tasks, (limit, source, samples, length, window) = self._shared(values)
+        tasks, (limit, source, samples, length, window, windows) = self._shared(values)
         names = {name: list(method.Options.model_fields) for name, method in METHODS.items()}
         options = options_of(method, names, values[-len(self.options) :])
         setting = requests.setting(method, bits, group, options, a_bits=a_bits, hosted=self.hosted)
         calibration = requests.calibration(source, samples, length) if calibrated([method]) else None
-        return requests.run(
-            model, setting, tasks, limit=limit, window=window, calibration=calibration, hosted=self.hosted
-        )
+        lengths = {"limit": limit, "window": window, "windows": windows}
+        return requests.run(model, setting, tasks, **lengths, calibration=calibration, hosted=self.hosted)
 
     def read_sweep(self, *values) -> Plan:
         """The runs of the sweep that `controls` and those of the sweep describe. Raises UserError as `read` does."""
@@ -261,9 +263,10 @@ class RunForm:
 
     def _read_sweep(self, values: Sequence[Any]) -> Sweep:
         """The sweep that the values of `controls`, with or without options, and of the sweep's controls describe."""
-        tasks, (limit, source, samples, length, window) = self._shared(values[1 + len(self.picker) :])
+        tasks, (limit, source, samples, length, window, windows) = self._shared(values[1 + len(self.picker) :])
         calibration = requests.calibration(source, samples, length)
-        return self.sweep.read(*values[-len(self.sweep.controls) :], tasks, limit, window, calibration)
+        lengths = {"limit": limit, "window": window, "windows": windows}
+        return self.sweep.read(*values[-len(self.sweep.controls) :], tasks, calibration, **lengths)
 
     @staticmethod
     def _filled(model: str, group: str, tasks: Sequence[str]) -> dict:
@@ -297,6 +300,7 @@ class RunForm:
                 else [gr.skip()] * 3
             ),
             gr.update(value="" if spec.window == window else str(spec.window), placeholder=str(window)),
+            "" if spec.windows is None else str(spec.windows),
             *(
                 setting.options.get(option, field.default) if name == setting.method else gr.skip()
                 for name, method in METHODS.items()

@@ -43,15 +43,14 @@ class SweepForm:
         self.controls = [self.models, self.methods, self.bits, self.groups]
         self.methods.input(fit_methods, [self.methods, self.bits], [self.bits, self.groups], **QUICK)
 
-    def read(self, models, methods, bits, groups, tasks, limit, window, calibration: Calibration) -> Sweep:
+    def read(self, models, methods, bits, groups, tasks, calibration: Calibration, **lengths) -> Sweep:
         """The sweep that the controls and the shared ones describe, in the order of the lists and the widest weights
         first, whatever was pressed first. Raises UserError."""
         listed = [name for _, name in self.methods.choices]
         methods = sorted(methods or [], key=lambda name: listed.index(name) if name in listed else len(listed))
         return requests.sweep(
             *(models, methods, sorted(bits or [], key=str, reverse=True), groups, tasks),
-            limit=limit,
-            window=window,
+            **lengths,
             calibration=calibration,
             hosted=self._hosted,
         )
@@ -64,7 +63,7 @@ class SweepForm:
             return 0, left_out_html(left_out)
         cards = [MODELS[model] for model in sweep.models if model in MODELS]
         frame = self._store.snapshot().frame
-        expected = sweep_cost(frame, cards, settings, sweep.tasks, sweep.limit, sweep.calibration[0])
+        expected = sweep_cost(frame, cards, settings, sweep.tasks, sweep.limit, sweep.calibration[0], sweep.windows)
         words = (
             f"{escape(count(runs, 'run'))}. {escape(expected.words(runs))} What is measured already is not repeated."
         )
