@@ -137,6 +137,11 @@ def test_a_measured_row_is_run_again_as_it_was(tmp_path, opened):
             expect(page.get_by_label(label, exact=True).locator("visible=true")).to_have_value(value)
         expect(page.get_by_label("Act order").locator("visible=true")).to_be_checked()
         expect(page.get_by_label("True sequential").locator("visible=true")).to_be_checked()
+        page = opened(lab, search="?model=SmolLM2-135M&row=run~b5917a86c9e47348")
+        page.locator("#card").get_by_role("button", name="Run this setting again").click()
+        page.get_by_role("button", name="Calibration and method options").click()
+        for label, value in {"Items per task": "400", "Windows of a text": "32"}.items():
+            expect(page.get_by_label(label).locator("visible=true")).to_have_value(value)
 
 
 def test_the_card_closes_with_escape_and_the_keyboard_opens_it(page):
