@@ -36,6 +36,7 @@ from quant_engine.commands.options import (
     Limit,
     Method,
     Model,
+    Only,
     Option,
     PublishedAt,
     QuantizeDtype,
@@ -120,6 +121,10 @@ def _setting(method: str, bits: float, a_bits: int, group_size: int | None, opti
         except ValueError:
             parsed[name] = value
     return QuantSetting(method=method, w_bits=bits, a_bits=a_bits, group_size=group_size, options=parsed)
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip().lower() for name in text.split(",") if name.strip())
 
 
 def _published(location: str, model: str | None, revision: str | None, setting: QuantSetting) -> WeightSpec:
@@ -226,6 +231,7 @@ def run(
     a_bits: ABits = 16,
     group_size: GroupSize = None,
     option: Option = None,
+    only: Only = "",
     calibration: Text = "builtin",
     samples: Samples = 32,
     length: Length = 512,
@@ -254,7 +260,13 @@ def run(
     elif model:
         text = Calibration(source=calibration, samples=samples, length=length, seed=calibration_seed, at_once=at_once)
         weights = WeightSpec(
-            model=model, revision=revision, setting=setting, calibration=text, seed=seed, dtype=quantize_dtype
+            model=model,
+            revision=revision,
+            setting=setting,
+            calibration=text,
+            seed=seed,
+            dtype=quantize_dtype,
+            only=_names(only),
         )
     else:
         raise UserError("Say what to measure: --model, or --checkpoint for weights that were quantized elsewhere.")
@@ -334,6 +346,7 @@ def quantize(
     a_bits: ABits = 16,
     group_size: GroupSize = None,
     option: Option = None,
+    only: Only = "",
     calibration: Text = "builtin",
     samples: Samples = 32,
     length: Length = 512,
@@ -348,7 +361,13 @@ def quantize(
     setting = _setting(method, bits, a_bits, group_size, option)
     text = Calibration(source=calibration, samples=samples, length=length, seed=calibration_seed, at_once=at_once)
     asked = WeightSpec(
-        model=model, revision=revision, setting=setting, calibration=text, seed=seed, dtype=quantize_dtype
+        model=model,
+        revision=revision,
+        setting=setting,
+        calibration=text,
+        seed=seed,
+        dtype=quantize_dtype,
+        only=_names(only),
     )
     plan = resolve_weights(asked)
     _say_calibration_cut(asked, plan.spec)

@@ -227,7 +227,8 @@ class WeightSpec(_Frozen):
 
     `dtype` is what quantizing computes in. What the model then answers in is for whoever loads it to say. With a
     `checkpoint` all weights are read from there: `model` is then the one that they were made from, and the setting what
-    the checkpoint says of itself.
+    the checkpoint says of itself. `only` names the linears that are quantized (quant_engine/quantize/plan.py), all if
+    it is empty; the others stay in 16 bits.
     """
 
     model: Identifier
@@ -237,6 +238,12 @@ class WeightSpec(_Frozen):
     seed: int = Field(default=0, ge=0, lt=2**32)
     dtype: Dtype = "float32"
     checkpoint: PublishedCheckpoint | None = Field(default=None, exclude_if=lambda checkpoint: checkpoint is None)
+    only: tuple[Identifier, ...] = Field(default=(), exclude_if=lambda only: not only)
+
+    @field_validator("only")
+    @classmethod
+    def _unique_sorted(cls, only: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(sorted(set(only)))
 
 
 class RunSpec(_Frozen):

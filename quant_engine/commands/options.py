@@ -49,6 +49,13 @@ Text = Annotated[
 ]
 Samples = Annotated[int, typer.Option(help="Calibration windows.")]
 Length = Annotated[int, typer.Option(help="Tokens of a calibration window.")]
+Only = Annotated[
+    str,
+    typer.Option(
+        help="Quantize these linears alone, with commas between them: attention, mlp, q_proj, …, or block-0, …; the "
+        "others stay in 16 bits."
+    ),
+]
 AtOnce = Annotated[
     int | None,
     typer.Option(

@@ -236,7 +236,7 @@ class Skeleton:
         tensors = self._files.read([self._file_name[name] for name in names])
         for name in names:
             value = tensors[self._file_name[name]]
-            value = value.to(self.device, _narrowest(value) if self._may_be_half(name) else self.dtype)
+            value = value.to(self.device, narrowest(value) if self._may_be_half(name) else self.dtype)
             if not all_finite(value):
                 tensor = self._files.described(self._file_name[name])
                 largest = tensors[self._file_name[name]].abs().max().item()
@@ -367,7 +367,7 @@ class Skeleton:
         return Loaded(self.card, self.model, self.tokenizer, processor, stored_bits, self.folder, problem)
 
 
-def _narrowest(values: torch.Tensor) -> torch.dtype:
+def narrowest(values: torch.Tensor) -> torch.dtype:
     """The type of 16 bits that holds all `values` [m, n], or float32: some programs write in that what was half."""
     if values.dtype in _HALVES:
         return values.dtype

@@ -22,7 +22,7 @@ from quant_engine.methods.block import CalibratedBlock
 from quant_engine.methods.contract import Layer, Statistics
 from quant_engine.models.architecture import LINEARS, SEQUENTIAL_SETS
 from quant_engine.models.files import folder_of
-from quant_engine.models.load import Skeleton
+from quant_engine.models.load import Skeleton, narrowest
 from quant_engine.progress import Hooks, Progress
 from quant_engine.quantize.inputs import calibration_inputs
 from quant_engine.quantize.plan import WeightPlan
@@ -30,6 +30,7 @@ from quant_engine.quantize.record import layer_record, losses_of
 from quant_engine.quantize.statistics import collect
 from quant_engine.quantize.whole_model import TRAINING_SHARE
 from quant_engine.results import LayerRecord
+from quant_engine.weights.half import Half
 
 
 @dataclass
@@ -128,8 +129,12 @@ class Stream:
     def _quantize_set(self, index: int, part: CalibratedBlock, names: Sequence[str]) -> list[LayerRecord]:
         """Quantizes linears on inputs that are collected together. A Hessian is dropped behind its last linear."""
         method = self.plan.method
-        statistics = collect(part, names, method.input_tokens, hessian=method.hessian)
-        return [self._quantize_linear(index, name, self._of_linear(index, statistics.pop(name))) for name in names]
+        wanted = [name for name in names if self.plan.quantizes(index, name)]
+        statistics = collect(part, wanted, method.input_tokens, hessian=method.hessian) if wanted else {}
+        return [
+            self._quantize_linear(index, name, self._of_linear(index, statistics.pop(name)) if name in wanted else None)
+            for name in names
+        ]
 
     def _prepare(self, index: int, block: CalibratedBlock) -> float:
         """What the method does to a dense block first; the seconds that it took."""
@@ -162,7 +167,7 @@ class Stream:
             options=self.plan.options,
             log=lambda line: self.hooks.log(f"block {index} {name}: {line}"),
         )
-        stored = method.quantize(layer)
+        stored = method.quantize(layer) if self.plan.quantizes(index, name) else self._in_16_bits(layer)
         seconds = time.monotonic() - started
         quantized = QuantLinear(stored, None if dense.bias is None else dense.bias.data)
         losses = losses_of(dense, quantized, statistics) if statistics else {}
@@ -172,6 +177,15 @@ class Stream:
         self._report("quantizing", index, linear=name, output_error=record.output_error, finished=True)
         self.hooks.check_stop()
         return record
+
+    def _in_16_bits(self, layer: Layer) -> Half:
+        """The weight of a linear that is not quantized; rounded where no 16 bits hold it exactly."""
+        dtype = narrowest(layer.weight)
+        if dtype == torch.float32:
+            fits = layer.weight.abs().max() <= torch.finfo(torch.float16).max
+            dtype = torch.float16 if fits else torch.bfloat16
+            layer.log(f"not quantized, but rounded to {dtype}: no 16 bits hold its weights")
+        return Half.pack(layer.weight.to(dtype))
 
     def _save(self, index: int, records: list[LayerRecord]) -> None:
         """Saves a block whose linears are quantized."""

@@ -56,7 +56,9 @@ def result_rows(
         model_revision=weights.revision,
         track="lora_ft" if plan.weights.fine_tunes else plan.weights.card.track,
         **setting.model_dump(exclude={"options"}),
-        options=json.dumps(setting.options, sort_keys=True),
+        options=json.dumps(
+            setting.options | ({"only": ", ".join(weights.only)} if weights.only else {}), sort_keys=True
+        ),
         stored_bits=stored_bits,
         task=task.name,
         metric=task.metric,

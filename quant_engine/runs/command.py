@@ -39,6 +39,7 @@ def setting_words(weights: WeightSpec) -> list[str]:
         words += ["--a-bits", str(setting.a_bits)]
     for name, value in setting.options.items():
         words += ["--option", f"{name}={str(value).lower() if isinstance(value, bool) else value}"]
+    words += ["--only", ",".join(weights.only)] if weights.only else []
     if calibration:
         words += ["--calibration", calibration.source, "--samples", str(calibration.samples)]
         words += ["--length", str(calibration.length), "--calibration-seed", str(calibration.seed)]

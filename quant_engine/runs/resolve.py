@@ -11,7 +11,8 @@ from quant_engine.methods import METHODS, Method, resolve_setting
 from quant_engine.methods.qlora import QloraOptions
 from quant_engine.models.catalog import ModelCard, available, fingerprint, model_card
 from quant_engine.models.context import context_length, model_config
-from quant_engine.quantize.plan import WeightPlan
+from quant_engine.models.shapes import shape_of
+from quant_engine.quantize.plan import WeightPlan, check_only
 from quant_engine.spec import Calibration, PublishedCheckpoint, RunSpec, UserError, WeightSpec
 
 
@@ -69,8 +70,11 @@ def resolve_weights(spec: WeightSpec) -> WeightPlan:
     context = context_length(card, revision)
     method = METHODS.get(spec.setting.method)
     if method is None:  # nothing is calibrated, drawn or computed
+        check_only(spec.only, None, None)
         setting = resolve_setting(spec.setting)
         return WeightPlan(WeightSpec(model=card.id, revision=revision, setting=setting), card, None, None)
+    shape = shape_of(card)
+    check_only(spec.only, method, shape.layers if shape else None)
     options = method.options(spec.setting)  # once: those of fine-tuning hash their data
     if method.fine_tunes:
         _check_lengths(options, card, context)

@@ -35,8 +35,8 @@ _HINT = "write a line such as `methods: [rtn, gptq]` for each field."
 class Sweep(BaseModel):
     """What is varied, and what all runs share. `settings` are codes such as gptq-4-g64, besides those that `methods`,
     `bits` and `group_sizes` make (None: a whole row); a method that has no groups is taken once. A method that looks at
-    data is calibrated on each `calibration`. `options` are a method's own, by its name. `window` None is each model's
-    own."""
+    data is calibrated on each `calibration`. Each part in `only` is quantized alone. `options` are a method's own, by
+    its name. `window` None is each model's own."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -51,11 +51,14 @@ class Sweep(BaseModel):
     windows: int | None = Field(default=None, ge=1)
     window: int | None = None
     calibration: tuple[Calibration, ...] = (Calibration(),)
+    only: tuple[Identifier, ...] = ()
     seed: int = 0
     dtype: Dtype | None = None
     device: str | None = None
 
-    @field_validator("models", "methods", "bits", "group_sizes", "settings", "tasks", "calibration", mode="before")
+    @field_validator(
+        "models", "methods", "bits", "group_sizes", "settings", "tasks", "calibration", "only", mode="before"
+    )
     @classmethod
     def _list(cls, value: object, about: ValidationInfo) -> object:
         """A single value for a list of it, and a list in a text with commas."""
@@ -163,13 +166,15 @@ def plan(sweep: Sweep) -> Plan:
     settings, left_out = settings_of(sweep)
     if not settings:
         raise UserError(left_out[0] if left_out else "The sweep names no setting: give methods and bits, or settings.")
-    wanted = list(product(sweep.models, _calibrated(settings, sweep.calibration)))
+    parts = [(part,) for part in sweep.only] or [()]
+    wanted = list(product(sweep.models, _calibrated(settings, sweep.calibration), parts))
     if len(wanted) > MOST_RUNS:
         raise UserError(f"A sweep has at most {MOST_RUNS} runs, not {len(wanted)}.")
     device = sweep.device or default_device()
     specs: dict[str, RunSpec] = {}
-    for model, (setting, calibration) in wanted:
-        weights = WeightSpec(model=model, setting=setting, calibration=calibration, seed=sweep.seed)
+    for model, (setting, calibration), only in wanted:
+        only = () if setting.method == "fp16" else only
+        weights = WeightSpec(model=model, setting=setting, calibration=calibration, seed=sweep.seed, only=only)
         asked = RunSpec(
             weights=weights,
             tasks=sweep.tasks,
