@@ -54,9 +54,8 @@ def main() -> int:
     given = parser.parse_args()
     if given.dry:
         os.environ |= {"CUDA_VISIBLE_DEVICES": "", "TRITON_INTERPRET": "1"}
-    if len(given.stage) == 1:
-        return run_stage(given.stage[0], given)
-    return max(in_a_process(stage, given) for stage in given.stage)
+    run = run_stage if given.dry or len(given.stage) == 1 else in_a_process
+    return max(run(stage, given) for stage in given.stage)
 
 
 def in_a_process(stage: str, given: argparse.Namespace) -> int:

@@ -1,5 +1,6 @@
 """The GPU's kernels against dequantize-then-matmul: on a GPU where there is one, else in Triton's interpreter."""
 
+import json
 import os
 import subprocess
 import sys
@@ -19,8 +20,9 @@ from quant_engine.weights.grouped import GroupedInt  # noqa: E402
 from quant_engine.weights.int_activations import IntActivations  # noqa: E402
 from quant_engine.weights.rotated import RotatedInt  # noqa: E402
 
-SHAPES = [(33, 128, 64), (33, 136, 64), (9, 100, 20), (6, 72, 72)]
-"""Rows, columns and group: whole tiles, a short last group, groups that are no tiles, one group a row."""
+SHAPES = [(33, 128, 64), (33, 136, 64), (9, 100, 20), (6, 72, 72), (5, 300, 128), (5, 33, 32), (17, 7, 7)]
+"""Rows, columns and group: whole tiles, a short last group, groups that are no tiles, one group a row, a last tile that
+is short, a column too many, fewer columns than a word has codes."""
 
 
 def grouped(rows, columns, group, random, bits=3, zeros=True):
@@ -126,9 +128,22 @@ def test_a_kernel_that_fails_is_left_out_with_a_warning(fault, monkeypatch, capl
     assert ("no compiler here" if fault == "broken" else "off by") in warning
 
 
-def test_kernels_compile_for_nvidia_cards():
+FORMS_TO_COMPILE = ("4 bits", "3 bits", "codebook, 3 bits, shifts", "partly binary", "residual binary", "dual binary")
+MOST_SPILLED = 8
+"""Bytes that a thread may spill to memory: a number or two, where 16 rows meet the form with the most parts."""
+
+
+def test_kernels_compile_for_nvidia_cards_and_keep_their_numbers_in_registers():
     """Needs no card: Triton brings the assembler. In a process of its own, without the interpreter."""
     environment = {**os.environ, "TRITON_INTERPRET": "0", "PYTHONPATH": os.pathsep.join(sys.path)}
     script = Path(__file__).with_name("compile_for_gpu.py")
-    done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True)
+    command = [sys.executable, script, "--forms", *FORMS_TO_COMPILE]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert {row["card"] for row in rows} == {"sm_80", "sm_89", "sm_90"}
+    assert {row["form"] for row in rows} == set(FORMS_TO_COMPILE)
+    spilling = [row for row in rows if row["spilled_bytes"] > MOST_SPILLED]
+    assert not spilling
+    # What a card of any kind has for one program.
+    assert all(row["shared_bytes"] <= 48 * 1024 for row in rows)
