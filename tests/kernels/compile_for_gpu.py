@@ -94,13 +94,15 @@ def main():
     parser.add_argument("--forms", nargs="+", choices=list(MADE), default=list(MADE))
     parser.add_argument("--cards", nargs="+", type=int, default=[80, 89, 90])
     given = parser.parse_args()
-    multiply, dequantize = gpu._multiply, gpu._dequantize
+    multiply, eights, dequantize = gpu._multiply, gpu._multiply_eights, gpu._dequantize
     for form in given.forms:
         weight = MADE[form](*SHAPE, torch.Generator().manual_seed(0))
         gpu._dequantize = Compiler(dequantize, form, "none", given.cards)
         gpu.dequantize_rows(weight, 0, 8)
         for count, dtype in CASES:
-            gpu._multiply = Compiler(multiply, form, f"{count} {str(dtype).removeprefix('torch.')}", given.cards)
+            case = f"{count} {str(dtype).removeprefix('torch.')}"
+            gpu._multiply = Compiler(multiply, form, case, given.cards)
+            gpu._multiply_eights = Compiler(eights, form, case, given.cards)
             gpu.multiply(torch.empty((count, weight.in_features), dtype=dtype), weight)
 
 

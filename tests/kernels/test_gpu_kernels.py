@@ -107,6 +107,15 @@ def test_kernels_do_what_the_form_does(name, shape):
         assert (product - expected).norm() < close * expected.norm()
 
 
+@pytest.mark.parametrize("name", [*(f"{bits} bits" for bits in range(1, 9)), "symmetric", "rotated"])
+def test_a_single_row_longer_than_a_tile_is_multiplied(name):
+    rows, columns = 5, 8 * gpu.EIGHTS + 136
+    weight = made(name, (rows, columns, 128))
+    x = torch.randn((1, columns), generator=torch.Generator().manual_seed(1)).to(DEVICE)
+    expected = x.double() @ weight.stored_rows(0, rows).double().T
+    assert (gpu.multiply(x, weight) - expected).norm() < 1e-6 * expected.norm()
+
+
 def test_what_runs_right_is_used():
     assert gpu.fits(made("3 bits", SHAPES[0]), torch.float32)
     assert not gpu.fits(made("3 bits", SHAPES[0]), torch.float64)
