@@ -3,7 +3,7 @@
 A program takes a few rows of the weight and walks over their columns, a tile at a time. What differs between forms is
 one function that makes a tile's values from what is stored. All of a tile's columns share a group where groups are
 whole tiles; then scales are read once for each row (`lead` is the tile's first column), otherwise for every weight.
-A single row, as answers are decoded with, goes through a kernel of its own where the weight is of integers.
+A single row, as answers are decoded with, goes through a kernel of its own where there is one (gpu_row.py).
 
 The kernels also run in Triton's interpreter, on the CPU (TRITON_INTERPRET=1 before this module is imported).
 """
@@ -17,6 +17,8 @@ import torch
 import triton
 import triton.language as tl
 
+from quant_engine.kernels import gpu_row
+from quant_engine.kernels.gpu_codes import code_at, twice_quantized
 from quant_engine.weights.binary import LOW_BITS, Binary, PartlyBinary
 from quant_engine.weights.codebook import BLOCKS_PER_STEP, Codebook, dynamic_map
 from quant_engine.weights.dual_binary import DualBinary
@@ -28,8 +30,6 @@ FEW_ROWS = 16
 """Up to so many activation rows are multiplied from packed words: the least that a GPU's matrix units take at once."""
 ROWS_BY_COLUMNS = 512
 """Weights in a tile for one activation row: four for each of 128 threads."""
-ROWS_OF_EIGHTS, EIGHTS = 4, 256
-"""Rows and eights of columns in a tile for one activation row: a thread has two words of four rows on their way."""
 TILE_WEIGHTS = 2**22
 """Weights that are dense at once where many rows are multiplied: 16 MiB in float32."""
 FORMS = (GroupedInt, RotatedInt, Codebook, DualBinary, Binary)
@@ -43,39 +43,17 @@ _WORKS: dict[tuple[Any, ...], bool] = {}
 
 
 @triton.jit
-def _code(words, at, bits: tl.constexpr, there):
-    """Code number `at` of a stream of packed words (weights/packing.py), int32; 0 where not `there`."""
-    bit = at * bits
-    word, shift = bit // 32, (bit % 32).to(tl.uint32)
-    code = tl.load(words + word, there, 0).to(tl.uint32, bitcast=True) >> shift
-    if 32 % bits:
-        over = there & (shift + bits > 32)
-        high = tl.load(words + word + 1, over, 0).to(tl.uint32, bitcast=True)
-        code |= tl.where(over, high << (32 - shift) % 32, 0)
-    return (code & (2**bits - 1)).to(tl.int32)
-
-
-@triton.jit
 def _integers(side, config: tl.constexpr, n, row, col, lead, inside, known, seen):
     """scale * (code - zero): grouped integers, also for integer activations; rotated ones have one scale for all."""
     codes, scales, zeros = side
     bits: tl.constexpr = config[0]
     group: tl.constexpr = config[1]
     groups: tl.constexpr = config[2]
-    code = _code(codes + row * tl.cdiv(n * bits, 32), col, bits, inside)
+    code = code_at(codes + row * tl.cdiv(n * bits, 32), col, bits, inside)
     at = row * groups + lead // group
     scale = tl.load(scales + at, known, 0).to(tl.float32)
-    zero = config[3] if zeros is None else _code(zeros, at, bits, known).to(tl.float32)
+    zero = config[3] if zeros is None else code_at(zeros, at, bits, known).to(tl.float32)
     return scale * (code - zero), seen
-
-
-@triton.jit
-def _twice(values, steps, dynamic, per_step: tl.constexpr, at, known):
-    """A block's scale or shift, perhaps stored twice quantized."""
-    value = tl.load(values + at, known, 0)
-    if steps is not None:
-        value = tl.load(dynamic + value.to(tl.int32), known, 0) * tl.load(steps + at // per_step, known, 0)
-    return value
 
 
 @triton.jit
@@ -85,14 +63,14 @@ def _levels(side, config: tl.constexpr, n, row, col, lead, inside, known, seen):
     bits: tl.constexpr = config[0]
     block: tl.constexpr = config[1]
     per_step: tl.constexpr = config[2]
-    code = _code(codes + row * tl.cdiv(n * bits, 32), col, bits, inside)
+    code = code_at(codes + row * tl.cdiv(n * bits, 32), col, bits, inside)
     at = (row * n + lead) // block
-    scale = _twice(scales, scale_steps, dynamic, per_step, at, known)
+    scale = twice_quantized(scales, scale_steps, dynamic, per_step, at, known)
     if scale_mean is not None:
         scale += tl.load(scale_mean)
     value = tl.load(table + code) * scale
     if shifts is not None:
-        value += _twice(shifts, shift_steps, dynamic, per_step, at, known)
+        value += twice_quantized(shifts, shift_steps, dynamic, per_step, at, known)
     return value, seen
 
 
@@ -105,7 +83,7 @@ def _two_planes(side, config: tl.constexpr, n, row, col, lead, inside, known, se
     words = row * tl.cdiv(n, 32)
     at = row * groups + lead // group
     a1, a2 = tl.load(first + at, known, 0).to(tl.float32), tl.load(second + at, known, 0).to(tl.float32)
-    return a1 * _code(b1 + words, col, 1, inside) + a2 * _code(b2 + words, col, 1, inside), seen
+    return a1 * code_at(b1 + words, col, 1, inside) + a2 * code_at(b2 + words, col, 1, inside), seen
 
 
 @triton.jit
@@ -130,22 +108,22 @@ def _signs(side, config: tl.constexpr, n, row, col, lead, inside, known, seen):
     low_bits: tl.constexpr = config[3]
     words = row * tl.cdiv(n, 32)
     at = (row * groups + lead // group) * (2 * terms)
-    sign = _code(signs + words, col, 1, inside)
+    sign = code_at(signs + words, col, 1, inside)
     value = _term(scales, at, known, sign > 0)
     if marks is not None:
-        mark = _code(marks + words, col, 1, inside)
+        mark = code_at(marks + words, col, 1, inside)
         if salient is not None:
             value = tl.where(mark > 0, _term(scales, at + 2, known, sign > 0), value)
             both = _term(scales, at + 4, known, sign > 0) + _term(scales, at + 6, known, mark > 0)
-            value = tl.where(_code(salient, col, 1, inside) > 0, both, value)
+            value = tl.where(code_at(salient, col, 1, inside) > 0, both, value)
         else:
             salient_here = inside & (mark > 0)
             index = tl.load(starts + row) + seen + tl.cumsum(mark, 1) - mark
-            code = _code(codes, index, low_bits, salient_here) + (sign << low_bits)
+            code = code_at(codes, index, low_bits, salient_here) + (sign << low_bits)
             grid = tl.load(grid_scales + row).to(tl.float32) * (code - tl.load(grid_zeros + row).to(tl.int32))
             value = tl.where(salient_here, grid, value)
             seen += tl.sum(mark, 1)[:, None]
-    return value * _code(live, col, 1, inside), seen
+    return value * code_at(live, col, 1, inside), seen
 
 
 @triton.jit
@@ -184,71 +162,6 @@ def _multiply(
         tl.store(y + token[:, None] * m + here[None, :], total, there)
 
 
-@triton.jit
-def _eight(words, e, row_words, bits: tl.constexpr, there):
-    """The bits of eight codes, the lowest first, that begin at byte `e` * `bits` of a row of packed words."""
-    byte = e * bits
-    at, shift = byte // 4, ((byte % 4) * 8).to(tl.uint32)
-    low = tl.load(words + at, there, 0).to(tl.uint32, bitcast=True)
-    if 4 % bits == 0:
-        return low >> shift
-    over = there & (shift + 8 * bits > 32) & (at + 1 < row_words)
-    high = tl.load(words + at + 1, over, 0).to(tl.uint32, bitcast=True)
-    window = (high.to(tl.uint64) << 32 | low.to(tl.uint64)) >> shift.to(tl.uint64)
-    return window.to(tl.uint32) if 8 * bits <= 32 else window
-
-
-@triton.jit
-def _apart(values, eights: tl.constexpr):
-    """The columns of `values` [eights, 8], each [1, eights]. They stay in the thread that loaded them."""
-    even, odd = tl.split(tl.reshape(values, [eights, 2, 2, 2]))
-    x04, x26 = tl.split(even)
-    x15, x37 = tl.split(odd)
-    x0, x4 = tl.split(x04)
-    x2, x6 = tl.split(x26)
-    x1, x5 = tl.split(x15)
-    x3, x7 = tl.split(x37)
-    return x0[None, :], x1[None, :], x2[None, :], x3[None, :], x4[None, :], x5[None, :], x6[None, :], x7[None, :]
-
-
-@triton.jit
-def _multiply_eights(
-    x, y, side, m, n, config: tl.constexpr, rows: tl.constexpr, eights: tl.constexpr,
-):  # fmt: skip
-    """y [1, m] = x [1, n] times the transpose of grouped or rotated integers whose groups are eights of columns.
-
-    What limits the product of a single row is how many bytes are on their way at once. So every word is loaded once,
-    for eight codes, and a group's scale is applied to the sums over eight columns:
-
-        y = sum of scale * (sum of code * x - zero * sum of x)
-    """
-    codes, scales, zeros = side
-    bits: tl.constexpr = config[0]
-    group: tl.constexpr = config[1]
-    groups: tl.constexpr = config[2]
-    here = tl.program_id(0) * rows + tl.arange(0, rows)
-    row = tl.minimum(here, m - 1)[:, None]
-    row_words = tl.cdiv(n * bits, 32)
-    total = tl.zeros([rows, eights], tl.float32)
-    for start in range(0, tl.cdiv(n, 8), eights):
-        col = (start + tl.arange(0, eights))[:, None] * 8 + tl.arange(0, 8)[None, :]
-        inputs = _apart(tl.load(x + col, col < n, 0).to(tl.float32), eights)
-        e = (start + tl.arange(0, eights))[None, :]
-        there = (row >= 0) & (e * 8 < n)
-        window = _eight(codes + row * row_words, e, row_words, bits, there)
-        products = tl.zeros([rows, eights], tl.float32)
-        inputs_sum = tl.zeros([1, eights], tl.float32)
-        for j in tl.static_range(8):
-            code = ((window >> (j * bits)) & (2**bits - 1)).to(tl.int32)
-            products += code.to(tl.float32) * inputs[j]
-            inputs_sum += inputs[j]
-        at = row * groups + e * 8 // group
-        scale = tl.load(scales + at, there, 0).to(tl.float32)
-        zero = config[3] if zeros is None else _code(zeros, at, bits, there).to(tl.float32)
-        total += scale * (products - zero * inputs_sum)
-    tl.store(y + here, tl.sum(total, 1), here < m)
-
-
 @triton.jit(do_not_specialize=["first"])
 def _dequantize(
     out, side, first, m, n,
@@ -265,6 +178,10 @@ def _dequantize(
         col, lead, inside, known = _tile(start, n, whole, columns)
         weight, seen = values(side, config, n, row, col, lead, inside, known, seen)
         tl.store(out + here * n + col, weight, (here < m) & inside)
+
+
+_SUMS = {_integers: gpu_row.integer_sums, _levels: gpu_row.level_sums, _two_planes: gpu_row.plane_sums}
+"""By the function of a tile's values, that of the sums with a single row, where there is one."""
 
 
 class _Plan(NamedTuple):
@@ -353,7 +270,7 @@ def multiply(x: torch.Tensor, weight: StoredWeight) -> torch.Tensor:
     """`x` [rows, in_features], at most FEW_ROWS, times the stored weight's transpose: float32 [rows, out_features]."""
     plan, (m, n) = _plan(weight), (weight.out_features, weight.in_features)
     if len(x) == 1 and _in_eights(plan, n):
-        return _single_row(x, plan, m, n)
+        return gpu_row.multiply_row(x, m, _SUMS[plan.values], plan.side, plan.config)
     whole, columns = _columns(plan, n)
     tokens, rows = 1, ROWS_BY_COLUMNS // columns
     if len(x) > 1:
@@ -369,17 +286,9 @@ def multiply(x: torch.Tensor, weight: StoredWeight) -> torch.Tensor:
 
 def _in_eights(plan: _Plan, n: int) -> bool:
     """Whether the codes of eight columns lie in two words at most and share a scale."""
-    return plan.values is _integers and plan.config[0] != 7 and (plan.group >= n or plan.group % 8 == 0)
-
-
-def _single_row(x: torch.Tensor, plan: _Plan, m: int, n: int) -> torch.Tensor:
-    """`multiply` for `x` [1, n] and integers whose codes lie in eights."""
-    y = torch.empty((1, m), dtype=torch.float32, device=x.device)
-    with torch.cuda.device_of(x):
-        _multiply_eights[(triton.cdiv(m, ROWS_OF_EIGHTS),)](
-            x.contiguous(), y, plan.side, m, n, plan.config, ROWS_OF_EIGHTS, EIGHTS, enable_fp_fusion=True
-        )
-    return y
+    return (
+        plan.values in _SUMS and plan.config[0] != 7 and (plan.group >= n or (plan.group > 0 and plan.group % 8 == 0))
+    )
 
 
 def dequantize_rows(weight: StoredWeight, start: int, end: int) -> torch.Tensor:

@@ -17,6 +17,8 @@ from test_gpu_kernels import MADE, gpu
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from quant_engine.kernels import gpu_row
+
 TYPES = {
     torch.int32: "*i32",
     torch.uint8: "*u8",
@@ -94,7 +96,7 @@ def main():
     parser.add_argument("--forms", nargs="+", choices=list(MADE), default=list(MADE))
     parser.add_argument("--cards", nargs="+", type=int, default=[80, 89, 90])
     given = parser.parse_args()
-    multiply, eights, dequantize = gpu._multiply, gpu._multiply_eights, gpu._dequantize
+    multiply, multiply_row, dequantize = gpu._multiply, gpu_row._multiply_row, gpu._dequantize
     for form in given.forms:
         weight = MADE[form](*SHAPE, torch.Generator().manual_seed(0))
         gpu._dequantize = Compiler(dequantize, form, "none", given.cards)
@@ -102,7 +104,7 @@ def main():
         for count, dtype in CASES:
             case = f"{count} {str(dtype).removeprefix('torch.')}"
             gpu._multiply = Compiler(multiply, form, case, given.cards)
-            gpu._multiply_eights = Compiler(eights, form, case, given.cards)
+            gpu_row._multiply_row = Compiler(multiply_row, form, case, given.cards)
             gpu.multiply(torch.empty((count, weight.in_features), dtype=dtype), weight)
 
 

@@ -12,7 +12,7 @@ import torch
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 pytest.importorskip("triton")
 
-from quant_engine.kernels import gpu  # noqa: E402
+from quant_engine.kernels import gpu, gpu_row  # noqa: E402
 from quant_engine.weights.binary import Binary, PartlyBinary, ResidualBinary  # noqa: E402
 from quant_engine.weights.codebook import Codebook  # noqa: E402
 from quant_engine.weights.dual_binary import DualBinary  # noqa: E402
@@ -107,9 +107,12 @@ def test_kernels_do_what_the_form_does(name, shape):
         assert (product - expected).norm() < close * expected.norm()
 
 
-@pytest.mark.parametrize("name", [*(f"{bits} bits" for bits in range(1, 9)), "symmetric", "rotated"])
+LONG = ("symmetric", "rotated", "codebook", "codebook, 3 bits, shifts", "dual binary", "integer activations")
+
+
+@pytest.mark.parametrize("name", [*(f"{bits} bits" for bits in range(1, 9)), *LONG])
 def test_a_single_row_longer_than_a_tile_is_multiplied(name):
-    rows, columns = 5, 8 * gpu.EIGHTS + 136
+    rows, columns = 5, 8 * gpu_row.EIGHTS + 136
     weight = made(name, (rows, columns, 128))
     x = torch.randn((1, columns), generator=torch.Generator().manual_seed(1)).to(DEVICE)
     expected = x.double() @ weight.stored_rows(0, rows).double().T
