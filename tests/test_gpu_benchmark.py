@@ -8,6 +8,7 @@ import pytest
 
 from quant_engine import folders
 
+pytestmark = pytest.mark.timeout(1800)  # seven stages, the kernels in an interpreter
 STAGES = ("tests", "kernels", "decode", "quantize", "answer", "train", "demo")
 
 
