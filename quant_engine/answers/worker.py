@@ -19,7 +19,7 @@ from quant_engine.answers.model_cache import ModelCache, OnProgress
 from quant_engine.checkpoints.folder import Checkpoint
 from quant_engine.kernels import ahead
 from quant_engine.models.catalog import fingerprint, model_card
-from quant_engine.models.device import default_device, default_dtype, prompt_dtype
+from quant_engine.models.device import default_device, default_dtype, gpu_memory, prompt_dtype
 from quant_engine.models.files import folder_of
 from quant_engine.models.load import Loaded, Skeleton, get_ready
 from quant_engine.progress import Hooks
@@ -28,11 +28,16 @@ from quant_engine.runs.resolve import resolve_weights
 from quant_engine.spec import QuantSetting, WeightSpec
 
 MEMORY_FRACTION = FREE_FRACTION = 0.5
+GPU_FRACTION = 0.8
+"""Of a GPU's memory, which has no other use: the rest is for keys and values, activations, and a block that is being
+quantized."""
 
 
 def memory_budget() -> int:
-    """How many bytes of weights to keep loaded: a fraction of what this machine, or the container, has."""
-    return int(MEMORY_FRACTION * memory.installed())
+    """How many bytes of weights to keep loaded: a fraction of what the GPU had free, or else of what this machine, or
+    the container, has."""
+    on_gpu = gpu_memory() if default_device() == "cuda" else None
+    return int(MEMORY_FRACTION * memory.installed() if on_gpu is None else GPU_FRACTION * on_gpu)
 
 
 def main() -> None:
@@ -53,10 +58,11 @@ def resolve(model: str, setting: QuantSetting) -> tuple[WeightSpec, bool]:
 
 
 def has_room(model: str) -> bool:
-    """Whether a model that nobody has asked yet takes no more than half of the memory that is free now."""
+    """Whether a model that nobody has asked yet takes no more than half of the memory that is free now, or fits the
+    GPU."""
     card, device = model_card(model), default_device()
     folder = folder_of(card, fingerprint(card))
-    room = min(memory_budget(), FREE_FRACTION * memory.free())
+    room = memory_budget() if device == "cuda" else min(memory_budget(), FREE_FRACTION * memory.free())
     if 2 * sum(file.stat().st_size for file in folder.glob("*.safetensors")) < room:
         return True  # as it would be if no weight were held in 16 bits; the sum below takes a moment
     skeleton = Skeleton(card, folder, getattr(torch, default_dtype(device)), device, in_halves=True)

@@ -3,6 +3,7 @@
 A program takes a few rows of the weight and walks over their columns, a tile at a time. What differs between forms is
 one function that makes a tile's values from what is stored. All of a tile's columns share a group where groups are
 whole tiles; then scales are read once for each row (`lead` is the tile's first column), otherwise for every weight.
+A single row, as answers are decoded with, goes through a kernel of its own where there is one (gpu_row.py).
 
 The kernels also run in Triton's interpreter, on the CPU (TRITON_INTERPRET=1 before this module is imported).
 """
@@ -16,6 +17,8 @@ import torch
 import triton
 import triton.language as tl
 
+from quant_engine.kernels import gpu_row
+from quant_engine.kernels.gpu_codes import code_at, twice_quantized
 from quant_engine.weights.binary import LOW_BITS, Binary, PartlyBinary
 from quant_engine.weights.codebook import BLOCKS_PER_STEP, Codebook, dynamic_map
 from quant_engine.weights.dual_binary import DualBinary
@@ -40,39 +43,17 @@ _WORKS: dict[tuple[Any, ...], bool] = {}
 
 
 @triton.jit
-def _code(words, at, bits: tl.constexpr, there):
-    """Code number `at` of a stream of packed words (weights/packing.py), int32; 0 where not `there`."""
-    bit = at * bits
-    word, shift = bit // 32, (bit % 32).to(tl.uint32)
-    code = tl.load(words + word, there, 0).to(tl.uint32, bitcast=True) >> shift
-    if 32 % bits:
-        over = there & (shift + bits > 32)
-        high = tl.load(words + word + 1, over, 0).to(tl.uint32, bitcast=True)
-        code |= tl.where(over, high << (32 - shift) % 32, 0)
-    return (code & (2**bits - 1)).to(tl.int32)
-
-
-@triton.jit
 def _integers(side, config: tl.constexpr, n, row, col, lead, inside, known, seen):
     """scale * (code - zero): grouped integers, also for integer activations; rotated ones have one scale for all."""
     codes, scales, zeros = side
     bits: tl.constexpr = config[0]
     group: tl.constexpr = config[1]
     groups: tl.constexpr = config[2]
-    code = _code(codes + row * tl.cdiv(n * bits, 32), col, bits, inside)
+    code = code_at(codes + row * tl.cdiv(n * bits, 32), col, bits, inside)
     at = row * groups + lead // group
     scale = tl.load(scales + at, known, 0).to(tl.float32)
-    zero = config[3] if zeros is None else _code(zeros, at, bits, known).to(tl.float32)
+    zero = config[3] if zeros is None else code_at(zeros, at, bits, known).to(tl.float32)
     return scale * (code - zero), seen
-
-
-@triton.jit
-def _twice(values, steps, dynamic, per_step: tl.constexpr, at, known):
-    """A block's scale or shift, perhaps stored twice quantized."""
-    value = tl.load(values + at, known, 0)
-    if steps is not None:
-        value = tl.load(dynamic + value.to(tl.int32), known, 0) * tl.load(steps + at // per_step, known, 0)
-    return value
 
 
 @triton.jit
@@ -82,14 +63,14 @@ def _levels(side, config: tl.constexpr, n, row, col, lead, inside, known, seen):
     bits: tl.constexpr = config[0]
     block: tl.constexpr = config[1]
     per_step: tl.constexpr = config[2]
-    code = _code(codes + row * tl.cdiv(n * bits, 32), col, bits, inside)
+    code = code_at(codes + row * tl.cdiv(n * bits, 32), col, bits, inside)
     at = (row * n + lead) // block
-    scale = _twice(scales, scale_steps, dynamic, per_step, at, known)
+    scale = twice_quantized(scales, scale_steps, dynamic, per_step, at, known)
     if scale_mean is not None:
         scale += tl.load(scale_mean)
     value = tl.load(table + code) * scale
     if shifts is not None:
-        value += _twice(shifts, shift_steps, dynamic, per_step, at, known)
+        value += twice_quantized(shifts, shift_steps, dynamic, per_step, at, known)
     return value, seen
 
 
@@ -102,7 +83,7 @@ def _two_planes(side, config: tl.constexpr, n, row, col, lead, inside, known, se
     words = row * tl.cdiv(n, 32)
     at = row * groups + lead // group
     a1, a2 = tl.load(first + at, known, 0).to(tl.float32), tl.load(second + at, known, 0).to(tl.float32)
-    return a1 * _code(b1 + words, col, 1, inside) + a2 * _code(b2 + words, col, 1, inside), seen
+    return a1 * code_at(b1 + words, col, 1, inside) + a2 * code_at(b2 + words, col, 1, inside), seen
 
 
 @triton.jit
@@ -127,22 +108,22 @@ def _signs(side, config: tl.constexpr, n, row, col, lead, inside, known, seen):
     low_bits: tl.constexpr = config[3]
     words = row * tl.cdiv(n, 32)
     at = (row * groups + lead // group) * (2 * terms)
-    sign = _code(signs + words, col, 1, inside)
+    sign = code_at(signs + words, col, 1, inside)
     value = _term(scales, at, known, sign > 0)
     if marks is not None:
-        mark = _code(marks + words, col, 1, inside)
+        mark = code_at(marks + words, col, 1, inside)
         if salient is not None:
             value = tl.where(mark > 0, _term(scales, at + 2, known, sign > 0), value)
             both = _term(scales, at + 4, known, sign > 0) + _term(scales, at + 6, known, mark > 0)
-            value = tl.where(_code(salient, col, 1, inside) > 0, both, value)
+            value = tl.where(code_at(salient, col, 1, inside) > 0, both, value)
         else:
             salient_here = inside & (mark > 0)
             index = tl.load(starts + row) + seen + tl.cumsum(mark, 1) - mark
-            code = _code(codes, index, low_bits, salient_here) + (sign << low_bits)
+            code = code_at(codes, index, low_bits, salient_here) + (sign << low_bits)
             grid = tl.load(grid_scales + row).to(tl.float32) * (code - tl.load(grid_zeros + row).to(tl.int32))
             value = tl.where(salient_here, grid, value)
             seen += tl.sum(mark, 1)[:, None]
-    return value * _code(live, col, 1, inside), seen
+    return value * code_at(live, col, 1, inside), seen
 
 
 @triton.jit
@@ -197,6 +178,10 @@ def _dequantize(
         col, lead, inside, known = _tile(start, n, whole, columns)
         weight, seen = values(side, config, n, row, col, lead, inside, known, seen)
         tl.store(out + here * n + col, weight, (here < m) & inside)
+
+
+_SUMS = {_integers: gpu_row.integer_sums, _levels: gpu_row.level_sums, _two_planes: gpu_row.plane_sums}
+"""By the function of a tile's values, that of the sums with a single row, where there is one."""
 
 
 class _Plan(NamedTuple):
@@ -284,6 +269,8 @@ def _works(weight: StoredWeight, dtype: torch.dtype) -> bool:
 def multiply(x: torch.Tensor, weight: StoredWeight) -> torch.Tensor:
     """`x` [rows, in_features], at most FEW_ROWS, times the stored weight's transpose: float32 [rows, out_features]."""
     plan, (m, n) = _plan(weight), (weight.out_features, weight.in_features)
+    if len(x) == 1 and _in_eights(plan, n):
+        return gpu_row.multiply_row(x, m, _SUMS[plan.values], plan.side, plan.config)
     whole, columns = _columns(plan, n)
     tokens, rows = 1, ROWS_BY_COLUMNS // columns
     if len(x) > 1:
@@ -295,6 +282,13 @@ def multiply(x: torch.Tensor, weight: StoredWeight) -> torch.Tensor:
             plan.values, plan.config, whole, tokens, rows, columns, enable_fp_fusion=True,
         )  # fmt: skip
     return y
+
+
+def _in_eights(plan: _Plan, n: int) -> bool:
+    """Whether the codes of eight columns lie in two words at most and share a scale."""
+    return (
+        plan.values in _SUMS and plan.config[0] != 7 and (plan.group >= n or (plan.group > 0 and plan.group % 8 == 0))
+    )
 
 
 def dequantize_rows(weight: StoredWeight, start: int, end: int) -> torch.Tensor:

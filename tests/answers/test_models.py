@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from quant_engine import memory
+from quant_engine.answers import worker
 from quant_engine.answers.model_cache import ModelCache
 from quant_engine.answers.worker import memory_budget
 from quant_engine.spec import QuantSetting, UserError, WeightSpec
@@ -133,6 +134,15 @@ def test_half_of_the_memory_of_the_machine_or_of_the_container_is_for_weights(tm
     monkeypatch.setattr(memory, "_CONTAINER", tmp_path)
     if limit:
         (tmp_path / "memory.max").write_text(limit)
+    assert memory_budget() == budget
+
+
+@pytest.mark.parametrize(("free_on_gpu", "budget"), [(20_000_000_000, 16e9), (None, 8e9)])
+def test_where_models_lie_on_a_gpu_most_of_its_memory_is_for_weights(tmp_path, monkeypatch, free_on_gpu, budget):
+    monkeypatch.setattr(worker, "default_device", lambda: "cuda")
+    monkeypatch.setattr(worker, "gpu_memory", lambda: free_on_gpu)
+    monkeypatch.setattr(memory.psutil, "virtual_memory", lambda: SimpleNamespace(total=16_000_000_000))
+    monkeypatch.setattr(memory, "_CONTAINER", tmp_path)
     assert memory_budget() == budget
 
 

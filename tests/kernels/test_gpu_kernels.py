@@ -1,5 +1,6 @@
 """The GPU's kernels against dequantize-then-matmul: on a GPU where there is one, else in Triton's interpreter."""
 
+import json
 import os
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import torch
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 pytest.importorskip("triton")
 
-from quant_engine.kernels import gpu  # noqa: E402
+from quant_engine.kernels import gpu, gpu_row  # noqa: E402
 from quant_engine.weights.binary import Binary, PartlyBinary, ResidualBinary  # noqa: E402
 from quant_engine.weights.codebook import Codebook  # noqa: E402
 from quant_engine.weights.dual_binary import DualBinary  # noqa: E402
@@ -19,8 +20,9 @@ from quant_engine.weights.grouped import GroupedInt  # noqa: E402
 from quant_engine.weights.int_activations import IntActivations  # noqa: E402
 from quant_engine.weights.rotated import RotatedInt  # noqa: E402
 
-SHAPES = [(33, 128, 64), (33, 136, 64), (9, 100, 20), (6, 72, 72)]
-"""Rows, columns and group: whole tiles, a short last group, groups that are no tiles, one group a row."""
+SHAPES = [(33, 128, 64), (33, 136, 64), (9, 100, 20), (6, 72, 72), (5, 300, 128), (5, 33, 32), (17, 7, 7)]
+"""Rows, columns and group: whole tiles, a short last group, groups that are no tiles, one group a row, a last tile that
+is short, a column too many, fewer columns than a word has codes."""
 
 
 def grouped(rows, columns, group, random, bits=3, zeros=True):
@@ -105,6 +107,18 @@ def test_kernels_do_what_the_form_does(name, shape):
         assert (product - expected).norm() < close * expected.norm()
 
 
+LONG = ("symmetric", "rotated", "codebook", "codebook, 3 bits, shifts", "dual binary", "integer activations")
+
+
+@pytest.mark.parametrize("name", [*(f"{bits} bits" for bits in range(1, 9)), *LONG])
+def test_a_single_row_longer_than_a_tile_is_multiplied(name):
+    rows, columns = 5, 8 * gpu_row.EIGHTS + 136
+    weight = made(name, (rows, columns, 128))
+    x = torch.randn((1, columns), generator=torch.Generator().manual_seed(1)).to(DEVICE)
+    expected = x.double() @ weight.stored_rows(0, rows).double().T
+    assert (gpu.multiply(x, weight) - expected).norm() < 1e-6 * expected.norm()
+
+
 def test_what_runs_right_is_used():
     assert gpu.fits(made("3 bits", SHAPES[0]), torch.float32)
     assert not gpu.fits(made("3 bits", SHAPES[0]), torch.float64)
@@ -126,9 +140,22 @@ def test_a_kernel_that_fails_is_left_out_with_a_warning(fault, monkeypatch, capl
     assert ("no compiler here" if fault == "broken" else "off by") in warning
 
 
-def test_kernels_compile_for_nvidia_cards():
+FORMS_TO_COMPILE = ("4 bits", "3 bits", "codebook, 3 bits, shifts", "partly binary", "residual binary", "dual binary")
+MOST_SPILLED = 8
+"""Bytes that a thread may spill to memory: a number or two, where 16 rows meet the form with the most parts."""
+
+
+def test_kernels_compile_for_nvidia_cards_and_keep_their_numbers_in_registers():
     """Needs no card: Triton brings the assembler. In a process of its own, without the interpreter."""
     environment = {**os.environ, "TRITON_INTERPRET": "0", "PYTHONPATH": os.pathsep.join(sys.path)}
     script = Path(__file__).with_name("compile_for_gpu.py")
-    done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True)
+    command = [sys.executable, script, "--forms", *FORMS_TO_COMPILE]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert {row["card"] for row in rows} == {"sm_80", "sm_89", "sm_90"}
+    assert {row["form"] for row in rows} == set(FORMS_TO_COMPILE)
+    spilling = [row for row in rows if row["spilled_bytes"] > MOST_SPILLED]
+    assert not spilling
+    # What a card of any kind has for one program.
+    assert all(row["shared_bytes"] <= 48 * 1024 for row in rows)
