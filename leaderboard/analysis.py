@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from leaderboard import against_fp16, orders, search, sizes, votes
 from leaderboard.columns import COMMONSENSE, GROUPS, Column, ordered
 from leaderboard.search import MOST_CHARACTERS
-from leaderboard.store import options_text
+from leaderboard.store import options_text, split_parts
 from quant_engine import notation
 from quant_engine.spec import Text
 
@@ -85,7 +85,8 @@ class Board:
     is FP16's number, and `reference_run` the run that it is of, None where it was not measured here. `lowest` and
     `highest` are a number's range over orders of sums (see orders), the number itself where one is known. Besides what
     names a row, `rows` holds `stored_bits` and `size_gb`: measured where the run says so, else counted (see sizes); and
-    `options`, those of a run that are not its method's defaults. `haystack` [rows] is what a search looks at."""
+    `options`, those of a run that are not its method's defaults. `haystack` [rows] is what a search looks at.
+    `parts` are the results of parts that were quantized alone (store.split_parts), which are in no row."""
 
     results: pd.DataFrame
     rows: pd.DataFrame
@@ -98,6 +99,7 @@ class Board:
     highest: np.ndarray
     origin: np.ndarray
     haystack: pd.Series
+    parts: pd.DataFrame
 
 
 @dataclass(frozen=True)
@@ -161,6 +163,7 @@ def _distinguished(rows: pd.DataFrame, conditions: list[str]) -> list[str]:
 
 def arrange(results: pd.DataFrame) -> Board:
     """All results as settings × tasks. A row is one setting of the study, or one measured run."""
+    results, of_parts = split_parts(results)
     results = _with_costs(orders.folded(results.reset_index(drop=True)))
     keyed = results[ROW_KEY].astype({"run_id": object}).fillna({"group_size": PER_ROW, "run_id": ""})
     row_of = keyed.groupby(ROW_KEY, sort=False).ngroup().to_numpy()
@@ -188,9 +191,8 @@ def arrange(results: pd.DataFrame) -> Board:
     reference[row_of, column_of], reference_run[row_of, column_of] = fp16["value"], fp16["run_id"]
     lowest[row_of, column_of], highest[row_of, column_of] = results["lowest"], results["highest"]
     _compute_average(columns, values, cells, reference)
-    return Board(
-        results, rows, columns, values, cells, reference, reference_run, lowest, highest, origin, _haystack(rows)
-    )
+    compared = reference, reference_run, lowest, highest
+    return Board(results, rows, columns, values, cells, *compared, origin, _haystack(rows), of_parts)
 
 
 def view(board: Board, query: Query, differing: np.ndarray | None = None) -> View:

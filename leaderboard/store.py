@@ -234,6 +234,15 @@ def model_name(model: str) -> str:
     return MODELS[model].title if model in MODELS else Path(model).name
 
 
+def split_parts(results: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The results of whole models, and those of parts that were quantized alone, with their names in the column `only`:
+    no settings that anybody would use."""
+    of_part = results["options"].fillna("{}").str.contains('"only"', regex=False)
+    parts = results[of_part]
+    names = [json.loads(options)["only"] for options in parts["options"]]
+    return results[~of_part], parts.assign(only=pd.Series(names, index=parts.index, dtype=object))
+
+
 def _studys_order(run: pd.DataFrame) -> tuple:
     """Where a run stands among runs: FP16 first, methods as the study orders them, more bits first, then by age."""
     first = run.iloc[0]

@@ -7,7 +7,7 @@ from html import escape
 
 import gradio as gr
 
-from leaderboard import analysis, figures, fit, quality, votes
+from leaderboard import analysis, figures, fit, parts, quality, votes
 from leaderboard.analysis import Board
 from leaderboard.boards import Boards
 from leaderboard.plot import Figure
@@ -67,6 +67,9 @@ def model_charts(board: Board, explored: Explored) -> str:
         ("Language against pictures", lambda: figures.language_and_pictures(board, model)),
         ("Nominal and stored bits", lambda: figures.honest_bits(board, model)),
     ]
+    if (board.parts["model"] == model).any():
+        drawings.append(("Which linears cost what", lambda: parts.kinds(board.results, board.parts, model)))
+        drawings.append(("Which blocks cost what", lambda: parts.blocks(board.results, board.parts, model)))
     if len(quality.blind_rates(board, model)):
         drawings.append(("Told apart in blind votes", lambda: figures.told_apart(board, model)))
     return f'<div class="figures">{"".join(chart(draw, title) for title, draw in drawings)}</div>'

@@ -35,7 +35,7 @@ _HINT = "write a line such as `methods: [rtn, gptq]` for each field."
 class Sweep(BaseModel):
     """What is varied, and what all runs share. `settings` are codes such as gptq-4-g64, besides those that `methods`,
     `bits` and `group_sizes` make (None: a whole row); a method that has no groups is taken once. A method that looks at
-    data is calibrated on each `calibration`. Each part in `only` is quantized alone. `options` are a method's own, by
+    data is calibrated on each `calibration`. Each part in `only` is quantized alone; "all" is the whole. `options` are a method's own, by
     its name. `window` None is each model's own."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -166,7 +166,7 @@ def plan(sweep: Sweep) -> Plan:
     settings, left_out = settings_of(sweep)
     if not settings:
         raise UserError(left_out[0] if left_out else "The sweep names no setting: give methods and bits, or settings.")
-    parts = [(part,) for part in sweep.only] or [()]
+    parts = [() if part == "all" else (part,) for part in sweep.only] or [()]
     wanted = list(product(sweep.models, _calibrated(settings, sweep.calibration), parts))
     if len(wanted) > MOST_RUNS:
         raise UserError(f"A sweep has at most {MOST_RUNS} runs, not {len(wanted)}.")

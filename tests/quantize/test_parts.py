@@ -98,7 +98,7 @@ def test_a_sweep_quantizes_each_part_alone(tiny_models, tmp_path):
     sweep = Sweep(
         models=str(tiny_models / "llama"),
         settings="fp16,rtn-3-g16",
-        only="attention,mlp",
+        only="all,attention,mlp",
         tasks=f"perplexity:{tmp_path / 'text.txt'}",
     )
-    assert [spec.weights.only for spec in plan(sweep).specs] == [(), ("attention",), ("mlp",)]
+    assert [spec.weights.only for spec in plan(sweep).specs] == [(), (), ("attention",), ("mlp",)]
