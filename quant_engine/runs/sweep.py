@@ -35,8 +35,8 @@ _HINT = "write a line such as `methods: [rtn, gptq]` for each field."
 class Sweep(BaseModel):
     """What is varied, and what all runs share. `settings` are codes such as gptq-4-g64, besides those that `methods`,
     `bits` and `group_sizes` make (None: a whole row); a method that has no groups is taken once. A method that looks at
-    data is calibrated on each `calibration`. Each part in `only` is quantized alone; "all" is the whole. `options` are a method's own, by
-    its name. `window` None is each model's own."""
+    data is calibrated on each `calibration`. Each part in `only` is quantized alone; "all" is the whole. `options` are
+    a method's own, by its name. `window` None is each model's own."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
