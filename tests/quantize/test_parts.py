@@ -35,7 +35,7 @@ def plan_of(folder, *only, method="gptq"):
         (("block-1",), {(1, n) for n in LINEARS}),
         (("block-1", "mlp"), {(1, n) for n in LINEARS[4:]}),
     ],
-    ids=str,
+    ids=["attention", "up and q", "block 1", "mlp of block 1"],
 )
 def test_what_is_named_is_quantized_and_the_rest_is_as_it_was(tiny_models, lab, method, only, chosen):
     folder = tiny_models / "llama"
