@@ -37,8 +37,8 @@ def costs(results: pd.DataFrame, parts: pd.DataFrame, model: str) -> tuple[pd.Da
     own = own[own["task"] == task]
     whole = results[(results["model"] == model) & (results["source"] == "measured") & (results["task"] == task)]
     rows = []
-    for place, group in own.groupby(["conditions", "data_revision"], sort=False):
-        alike = whole[(whole["conditions"] == place[0]) & (whole["data_revision"] == place[1])]
+    for (conditions, revision), group in own.groupby(["conditions", "data_revision"], sort=False):
+        alike = whole[(whole["conditions"] == conditions) & (whole["data_revision"] == revision)]
         fp16 = alike[alike["w_bits"] == 16]
         if fp16.empty:
             continue
