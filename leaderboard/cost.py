@@ -3,7 +3,8 @@
 Time is taken apart: quantizing (with loading), which grows with a model's weights and for a calibrated method with the
 tokens it looks at; and measuring, which grows with weights and items. Of each part the runs that are most alike count:
 of this model on this machine, then of other models here, then of any machine; the median of those that are alike, or
-from three runs with more and fewer tokens on a line through them. Of memory, the most that they took.
+from three runs with more and fewer tokens on a line through them. Memory is counted from the model's shape on a CPU;
+where that is not possible it is the most that such runs took.
 """
 
 from __future__ import annotations
@@ -104,8 +105,10 @@ def cost(
     limit: int | None,
     calibration: Calibration | None,
     windows: int | None = None,
+    window: int | None = None,
 ) -> Cost:
-    """What a run of these will take on this machine, by all `results`."""
+    """What a run of these will take on this machine, by all `results`. `windows` is how many of a text are read, where
+    that is not the `limit`, and `window` their tokens (None: the model's own)."""
     measured = results[results["source"] == "measured"]
     model, method = card.title, method_name(setting.method)
     tokens = calibration.samples * calibration.length if calibration else 0
@@ -127,8 +130,9 @@ def cost(
     return Cost(
         seconds=seconds,
         runs=len(alike),
-        memory=_memory(quantizing[quantizing["model"] == model], alike)
-        or _counted_memory(card, setting, tasks, windows or limit, calibration),
+        memory=_counted_memory(card, setting, tasks, windows or limit, window, calibration)
+        or _memory(quantizing[quantizing["model"] == model], alike)
+        or _answering_memory(card, setting),
         weights=weight_bytes(model, bits) if bits else None,
         untimed=tuple(untimed),
     )
@@ -142,6 +146,7 @@ def sweep_cost(
     limit: int | None,
     calibration: Calibration,
     windows: int | None = None,
+    window: int | None = None,
 ) -> SweepCost:
     """What the runs of all settings on all models will take together, by all `results`."""
     by_method: dict[str, list[QuantSetting]] = {}
@@ -234,11 +239,20 @@ def _memory(own: pd.DataFrame, alike: pd.DataFrame) -> float | None:
 
 
 def _counted_memory(
-    card: ModelCard, setting: QuantSetting, tasks: Sequence[str], limit: int | None, calibration: Calibration | None
+    card: ModelCard,
+    setting: QuantSetting,
+    tasks: Sequence[str],
+    windows: int | None,
+    window: int | None,
+    calibration: Calibration | None,
 ) -> float | None:
-    """The peak as it is counted from the model's shape, on a CPU; what answering takes on a GPU. None if not known."""
+    """The peak on a CPU as it is counted from the model's shape; None where it can't be, and on a GPU."""
     shape = shape_of(card)
-    if default_device() == "cpu" and shape:
-        return peak_memory(shape, setting, tasks, limit, card.window, calibration)
+    if default_device() != "cpu" or shape is None or not tasks:
+        return None
+    return peak_memory(shape, setting, tasks, windows, window or card.window, calibration)
+
+
+def _answering_memory(card: ModelCard, setting: QuantSetting) -> float | None:
     needed = room.need(card, setting)
     return needed.total if needed else None

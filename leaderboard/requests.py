@@ -119,7 +119,7 @@ def run(
             tasks=tasks,
             limit=items(limit),
             windows=most_windows(windows),
-            window=_count(window, "Window") or model_card(model).window,
+            window=window_tokens(window) or model_card(model).window,
         )
     except ValidationError as error:
         raise UserError(sentence(error)) from None
@@ -167,7 +167,7 @@ def sweep(
             tasks=tasks,
             limit=items(limit),
             windows=most_windows(windows),
-            window=_count(window, "Window"),
+            window=window_tokens(window),
             calibration=calibration or Calibration(),
         )
     except ValidationError as error:
@@ -191,6 +191,11 @@ def sweep_runs(asked: Sweep) -> Plan:
 def most_windows(windows: str | float | None) -> int | None:
     """The most windows of a text that the control shows; None for as many as items. Raises UserError."""
     return _count(windows, "Windows of a text")
+
+
+def window_tokens(window: str | float | None) -> int | None:
+    """The tokens of a perplexity window that the control shows; None for the model's own. Raises UserError."""
+    return _count(window, "Window")
 
 
 def items(limit: str | float | None) -> int | None:

@@ -237,7 +237,7 @@ def model_name(model: str) -> str:
 def split_parts(results: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The results of whole models, and those of parts that were quantized alone, with their names in the column `only`:
     no settings that anybody would use."""
-    of_part = results["options"].fillna("{}").str.contains('"only"', regex=False)
+    of_part = results["options"].astype(str).str.contains('"only"', regex=False)
     parts = results[of_part]
     names = [json.loads(options)["only"] for options in parts["options"]]
     return results[~of_part], parts.assign(only=pd.Series(names, index=parts.index, dtype=object))

@@ -196,14 +196,14 @@ class RunForm:
 
     def _cost(self, model, method, bits, a_bits, group, *values) -> str:
         """What the run will take, in a sentence or two; nothing for what is no run yet."""
-        tasks, (limit, source, samples, length, _, windows) = self._shared(values)
+        tasks, (limit, source, samples, length, window, windows) = self._shared(values)
         try:
             setting = requests.setting(method, bits, group, a_bits=a_bits)
             looked_at = requests.calibration(source, samples, length) if calibrated([method]) else None
-            items, most_windows = requests.items(limit), requests.most_windows(windows)
+            items, lengths = requests.items(limit), (requests.most_windows(windows), requests.window_tokens(window))
         except UserError:
             return ""
-        expected = cost(self._store.snapshot().frame, MODELS[model], setting, tasks, items, looked_at, most_windows)
+        expected = cost(self._store.snapshot().frame, MODELS[model], setting, tasks, items, looked_at, *lengths)
         return f"<p>{escape(expected.words())}</p>"
 
     def _shared(self, values: Sequence[Any]) -> tuple[list[str], Sequence[Any]]:

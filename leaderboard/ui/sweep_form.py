@@ -63,7 +63,9 @@ class SweepForm:
             return 0, left_out_html(left_out)
         cards = [MODELS[model] for model in sweep.models if model in MODELS]
         frame = self._store.snapshot().frame
-        expected = sweep_cost(frame, cards, settings, sweep.tasks, sweep.limit, sweep.calibration[0], sweep.windows)
+        expected = sweep_cost(
+            frame, cards, settings, sweep.tasks, sweep.limit, sweep.calibration[0], sweep.windows, sweep.window
+        )
         words = (
             f"{escape(count(runs, 'run'))}. {escape(expected.words(runs))} What is measured already is not repeated."
         )
