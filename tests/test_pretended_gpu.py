@@ -1,5 +1,7 @@
 """The whole pipeline on a pretended GPU: no tensor lies on the wrong device, and what a GPU does slowly is known."""
 
+import os
+
 import pytest
 import torch
 from evaluate import local_sets
@@ -72,7 +74,7 @@ def run_on_gpu(model, setting, tasks):
     return {result.task for result in results}, resolve_weights(spec)
 
 
-@pytest.mark.parametrize("setting", WHOLE, ids=label)
+@pytest.mark.parametrize("setting", WHOLE if "LOWBIT_LARGE_TESTS" in os.environ else WHOLE[::3], ids=label)
 def test_every_method_quantizes_a_model_that_is_measured_and_asked(gpu, lab, questions, tiny_models, tmp_path, setting):
     if METHODS[setting.method].fine_tunes:
         options = {**setting.options, "data": says(tmp_path), "steps": 2, "held_out": 1}

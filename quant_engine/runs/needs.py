@@ -68,7 +68,9 @@ def peak_memory(
     method = METHODS.get(setting.method)
     if method and (method.train or method.fine_tunes):
         return None
-    measuring = weight_bytes(shape, setting) + max(_measuring(shape, task, limit, window) for task in tasks)
+    measuring = weight_bytes(shape, setting) + max(
+        (_measuring(shape, task, limit, window) for task in tasks), default=0.0
+    )
     quantizing = 0.0
     if method:
         calibrated = calibration.samples * calibration.length * shape.hidden if calibration else 0
