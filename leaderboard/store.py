@@ -237,10 +237,21 @@ def model_name(model: str) -> str:
 def split_parts(results: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The results of whole models, and those of parts that were quantized alone, with their names in the column `only`:
     no settings that anybody would use."""
-    of_part = results["options"].astype(str).str.contains('"only"', regex=False)
-    parts = results[of_part]
-    names = [json.loads(options)["only"] for options in parts["options"]]
-    return results[~of_part], parts.assign(only=pd.Series(names, index=parts.index, dtype=object))
+    names = results["options"].fillna("").astype(object).map(_part)
+    return results[names == ""], results[names != ""].assign(only=names[names != ""])
+
+
+@cache
+def _part(options: str) -> str:
+    """The part that a run's `options` (JSON) name; nothing for a whole model, and where they can't be read."""
+    if '"only"' not in options:
+        return ""
+    try:
+        values = json.loads(options)
+    except ValueError:
+        return ""
+    name = values.get("only") if isinstance(values, dict) else None
+    return name if isinstance(name, str) else ""
 
 
 def _studys_order(run: pd.DataFrame) -> tuple:

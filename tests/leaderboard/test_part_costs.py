@@ -3,11 +3,12 @@
 import json
 import math
 
+import pandas as pd
 import pytest
 
 from leaderboard import parts
 from leaderboard.analysis import arrange
-from leaderboard.store import Store
+from leaderboard.store import Store, split_parts
 from leaderboard.ui.explore_tab import model_charts, settle
 from leaderboard.view import Explored
 from quant_engine.results import ItemOutput, Result
@@ -91,3 +92,10 @@ def test_explore_shows_them_where_there_are_some(board, results):
     assert "Which linears cost what" not in model_charts(board, settle(board, Explored()))
     with pytest.raises(UserError, match="No part of LLaMA3-8B was quantized alone yet"):
         parts.kinds(board.results, board.parts, "LLaMA3-8B")
+
+
+def test_options_that_can_not_be_read_take_no_other_row_down():
+    options = ['{"only": "mlp"}', '"only" and no JSON', '["only"]', '{"only": 3}', '{"note": "\\"only\\""}', None, "{}"]
+    whole, alone = split_parts(pd.DataFrame({"options": options}))
+    assert alone["only"].tolist() == ["mlp"]
+    assert len(whole) == len(options) - 1
